@@ -1,0 +1,55 @@
+# Everything starts here: each target sets up .venv first where it is missing or older than its recipe.
+PYTHON ?= python3
+EXTRAS := dev,tensorboard,efficientnet
+BIN    := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types format notebook benchmark clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.ready ## make .venv with the pinned versions (every other target does it when needed)
+
+.venv/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "There is no '$(PYTHON)' here. Install Python 3.11, 3.12 or 3.13, or name yours: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+	  echo "Distillery needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Setting up .venv with `$(PYTHON) --version 2>&1` and the versions of constraints.txt."
+	@echo "Once only. PyTorch is a few gigabytes: minutes, without further words."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+	@echo "Ready."
+
+demo: .venv/.ready ## distil on the embedded digits; the report lands in outputs/demo
+	@$(BIN)/distill-study study=digits_demo
+
+test: .venv/.ready ## the fast tests
+	@$(BIN)/python -m pytest
+
+test-slow: .venv/.ready ## the slow tests, and only those
+	@$(BIN)/python -m pytest -m slow
+
+lint: .venv/.ready ## style and format, changing nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: .venv/.ready ## the types
+	@$(BIN)/mypy
+
+format: .venv/.ready ## mend style and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+notebook: .venv/.ready ## make notebooks/quickstart.ipynb from scripts/quickstart.py, and run it
+	@$(BIN)/jupytext --quiet --update --to ipynb --output notebooks/quickstart.ipynb scripts/quickstart.py
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/quickstart.ipynb
+
+benchmark: .venv/.ready ## speed beside a hand-written loop
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## remove caches and build leftovers; .venv, data and outputs stay
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Distillery: knowledge distillation with PyTorch Lightning and Hydra."""

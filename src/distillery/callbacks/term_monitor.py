@@ -1,0 +1,77 @@
+"""Logs every loss term, and stops a run whose losses are no longer finite."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from distillery.distiller import Distiller
+from distillery.errors import UserError
+
+
+class TermMonitor(L.Callback):
+    """Mean of each loss term since the last line, every `log_every_n_steps` steps and at each epoch's end.
+
+    The terms are summed on the device and fetched at once when a line is due: logging each at each step would
+    cost more than a small student's training step.
+
+    Raises:
+        UserError: a term or a weight is NaN or infinite; before anything is saved, so that the last checkpoint is
+            a good one.
+    """
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._sums: Tensor | None = None
+        self._names: list[str] = []
+        self._steps = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Mapping[str, Tensor], batch_idx: int
+    ) -> None:
+        terms: dict[str, Tensor] = outputs["terms"]
+        values = torch.stack([value.float() for value in terms.values()])
+        self._names = list(terms)
+        self._sums = values if self._sums is None else self._sums + values
+        self._steps += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._report(trainer, module)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._report(trainer, module)  # before the callbacks that save on the validation's score
+        self._refuse_broken_weights(trainer, module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._report(trainer, module)
+        self._refuse_broken_weights(trainer, module)
+
+    def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._sums is None or not self._steps:
+            return
+        means = dict(zip(self._names, (self._sums / self._steps).tolist(), strict=True))
+        self._sums, self._steps = None, 0
+        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+            named = [name for name in broken if name != "loss"] or broken
+            raise _stopped(trainer, " and ".join(f"loss.{name} is {means[name]}" for name in named))
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{name}": value for name, value in means.items()}, step=trainer.global_step)
+        module.log("loss", means["loss"], prog_bar=True, logger=False)
+
+    def _refuse_broken_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Distiller)
+        finite = {name: parameter.isfinite().all() for name, parameter in module.trainable()}
+        if not torch.stack(list(finite.values())).all():
+            broken = next(name for name, good in finite.items() if not good)
+            raise _stopped(trainer, f"the weights {broken} are not finite after an update")
+
+
+def _stopped(trainer: L.Trainer, what: str) -> UserError:
+    saved = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")), None)
+    return UserError(
+        f"Training stopped in epoch {trainer.current_epoch}, step {trainer.global_step}: {what}. "
+        "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "
+        "(trainer.precision=32-true). "
+        + (f"The last good checkpoint is {saved}." if saved else "No checkpoint had been written yet.")
+    )

@@ -1,0 +1,96 @@
+"""What a config can be refused for before anything is built: unknown keys, unknown names."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import lightning as L
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from distillery.errors import UserError, did_you_mean
+from distillery.models.timm_names import check_timm
+
+ROOT = frozenset(
+    "name method seed compile plan resume min_teacher_score "
+    "data task teachers student loss optim trainer callbacks logger paths".split()
+)
+NETWORK = frozenset("net weights input bn_mode".split())
+INPUT = frozenset("mean std size".split())
+OPTIM = frozenset("optimizer scheduler interval".split())
+HYDRA = frozenset("_target_ _partial_ _convert_ _recursive_ _args_".split())
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse keys that nothing reads (Hydra lets any through behind a `+`) and names that nothing answers to.
+
+    Raises:
+        UserError: the key's full path and the nearest right name.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
+    _refuse_unknown("", plain, ROOT)
+    for name in ("student", *(f"teachers.{key}" for key in plain["teachers"])):
+        network = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
+        _refuse_unknown(name, network, NETWORK)
+        _refuse_unknown(f"{name}.input", network["input"], INPUT)
+    _refuse_unknown("optim", plain["optim"], OPTIM)
+    _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
+    for path, node in _targets(plain):
+        _refuse_arguments(path, node)
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node that names a `_target_`, with its path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}" if path else str(key))
+
+
+def _refuse_arguments(path: str, node: Mapping[str, Any]) -> None:
+    try:
+        target = get_object(node["_target_"])
+    except (HydraException, ImportError, AttributeError) as error:
+        raise UserError(f"{path}._target_: cannot import {node['_target_']!r}: {error}") from error
+    if node["_target_"] == "timm.create_model":
+        check_timm(node["model_name"])
+    known = _parameters(target)
+    if known is not None:
+        _refuse_unknown(path, node, known | HYDRA)
+
+
+def _parameters(target: Any) -> frozenset[str] | None:
+    """The names of a callable's arguments; None if it takes any."""
+    parameters = inspect.signature(target).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
+
+
+def _refuse_unknown(path: str, node: Mapping[str, Any], known: frozenset[str] | None) -> None:
+    unknown = [str(key) for key in node if known is not None and key not in known]
+    if unknown:
+        key = unknown[0]
+        full = f"{path}.{key}" if path else key
+        raise UserError(f"Unknown setting {full!r}." + did_you_mean(key, (known or frozenset()) - HYDRA))
+
+
+def nearest_key(cfg: DictConfig, key: str) -> str:
+    """A sentence with the settings of `cfg` nearest to `key`."""
+    paths = list(_paths(OmegaConf.to_container(cfg, resolve=False)))
+    last = key.rsplit(".", 1)[-1]
+    near = get_close_matches(key, paths, n=3, cutoff=0.7) or [p for p in paths if get_close_matches(last, [p.rsplit(".", 1)[-1]], cutoff=0.7)][:3]
+    return "Did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
+
+
+def _paths(node: Any, path: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            full = f"{path}.{key}" if path else str(key)
+            yield full
+            yield from _paths(value, full)

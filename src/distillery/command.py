@@ -1,0 +1,57 @@
+"""What `distill-train` does with its config: show the plan, go on with a run, or start one."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from distillery.build import build
+from distillery.check import check
+from distillery.errors import UserError
+from distillery.networks import run_config
+from distillery.plan import show_plan
+from distillery.results.schema import RunRecord
+from distillery.run import train
+
+
+def command(cfg: DictConfig) -> float | None:
+    """Returns the score that a sweeper maximises: the validation score of the last epoch."""
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.resume:
+        cfg = resumed(Path(cfg.resume), overrides)
+    if cfg.plan:
+        check(cfg)
+        show_plan(build(cfg))
+        return None
+    result = train(cfg, overrides)
+    show_result(result.record, result.folder)
+    return result.record.metrics.get("last", {}).get("val_score")
+
+
+def resumed(folder: Path, overrides: list[str]) -> DictConfig:
+    """The config of the run in `folder`.
+
+    Raises:
+        UserError: an override which that run did not have: its config is what is resumed.
+    """
+    own = RunRecord.read(folder).overrides
+    if foreign := [o for o in overrides if o not in own and not o.startswith("resume=")]:
+        raise UserError(
+            f"A resumed run takes its config from its folder, and {', '.join(foreign)} is not part of it. "
+            "Leave it out, or start a new run with it."
+        )
+    cfg = run_config(str(folder), "student")
+    cfg.resume = str(folder)
+    cfg.paths.run = str(folder)
+    return cfg
+
+
+def show_result(record: RunRecord, folder: Path) -> None:
+    """One line to read, one to copy."""
+    console = Console(soft_wrap=True, highlight=False)
+    last = record.metrics.get("last")
+    if last:
+        val = "" if last["val_score"] is None else f", validation {last['val_score']:.4f}"
+        console.print(f"[bold]{record.method}[/] seed {record.seed}: test score {last['test_score']:.4f}{val}")
+        console.print(f"distill-evaluate run={folder}")

@@ -1,0 +1,101 @@
+"""A study: one teacher, then every method with every seed, one bar for all of it, and the report at the end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from distillery.check import check
+from distillery.errors import UserError
+from distillery.results.render import terminal_table, write_report
+from distillery.results.schema import FILE, RunRecord, config_hash
+from distillery.run import train
+from distillery.studybar import StudyBar
+
+
+@dataclass
+class Job:
+    """One run of a study: what to call it, where it goes, and what it is composed of."""
+
+    label: str
+    folder: Path
+    overrides: list[str]
+    cfg: DictConfig
+
+    def record(self) -> RunRecord | None:
+        """What an earlier call left in the folder."""
+        return RunRecord.read(self.folder) if (self.folder / FILE).is_file() else None
+
+    def finished(self) -> RunRecord | None:
+        """The record of this very job, where it has been run to its end."""
+        record = self.record()
+        return record if record and record.status == "finished" and record.config_hash == self.identity() else None
+
+    def identity(self) -> str:
+        return config_hash(OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def compare(cfg: DictConfig) -> None:
+    """Run what is missing of the study and write `report.md`, `report.csv` and `report.png` into `cfg.out`.
+
+    A run that fails is recorded as failed and shown in the report; the others go on. A run of another config, or of
+    another teacher, is only replaced on demand.
+
+    Raises:
+        UserError: a config that does not compose or check, or a folder that holds another config's run.
+    """
+    out, console = Path(cfg.out), Console()
+    teacher, students = jobs(cfg, out)
+    for job in (teacher, *students):
+        check(job.cfg)
+        record = job.record()
+        if record and record.status == "finished" and not job.finished() and not cfg.replace:
+            raise UserError(
+                f"{job.folder} holds a finished run of another config. Run it again over it with replace=true, "
+                "or give this study a folder of its own, out=…"
+            )
+    with StudyBar(console, 1 + len(students)) as bar:
+        sha256 = teacher_hash(teacher, bar)
+        for job in students:
+            record = job.finished()
+            if record and all(used["sha256"] == sha256 for used in record.teachers.values()):
+                bar.skip(job.label)
+                continue
+            try:
+                train(job.cfg, job.overrides, callbacks=[bar.follow(job.label)])
+            except UserError as error:
+                bar.failed(job.label, error)
+    report = write_report([out], out, cfg.title)
+    console.print(terminal_table(report, cfg.title))
+    console.print(f"{out}/report.md  report.csv  report.png", highlight=False)
+
+
+def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
+    """The teacher's run and the students', seed by seed, so that a study cut short still compares whole seeds."""
+    teacher = _job("teacher", out / "teacher", [*cfg.teacher, *cfg.overrides])
+    students = []
+    for seed in cfg.seeds:
+        for method, overrides in cfg.methods.items():
+            own = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
+            if "model/teacher=none" not in own:
+                own.append(f"teachers.main.weights='{teacher.folder}'")
+            students.append(_job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", own))
+    return teacher, students
+
+
+def teacher_hash(teacher: Job, bar: StudyBar) -> str | None:
+    """The hash of the teacher's weights; trains it first if need be."""
+    record = teacher.finished()
+    if record:
+        bar.skip(teacher.label)
+    else:
+        record = train(teacher.cfg, teacher.overrides, callbacks=[bar.follow(teacher.label)]).record
+    return record.student_sha256
+
+
+def _job(label: str, folder: Path, overrides: Sequence[str]) -> Job:
+    whole = [*overrides, f"paths.run='{folder}'", "trainer.enable_progress_bar=false"]
+    return Job(label, folder, whole, compose("train", overrides=whole))

@@ -1,0 +1,93 @@
+"""What a run leaves behind when training is over: scores, costs, predictions, the exported student."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillery.build import Parts, probe_batch
+from distillery.evaluation import Evaluation, evaluate
+from distillery.models.weights import save_weights, weights_hash
+from distillery.networks import EXPORT
+from distillery.results.cost import count_flops, count_parameters, measure_latency
+from distillery.results.schema import RunRecord
+from distillery.signals import Network
+
+PREDICTIONS = "predictions.npz"
+
+
+def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
+    """Complete `record` and the run folder from the student as it is after `epoch` epochs.
+
+    Nothing is selected on the test split: `last` is the student of the last epoch, `best` the checkpoint that
+    scored highest on validation (where the data have a validation split).
+    """
+    student, data = parts.distiller.student, parts.data
+    data.setup("test")
+    example = probe_batch(data)
+    last, test = _scores(parts, student)
+    record.metrics["last"] = {"epoch": epoch, **last}
+    record.cost = _cost(student, example)
+    save_weights(student.net, folder / EXPORT)
+    record.student_sha256 = weights_hash(student.net)
+
+    predictions = {"index": test.index, "target": test.target, "student": test.predicted}
+    for name, teacher in parts.distiller.teachers.items():
+        found = _evaluate(parts, teacher, data.test_dataloader())
+        predictions[name] = found.predicted
+        record.teachers[name] = {
+            "source": teacher.source,
+            "sha256": teacher.fingerprint(),
+            "score": found.score,
+            **_cost(teacher, example),
+        }
+    np.savez(folder / PREDICTIONS, **{name: values.numpy() for name, values in predictions.items()})
+
+    best = folder / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        checkpoint = torch.load(best, weights_only=True, map_location=student.mean.device)
+        with _weights(student, checkpoint["state_dict"]):
+            record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
+
+
+def _scores(parts: Parts, network: Network) -> tuple[dict[str, float | None], Evaluation]:
+    """The figures of both splits, and the test split's predictions."""
+    test = _evaluate(parts, network, parts.data.test_dataloader())
+    loader = parts.data.val_dataloader()
+    val = _evaluate(parts, network, loader) if loader else None
+    return {
+        "val_score": val and val.score,
+        "val_loss": val and val.loss,
+        "test_score": test.score,
+        "test_loss": test.loss,
+    }, test
+
+
+def _evaluate(parts: Parts, network: Network, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
+    return evaluate(network, loader, parts.distiller.task, parts.data.num_classes)
+
+
+def _cost(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of the network itself, at its own resolution: the adapter and the projectors are not part of it."""
+    image = network.adapt(batch["image"].to(network.mean.device))
+    return {
+        "params": count_parameters(network.net),
+        "flops": count_flops(network.net, image),
+        "latency_ms": round(measure_latency(network.net, image), 4),
+    }
+
+
+@contextmanager
+def _weights(student: Network, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """The student with a checkpoint's weights; its own are put back afterwards."""
+    own = {key: value.clone() for key, value in student.state_dict().items()}
+    prefix = "student."
+    student.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    try:
+        yield
+    finally:
+        student.load_state_dict(own)

@@ -1,0 +1,1 @@
+"""Data sets as LightningDataModules: batches are dicts of `image`, `target` and `index`."""

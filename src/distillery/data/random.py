@@ -1,0 +1,55 @@
+"""Randomness as a pure function of (seed, epoch, index, view).
+
+Order and augmentation drawn here are the same in every process, worker and resumed run, and leave the global
+generators alone. The counters are hashed with the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast
+Splittable Pseudorandom Number Generators", OOPSLA 2014), whose output passes the usual test batteries.
+"""
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+SHIFTS = (30, 27, 31)
+WORD = (1 << 64) - 1
+
+
+def _mix(word: int) -> int:
+    """SplitMix64's finaliser: a bijection of 64-bit words in which each input bit flips each output bit."""
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+        word = (word ^ (word >> shift)) * multiplier & WORD
+    return word
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix_tensor(words: Tensor) -> Tensor:
+    """`_mix` for int64 tensors: products wrap; a masked arithmetic shift is a logical one."""
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+        words = (words ^ ((words >> shift) & (WORD >> shift))) * _signed(multiplier)
+    return words
+
+
+def hash_key(*counters: int) -> int:
+    """One 64-bit word for a sequence of integers (negative ones too); the order of the counters matters."""
+    word = 0
+    for counter in counters:
+        word = _mix((word + GOLDEN + counter) & WORD)
+    return word
+
+
+def uniforms(seed: int, epoch: int, index: Tensor, view: int, n: int) -> Tensor:
+    """`n` uniform numbers in [0, 1) for each sample: float32 [B, n] for `index` int64 [B], on its device."""
+    start = _mix_tensor(index * _signed(GOLDEN) + _signed(hash_key(seed, epoch, view)))
+    steps = torch.arange(1, n + 1, device=index.device) * _signed(GOLDEN)
+    words = _mix_tensor(start[:, None] + steps)
+    # float32 holds 24 bits exactly: more would round some words up to 1.0.
+    return ((words >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """A permutation of range(n): int64 [n] on the CPU."""
+    generator = torch.Generator().manual_seed(_signed(hash_key(seed, epoch)))
+    return torch.randperm(n, generator=generator)

@@ -1,0 +1,117 @@
+"""The order of the samples: seeded global batches, shared out between ranks, resumable in mid-epoch."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from distillery.data.random import permutation
+from distillery.errors import UserError
+
+
+class BatchKey(NamedTuple):
+    """All that a dataset needs to make one batch: the epoch and the samples' positions in the raw data."""
+
+    epoch: int
+    positions: list[int]
+
+
+class SeededBatchSampler(Sampler[BatchKey]):
+    """Yields one `BatchKey` a batch; the order is a pure function of (seed, epoch).
+
+    `batch_size` counts the samples of all ranks together. The global batches don't depend on `world`: rank r
+    takes every world-th sample of each from the r-th on, so all ranks have the same number of batches.
+
+    In training (`shuffle`) a trailing batch with fewer than two samples a rank is left out, because batch
+    statistics and relations between samples need two; `drop_last` leaves out any incomplete batch. Evaluation
+    leaves nothing out: a trailing batch too small to give each rank a sample joins the one before it.
+
+    Raises:
+        UserError: fewer samples, or a smaller batch, than the ranks need.
+    """
+
+    def __init__(
+        self,
+        indices: Tensor,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world = world
+        self.bounds = self._bounds(len(indices), 2 * world if shuffle else world, drop_last)
+        self.epoch = 0
+        self.served = 0
+        self._resume_at = 0
+
+    def _bounds(self, total: int, least: int, drop_last: bool) -> list[tuple[int, int]]:
+        """First and past-the-last position of each global batch."""
+        if total and self.batch_size < least:
+            raise UserError(
+                f"A batch of {self.batch_size} samples is too small for {self.world} process(es): data.batch_size and "
+                f"data.eval_batch_size count the samples of all; here at least {least} are needed."
+            )
+        starts = range(0, total, self.batch_size)
+        bounds = [(start, min(start + self.batch_size, total)) for start in starts]
+        if bounds and (size := bounds[-1][1] - bounds[-1][0]) < (self.batch_size if drop_last else least):
+            bounds.pop()
+            if not self.shuffle and not drop_last and bounds:
+                bounds[-1] = (bounds[-1][0], total)
+            elif not bounds:
+                raise UserError(
+                    f"The split has {size} sample(s), too few for one batch of {self.world} process(es) "
+                    f"and {self.batch_size} samples. Use a smaller batch or more samples."
+                )
+        return bounds
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order. A restored position holds only for the epoch it was saved in."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.served = self._resume_at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {
+            "epoch": self.epoch,
+            "served": self.served,
+            "batches": len(self),
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state` was saved: the next iteration serves the rest of that epoch.
+
+        Raises:
+            UserError: the epoch is unfinished and its batches were cut differently.
+        """
+        unfinished = 0 < state["served"] < state["batches"]
+        if unfinished and (state["batch_size"], state["batches"]) != (self.batch_size, len(self)):
+            raise UserError(
+                f"The checkpoint stopped after {state['served']} of {state['batches']} batches of "
+                f"{state['batch_size']} samples, but this run has {len(self)} of {self.batch_size}. "
+                "Resume with the data.batch_size and training set of the run which saved it."
+            )
+        self.epoch = state["epoch"]
+        self.served = self._resume_at = state["served"] if unfinished else 0
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        start, self._resume_at = self._resume_at, 0
+        self.served = start
+        total = len(self.indices)
+        order = permutation(self.seed, self.epoch, total) if self.shuffle else torch.arange(total)
+        ordered = self.indices[order].tolist()
+        epoch = self.epoch
+        for first, end in self.bounds[start:]:
+            yield BatchKey(epoch, ordered[first + self.rank : end : self.world])

@@ -1,0 +1,92 @@
+"""One's own pictures: a folder a class."""
+
+import logging
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from distillery.data.folder import FileImages
+from distillery.data.raw import RawData, Split
+from distillery.data.splits import SPLIT_SEED, stratified
+from distillery.errors import UserError, did_you_mean
+
+LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val may be left out) or <root>/<class>/*.jpg"
+log = logging.getLogger(__name__)
+
+
+def image_folder(
+    root: str | Path, size: int = 224, test_fraction: float = 0.2, check: bool = True
+) -> RawData:
+    """Pictures in `root`/{train,val,test}/class/, or in `root`/class/ with `test_fraction` of them to test.
+
+    In a folder with train and val only (as ImageNet's) val is the test split, for nothing may be chosen on
+    the images which give the score. Both choices are logged. `size` is the side of the squares served. A
+    sample's index is its position in the sorted list of the split's files.
+
+    Raises:
+        UserError: the root is missing or laid out otherwise; a class has no image; there is one class only;
+            the splits have different classes; an image cannot be decoded (with `check`: before training).
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"The image folder '{root}' does not exist. Expected: {LAYOUT}.")
+    if not (root / "train").is_dir():
+        return _single(root, size, test_fraction, check)
+    parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if "test" not in parts:
+        if "val" not in parts:
+            raise UserError(f"'{root}' has 'train' but neither 'val' nor 'test'. Expected: {LAYOUT}.")
+        log.info("'%s' has no test folder: val is the test split, validation is cut from train.", root)
+        parts["test"] = parts.pop("val")
+    classes = _classes(parts["train"])
+    for part in parts.values():
+        _same_classes(parts["train"], classes, part)
+    splits = {name: Split.whole(*_scan(part, classes, size, check)) for name, part in parts.items()}
+    return RawData(root.resolve().name, classes, splits["train"], splits["test"], splits.get("val"))
+
+
+def _single(root: Path, size: int, test_fraction: float, check: bool) -> RawData:
+    classes = _classes(root)
+    images, targets = _scan(root, classes, size, check)
+    every = torch.arange(len(targets))
+    test, train = stratified(targets, every, round(test_fraction * len(every)), SPLIT_SEED)
+    log.info("'%s' is not split: %d of its %d images, always the same, test.", root, len(test), len(every))
+    return RawData(root.resolve().name, classes, Split(images, targets, train), Split(images, targets, test))
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    classes = tuple(
+        sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    )
+    if len(classes) < 2:
+        found = f"only the class folder '{classes[0]}'" if classes else "no class folder"
+        raise UserError(f"'{root}' has {found}; at least two are needed. Expected: {LAYOUT}.")
+    return classes
+
+
+def _same_classes(train: Path, classes: tuple[str, ...], other: Path) -> None:
+    found = _classes(other)
+    if missing := sorted(set(classes) - set(found)):
+        raise UserError(f"'{other}' lacks classes of '{train}': {', '.join(missing)}.")
+    if extra := sorted(set(found) - set(classes)):
+        hint = did_you_mean(extra[0], classes)
+        raise UserError(f"'{other}' has classes which '{train}' lacks: {', '.join(extra)}.{hint}")
+
+
+def _scan(root: Path, classes: tuple[str, ...], size: int, check: bool) -> tuple[FileImages, Tensor]:
+    paths: list[Path] = []
+    targets: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+        if not found:
+            kinds = ", ".join(IMG_EXTENSIONS)
+            raise UserError(f"The class folder '{root / name}' has no image ({kinds}). Fill or remove it.")
+        paths += found
+        targets += [label] * len(found)
+    images = FileImages(paths, root, size)
+    if check:
+        rank_zero_only(images.check)()
+    return images, torch.tensor(targets)

@@ -1,0 +1,78 @@
+"""The one LightningModule: batch → signals of teachers and student → objective."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from distillery.objective import Objective
+from distillery.signals import Network
+from distillery.tasks import Classification
+from distillery.teacher import Teacher
+
+
+@dataclass
+class Optim:
+    """How the student is optimised: `optimizer(parameters)`, `scheduler(optimizer)` stepped each `interval`."""
+
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None
+    interval: str = "epoch"
+
+
+class Distiller(L.LightningModule):
+    """Trains `student` on the objective; the teachers only look on.
+
+    The teachers are not registered as submodules: nothing that walks modules or parameters (optimizer,
+    checkpoint, DDP, `.train()`) meets them. They follow the module's device at the start of every loop.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teachers: Mapping[str, Teacher],
+        task: Classification,
+        objective: Objective,
+        optim: Optim,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.task = task
+        self.optim = optim
+        self.teachers = dict(teachers)  # a dict's values are not registered as submodules
+        self.val_score = task.metric(num_classes)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that are trained, by name: the student's and the losses' projectors'."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Any]:
+        signals = {name: teacher(batch, training=True) for name, teacher in self.teachers.items()}
+        losses = self.objective(self.student(batch), signals, batch)
+        return {"loss": losses.total, "terms": losses.terms}
+
+    def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
+        rows, target = self.task.rows(self.student(batch), batch)
+        self.val_score.update(rows.logits, target)
+        self.log("val/score", self.val_score, prog_bar=True)
+        self.log("val/loss", self.task.loss(rows.logits, target).mean(), batch_size=len(target), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optim.optimizer([parameter for _, parameter in self.trainable()])
+        if self.optim.scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.optim.scheduler(optimizer), "interval": self.optim.interval},
+        }
+
+    def on_fit_start(self) -> None:
+        for teacher in self.teachers.values():
+            teacher.to(device=self.device, dtype=cast(torch.dtype, self.dtype))
+
+    on_validation_start = on_fit_start

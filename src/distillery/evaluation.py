@@ -1,0 +1,45 @@
+"""How well a network does on a split: one plain loop, each sample exactly once."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distillery.signals import Network, evaluating
+from distillery.tasks import Classification
+
+
+@dataclass
+class Evaluation:
+    """`score` and mean hard-label `loss` on a split, and each sample's `index`, `target` and prediction, [N]."""
+
+    score: float
+    loss: float
+    index: Tensor
+    target: Tensor
+    predicted: Tensor
+
+
+def evaluate(
+    network: Network, loader: Iterable[Mapping[str, Tensor]], task: Classification, num_classes: int
+) -> Evaluation:
+    """Score `network` in evaluation mode, where its parameters lie.
+
+    Not under a Trainer: samples that a distributed loader repeats to fill a batch would be counted twice.
+    """
+    device = next(network.parameters()).device
+    metric = task.metric(num_classes).to(device)
+    found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
+    with evaluating(network):
+        for batch in loader:
+            batch = {key: value.to(device) for key, value in batch.items()}
+            rows, target = task.rows(network(batch), batch)
+            metric.update(rows.logits, target)
+            found["index"].append(batch["index"])
+            found["target"].append(target)
+            found["predicted"].append(task.predict(rows.logits))
+            found["loss"].append(task.loss(rows.logits, target))
+    joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
+    loss = joined.pop("loss").mean().item()
+    return Evaluation(metric.compute().item(), loss, **joined)

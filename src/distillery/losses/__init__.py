@@ -1,0 +1,1 @@
+"""Distillation losses, one file each: a pure function of tensors and the term that wires it to the layers."""

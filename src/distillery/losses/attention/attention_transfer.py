@@ -1,0 +1,87 @@
+"""Attention transfer between convolutional networks (Zagoruyko and Komodakis, ICLR 2017)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    common_size,
+    pool_to_common_size,
+    reduce_rows,
+)
+from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.signals import Signals
+
+
+def attention_transfer(
+    student_features: Tensor, teacher_features: Tensor, p: float = 2, reduction: Reduction = "mean"
+) -> Tensor:
+    """Mean squared difference of the spatial attention maps, each of unit L2 length over its H·W positions.
+
+    Args:
+        student_features: [B,C,H,W].
+        teacher_features: [B,C',H',W']. Of maps that differ in size the larger is average-pooled first.
+        p: the attention of a position is the mean over channels of |feature| to this power.
+        reduction: 'mean' over samples and positions, or 'none' for the mean of each sample's: [B].
+
+    Paper: Paying More Attention to Attention, https://arxiv.org/abs/1612.03928. Values as RepDistiller's,
+    which squares and averages where the paper's equation 2 takes the norm: weights are not interchangeable.
+    """
+    student, teacher = pool_to_common_size(
+        at_least_float32(student_features), at_least_float32(teacher_features)
+    )
+    gap = F.mse_loss(_attention(student, p), _attention(teacher, p), reduction="none")
+    return reduce_rows(gap.mean(1), reduction)
+
+
+def _attention(features: Tensor, p: float) -> Tensor:
+    """[B,H·W]."""
+    return F.normalize(features.abs().pow(p).mean(1).flatten(1))
+
+
+class AttentionTransfer(Term):
+    """`attention_transfer` on pairs of layers, summed."""
+
+    auto = "all"
+    contract = Contract(
+        short_name="at",
+        family="attention",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over positions and samples, sum over pairs of layers",
+        scale="at most 2 / (H·W) a pair, about 0.0001 to 0.01",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1612.03928",
+    )
+
+    def __init__(
+        self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", p: float = 2
+    ) -> None:
+        super().__init__(weight, teacher, layers)
+        require_positive(p=p)
+        self.p = p
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        for pair in self.pairs(student, teacher):
+            if len(pair.student) != 4 or len(pair.teacher) != 4:
+                raise UserError(
+                    f"attention_transfer compares maps [B,C,H,W], and cannot compare {pair}. "
+                    "Choose layers before the global pooling."
+                )
+            if common_size(pair.student, pair.teacher) == (1, 1):
+                raise UserError(
+                    f"attention_transfer cannot compare {pair}: one position alone always has attention 1. "
+                    "Choose earlier layers, with a larger map."
+                )
+
+    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+        return torch.stack(
+            [attention_transfer(s, t, self.p, reduction="none") for s, t in self.features(student, teacher)]
+        ).sum(0)

@@ -1,0 +1,73 @@
+"""Hints: regression of a teacher's intermediate features (FitNets; Romero et al., ICLR 2015)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    pool_to_common_size,
+    reduce_rows,
+    require_same_shape,
+)
+from distillery.losses.projectors import check_projector, make_projector
+from distillery.losses.term import Contract, Layers, Term
+from distillery.signals import Signals
+
+
+def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Mean squared error between features already projected to the teacher's width (equation 3).
+
+    Args:
+        student_features: [B,C,H,W], [B,L,D] or [B,D]. Of maps that differ in size the larger is
+            average-pooled.
+        teacher_features: the same shape, apart from H and W.
+        reduction: 'mean' over all elements, or 'none' for the mean of each sample's: [B].
+
+    Paper: FitNets, https://arxiv.org/abs/1412.6550. Values as RepDistiller's.
+    """
+    student, teacher = pool_to_common_size(
+        at_least_float32(student_features), at_least_float32(teacher_features)
+    )
+    require_same_shape(student, teacher)
+    return reduce_rows(F.mse_loss(student, teacher, reduction="none").flatten(1).mean(1), reduction)
+
+
+class Hint(Term):
+    """`hint` on pairs of layers, summed, each through a projector of its own."""
+
+    auto = "middle"
+    contract = Contract(
+        short_name="hint",
+        family="feature",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over elements, sum over pairs of layers",
+        scale="the variance of the teacher's features, about 0.01 to 1",
+        needs="features",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1412.6550",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        projector: str | None = "auto",
+    ) -> None:
+        check_projector(projector)
+        super().__init__(weight, teacher, layers, projector)
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        self.projectors = nn.ModuleList(
+            make_projector(self.projector, pair) for pair in self.pairs(student, teacher)
+        )
+
+    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+        features = zip(self.projectors, self.features(student, teacher), strict=True)
+        return torch.stack([hint(project(s), t, reduction="none") for project, (s, t) in features]).sum(0)

@@ -1,0 +1,55 @@
+"""The arithmetic all losses share: precision, softmax, agreement of shapes, and the mean over rows."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reduction = Literal["mean", "none"]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or in its own type where that is wider: 300² overflows in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) over the last dimension, in at least float32."""
+    return F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+
+
+def require_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless the shapes agree; broadcasting would give a plausible, wrong loss."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"student {list(student.shape)} and teacher {list(teacher.shape)} differ in shape")
+
+
+def pool_to_common_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool maps [B,C,H,W] to the smaller of both heights and widths; other tensors pass unchanged."""
+    if student.dim() != 4 or teacher.dim() != 4 or student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    size = common_size(student.shape, teacher.shape)
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+
+
+def common_size(student: torch.Size, teacher: torch.Size) -> tuple[int, int]:
+    """The (height, width) at which two maps [B,C,H,W] are compared."""
+    return min(student[2], teacher[2]), min(student[3], teacher[3])
+
+
+def reduce_rows(rows: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:
+    """Mean over the rows that `mask` keeps, or every row's value ('none', masked rows are 0).
+
+    The mean of no rows is 0: an empty batch or an all-zero mask must not turn a run into NaN.
+    """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction={reduction!r}: choose 'mean' or 'none'")
+    if mask is not None:
+        require_same_shape(rows, mask)
+        rows = rows.masked_fill(~mask.bool(), 0.0)
+    if reduction == "none":
+        return rows
+    if mask is None:
+        return rows.sum() / max(rows.numel(), 1)
+    return rows.sum() / mask.bool().sum().clamp_min(1)

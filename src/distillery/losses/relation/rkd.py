@@ -1,0 +1,112 @@
+"""Relational knowledge distillation: distances and angles between samples (Park et al., CVPR 2019)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.numerics import at_least_float32
+from distillery.losses.term import Contract, Layers, Term
+from distillery.signals import Signals
+
+EMBEDDING = {"embedding": "embedding"}
+
+
+def rkd(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+) -> Tensor:
+    """Smooth L1 between student's and teacher's distances of pairs, and between their cosines of triplets.
+
+    Distances are divided by the batch's mean distance (equation 4); the cosine is that of the angle at one
+    sample between two others (equation 7). Samples that coincide have no angle (0, no gradient); fewer than
+    two samples have no relation (0). Time and memory for the angles grow with B³.
+
+    Args:
+        student_features: [B,...], flattened to vectors; the widths may differ.
+        teacher_features: [B,...].
+        distance_weight: weight of the distances.
+        angle_weight: weight of the angles.
+
+    Returns: a scalar, the weighted sum of the means over B² pairs and B³ triplets.
+
+    Paper: Relational Knowledge Distillation, https://arxiv.org/abs/1904.05068. Values as RepDistiller's.
+    """
+    if len(student_features) != len(teacher_features):
+        raise ValueError(f"student has {len(student_features)} samples, teacher {len(teacher_features)}")
+    student, teacher = _relative_distances(student_features), _relative_distances(teacher_features)
+    loss = distance_weight * _mean_gap(student, teacher)
+    if angle_weight:
+        loss = loss + angle_weight * _mean_gap(_cosines(student), _cosines(teacher))
+    return loss
+
+
+def _relative_distances(features: Tensor) -> Tensor:
+    """Euclidean distances over their mean, [B,B]; the gradient of a distance of 0 is 0."""
+    vectors = at_least_float32(features.flatten(1))
+    # By differences, not by the Gram matrix, which loses close neighbours to cancellation, and to TF32.
+    distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+    mean = distances.sum() / max(len(vectors) * (len(vectors) - 1), 1)
+    return distances / mean.clamp_min(torch.finfo(mean.dtype).tiny)
+
+
+def _cosines(distances: Tensor) -> Tensor:
+    """Cosine of the angle at v between a and b, [v,a,b], by the law of cosines; 0 where an arm has no length.
+
+    From the distances, since differences of vectors would take B² · D memory and B³ · D time.
+    """
+    has_length = distances > torch.finfo(distances.dtype).eps
+    inverse = distances.masked_fill(~has_length, torch.inf).reciprocal()
+    squares = distances.square()
+    numerator = squares.unsqueeze(2) + squares.unsqueeze(1) - squares
+    return 0.5 * numerator * inverse.unsqueeze(2) * inverse.unsqueeze(1)
+
+
+def _mean_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.smooth_l1_loss(student, teacher, reduction="sum") / max(student.numel(), 1)
+
+
+class RKD(Term):
+    """`rkd` on pairs of layers, summed; the relations are those of the samples of one batch."""
+
+    contract = Contract(
+        short_name="rkd",
+        family="relation",
+        form="divergence",
+        per_sample=False,
+        t_squared=None,
+        reduction="mean over pairs and over triplets of the batch, sum over pairs of layers",
+        scale="0.1 to 5 with the weights 25 and 50",
+        needs="vectors",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1904.05068",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = EMBEDDING,
+        distance_weight: float = 25.0,
+        angle_weight: float = 50.0,
+    ) -> None:
+        super().__init__(weight, teacher, layers)
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        for pair in self.pairs(student, teacher):
+            if len(pair.student) < 2 or len(pair.teacher) < 2:
+                raise UserError(
+                    f"rkd compares one vector a sample, and cannot compare {pair}. "
+                    "Choose layers with a batch dimension and features."
+                )
+
+    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+        return torch.stack(
+            [rkd(s, t, self.distance_weight, self.angle_weight) for s, t in self.features(student, teacher)]
+        ).sum()

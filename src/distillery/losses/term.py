@@ -1,0 +1,108 @@
+"""What every loss term is: a module around a pure function, with its promises as data."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.signals import Signals
+
+Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
+Layers = Mapping[str, str] | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a loss needs and promises; the tests hold every term to it."""
+
+    short_name: str  # run and report names are made of it: kd+at
+    family: Literal["response", "feature", "attention", "relation"]
+    form: Literal["divergence", "cross_entropy"]  # a divergence is 0 where student and teacher agree
+    per_sample: bool  # forward gives [N], one value a row; False: a scalar of the whole batch
+    t_squared: bool | None  # multiplied by T² by default; None: no temperature
+    reduction: str
+    scale: str  # expected size before the weight
+    needs: Literal["logits", "maps", "features", "vectors"]
+    properties: frozenset[Property]
+    paper: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student layer and the teacher layer it learns from, with the shapes of a real batch."""
+
+    student_tap: str
+    teacher_tap: str
+    student: torch.Size
+    teacher: torch.Size
+
+    def __str__(self) -> str:
+        return (
+            f"student layer {self.student_tap!r} {list(self.student)} with "
+            f"teacher layer {self.teacher_tap!r} {list(self.teacher)}"
+        )
+
+
+class Term(nn.Module):
+    """A weighted loss between the student and one teacher.
+
+    Args:
+        weight: factor of this term in the objective.
+        teacher: key of the teacher in `cfg.teachers`.
+        layers: {student tap: teacher tap}, 'auto' (mapped before `build`), or None for losses on logits.
+        projector: kind of the adapters between the layers, for the losses that have one.
+
+    Raises:
+        UserError: `layers` is empty or an unknown word.
+    """
+
+    contract: ClassVar[Contract]
+    auto: ClassVar[Literal["all", "middle", "last"]] = "last"
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers | None = None,
+        projector: str | None = None,
+    ) -> None:
+        super().__init__()
+        if layers is not None and (not layers or (isinstance(layers, str) and layers != "auto")):
+            raise UserError(f"layers={layers!r}: give a mapping {{student layer: teacher layer}}, or auto.")
+        self.weight = weight
+        self.teacher = teacher
+        self.layers = dict(layers) if isinstance(layers, Mapping) else layers
+        self.projector = projector
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        """Check the probed shapes (by tap) and make the projectors. Called once, when `layers` is a mapping.
+
+        Raises:
+            UserError: a layer's shape cannot serve this loss.
+        """
+
+    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+        """The unweighted loss: [N] if `contract.per_sample`, else a scalar."""
+        raise NotImplementedError
+
+    def pairs(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> list[Pair]:
+        """The pairs of layers with their shapes."""
+        return [Pair(s, t, student[s], teacher[t]) for s, t in self._taps()]
+
+    def features(self, student: Signals, teacher: Signals) -> Iterator[tuple[Tensor, Tensor]]:
+        """The pairs of layers' tensors, in the same order as `pairs`."""
+        return ((student.layers[s], teacher.layers[t]) for s, t in self._taps())
+
+    def _taps(self) -> list[tuple[str, str]]:
+        assert isinstance(self.layers, dict), "layers: auto must be mapped before build"
+        return list(self.layers.items())
+
+
+def require_positive(**values: float) -> None:
+    """Raise UserError, naming the hyper-parameter, unless every value is above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name}={value}: it must be greater than 0.")

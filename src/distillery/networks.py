@@ -1,0 +1,89 @@
+"""cfg → networks: the student and the teachers, their weights, their input adapters."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from distillery.data.vision import VisionData
+from distillery.errors import UserError
+from distillery.models.weights import load_weights
+from distillery.signals import Network
+from distillery.teacher import Teacher
+
+CONFIG = "config.yaml"  # in a run folder: the resolved config
+EXPORT = "student.safetensors"  # in a run folder: the trained student's parameters and buffers
+
+
+def complete(cfg: DictConfig, data: VisionData, name: str) -> DictConfig:
+    """The network's config with every open place filled, so that it rebuilds the network without the data.
+
+    Statistics and channels come from the data set; where `net` is null and `weights` is a run folder, network and
+    statistics come from that run's own student.
+
+    Raises:
+        UserError: a network that is neither configured nor to be found in a run folder.
+    """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        if cfg.net is None:
+            own = run_config(cfg.weights, name).student
+            cfg.net = own.net
+            cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
+        cfg.input.mean = cfg.input.mean or list(data.mean)
+        cfg.input.std = cfg.input.std or list(data.std)
+        cfg.net.setdefault("num_classes", data.num_classes)
+        cfg.net.setdefault("in_chans", len(cfg.input.mean))
+    return cfg
+
+
+def build_student(cfg: DictConfig) -> Network:
+    """A completed config → the student, from scratch unless `weights` says otherwise."""
+    return Network(_net(cfg, "student"), **_adapter(cfg), name="student")
+
+
+def build_teacher(cfg: DictConfig, name: str) -> Teacher:
+    """A completed config → a frozen teacher.
+
+    Raises:
+        UserError: no weights are named: a teacher with newly initialised weights has nothing to teach.
+    """
+    if cfg.weights is None:
+        raise UserError(
+            f"Teacher {name!r} would be newly initialised: teachers.{name}.weights is null. Give it weights: "
+            "'pretrained' (timm's), a .safetensors or .pth file, or the folder of a run that trained it; "
+            "or take model/teacher=none for the baseline."
+        )
+    return Teacher(_net(cfg, name), **_adapter(cfg), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
+
+
+def run_config(folder: str, name: str) -> DictConfig:
+    """The resolved config of the run in `folder`."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"The {name} network is to be taken from the run folder {str(folder)!r}, and there is no {CONFIG} in "
+            f"it. Train it first (`experiment=digits_teacher` trains the demo's), or name another folder."
+        )
+    return OmegaConf.load(path)  # type: ignore[return-value]
+
+
+def _adapter(cfg: DictConfig) -> dict[str, Any]:
+    return {"mean": list(cfg.input.mean), "std": list(cfg.input.std), "size": cfg.input.size}
+
+
+def _net(cfg: DictConfig, name: str) -> Any:
+    if cfg.weights == "pretrained":
+        try:
+            return instantiate(cfg.net, pretrained=True)
+        except Exception as error:
+            raise UserError(
+                f"The pretrained weights of the {name} network could not be fetched: {error}\n"
+                f"Offline? Give a file instead: weights=path/to/model.safetensors"
+            ) from error
+    net = instantiate(cfg.net)
+    if cfg.weights is not None:
+        source = Path(cfg.weights)
+        load_weights(net, source / EXPORT if source.is_dir() else source)
+    return net

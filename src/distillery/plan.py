@@ -1,0 +1,85 @@
+"""`plan=true`: the wiring of a run, before a single step of it."""
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from distillery.build import Parts, probe_batch
+from distillery.losses.term import Term
+from distillery.results.cost import count_flops, count_parameters
+from distillery.results.formats import si
+from distillery.signals import Network, probe
+
+
+def show_plan(parts: Parts, console: Console | None = None) -> None:
+    """Print data, networks, loss terms with layers, shapes and projectors, weights, and what a run costs."""
+    console = console or Console()
+    for table in (data_table(parts), network_table(parts), term_table(parts)):
+        console.print(table)
+
+
+def data_table(parts: Parts) -> Table:
+    """Split sizes, and how many steps and epochs are made of them."""
+    data, trainer = parts.data, parts.cfg.trainer
+    steps = len(data.train_dataloader())
+    table = Table(title=f"{data.name}: {data.num_classes} classes", title_justify="left")
+    for heading in ("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"):
+        table.add_column(heading, justify="right")
+    table.add_row(
+        *(f"{data.sizes[split]:,}" for split in ("train", "val", "test")),
+        str(parts.cfg.data.batch_size),
+        f"{steps:,}",
+        str(trainer.max_epochs),
+        f"{steps * trainer.max_epochs:,}",
+    )
+    return table
+
+
+def network_table(parts: Parts) -> Table:
+    """Each network's size, and FLOPs of one image: 2 × MACs."""
+    table = Table(title="Networks", title_justify="left")
+    for heading, justify in (("role", "left"), ("network", "left"), ("weights", "left")):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for heading in ("parameters", "trained", "FLOPs an image"):
+        table.add_column(heading, justify="right")
+    image = probe_batch(parts.data)["image"]
+    rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, parts.cfg.student.weights or "new")]
+    rows += [(f"teacher {name}", teacher, teacher.source) for name, teacher in parts.distiller.teachers.items()]
+    for role, network, weights in rows:
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        flops = count_flops(network.net, network.adapt(image))
+        name = type(network.net).__name__
+        table.add_row(role, name, str(weights), f"{count_parameters(network.net):,}", f"{trained:,}", si(flops))
+    return table
+
+
+def term_table(parts: Parts) -> Table:
+    """Each loss: its weight, and which layers it compares, through which projector."""
+    batch = probe_batch(parts.data)
+    shapes = {"student": _shapes(parts.distiller.student, batch)}
+    shapes |= {name: _shapes(teacher, batch) for name, teacher in parts.distiller.teachers.items()}
+    table = Table(title="Objective", title_justify="left")
+    for heading in ("loss", "weight", "student", "teacher", "projector"):
+        table.add_column(heading, overflow="fold")
+    task = parts.distiller.task
+    table.add_row("task", f"{task.weight:g}", "logits", "labels", "")
+    for name, term in parts.distiller.objective.terms.items():
+        assert isinstance(term, Term)
+        pairs = list(term.layers.items()) if isinstance(term.layers, dict) else []
+        table.add_row(
+            f"{name} ({term.contract.short_name})",
+            f"{term.weight:g}",
+            "\n".join(f"{tap} {shapes['student'][tap]}" for tap, _ in pairs) or "logits",
+            f"{term.teacher}: " + ("\n".join(f"{tap} {shapes[term.teacher][tap]}" for _, tap in pairs) or "logits"),
+            _projectors(term),
+        )
+    return table
+
+
+def _shapes(network: Network, batch: dict[str, Tensor]) -> dict[str, str]:
+    return {tap: "×".join(map(str, tensor.shape[1:])) for tap, tensor in probe(network, batch).layers.items()}
+
+
+def _projectors(term: nn.Module) -> str:
+    size = sum(parameter.numel() for parameter in term.parameters())
+    return f"{size:,} parameters" if size else "none"

@@ -1,0 +1,133 @@
+"""The report's files: report.md, report.csv and report.png, and its table for the terminal."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from distillery.results.collect import Run, collect
+from distillery.results.formats import HEADER, best_method, cells, points, verdicts
+from distillery.results.plot import plot
+from distillery.results.selection import Selection, select
+from distillery.results.table import TEACHER, method_table
+
+DEFINITIONS = """\
+- **score**: on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on test.
+- **Δ baseline**: difference to the same student trained without a teacher, in percentage points: mean over seeds,
+  paired, ± half-width of the paired 95 % t interval. The intervals are not corrected for the number of methods.
+- **retention**: student ÷ teacher. **Gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty
+  unless the teacher is above the baseline by more than the interval of that difference.
+- **agreement**: share of the test samples for which student and teacher predict the same class.
+- **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread.
+- **seeds** of the teacher: how many teachers were trained."""
+
+
+def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
+    """Writes `report.md`, `report.csv` and `report.png` on all runs at or below the folders; returns the table.
+
+    Raises:
+        UserError: what `collect` or `select` refuse.
+    """
+    selection = select(collect(run_folders))
+    table = method_table(selection.students)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "report.csv", index=False)
+    plot(table, selection.students, out / "report.png")
+    command = shlex.join(["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"])
+    (out / "report.md").write_text(markdown(table, selection, title, command), encoding="utf-8")
+    return table
+
+
+def terminal_table(table: pd.DataFrame, title: str) -> Table:
+    """The table for the terminal, the best method in bold."""
+    shown = Table(title=title, title_justify="left")
+    for name in HEADER:
+        shown.add_column(name, justify="left" if name == HEADER[0] else "right")
+    best = best_method(table)
+    for row in cells(table):
+        shown.add_row(*row, style="bold" if row[0] == best else "dim" if row[0] == TEACHER else None)
+    return shown
+
+
+def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str) -> str:
+    """The whole report as Markdown."""
+    parts = [
+        f"# {title}",
+        _setting(selection.students),
+        _markdown_table(table),
+        "![Score against cost, and every method's gain over the baseline](report.png)",
+        _list("## Against the baseline", _findings(table)),
+        _list("## Not in the table", _left_out(selection)),
+        f"## Definitions\n\n{DEFINITIONS}",
+        f"Made by `{command}`. The numbers, unrounded: [report.csv](report.csv).",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _setting(students: Sequence[Run]) -> str:
+    data, machine = students[0].record.data, students[0].record.environment
+    sizes = _unique(run.record.data.get("train") for run in students)
+    seeds = sorted({run.record.seed for run in students})
+    commits = [
+        f"{(run.record.git.get('commit') or 'unknown')[:10]}{' (dirty)' if run.record.git.get('dirty') else ''}"
+        for run in students
+    ]
+    seconds = sum(run.record.seconds or 0 for run in students)
+    return (
+        f"Data: {data.get('name')}, {sizes} training, {data.get('val')} validation and {data.get('test')} test samples. "
+        f"Seeds: {_unique(seeds)}. {len(students)} student runs, {seconds:.0f} s of training. "
+        f"Commit {_unique(commits)}; {machine.get('gpu') or machine.get('cpu')}, "
+        f"torch {machine.get('packages', {}).get('torch')}."
+    )
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
+    best = best_method(table)
+    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table)]
+    rule = ["---"] + ["---:"] * (len(HEADER) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(HEADER), rule, *rows])
+
+
+def _findings(table: pd.DataFrame) -> list[str]:
+    found = verdicts(table)
+    rows = [row for row in table.itertuples() if row.method in found]
+    return [
+        f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95)} points)."
+        for row in rows
+    ]
+
+
+def _left_out(selection: Selection) -> list[str]:
+    lines = []
+    for run in selection.unfinished:
+        reason = (run.record.error or "").strip().splitlines()
+        state = run.record.status if run.record.status != "finished" else "finished without a test score"
+        lines.append(f"`{run.folder}` ({_job(run)}): {state}{': ' + reason[-1] if reason else ''}.")
+    kept = {_job(run): run for run in selection.students}
+    for run in selection.superseded:
+        later = kept[_job(run)]
+        same = later.record.config_hash == run.record.config_hash
+        note = "" if same else ", **with other settings**: compare their `config.yaml`"
+        lines.append(f"`{run.folder}` ({_job(run)}): there is a later run, `{later.folder}`{note}.")
+    lines += [f"`{run.folder}`: its student is a teacher of the other runs." for run in selection.teachers]
+    seeds = {run.record.method: set[int]() for run in selection.students}
+    for run in selection.students:
+        seeds[run.record.method].add(run.record.seed)
+    for method, own in seeds.items():
+        if missing := sorted(set.union(*seeds.values()) - own):
+            lines.append(f"`{method}` has no run of seed {_unique(missing)}.")
+    return lines
+
+
+def _job(run: Run) -> str:
+    return f"{run.record.method}, seed {run.record.seed}"
+
+
+def _list(heading: str, lines: Sequence[str]) -> str:
+    return "\n".join([heading, "", *(f"- {line}" for line in lines)]) if lines else ""
+
+
+def _unique(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))

@@ -1,0 +1,130 @@
+"""`run.json`: the versioned record that every run leaves in its folder and that everything downstream reads."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from distillery.errors import UserError
+
+FILE = "run.json"
+EXPORT = "student.safetensors"  # the network's plain state dict
+PREDICTIONS = (
+    "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
+)
+
+# What does not change what is computed: where things lie, what they are called, and how the run is watched.
+NOT_IDENTITY = frozenset(
+    {"paths", "hydra", "name", "method", "logger", "resume", "plan"}
+)  # at the root of the config
+PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir"})  # at any depth
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass
+class RunRecord:
+    """One run, by the file's own field names.
+
+    Attributes:
+        name: name of the run, as its folder is called.
+        method: short names of its distillation terms (`kd+hint`); `baseline` for a run without teachers.
+        seed: seed of the run; runs of one seed are compared as pairs.
+        config_hash: identity of the job, see `config_hash`.
+        overrides: the command line's own part of the config.
+        status: `running` from the first moment; `failed` keeps the message in `error`.
+        started: UTC, ISO 8601.
+        git: `commit`, `dirty`; environment: versions and machine (see `environment.py`).
+        data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `num_classes`.
+        teachers: for each teacher `source`, `sha256` (of its weights), `score` (test), `params`, `flops`,
+            `latency_ms`.
+        student_sha256: hash of the exported weights, made as a teacher's is: so it shows which run made a teacher.
+        metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`, `val_loss`.
+        cost: the student's `params`, `flops` (2 × MACs at batch 1), `latency_ms`.
+        seconds: wall-clock time of the run.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    name: str
+    method: str
+    seed: int
+    config_hash: str
+    overrides: list[str] = field(default_factory=list)
+    status: Literal["running", "finished", "failed"] = "running"
+    started: str = field(default_factory=_now)
+    git: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    student_sha256: str | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    error: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half of one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"version": self.VERSION, **dataclasses.asdict(self)}
+        draft = folder / f".{FILE}.{os.getpid()}"
+        draft.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.replace(folder / FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record in `folder`.
+
+        Raises:
+            UserError: no `run.json` there, a torn one, or one of another version.
+        """
+        path = folder / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder} is not a run folder: it has no {FILE}. Name a folder that distill-train wrote."
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path} is torn ({error}). Run that job again, or remove its folder.") from None
+        version = content.pop("version", None) if isinstance(content, dict) else None
+        if version != cls.VERSION:
+            raise UserError(
+                f"{path} has version {version}, and this Distillery reads version {cls.VERSION}. "
+                "Run that job again, or read it with the version that wrote it."
+            )
+        names = {f.name for f in dataclasses.fields(cls)}
+        if wrong := sorted(names ^ content.keys()):
+            raise UserError(
+                f"{path} is not whole: missing or foreign: {', '.join(wrong)}. Run that job again, or remove its folder."
+            )
+        return cls(**content)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for both."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved config without its paths: equal for two jobs that compute the same thing."""
+    identity = {key: _without_places(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_places(item) for key, item in value.items() if key not in PLACES}
+    return [_without_places(item) for item in value] if isinstance(value, list) else value

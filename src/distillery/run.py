@@ -1,0 +1,128 @@
+"""One run, from a config to a finished run folder. The file to read first."""
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from distillery import tracking
+from distillery.build import Parts, build
+from distillery.check import check
+from distillery.conclude import conclude
+from distillery.errors import UserError
+from distillery.networks import CONFIG
+from distillery.plan import show_plan
+from distillery.ranks import is_main, ranks
+from distillery.results.environment import environment, git_state
+from distillery.results.schema import RunRecord, config_hash
+
+
+@dataclass
+class Result:
+    """A finished run: its record (also in `run.json`), its parts, its folder."""
+
+    record: RunRecord
+    parts: Parts
+    folder: Path
+
+
+def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.Callback] = ()) -> Result:
+    """Train the student that `cfg` describes and leave a complete run folder in `cfg.paths.run`.
+
+    Args:
+        cfg: the composed config, as `configs/train.yaml` lays it out.
+        overrides: the command line's own part of it: kept in the record, and what other ranks are started with.
+        callbacks: more of them, beside those of the config.
+
+    Raises:
+        UserError: before anything is trained, if config, data, networks or losses do not fit together; or when
+            training itself breaks off (NaN). The run is then recorded as failed.
+    """
+    check(cfg)
+    cfg = cfg.copy()
+    folder = Path(cfg.paths.run)
+    identity = config_hash(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    with ranks(cfg.trainer, overrides, folder) as all_ranks:
+        parts = build(cfg)
+        record = describe(parts, identity, overrides)
+        if cfg.trainer.enable_progress_bar and is_main():
+            show_plan(parts)
+        with recorded(record, parts, folder):
+            trainer = make_trainer(parts.cfg, record, callbacks)
+            trainer.fit(parts.distiller, datamodule=parts.data, ckpt_path=last_checkpoint(folder) if cfg.resume else None)
+            all_ranks.end()  # the splits are scored by one process: each sample exactly once
+            if is_main():
+                conclude(record, parts, trainer.current_epoch, folder)
+                record.status = "finished"
+    return Result(record, parts, folder)
+
+
+def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord:
+    """What is known of a run before it starts."""
+    cfg, data = parts.cfg, parts.data
+    return RunRecord(
+        name=cfg.name,
+        method=cfg.method,
+        seed=cfg.seed,
+        config_hash=identity,
+        overrides=list(overrides),
+        git=git_state(Path.cwd()),
+        environment=environment(),
+        data={"name": data.name, "fingerprint": data.fingerprint, "num_classes": data.num_classes, **data.sizes},
+    )
+
+
+@contextmanager
+def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[None]:
+    """Keeps the run folder true: config and record from the first moment, the error if it ends in one."""
+    start = time.monotonic()
+    if is_main():
+        record.write(folder)
+        OmegaConf.save(parts.cfg, folder / CONFIG, resolve=True)
+    try:
+        yield
+    except BaseException as error:
+        record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record.seconds = round(time.monotonic() - start, 3)
+        if is_main():
+            record.write(folder)
+            tracking.close(failed=record.status == "failed")
+
+
+def make_trainer(cfg: DictConfig, record: RunRecord, callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer with the config's callbacks and loggers, without its remarks on what it sees."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # TermMonitor logs each epoch
+    warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
+    return L.Trainer(
+        **instantiate(cfg.trainer),
+        logger=tracking.start(cfg, record),
+        callbacks=[*_made(cfg.callbacks), *callbacks],
+        default_root_dir=cfg.paths.run,
+        use_distributed_sampler=False,  # the data module's own sampler gives each rank its share
+        enable_model_summary=False,
+    )
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Where a resumed run goes on from."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"{folder} cannot be resumed: it has no {path.relative_to(folder)}. Start the run again.")
+    return path
+
+
+def _made(configs: Mapping[str, Any]) -> list[Any]:
+    """Instances of those that were not set to null."""
+    return [instantiate(config) for config in configs.values() if config is not None]

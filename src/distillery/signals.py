@@ -1,0 +1,190 @@
+"""What a network gives for one batch: its logits, and the layers that some loss asked for.
+
+A *tap* names the place to record:
+
+- `path`         the output of the module at that path of `named_modules()`, e.g. `layer2`
+- `path:input`   the module's first input
+- `path[i]`      element i of an output that is a tuple or list
+- `head`         the final linear layer's output, whatever it is called in this network
+- `embedding`    the head's input: the pooled features, [B, D]
+"""
+
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distillery.errors import UserError, did_you_mean
+
+ALIASES = {"head": "", "embedding": ":input"}  # alias -> what of the head it means
+TAP = re.compile(r"(?P<path>[^:\[\]]*)(?P<input>:input)?(\[(?P<item>\d+)\])?")
+
+
+class Place(NamedTuple):
+    """Where a tap records: a module, its input or its output, and which element of a tuple."""
+
+    path: str
+    is_input: bool
+    item: int | None
+
+
+@dataclass
+class Signals:
+    """`logits` [B, C] (or the rows of them that count, [N, C]); `layers` maps each tap to its tensor."""
+
+    logits: Tensor
+    layers: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Network(nn.Module):
+    """A network in a role: its own input adapter in front, and taps on the layers that losses ask for.
+
+    The adapter resizes (bilinear) and normalises on the device, so that a teacher and a student of different
+    resolutions and statistics share one batch of plain images in [0, 1].
+
+    Args:
+        net: maps normalised images [B, C, H, W] to logits [B, num_classes].
+        mean, std: per channel, of images in [0, 1].
+        size: side length in pixels that `net` wants; None leaves the images as they are.
+        name: how errors and tables call this network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, mean: Sequence[float], std: Sequence[float], size: int | None = None, name: str = ""
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.size = size
+        self.name = name
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self._recorded: dict[str, Tensor] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def adapt(self, image: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1] → what `net` was trained on: its resolution, channels and statistics."""
+        if self.size and self.size != image.shape[-1]:
+            image = nn.functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return (image - self.mean) / self.std  # a grey image broadcasts to the statistics' three channels
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Signals:
+        self._recorded.clear()
+        logits = self.net(self.adapt(batch["image"]))
+        return Signals(logits, dict(self._recorded))
+
+    def tap(self, taps: Iterable[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """Record `taps` in every forward from now on; returns the shape of each on `batch`.
+
+        A tapped tensor which a later in-place operation overwrites (an in-place ReLU after a BatchNorm, `+=` of
+        a shortcut) is recorded as a copy; the others are recorded without one. Found out on `batch`.
+
+        Raises:
+            UserError: no such layer, or it gives no tensor.
+        """
+        wanted = {tap: self._resolve(tap, batch) for tap in dict.fromkeys(taps)}
+        versions: dict[str, int] = {}
+        self._attach(wanted, versions=versions)
+        probe(self, batch)
+        shapes = {tap: tensor.shape for tap, tensor in self._recorded.items()}
+        overwritten = {tap for tap, tensor in self._recorded.items() if tensor._version != versions[tap]}
+        self._attach(wanted, copied=overwritten)
+        self._recorded.clear()
+        return shapes
+
+    def layers(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """The path and output shape of every module that gives a tensor, in the order in which they finish."""
+        finished: dict[str, torch.Size] = {}
+
+        def note(path: str) -> Any:
+            def hook(_: nn.Module, __: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    finished.pop(path, None)
+                    finished[path] = output.shape
+
+            return hook
+
+        hooks = [module.register_forward_hook(note(path)) for path, module in self.net.named_modules() if path]
+        try:
+            probe(self, batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return finished
+
+    def head(self, batch: Mapping[str, Tensor]) -> str:
+        """The path of the last linear layer that runs: the classifier."""
+        linear = [path for path in self.layers(batch) if isinstance(self.net.get_submodule(path), nn.Linear)]
+        if not linear:
+            raise UserError(
+                f"The {self.name} network has no linear head, which the taps `head` and `embedding` stand for. "
+                "Name a layer by its path instead; `plan=true` lists them."
+            )
+        return linear[-1]
+
+    def _resolve(self, tap: str, batch: Mapping[str, Tensor]) -> Place:
+        match = TAP.fullmatch(self.head(batch) + ALIASES[tap] if tap in ALIASES else tap)
+        paths = [path for path, _ in self.net.named_modules() if path]
+        if match is None or match["path"] not in paths:
+            asked = match["path"] if match else tap
+            raise UserError(
+                f"The {self.name} network has no layer {asked!r} (tap {tap!r})."
+                + did_you_mean(asked, [*paths, *ALIASES])
+                + " A tap is `path`, `path:input`, `path[i]`, `embedding` or `head`."
+            )
+        return Place(match["path"], bool(match["input"]), int(match["item"]) if match["item"] else None)
+
+    def _attach(
+        self,
+        wanted: Mapping[str, Place],
+        copied: Container[str] = (),
+        versions: MutableMapping[str, int] | None = None,
+    ) -> None:
+        """Replace the hooks by one for each tap; `versions` receives each tensor's version as it is recorded."""
+        for hook in self._hooks:
+            hook.remove()
+
+        def keep(tap: str, value: Any, item: int | None) -> None:
+            if item is not None:
+                value = value[item]
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"Tap {tap!r} of the {self.name} network gives a {type(value).__name__}, not a tensor. "
+                    f"Choose an element of it: '{tap}[0]'."
+                )
+            if versions is not None:
+                versions[tap] = value._version
+            self._recorded[tap] = value.clone() if tap in copied else value
+
+        def hook_on(tap: str, place: Place) -> torch.utils.hooks.RemovableHandle:
+            module = self.net.get_submodule(place.path)
+            if place.is_input:
+                return module.register_forward_pre_hook(lambda _, inputs: keep(tap, inputs, place.item or 0))
+            return module.register_forward_hook(lambda _, __, output: keep(tap, output, place.item))
+
+        self._hooks = [hook_on(tap, place) for tap, place in wanted.items()]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is back in the mode it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def probe(network: Network, batch: Mapping[str, Tensor]) -> Signals:
+    """One forward that leaves no trace: no gradient, no BatchNorm update."""
+    with evaluating(network):
+        return network(batch)

@@ -1,0 +1,58 @@
+"""The teacher: a network that is frozen, whatever is done to what surrounds it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from distillery.models.weights import weights_hash
+from distillery.signals import Network, Signals
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class Teacher(Network):
+    """A frozen network: no gradients, evaluation mode that survives every `.train()`, unchanged to the end.
+
+    The Distiller holds its teachers outside its own modules, so they are in no optimizer and no checkpoint.
+
+    Args:
+        net, mean, std, size, name: see `Network`.
+        source: where the weights came from, for the records.
+        bn_mode: "eval" normalises by the running statistics. "train" normalises each training batch by its own
+            statistics (as OFD does: Heo et al. 2019, table 8) and still leaves the running ones unchanged.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int | None = None,
+        name: str = "teacher",
+        source: str = "",
+        bn_mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        super().__init__(net, mean, std, size, name)
+        self.source = source
+        self.requires_grad_(False)
+        self.train(False)
+        self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
+        for module in self._per_batch:
+            module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, also when the whole that it is part of is put into train mode."""
+        return super().train(False)
+
+    def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
+        # no_grad, not inference_mode: the tensors of that one cannot be saved for the backward of an MSE or projector
+        with torch.no_grad():
+            for module in self._per_batch:
+                module.training = training
+            return super().forward(batch)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every parameter and buffer."""
+        return weights_hash(self.net)

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.attention.attention_transfer import AttentionTransfer
+from distillery.losses.functional import attention_transfer
+from distillery.signals import Signals
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(features: Tensor, p: float) -> np.ndarray:
+    energy = (np.abs(features.numpy()) ** p).mean(1).reshape(len(features), -1)
+    return energy / np.linalg.norm(energy, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_rows(p: int) -> None:
+    student, teacher = draw(4, 3, 2, 5), draw(4, 7, 2, 5, seed=1)
+    expected = ((attention(student, p) - attention(teacher, p)) ** 2).mean(1)
+    rows = attention_transfer(student, teacher, p=p, reduction="none")
+    np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-12)
+    assert attention_transfer(student, teacher, p=p).item() == pytest.approx(expected.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_larger_map_is_pooled_before_its_attention(larger: str) -> None:
+    big, small = draw(4, 3, 6, 4), draw(4, 5, 3, 2, seed=1)
+    pooled = torch.tensor(big.numpy().reshape(4, 3, 3, 2, 2, 2).mean((3, 5)))
+    expected = ((attention(pooled, 2) - attention(small, 2)) ** 2).mean()
+    given = (big, small) if larger == "student" else (small, big)
+    assert attention_transfer(*given).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_scale_of_the_features_does_not_matter() -> None:
+    student, teacher = draw(4, 3, 5, 5), draw(4, 3, 5, 5, seed=1)
+    torch.testing.assert_close(
+        attention_transfer(1e3 * student, 1e-2 * teacher), attention_transfer(student, teacher)
+    )
+
+
+def test_dead_map_has_finite_gradient() -> None:
+    student = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    attention_transfer(student, torch.randn(2, 3, 4, 4)).backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_gradient() -> None:
+    teacher = draw(2, 4, 2, 2, seed=1)
+    student = draw(2, 3, 4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: attention_transfer(s, teacher), student)
+
+
+def test_term_sums_its_pairs() -> None:
+    student = {"a": draw(4, 3, 4, 4), "b": draw(4, 5, 2, 2)}
+    teacher = {"x": draw(4, 6, 4, 4, seed=1), "y": draw(4, 6, 2, 2, seed=2)}
+    term = AttentionTransfer(layers={"a": "x", "b": "y"}, p=4)
+    term.build({k: v.shape for k, v in student.items()}, {k: v.shape for k, v in teacher.items()})
+    expected = sum(
+        attention_transfer(student[s], teacher[t], 4, reduction="none") for s, t in (("a", "x"), ("b", "y"))
+    )
+    value = term(Signals(draw(4, 2), student), Signals(draw(4, 2), teacher), None)
+    torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "words"),
+    [
+        ((4, 8), (4, 8, 4, 4), r"compares maps \[B,C,H,W\].*Choose layers before the global pooling"),
+        ((4, 8, 4, 4), (4, 16, 32), r"compares maps \[B,C,H,W\]"),
+        ((4, 8, 1, 1), (4, 8, 4, 4), "one position alone always has attention 1. Choose earlier layers"),
+        ((4, 8, 1, 4), (4, 8, 4, 1), "one position alone"),
+    ],
+)
+def test_layers_that_are_no_maps_are_refused(
+    student: tuple[int, ...], teacher: tuple[int, ...], words: str
+) -> None:
+    term = AttentionTransfer(layers={"block1": "stage2"})
+    with pytest.raises(UserError, match=words) as refused:
+        term.build({"block1": torch.Size(student)}, {"stage2": torch.Size(teacher)})
+    assert f"student layer 'block1' {list(student)}" in str(refused.value)
+    assert f"teacher layer 'stage2' {list(teacher)}" in str(refused.value)
+
+
+def test_power_must_be_positive() -> None:
+    with pytest.raises(UserError, match="p=0"):
+        AttentionTransfer(p=0)

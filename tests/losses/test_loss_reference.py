@@ -1,0 +1,48 @@
+"""Values and gradients of the losses are those of the named reference implementations, in float64."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distillery.losses import functional
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+CASES = [
+    case
+    for case in json.loads((REFERENCE / "losses.json").read_text())
+    if case["function"] in functional.__all__
+]
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    with np.load(REFERENCE / "losses.npz") as stored:
+        return dict(stored)
+
+
+def test_every_function_has_a_reference() -> None:
+    assert {case["function"] for case in CASES} == set(functional.__all__)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['function']}-{case['kwargs']}")
+def test_value_and_gradient(case: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    inputs = {argument: torch.tensor(arrays[name]) for argument, name in case["args"].items()}
+    learned = {argument: name for argument, name in case["args"].items() if name in case["grad_norm"]}
+    assert learned
+    for argument in learned:
+        inputs[argument].requires_grad_()
+
+    value = getattr(functional, case["function"])(**inputs, **case["kwargs"])
+    value.backward()
+
+    assert value.item() == pytest.approx(case["value"], rel=1e-9)
+    for argument, name in learned.items():
+        gradient = inputs[argument].grad
+        assert gradient is not None
+        assert gradient.norm().item() == pytest.approx(case["grad_norm"][name], rel=1e-9)
+        first = gradient.flatten()[: len(case["grad_first"][name])].tolist()
+        assert first == pytest.approx(case["grad_first"][name], rel=1e-9, abs=1e-15)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+
+from distillery.errors import UserError
+from distillery.losses.projectors import make_projector
+from distillery.losses.term import Pair
+
+
+def pair(student: tuple[int, ...], teacher: tuple[int, ...]) -> Pair:
+    return Pair("block1", "stage2", torch.Size(student), torch.Size(teacher))
+
+
+@pytest.mark.parametrize(
+    ("kind", "student", "teacher", "projected", "parameters"),
+    [
+        ("auto", (2, 8, 6, 6), (2, 5, 3, 3), (2, 5, 6, 6), 8 * 5 + 5),
+        ("conv", (2, 8, 6, 6), (2, 8, 6, 6), (2, 8, 6, 6), 8 * 8 + 8),
+        ("auto", (2, 8), (2, 5), (2, 5), 8 * 5 + 5),
+        ("linear", (2, 7, 8), (2, 7, 5), (2, 7, 5), 8 * 5 + 5),
+        (None, (2, 8, 6, 6), (2, 8, 3, 3), (2, 8, 6, 6), 0),
+        (None, (2, 7, 8), (2, 7, 8), (2, 7, 8), 0),
+    ],
+)
+def test_projected_shape(
+    kind: str | None,
+    student: tuple[int, ...],
+    teacher: tuple[int, ...],
+    projected: tuple[int, ...],
+    parameters: int,
+) -> None:
+    projector = make_projector(kind, pair(student, teacher))
+    assert projector(torch.randn(student)).shape == projected
+    assert sum(p.numel() for p in projector.parameters()) == parameters
+
+
+def test_without_projector_features_pass_unchanged() -> None:
+    features = torch.randn(2, 8)
+    assert isinstance(projector := make_projector(None, pair((2, 8), (2, 8))), nn.Identity)
+    assert projector(features) is features
+
+
+@pytest.mark.parametrize(
+    ("kind", "student", "teacher", "words"),
+    [
+        (
+            None,
+            (2, 8, 6, 6),
+            (2, 5, 6, 6),
+            r"without a projector: the widths differ, 8 and 5\. Set projector=auto",
+        ),
+        (None, (2, 7, 8), (2, 7, 5), "the widths differ, 8 and 5"),
+        ("linear", (2, 8, 6, 6), (2, 5, 6, 6), "projector=linear cannot join .* Set projector=conv"),
+        ("conv", (2, 8), (2, 5), "projector=conv cannot join .* Set projector=linear"),
+        ("auto", (2, 8, 6, 6), (2, 5), r"both must be maps \[B,C,H,W\].* Choose layers of the same kind"),
+        ("auto", (2, 8, 6, 6, 6), (2, 8, 6, 6, 6), r"both must be maps"),
+        ("auto", (2,), (2,), r"both must be maps"),
+        ("auto", (2, 7, 8), (2, 9, 8), "numbers of tokens differ, 7 and 9"),
+    ],
+)
+def test_impossible_pairs_are_refused(
+    kind: str | None, student: tuple[int, ...], teacher: tuple[int, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        make_projector(kind, pair(student, teacher))
+    assert f"student layer 'block1' {list(student)}" in str(refused.value)
+    assert f"teacher layer 'stage2' {list(teacher)}" in str(refused.value)

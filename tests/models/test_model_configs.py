@@ -1,0 +1,49 @@
+"""Each student and teacher file composes at its place, and its `_target_` builds by timm's convention."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STUDENTS = sorted(path.stem for path in (CONFIGS / "model" / "student").glob("*.yaml"))
+TEACHERS = sorted(path.stem for path in (CONFIGS / "model" / "teacher").glob("*.yaml"))
+NAMES = {"timm": "resnet10t"}  # files that leave the name open
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(overrides=list(overrides))
+
+
+@pytest.mark.parametrize("choice", STUDENTS)
+def test_student(choice: str) -> None:
+    student = composed(f"+model/student={choice}").student
+    assert student.keys() == {"net", "weights", "input"}
+    build(student.net, choice)
+
+
+@pytest.mark.parametrize("choice", TEACHERS)
+def test_teacher(choice: str) -> None:
+    teachers = composed(f"+model/teacher={choice}").teachers
+    if choice == "none":
+        assert teachers == {}
+        return
+    assert list(teachers) == ["main"]
+    assert teachers.main.keys() == {"net", "weights", "input", "bn_mode"}
+    assert teachers.main.bn_mode == "eval"
+    assert OmegaConf.is_missing(teachers.main, "weights") or teachers.main.weights == "pretrained"
+    if choice != "run":
+        build(teachers.main.net, choice)
+
+
+def build(net: DictConfig, choice: str) -> None:
+    if choice in NAMES:
+        assert OmegaConf.is_missing(net, "model_name")
+        net.model_name = NAMES[choice]
+    with torch.device("meta"):
+        built = instantiate(net, num_classes=7, in_chans=1)
+        assert built.eval()(torch.empty(2, 1, 32, 32)).shape == (2, 7)

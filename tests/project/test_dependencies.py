@@ -1,0 +1,80 @@
+"""The declared ranges, the pins, and what the package really imports say the same."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CORE = [Requirement(line) for line in PROJECT["dependencies"]]
+EXTRAS = [Requirement(line) for lines in PROJECT["optional-dependencies"].values() for line in lines]
+PIN_LINES = [
+    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+]
+PINS = {canonicalize_name(name): version for name, _, version in (p.partition("==") for p in PIN_LINES)}
+
+
+def by_name(requirement: Requirement) -> str:
+    return requirement.name
+
+
+@pytest.mark.parametrize("line", PIN_LINES)
+def test_constraints_hold_names_and_versions_only(line: str) -> None:
+    assert re.fullmatch(
+        r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9._]*", line
+    )  # no address, no file, no local build tag
+
+
+@pytest.mark.parametrize("requirement", CORE + EXTRAS, ids=by_name)
+def test_every_direct_dependency_is_pinned_inside_its_range(requirement: Requirement) -> None:
+    assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize("requirement", CORE, ids=by_name)
+def test_core_dependencies_have_a_floor_and_a_cap(requirement: Requirement) -> None:
+    operators = {specifier.operator for specifier in requirement.specifier}
+    assert operators & {">=", "=="}
+    assert operators & {"<", "=="}
+
+
+def test_one_platforms_libraries_are_not_pinned() -> None:
+    assert not [name for name in PINS if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_compromised_lightning_releases_are_excluded() -> None:
+    (lightning,) = [requirement for requirement in CORE if requirement.name == "lightning"]
+    assert "2.6.1" in lightning.specifier
+    assert "2.6.2" not in lightning.specifier
+    assert "2.6.3" not in lightning.specifier
+    assert "2.6.4" in lightning.specifier
+
+
+def test_every_import_of_the_package_is_declared() -> None:
+    imported = {
+        name.split(".")[0]
+        for file in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
+            else []
+        )
+    } - {*sys.stdlib_module_names, "distillery"}
+    owners = packages_distributions()
+    declared = {canonicalize_name(requirement.name) for requirement in CORE + EXTRAS}
+    undeclared = {
+        module
+        for module in imported
+        if not declared & {canonicalize_name(owner) for owner in owners.get(module, [module])}
+    }
+    assert "torch" in imported
+    assert not undeclared
