@@ -13,6 +13,7 @@ from distillery.distiller import Distiller, Optim
 from distillery.errors import UserError, did_you_mean
 from distillery.layers import auto_layers
 from distillery.losses.term import Term
+from distillery.names import losses_of, teachers_of
 from distillery.networks import build_student, build_teacher, complete
 from distillery.objective import Objective
 from distillery.signals import Network, probe
@@ -40,8 +41,8 @@ def build(cfg: DictConfig) -> Parts:
     data.prepare_data()
     data.setup("fit")
     cfg.student = complete(cfg.student, data, "student")
-    for name in cfg.teachers:
-        cfg.teachers[name] = complete(cfg.teachers[name], data, name)
+    cfg.loss = losses_of(cfg)
+    cfg.teachers = {name: complete(teacher, data, name) for name, teacher in teachers_of(cfg).items()}
 
     L.seed_everything(cfg.seed, verbose=False)
     student = build_student(cfg.student)
@@ -51,7 +52,7 @@ def build(cfg: DictConfig) -> Parts:
         _refuse_other_classes(network, batch, data.num_classes)
 
     task = instantiate(cfg.task)
-    terms = {name: instantiate(term) for name, term in cfg.loss.items()} if teachers else {}
+    terms = {name: instantiate(loss) for name, loss in cfg.loss.items()}
     wire(terms, student, teachers, batch)
     objective = Objective(task, terms)
     if cfg.compile:
@@ -73,13 +74,10 @@ def wire(
             raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
         if term.layers == "auto":
             term.layers = auto_layers(student.layers(batch), teachers[term.teacher].layers(batch), term.auto)
-    with_layers = {name: term for name, term in terms.items() if term.layers}
-    if not with_layers:
-        return
-    student_shapes = student.tap([tap for term in with_layers.values() for tap in term.layers], batch)
+    student_shapes = student.tap([tap for term in terms.values() for tap in term.taps], batch)
     for teacher_name, teacher in teachers.items():
-        own = {name: term for name, term in with_layers.items() if term.teacher == teacher_name}
-        shapes = teacher.tap([tap for term in own.values() for tap in term.layers.values()], batch)
+        own = {name: term for name, term in terms.items() if term.teacher == teacher_name}
+        shapes = teacher.tap([tap for term in own.values() for tap in term.taps.values()], batch)
         for name, term in own.items():
             try:
                 term.build(student_shapes, shapes)

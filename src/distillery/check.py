@@ -1,7 +1,7 @@
 """What a config can be refused for before anything is built: unknown keys, unknown names."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,8 +10,10 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from distillery.compat import CONFIGS
 from distillery.errors import UserError, did_you_mean
 from distillery.models.timm_names import check_timm
+from distillery.names import teachers_of
 
 ROOT = frozenset(
     "name method seed compile plan resume min_teacher_score "
@@ -33,12 +35,14 @@ def check(cfg: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     _refuse_unknown("", plain, ROOT)
-    for name in ("student", *(f"teachers.{key}" for key in plain["teachers"])):
-        network = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
+    for name in ("student", *(f"teachers.{name}" for name in teachers_of(cfg))):
+        network: Any = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
         _refuse_unknown(name, network, NETWORK)
         _refuse_unknown(f"{name}.input", network["input"], INPUT)
     _refuse_unknown("optim", plain["optim"], OPTIM)
     _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
+    losses = {path.stem for path in CONFIGS.glob("loss/*/*.yaml")}
+    _refuse_unknown("loss", {name: loss for name, loss in plain["loss"].items() if "_target_" not in loss}, losses)
     for path, node in _targets(plain):
         _refuse_arguments(path, node)
 
@@ -72,19 +76,22 @@ def _parameters(target: Any) -> frozenset[str] | None:
     return frozenset(parameter.name for parameter in parameters)
 
 
-def _refuse_unknown(path: str, node: Mapping[str, Any], known: frozenset[str] | None) -> None:
+def _refuse_unknown(path: str, node: Mapping[str, Any], known: Set[str] | None) -> None:
     unknown = [str(key) for key in node if known is not None and key not in known]
     if unknown:
         key = unknown[0]
         full = f"{path}.{key}" if path else key
-        raise UserError(f"Unknown setting {full!r}." + did_you_mean(key, (known or frozenset()) - HYDRA))
+        raise UserError(f"Unknown setting {full!r}." + did_you_mean(key, (known or set()) - HYDRA))
 
 
 def nearest_key(cfg: DictConfig, key: str) -> str:
     """A sentence with the settings of `cfg` nearest to `key`."""
     paths = list(_paths(OmegaConf.to_container(cfg, resolve=False)))
     last = key.rsplit(".", 1)[-1]
-    near = get_close_matches(key, paths, n=3, cutoff=0.7) or [p for p in paths if get_close_matches(last, [p.rsplit(".", 1)[-1]], cutoff=0.7)][:3]
+    near = (
+        get_close_matches(key, paths, n=3, cutoff=0.7)
+        or [p for p in paths if get_close_matches(last, [p.rsplit(".", 1)[-1]], cutoff=0.7)][:3]
+    )
     return "Did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
 
 

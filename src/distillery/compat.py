@@ -32,6 +32,7 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
     What the user can mend (`UserError`, a config that doesn't compose) is printed and exits with 2. Anything else
     keeps its full traceback, which Hydra would cut.
     """
+
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def main() -> None:

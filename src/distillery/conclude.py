@@ -45,7 +45,8 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
             "score": found.score,
             **_cost(teacher, example),
         }
-    np.savez(folder / PREDICTIONS, **{name: values.numpy() for name, values in predictions.items()})
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
+    np.savez(folder / PREDICTIONS, **arrays)
 
     best = folder / "checkpoints" / "best.ckpt"
     if best.is_file():
@@ -60,8 +61,8 @@ def _scores(parts: Parts, network: Network) -> tuple[dict[str, float | None], Ev
     loader = parts.data.val_dataloader()
     val = _evaluate(parts, network, loader) if loader else None
     return {
-        "val_score": val and val.score,
-        "val_loss": val and val.loss,
+        "val_score": val.score if val else None,
+        "val_loss": val.loss if val else None,
         "test_score": test.score,
         "test_loss": test.loss,
     }, test

@@ -55,7 +55,7 @@ def auto_layers(
         return round(abs(at[0] - other[0]), 6), abs(at[1] - other[1])
 
     pairs = {
-        path: min(places["teacher"], key=lambda other: distance(place, places["teacher"][other]))  # noqa: B023
+        path: min(places["teacher"], key=lambda other: distance(place, places["teacher"][other]))
         for path, place in places["student"].items()
     }
     paths = list(pairs)

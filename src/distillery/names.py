@@ -1,4 +1,7 @@
-"""What a run is called: by its losses."""
+"""What a config's parts are called."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import DictConfig
@@ -6,16 +9,28 @@ from omegaconf import DictConfig
 BASELINE = "baseline"
 
 
+def teachers_of(cfg: DictConfig) -> Mapping[str, Any]:
+    """The teachers by name; none if `model/teacher=none` was chosen, whatever an experiment sets of them."""
+    return {} if "none" in cfg.teachers.get("main", {}) else cfg.teachers
+
+
+def losses_of(cfg: DictConfig) -> Mapping[str, Any]:
+    """The chosen distillation losses by name; none without a teacher.
+
+    What an experiment sets of a loss that the command line has deselected is no loss: it has no `_target_`.
+    """
+    return {name: loss for name, loss in cfg.loss.items() if "_target_" in loss} if teachers_of(cfg) else {}
+
+
 def method_name(cfg: DictConfig) -> str:
     """The short names of the run's losses, `kd+at`; `baseline` without a teacher.
 
     A loss under a key of its own (`loss.kd_b`) is called by that key.
     """
-    if not cfg.teachers or not cfg.loss:
-        return BASELINE
-    return "+".join(_short_name(key, term._target_) for key, term in cfg.loss.items())
+    return "+".join(_short_name(key, loss._target_) for key, loss in losses_of(cfg).items()) or BASELINE
 
 
 def _short_name(key: str, target: str) -> str:
     default_key = target.split(".")[-2]  # distillery.losses.<family>.<name>.<Term>
-    return get_class(target).contract.short_name if key == default_key else key
+    term: Any = get_class(target)
+    return term.contract.short_name if key == default_key else key

@@ -33,7 +33,10 @@ def complete(cfg: DictConfig, data: VisionData, name: str) -> DictConfig:
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         cfg.input.mean = cfg.input.mean or list(data.mean)
         cfg.input.std = cfg.input.std or list(data.std)
-        cfg.net.setdefault("num_classes", data.num_classes)
+        if (
+            name == "student" or cfg.weights != "pretrained"
+        ):  # a pretrained teacher keeps its head: a new one knows nothing
+            cfg.net.setdefault("num_classes", data.num_classes)
         cfg.net.setdefault("in_chans", len(cfg.input.mean))
     return cfg
 

@@ -43,6 +43,7 @@ class Objective(nn.Module):
         losses = {"task": per_row(self.task.loss(rows.logits, target))}
         total = self.task.weight * losses["task"]
         for name, term in self.terms.items():
+            assert isinstance(term, Term)
             value = term(rows, teacher_rows[term.teacher], target)
             losses[name] = per_row(value) if term.contract.per_sample else value
             total = total + term.weight * losses[name]

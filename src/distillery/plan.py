@@ -1,8 +1,10 @@
 """`plan=true`: the wiring of a run, before a single step of it."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillery.build import Parts, probe_batch
 from distillery.losses.term import Term
@@ -65,7 +67,7 @@ def term_table(parts: Parts) -> Table:
     table.add_row("task", f"{task.weight:g}", "logits", "labels", "")
     for name, term in parts.distiller.objective.terms.items():
         assert isinstance(term, Term)
-        pairs = list(term.layers.items()) if isinstance(term.layers, dict) else []
+        pairs = term.taps.items()
         table.add_row(
             f"{name} ({term.contract.short_name})",
             f"{term.weight:g}",
@@ -76,10 +78,10 @@ def term_table(parts: Parts) -> Table:
     return table
 
 
-def _shapes(network: Network, batch: dict[str, Tensor]) -> dict[str, str]:
+def _shapes(network: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
     return {tap: "×".join(map(str, tensor.shape[1:])) for tap, tensor in probe(network, batch).layers.items()}
 
 
-def _projectors(term: nn.Module) -> str:
+def _projectors(term: Term) -> str:
     size = sum(parameter.numel() for parameter in term.parameters())
     return f"{size:,} parameters" if size else "none"

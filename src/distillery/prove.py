@@ -10,6 +10,7 @@ from distillery.errors import UserError
 from distillery.evaluation import Evaluation, evaluate
 from distillery.networks import build_student, run_config
 from distillery.results.schema import RunRecord
+from distillery.signals import Network
 
 
 def prove(folder: Path, split: str = "test") -> Evaluation:
@@ -20,7 +21,9 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
     """
     record = RunRecord.read(folder)
     if record.status != "finished":
-        raise UserError(f"The run in {folder} is {record.status}, not finished: {record.error or 'it has no score yet'}.")
+        raise UserError(
+            f"The run in {folder} is {record.status}, not finished: {record.error or 'it has no score yet'}."
+        )
     cfg = run_config(str(folder), "student")
     data = instantiate(cfg.data)
     data.prepare_data()
@@ -30,8 +33,12 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
             f"The data of {record.data['name']} are not those of the run in {folder}: their hashes differ. "
             "Point data.root to the data set that the run used."
         )
-    found = evaluate(student_of(folder, cfg), data.test_dataloader() if split == "test" else data.val_dataloader(),
-                     instantiate(cfg.task), data.num_classes)
+    found = evaluate(
+        student_of(folder, cfg),
+        data.test_dataloader() if split == "test" else data.val_dataloader(),
+        instantiate(cfg.task),
+        data.num_classes,
+    )
     recorded = record.metrics["last"][f"{split}_score"]
     print(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
     if abs(found.score - recorded) > 0.5 / len(found.target):
@@ -39,7 +46,7 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
     return found
 
 
-def student_of(folder: Path, cfg: DictConfig) -> "Network":
+def student_of(folder: Path, cfg: DictConfig) -> Network:
     """The trained student of a run folder."""
     student = cfg.student.copy()
     student.weights = str(folder)

@@ -53,7 +53,11 @@ class Ranks:
             failed = [(i, c.returncode) for i, c in enumerate(self._children, 1) if c.poll() not in (None, 0)]
             if failed and not self._ended.wait(5):  # time for this rank to say why itself
                 rank, code = failed[0]
-                print(f"Rank {rank} ended with exit code {code}: see its message above.", file=sys.stderr, flush=True)
+                print(
+                    f"Rank {rank} ended with exit code {code}: see its message above.",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 for child in self._children:
                     child.kill()
                 os._exit(1)
@@ -80,7 +84,14 @@ def _start(count: int, overrides: Sequence[str], run: Path) -> list[subprocess.P
         return []
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), NODE_RANK="0", LOCAL_RANK="0")
     os.environ["WORLD_SIZE"] = str(count)
-    command = [sys.executable, "-m", "distillery.train", *overrides, "hydra.mode=RUN", f"hydra.run.dir='{run}'"]
+    command = [
+        sys.executable,
+        "-m",
+        "distillery.train",
+        *overrides,
+        "hydra.mode=RUN",
+        f"hydra.run.dir='{run}'",
+    ]
     return [
         subprocess.Popen([*command, f"hydra.job.name=rank{rank}"], env={**os.environ, "LOCAL_RANK": str(rank)})
         for rank in range(1, count)

@@ -16,18 +16,14 @@ def main(cfg: DictConfig) -> None:
     from distillery.results.render import terminal_table, write_report
 
     if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:
-        raise UserError(
-            "Which runs? Name run folders, or a folder above them: distill-report runs=[outputs/demo]"
-        )
+        raise UserError("Which runs? Name run folders, or a folder above them: distill-report runs=[outputs/demo]")
     names = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
     folders = [Path(str(name)) for name in names]
     out = Path(cfg.out or folders[0])
     table = write_report(folders, out, cfg.title)
     console = Console()
     console.print(terminal_table(table, cfg.title))
-    console.print(
-        f"Written: {out}/report.md, report.csv, report.png", markup=False, highlight=False, soft_wrap=True
-    )
+    console.print(f"Written: {out}/report.md, report.csv, report.png", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,11 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
             show_plan(parts)
         with recorded(record, parts, folder):
             trainer = make_trainer(parts.cfg, record, callbacks)
-            trainer.fit(parts.distiller, datamodule=parts.data, ckpt_path=last_checkpoint(folder) if cfg.resume else None)
+            trainer.fit(
+                parts.distiller,
+                datamodule=parts.data,
+                ckpt_path=last_checkpoint(folder) if cfg.resume else None,
+            )
             all_ranks.end()  # the splits are scored by one process: each sample exactly once
             if is_main():
                 conclude(record, parts, trainer.current_epoch, folder)
@@ -76,7 +80,12 @@ def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord
         overrides=list(overrides),
         git=git_state(Path.cwd()),
         environment=environment(),
-        data={"name": data.name, "fingerprint": data.fingerprint, "num_classes": data.num_classes, **data.sizes},
+        data={
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "num_classes": data.num_classes,
+            **data.sizes,
+        },
     )
 
 

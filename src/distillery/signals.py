@@ -10,7 +10,7 @@ A *tap* names the place to record:
 """
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -57,7 +57,12 @@ class Network(nn.Module):
     std: Tensor
 
     def __init__(
-        self, net: nn.Module, mean: Sequence[float], std: Sequence[float], size: int | None = None, name: str = ""
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int | None = None,
+        name: str = "",
     ) -> None:
         super().__init__()
         self.net = net
@@ -79,7 +84,7 @@ class Network(nn.Module):
         logits = self.net(self.adapt(batch["image"]))
         return Signals(logits, dict(self._recorded))
 
-    def tap(self, taps: Iterable[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Record `taps` in every forward from now on; returns the shape of each on `batch`.
 
         A tapped tensor which a later in-place operation overwrites (an in-place ReLU after a BatchNorm, `+=` of
@@ -88,6 +93,8 @@ class Network(nn.Module):
         Raises:
             UserError: no such layer, or it gives no tensor.
         """
+        if not taps:
+            return {}
         wanted = {tap: self._resolve(tap, batch) for tap in dict.fromkeys(taps)}
         versions: dict[str, int] = {}
         self._attach(wanted, versions=versions)

@@ -29,9 +29,7 @@ class Classification:
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of each row [N], in at least float32."""
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        return nn.functional.cross_entropy(
-            logits, target, label_smoothing=self.label_smoothing, reduction="none"
-        )
+        return nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="none")
 
     def metric(self, num_classes: int) -> MulticlassAccuracy:
         return MulticlassAccuracy(num_classes, average="micro", validate_args=False)

@@ -38,9 +38,7 @@ def test_larger_map_is_pooled_before_its_attention(larger: str) -> None:
 
 def test_scale_of_the_features_does_not_matter() -> None:
     student, teacher = draw(4, 3, 5, 5), draw(4, 3, 5, 5, seed=1)
-    torch.testing.assert_close(
-        attention_transfer(1e3 * student, 1e-2 * teacher), attention_transfer(student, teacher)
-    )
+    torch.testing.assert_close(attention_transfer(1e3 * student, 1e-2 * teacher), attention_transfer(student, teacher))
 
 
 def test_dead_map_has_finite_gradient() -> None:
@@ -61,9 +59,7 @@ def test_term_sums_its_pairs() -> None:
     teacher = {"x": draw(4, 6, 4, 4, seed=1), "y": draw(4, 6, 2, 2, seed=2)}
     term = AttentionTransfer(layers={"a": "x", "b": "y"}, p=4)
     term.build({k: v.shape for k, v in student.items()}, {k: v.shape for k, v in teacher.items()})
-    expected = sum(
-        attention_transfer(student[s], teacher[t], 4, reduction="none") for s, t in (("a", "x"), ("b", "y"))
-    )
+    expected = sum(attention_transfer(student[s], teacher[t], 4, reduction="none") for s, t in (("a", "x"), ("b", "y")))
     value = term(Signals(draw(4, 2), student), Signals(draw(4, 2), teacher), None)
     torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
@@ -77,9 +73,7 @@ def test_term_sums_its_pairs() -> None:
         ((4, 8, 1, 4), (4, 8, 4, 1), "one position alone"),
     ],
 )
-def test_layers_that_are_no_maps_are_refused(
-    student: tuple[int, ...], teacher: tuple[int, ...], words: str
-) -> None:
+def test_layers_that_are_no_maps_are_refused(student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:
     term = AttentionTransfer(layers={"block1": "stage2"})
     with pytest.raises(UserError, match=words) as refused:
         term.build({"block1": torch.Size(student)}, {"stage2": torch.Size(teacher)})

@@ -103,9 +103,7 @@ def test_term(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     torch.testing.assert_close(term(Signals(student), Signals(teacher), target), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("target", "given"), [(None, "gives none"), (torch.full((6, 5), 0.2), "gives soft ones")]
-)
+@pytest.mark.parametrize(("target", "given"), [(None, "gives none"), (torch.full((6, 5), 0.2), "gives soft ones")])
 def test_term_needs_hard_labels(
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor | None, given: str
 ) -> None:

@@ -22,9 +22,7 @@ def test_rows(shape: tuple[int, ...]) -> None:
     assert hint(student, teacher).item() == pytest.approx(squares.mean(), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("student_size", "teacher_size"), [((2, 2), (4, 6)), ((4, 6), (2, 2)), ((2, 6), (4, 3))]
-)
+@pytest.mark.parametrize(("student_size", "teacher_size"), [((2, 2), (4, 6)), ((4, 6), (2, 2)), ((2, 6), (4, 3))])
 def test_larger_map_is_average_pooled(student_size: tuple[int, int], teacher_size: tuple[int, int]) -> None:
     student, teacher = draw(3, 5, *student_size), draw(3, 5, *teacher_size)
 

@@ -36,9 +36,7 @@ def test_t_squared_keeps_the_gradient_from_vanishing(logits: tuple[torch.Tensor,
     student, teacher = logits[0].clone().requires_grad_(), logits[1]
     kd(student, teacher, temperature=1e4).backward()
     centred = [x - x.mean(-1, keepdim=True) for x in (student.detach(), teacher)]
-    torch.testing.assert_close(
-        student.grad, (centred[0] - centred[1]) / student.numel(), rtol=1e-2, atol=1e-4
-    )
+    torch.testing.assert_close(student.grad, (centred[0] - centred[1]) / student.numel(), rtol=1e-2, atol=1e-4)
 
 
 def test_masked_tokens_do_not_count() -> None:

@@ -156,10 +156,7 @@ class TestPrecision:
         value = evaluate(plain(term), student, teacher, target)
         assert value.shape == ((4,) if term.contract.per_sample else ())
         if term.contract.per_sample:
-            alone = [
-                evaluate(plain(term), student[i : i + 1], teacher[i : i + 1], target[i : i + 1])
-                for i in range(4)
-            ]
+            alone = [evaluate(plain(term), student[i : i + 1], teacher[i : i + 1], target[i : i + 1]) for i in range(4)]
             torch.testing.assert_close(value, torch.cat(alone))
 
     def test_no_value_is_read_back_from_the_device(self, term: type[Term]) -> None:
@@ -180,9 +177,7 @@ Case = tuple[Term, Tensor, Tensor, Tensor]
 
 
 def same_total(term: Term, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> None:
-    torch.testing.assert_close(
-        evaluate(term, *first).sum(), evaluate(term, *second).sum(), rtol=1e-7, atol=1e-9
-    )
+    torch.testing.assert_close(evaluate(term, *first).sum(), evaluate(term, *second).sum(), rtol=1e-7, atol=1e-9)
 
 
 def non_negative(case: Case, draw: torch.Generator) -> None:
@@ -214,8 +209,7 @@ def symmetric(case: Case, draw: torch.Generator) -> None:
 
 
 CHECKS: dict[str, Callable[[Case, torch.Generator], None]] = {
-    check.__name__: check
-    for check in (non_negative, shift_invariant, class_permutation, batch_permutation, symmetric)
+    check.__name__: check for check in (non_negative, shift_invariant, class_permutation, batch_permutation, symmetric)
 }
 
 

@@ -11,11 +11,7 @@ import torch
 from distillery.losses import functional
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-CASES = [
-    case
-    for case in json.loads((REFERENCE / "losses.json").read_text())
-    if case["function"] in functional.__all__
-]
+CASES = [case for case in json.loads((REFERENCE / "losses.json").read_text()) if case["function"] in functional.__all__]
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,7 @@ def parts_by_hand(student: Tensor, teacher: Tensor) -> tuple[float, float]:
     networks = [x.double().flatten(1).numpy() for x in (student, teacher)]
     batch = len(student)
     means = [
-        np.mean([np.linalg.norm(x[i] - x[j]) for i, j in itertools.permutations(range(batch), 2)])
-        for x in networks
+        np.mean([np.linalg.norm(x[i] - x[j]) for i, j in itertools.permutations(range(batch), 2)]) for x in networks
     ]
 
     def distance(n: int, i: int, j: int) -> float:

@@ -20,9 +20,7 @@ def test_stages_are_the_maps_before_pooling() -> None:
     found: dict[str, Tensor] = {}
     for stage in net.feature_info:
         name = str(stage["module"])
-        net.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: found.__setitem__(name, output)
-        )
+        net.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
     logits = net(torch.rand(2, 2, 16, 12))
     assert {name: tuple(output.shape) for name, output in found.items()} == {
         "stages.0": (2, 4, 16, 12),
@@ -46,9 +44,7 @@ def test_norms(norm: str, layer: type[nn.Module], per_sample: bool) -> None:
     assert torch.allclose(net(images), alone, atol=1e-6) == per_sample
     assert bool(list(net.buffers())) == (not per_sample)
     net(images).logsumexp(1).sum().backward()
-    assert all(
-        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters()
-    )
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
 def test_refusals() -> None:

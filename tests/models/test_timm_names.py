@@ -6,9 +6,7 @@ from distillery.errors import UserError
 from distillery.models.timm_names import check_timm
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet18.a1_in1k", "tf_efficientnet_lite0", "hf-hub:user/network"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "tf_efficientnet_lite0", "hf-hub:user/network"])
 def test_known(name: str) -> None:
     check_timm(name)
 

@@ -22,9 +22,7 @@ State = dict[str, Tensor]
 def network(seed: int = 0, **options: Any) -> SmallCNN:
     torch.manual_seed(seed)
     net = SmallCNN(**{"num_classes": 3, "in_chans": 1, "widths": (4, 6), **options})
-    net(
-        torch.rand(8, net.stages[0][0].in_channels, 8, 8)
-    )  # BatchNorm statistics that are not the initial ones
+    net(torch.rand(8, net.stages[0][0].in_channels, 8, 8))  # BatchNorm statistics that are not the initial ones
     return net
 
 
@@ -60,9 +58,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ids="plain lightning model ddp compiled ddp+compiled net distillery both_networks".split(),
 )
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
-def test_containers_and_prefixes(
-    tmp_path: Path, wrap: Callable[[State], dict[str, Any]], suffix: str
-) -> None:
+def test_containers_and_prefixes(tmp_path: Path, wrap: Callable[[State], dict[str, Any]], suffix: str) -> None:
     saved, loaded = network(0), network(1)
     torch.save(wrap(saved.state_dict()), tmp_path / f"weights{suffix}")
     load_weights(loaded, tmp_path / f"weights{suffix}")
@@ -109,9 +105,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     save_weights(network(), tmp_path / "resnet56.safetensors")
-    with pytest.raises(
-        UserError, match=r"no file .*resnet65\.safetensors\. Did you mean 'resnet56\.safetensors'"
-    ):
+    with pytest.raises(UserError, match=r"no file .*resnet65\.safetensors\. Did you mean 'resnet56\.safetensors'"):
         load_weights(network(), tmp_path / "resnet65.safetensors")
     with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
         load_weights(network(), tmp_path / "nowhere" / "resnet56.safetensors")
@@ -135,18 +129,14 @@ def test_a_file_that_is_cut_off_is_called_corrupt(tmp_path: Path, suffix: str, k
     path.write_bytes(whole[: int(kept * len(whole))])
     net = network(1)
     before = weights_hash(net)
-    with pytest.raises(
-        UserError, match=rf"weights\{suffix} \(\d+ bytes\) cannot be read .*corrupt or cut off"
-    ):
+    with pytest.raises(UserError, match=rf"weights\{suffix} \(\d+ bytes\) cannot be read .*corrupt or cut off"):
         load_weights(net, path)
     assert weights_hash(net) == before
 
 
 def test_pickled_objects_are_not_run(tmp_path: Path) -> None:
     torch.save({"model": network().state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "full.pth")
-    with pytest.raises(
-        UserError, match=r"full\.pth holds pickled Python objects.*torch\.save\(net\.state_dict"
-    ):
+    with pytest.raises(UserError, match=r"full\.pth holds pickled Python objects.*torch\.save\(net\.state_dict"):
         load_weights(network(), tmp_path / "full.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     with pytest.raises(UserError, match=r"list\.pth holds a list, not a state dict"):
@@ -175,10 +165,7 @@ def test_other_class_count(tmp_path: Path) -> None:
     path = tmp_path / "ten.safetensors"
     save_weights(network(num_classes=10), path)
     message = refusal(network(num_classes=3), path)
-    assert (
-        "2 of another shape (head.weight [10, 6] in the file, [3, 6] in the network, head.bias [10]"
-        in message
-    )
+    assert "2 of another shape (head.weight [10, 6] in the file, [3, 6] in the network, head.bias [10]" in message
     assert "missing" not in message
     assert "unexpected" not in message
 
@@ -197,16 +184,12 @@ def test_in_order() -> None:
     assert weights_hash(net) == weights_hash(source)
     with pytest.raises(UserError, match=r"hold 13 tensors, the SmallCNN has 14"):
         load_in_order(net, dict(list(state.items())[1:]))
-    with pytest.raises(
-        UserError, match=r"_theirs\.0 \[4, 2, 3, 3\] comes where stages\.0\.0\.weight \[4, 1, 3, 3\]"
-    ):
+    with pytest.raises(UserError, match=r"_theirs\.0 \[4, 2, 3, 3\] comes where stages\.0\.0\.weight \[4, 1, 3, 3\]"):
         load_in_order(net, {**state, "_theirs.0": torch.zeros(4, 2, 3, 3)})
     assert weights_hash(net) == weights_hash(source)
 
 
-@pytest.mark.parametrize(
-    "name", ["stages.0.0.weight", "stages.1.1.running_var", "stages.0.1.num_batches_tracked"]
-)
+@pytest.mark.parametrize("name", ["stages.0.0.weight", "stages.1.1.running_var", "stages.0.1.num_batches_tracked"])
 def test_hash_sees_every_tensor(name: str) -> None:
     net = network()
     before = weights_hash(net)

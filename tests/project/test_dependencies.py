@@ -15,9 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = [Requirement(line) for lines in PROJECT["optional-dependencies"].values() for line in lines]
-PIN_LINES = [
-    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
-]
+PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINS = {canonicalize_name(name): version for name, _, version in (p.partition("==") for p in PIN_LINES)}
 
 
@@ -27,9 +25,7 @@ def by_name(requirement: Requirement) -> str:
 
 @pytest.mark.parametrize("line", PIN_LINES)
 def test_constraints_hold_names_and_versions_only(line: str) -> None:
-    assert re.fullmatch(
-        r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9._]*", line
-    )  # no address, no file, no local build tag
+    assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9._]*", line)  # no address, no file, no local build tag
 
 
 @pytest.mark.parametrize("requirement", CORE + EXTRAS, ids=by_name)

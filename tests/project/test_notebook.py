@@ -25,7 +25,5 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     notebook = jupytext.read(NOTEBOOK)
-    ExecutePreprocessor(timeout=600, kernel_name="python3").preprocess(
-        notebook, {"metadata": {"path": str(tmp_path)}}
-    )
+    ExecutePreprocessor(timeout=600, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
     assert any(cell.get("outputs") for cell in notebook.cells)

@@ -55,8 +55,6 @@ def test_the_search_finds(text: str) -> None:
     assert findings(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["https://arxiv.org/abs/1503.02531", "src/work/x", "/usr/share/datasets", "~/data"]
-)
+@pytest.mark.parametrize("text", ["https://arxiv.org/abs/1503.02531", "src/work/x", "/usr/share/datasets", "~/data"])
 def test_the_search_passes_over(text: str) -> None:
     assert not findings(text)

@@ -10,13 +10,14 @@ import pytest
 from distillery.results.schema import PREDICTIONS, RunRecord
 
 TEACHER = {
-    "source": "teacher", "sha256": "t0", "score": 0.98, "params": 270_000, "flops": 40_000_000, "latency_ms": 3.0,
+    "source": "teacher", "sha256": "t0", "score": 0.98,
+    "params": 270_000, "flops": 40_000_000, "latency_ms": 3.0,
 }  # fmt: skip
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """make_run(method, seed, score, **changes to the record): writes one run folder below tmp_path and returns it."""
+    """make_run(method, seed, score, **changes to the record) writes and returns a run folder in tmp_path."""
 
     def make(
         method: str,

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from distillery.distiller import Distiller
@@ -13,15 +14,21 @@ from distillery.errors import UserError
 
 
 class TermMonitor(L.Callback):
-    """Mean of each loss term since the last line, every `log_every_n_steps` steps and at each epoch's end.
+    """Mean of each loss term since the last line, every so many steps and at each epoch's end.
 
     The terms are summed on the device and fetched at once when a line is due: logging each at each step would
     cost more than a small student's training step.
+
+    Args:
+        every_n_steps: how often a line is due.
 
     Raises:
         UserError: a term or a weight is NaN or infinite; before anything is saved, so that the last checkpoint is
             a good one.
     """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._sums: Tensor | None = None
@@ -29,14 +36,19 @@ class TermMonitor(L.Callback):
         self._steps = 0
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Mapping[str, Tensor], batch_idx: int
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
     ) -> None:
         terms: dict[str, Tensor] = outputs["terms"]
         values = torch.stack([value.float() for value in terms.values()])
         self._names = list(terms)
         self._sums = values if self._sums is None else self._sums + values
         self._steps += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % self.every_n_steps == 0:
             self._report(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -68,10 +80,10 @@ class TermMonitor(L.Callback):
 
 
 def _stopped(trainer: L.Trainer, what: str) -> UserError:
-    saved = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")), None)
+    saved = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     return UserError(
         f"Training stopped in epoch {trainer.current_epoch}, step {trainer.global_step}: {what}. "
         "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "
         "(trainer.precision=32-true). "
-        + (f"The last good checkpoint is {saved}." if saved else "No checkpoint had been written yet.")
+        + (f"The last good checkpoint is {saved[0]}." if saved and saved[0] else "No checkpoint had been written yet.")
     )

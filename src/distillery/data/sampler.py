@@ -57,20 +57,22 @@ class SeededBatchSampler(Sampler[BatchKey]):
         """First and past-the-last position of each global batch."""
         if total and self.batch_size < least:
             raise UserError(
-                f"A batch of {self.batch_size} samples is too small for {self.world} process(es): data.batch_size and "
-                f"data.eval_batch_size count the samples of all; here at least {least} are needed."
+                f"A batch of {self.batch_size} samples is too small for {self.world} process(es): "
+                "data.batch_size and data.eval_batch_size count the samples of all; "
+                f"here at least {least} are needed."
             )
         starts = range(0, total, self.batch_size)
         bounds = [(start, min(start + self.batch_size, total)) for start in starts]
-        if bounds and (size := bounds[-1][1] - bounds[-1][0]) < (self.batch_size if drop_last else least):
+        size = bounds[-1][1] - bounds[-1][0] if bounds else self.batch_size
+        if size < (self.batch_size if drop_last else least):
             bounds.pop()
-            if not self.shuffle and not drop_last and bounds:
-                bounds[-1] = (bounds[-1][0], total)
-            elif not bounds:
+            if not bounds:
                 raise UserError(
                     f"The split has {size} sample(s), too few for one batch of {self.world} process(es) "
                     f"and {self.batch_size} samples. Use a smaller batch or more samples."
                 )
+            if not self.shuffle and not drop_last:
+                bounds[-1] = (bounds[-1][0], total)
         return bounds
 
     def set_epoch(self, epoch: int) -> None:

@@ -91,8 +91,7 @@ class VisionData(LightningDataModule):
         if own is not None:
             if self.val_size is not None:
                 raise UserError(
-                    f"'{self.raw.name}' has {len(own.indices)} validation images of its own: "
-                    "set data.val_size=null."
+                    f"'{self.raw.name}' has {len(own.indices)} validation images of its own: set data.val_size=null."
                 )
             return train, own
         share = 0.1 if self.val_size is None else self.val_size

@@ -90,15 +90,17 @@ class Term(nn.Module):
 
     def pairs(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> list[Pair]:
         """The pairs of layers with their shapes."""
-        return [Pair(s, t, student[s], teacher[t]) for s, t in self._taps()]
+        return [Pair(s, t, student[s], teacher[t]) for s, t in self.taps.items()]
 
     def features(self, student: Signals, teacher: Signals) -> Iterator[tuple[Tensor, Tensor]]:
         """The pairs of layers' tensors, in the same order as `pairs`."""
-        return ((student.layers[s], teacher.layers[t]) for s, t in self._taps())
+        return ((student.layers[s], teacher.layers[t]) for s, t in self.taps.items())
 
-    def _taps(self) -> list[tuple[str, str]]:
-        assert isinstance(self.layers, dict), "layers: auto must be mapped before build"
-        return list(self.layers.items())
+    @property
+    def taps(self) -> dict[str, str]:
+        """{student tap: teacher tap}, settled; empty for a loss on logits."""
+        assert self.layers != "auto", "layers: auto must be mapped before build"
+        return dict(self.layers or {})
 
 
 def require_positive(**values: float) -> None:

@@ -31,9 +31,7 @@ class SmallCNN(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
-            raise UserError(
-                f"SmallCNN needs positive widths, one per stage, as [16, 32]; got {list(widths)}."
-            )
+            raise UserError(f"SmallCNN needs positive widths, one per stage, as [16, 32]; got {list(widths)}.")
         if norm not in get_args(Norm):
             raise UserError(f"SmallCNN has no norm {norm!r}." + did_you_mean(norm, get_args(Norm)))
         inputs = [in_chans, *widths[:-1]]

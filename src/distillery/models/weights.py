@@ -144,11 +144,7 @@ def _refuse_absent(path: Path) -> None:
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         raise UserError(f"There is no weights file {path}: the folder {folder} does not exist.")
-    problem = (
-        f"{path} is no weights file ({', '.join(SUFFIXES)})."
-        if path.exists()
-        else f"There is no file {path}."
-    )
+    problem = f"{path} is no weights file ({', '.join(SUFFIXES)})." if path.exists() else f"There is no file {path}."
     files = [file.name for file in folder.iterdir() if file.suffix in SUFFIXES]
     raise UserError(problem + (did_you_mean(path.name, files) if files else f" {folder} holds no weights."))
 

@@ -34,8 +34,8 @@ class Run:
 def collect(folders: Iterable[Path]) -> list[Run]:
     """Every run at or below the folders: folders in the given order, within each by the time of the start.
 
-    Failed and unfinished runs are among them, marked by `record.status`. A baseline has no teacher of its own:
-    it is held against the teacher of a run on the same test samples, one of its seed if there is one.
+    Failed and unfinished runs are among them, marked by `record.status`. A baseline has no teacher itself: it
+    is held against the teacher of a run on the same test samples, one of its seed if there is one.
 
     Raises:
         UserError: a folder that does not exist or holds no run, a torn record or predictions file.

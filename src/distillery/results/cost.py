@@ -21,11 +21,11 @@ def count_parameters(net: nn.Module) -> int:
 def count_flops(net: nn.Module, example: Tensor) -> int:
     """FLOPs of one forward of the first sample of `example` [B,C,H,W]: 2 × MACs.
 
-    Convolutions, matrix products and attention count; biases, normalisation and element-wise operations do not,
-    as in the tables of the literature (many of which give MACs, half of this, under the name FLOPs).
+    Convolutions, matrix products and attention count; biases, normalisation and element-wise operations do
+    not, as in the tables of the literature (many of which give MACs, half of this, under the name FLOPs).
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    # neither the CPU's fused attention nor nn.MultiheadAttention's fast path is known to the counter: they count 0
+    # the counter takes the CPU's fused attention and nn.MultiheadAttention's fast path for 0: neither is used
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         counter = FlopCounterMode(display=False)

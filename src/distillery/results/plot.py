@@ -1,4 +1,4 @@
-"""The report's picture: what the student saves and keeps (left), what each method gains over seeds (right)."""
+"""The report's picture: what the student saves and keeps (left), what each method gains over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colo
             ax.annotate(
                 f"{_short(name)} {percent(rows[name]['score_mean'])}", (costs[name], score),
                 xytext=(7, -2 if up else 2), textcoords="offset points", va="bottom" if up else "top",
-                color=colours[name], weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                color=colours[name], weight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )  # fmt: skip
         elif name != TEACHER:
             score = 100 * rows[name]["score_mean"]
@@ -145,13 +145,9 @@ def _gains(
     for height, name in enumerate(methods):
         row, colour = rows[name], colours[name]
         scores = [100 * run.score for run in students if run.record.method == name and run.score is not None]
-        ax.scatter(
-            scores, [height - 0.24] * len(scores), s=7, color=colour, alpha=0.5, linewidths=0, zorder=2
-        )
+        ax.scatter(scores, [height - 0.24] * len(scores), s=7, color=colour, alpha=0.5, linewidths=0, zorder=2)
         gain, ci95 = 100 * row["diff_mean"], 100 * row["diff_ci95"]
-        if not math.isnan(
-            ci95
-        ):  # around baseline + gain: the bar crosses the baseline's line if the gain may be 0
+        if not math.isnan(ci95):  # around baseline + gain: the bar crosses the baseline's line if the gain may be 0
             low, high = baseline + gain - ci95, baseline + gain + ci95
             ax.plot([low, high], [height, height], color=colour, lw=2, zorder=3)
         face = colour if name == BASELINE or said.get(name) in COLOURS else "white"

@@ -1,8 +1,9 @@
 """The report's files: report.md, report.csv and report.png, and its table for the terminal."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
@@ -14,9 +15,10 @@ from distillery.results.selection import Selection, select
 from distillery.results.table import TEACHER, method_table
 
 DEFINITIONS = """\
-- **score**: on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on test.
-- **Δ baseline**: difference to the same student trained without a teacher, in percentage points: mean over seeds,
-  paired, ± half-width of the paired 95 % t interval. The intervals are not corrected for the number of methods.
+- **score**: on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
+  test.
+- **Δ baseline**: difference to the same student trained without a teacher, in percentage points, paired by
+  seed: mean ± half-width of its 95 % t interval. The intervals are not corrected for the number of methods.
 - **retention**: student ÷ teacher. **Gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty
   unless the teacher is above the baseline by more than the interval of that difference.
 - **agreement**: share of the test samples for which student and teacher predict the same class.
@@ -25,7 +27,7 @@ DEFINITIONS = """\
 
 
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
-    """Writes `report.md`, `report.csv` and `report.png` on all runs at or below the folders; returns the table.
+    """Writes `report.md`, `report.csv` and `report.png` on all runs below the folders; returns the table.
 
     Raises:
         UserError: what `collect` or `select` refuse.
@@ -67,20 +69,21 @@ def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str
 
 
 def _setting(students: Sequence[Run]) -> str:
-    data, machine = students[0].record.data, students[0].record.environment
-    sizes = _unique(run.record.data.get("train") for run in students)
-    seeds = sorted({run.record.seed for run in students})
-    commits = [
-        f"{(run.record.git.get('commit') or 'unknown')[:10]}{' (dirty)' if run.record.git.get('dirty') else ''}"
-        for run in students
-    ]
-    seconds = sum(run.record.seconds or 0 for run in students)
+    records = [run.record for run in students]
+    data = records[0].data
+    sizes = _unique(record.data.get("train") for record in records)
+    machines = [record.environment.get("gpu") or record.environment.get("cpu") for record in records]
+    versions = [record.environment.get("packages", {}).get("torch") for record in records]
     return (
-        f"Data: {data.get('name')}, {sizes} training, {data.get('val')} validation and {data.get('test')} test samples. "
-        f"Seeds: {_unique(seeds)}. {len(students)} student runs, {seconds:.0f} s of training. "
-        f"Commit {_unique(commits)}; {machine.get('gpu') or machine.get('cpu')}, "
-        f"torch {machine.get('packages', {}).get('torch')}."
+        f"Data: {data.get('name')}: {sizes} training, {data.get('val')} validation, {data.get('test')} test. "
+        f"Seeds: {_unique(sorted({record.seed for record in records}))}. "
+        f"{len(records)} student runs, {sum(record.seconds or 0 for record in records):.0f} s in all. "
+        f"Commit {_unique(_commit(record.git) for record in records)}; {_unique(machines)}; torch {_unique(versions)}."
     )
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return f"{(git.get('commit') or 'unknown')[:10]}{' (dirty)' if git.get('dirty') else ''}"
 
 
 def _markdown_table(table: pd.DataFrame) -> str:
@@ -93,10 +96,7 @@ def _markdown_table(table: pd.DataFrame) -> str:
 def _findings(table: pd.DataFrame) -> list[str]:
     found = verdicts(table)
     rows = [row for row in table.itertuples() if row.method in found]
-    return [
-        f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95)} points)."
-        for row in rows
-    ]
+    return [f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95)} points)." for row in rows]
 
 
 def _left_out(selection: Selection) -> list[str]:

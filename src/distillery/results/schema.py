@@ -1,4 +1,4 @@
-"""`run.json`: the versioned record that every run leaves in its folder and that everything downstream reads."""
+"""`run.json`: the versioned record that every run leaves in its folder, read by everything downstream."""
 
 import dataclasses
 import hashlib
@@ -15,14 +15,10 @@ from distillery.errors import UserError
 
 FILE = "run.json"
 EXPORT = "student.safetensors"  # the network's plain state dict
-PREDICTIONS = (
-    "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
-)
+PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
 
 # What does not change what is computed: where things lie, what they are called, and how the run is watched.
-NOT_IDENTITY = frozenset(
-    {"paths", "hydra", "name", "method", "logger", "resume", "plan"}
-)  # at the root of the config
+NOT_IDENTITY = frozenset({"paths", "hydra", "name", "method", "logger", "resume", "plan"})  # at the root of the config
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir"})  # at any depth
 
 
@@ -46,8 +42,9 @@ class RunRecord:
         data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `num_classes`.
         teachers: for each teacher `source`, `sha256` (of its weights), `score` (test), `params`, `flops`,
             `latency_ms`.
-        student_sha256: hash of the exported weights, made as a teacher's is: so it shows which run made a teacher.
-        metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`, `val_loss`.
+        student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
+        metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
+            `val_loss`.
         cost: the student's `params`, `flops` (2 × MACs at batch 1), `latency_ms`.
         seconds: wall-clock time of the run.
     """
@@ -72,7 +69,7 @@ class RunRecord:
     error: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half of one."""
+        """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"version": self.VERSION, **dataclasses.asdict(self)}
         draft = folder / f".{FILE}.{os.getpid()}"
@@ -104,7 +101,8 @@ class RunRecord:
         names = {f.name for f in dataclasses.fields(cls)}
         if wrong := sorted(names ^ content.keys()):
             raise UserError(
-                f"{path} is not whole: missing or foreign: {', '.join(wrong)}. Run that job again, or remove its folder."
+                f"{path} lacks these fields or has them too much: {', '.join(wrong)}. "
+                "Run that job again, or remove its folder."
             )
         return cls(**content)
 

@@ -28,7 +28,7 @@ def select(runs: Sequence[Run]) -> Selection:
     """Sorts the runs of one experiment.
 
     Raises:
-        UserError: no finished run, runs on different data, or runs of one method with students of different size.
+        UserError: no finished run, runs on different data, or students of different size in one method.
     """
     selection = Selection()
     hashes = {teacher.get("sha256") for run in runs for teacher in run.record.teachers.values()}
@@ -59,8 +59,8 @@ def _check_comparable(students: Sequence[Run]) -> None:
         first = sizes.setdefault(run.record.method, run)
         if first.record.cost.get("params") != run.record.cost.get("params"):
             raise UserError(
-                f"The runs of '{run.record.method}' have students of different size: {first.folder} and {run.folder}. "
-                "One report compares the methods for one student: report each student by itself."
+                f"The runs of '{run.record.method}' have students of different size: {first.folder}, "
+                f"{run.folder}. One report is about one student: report each by itself."
             )
     if len(data) > 1:
         found = ", ".join(f"{name} in {run.folder}" for name, run in data.items())

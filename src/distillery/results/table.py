@@ -30,10 +30,11 @@ def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
 def method_table(students: Sequence[Run]) -> pd.DataFrame:
     """One row a method, with the columns `COLUMNS`; NaN where a figure is not defined.
 
-    Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds. `diff_mean`
-    ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval. `retention` and
-    `gap_recovered` are ratios of means; the gap is undefined unless teacher − baseline is above 0 with its whole
-    interval. Latency is the median over seeds. The teacher's `n_seeds` is the number of distinct teachers.
+    Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds.
+    `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval.
+    `retention` and `gap_recovered` are ratios of means; the gap is undefined unless teacher − baseline is
+    above 0 with its whole interval. Latency is the median over seeds. The teacher's `n_seeds` is the number of
+    distinct teachers.
 
     Args:
         students: the runs that are compared, as `select` gives them.
@@ -67,7 +68,7 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
 def _teacher_rows(students: Sequence[Run], baseline: dict[int, float]) -> list[dict[str, Any]]:
     """The row of all distinct teachers, or none; its difference to the baseline is the gap.
 
-    The gap is paired by seed: a baseline's teacher is that of the runs of its seed, or of all where there is none.
+    The gap is paired by seed: a baseline's teacher is that of the runs of its seed; all where there is none.
     """
     entries = [(run.record.seed, teacher) for run in students for teacher in run.record.teachers.values()]
     if not entries:

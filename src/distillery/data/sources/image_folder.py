@@ -17,9 +17,7 @@ LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val may be left out) or <root>/
 log = logging.getLogger(__name__)
 
 
-def image_folder(
-    root: str | Path, size: int = 224, test_fraction: float = 0.2, check: bool = True
-) -> RawData:
+def image_folder(root: str | Path, size: int = 224, test_fraction: float = 0.2, check: bool = True) -> RawData:
     """Pictures in `root`/{train,val,test}/class/, or in `root`/class/ with `test_fraction` of them to test.
 
     In a folder with train and val only (as ImageNet's) val is the test split, for nothing may be chosen on
@@ -58,9 +56,7 @@ def _single(root: Path, size: int, test_fraction: float, check: bool) -> RawData
 
 
 def _classes(root: Path) -> tuple[str, ...]:
-    classes = tuple(
-        sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    )
+    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if len(classes) < 2:
         found = f"only the class folder '{classes[0]}'" if classes else "no class folder"
         raise UserError(f"'{root}' has {found}; at least two are needed. Expected: {LAYOUT}.")

@@ -32,9 +32,7 @@ def attention_transfer(
     Paper: Paying More Attention to Attention, https://arxiv.org/abs/1612.03928. Values as RepDistiller's,
     which squares and averages where the paper's equation 2 takes the norm: weights are not interchangeable.
     """
-    student, teacher = pool_to_common_size(
-        at_least_float32(student_features), at_least_float32(teacher_features)
-    )
+    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
     gap = F.mse_loss(_attention(student, p), _attention(teacher, p), reduction="none")
     return reduce_rows(gap.mean(1), reduction)
 
@@ -61,9 +59,7 @@ class AttentionTransfer(Term):
         paper="https://arxiv.org/abs/1612.03928",
     )
 
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", p: float = 2
-    ) -> None:
+    def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", p: float = 2) -> None:
         super().__init__(weight, teacher, layers)
         require_positive(p=p)
         self.p = p

@@ -29,9 +29,7 @@ def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reductio
 
     Paper: FitNets, https://arxiv.org/abs/1412.6550. Values as RepDistiller's.
     """
-    student, teacher = pool_to_common_size(
-        at_least_float32(student_features), at_least_float32(teacher_features)
-    )
+    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
     require_same_shape(student, teacher)
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").flatten(1).mean(1), reduction)
 
@@ -64,9 +62,7 @@ class Hint(Term):
         super().__init__(weight, teacher, layers, projector)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        self.projectors = nn.ModuleList(
-            make_projector(self.projector, pair) for pair in self.pairs(student, teacher)
-        )
+        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in self.pairs(student, teacher))
 
     def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
         features = zip(self.projectors, self.features(student, teacher), strict=True)

@@ -61,6 +61,4 @@ class KD(Term):
         self.t_squared = t_squared
 
     def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
-        return kd(
-            student.logits, teacher.logits, self.temperature, t_squared=self.t_squared, reduction="none"
-        )
+        return kd(student.logits, teacher.logits, self.temperature, t_squared=self.t_squared, reduction="none")

@@ -1,0 +1,36 @@
+"""Fixtures for the tests of whole runs."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from distillery.compat import _VERSION, CONFIGS, register_resolvers
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are fastest on one thread, and two test processes do not disturb each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def compose_train(tmp_path: Path) -> Iterator[Compose]:
+    """`compose_train("experiment=…", …)`: the config of `distill-train`, its run folder under `tmp_path`."""
+    register_resolvers()
+
+    def composed(*overrides: str, run: str = "run") -> DictConfig:
+        return compose(
+            "train", overrides=[*overrides, f"paths.run='{tmp_path / run}'", "trainer.enable_progress_bar=false"]
+        )
+
+    with initialize_config_dir(str(CONFIGS), **_VERSION):
+        yield composed

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from distillery.data.sampler import BatchKey, SeededBatchSampler
+from distillery.errors import UserError
+
+INDICES = torch.arange(100, 205)
+
+
+def served(sampler: SeededBatchSampler) -> list[list[int]]:
+    return [key.positions for key in sampler]
+
+
+def test_training_serves_each_sample_once_in_another_order_each_epoch() -> None:
+    sampler = SeededBatchSampler(INDICES, 10, seed=1, shuffle=True)
+    first = list(sampler)
+    assert all(isinstance(key, BatchKey) and key.epoch == 0 for key in first)
+    assert [len(key.positions) for key in first] == [10] * 10 + [5]
+    assert sorted(i for key in first for i in key.positions) == INDICES.tolist()
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(i for key in second for i in key.positions) == INDICES.tolist()
+    assert [key.positions for key in second] != [key.positions for key in first]
+    assert served(SeededBatchSampler(INDICES, 10, seed=2, shuffle=True)) != [key.positions for key in first]
+
+
+def test_evaluation_serves_everything_in_order() -> None:
+    sampler = SeededBatchSampler(INDICES, 52)
+    assert served(sampler) == [list(range(100, 152)), list(range(152, 204)), [204]]
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_global_batches_do_not_depend_on_the_world(world: int, shuffle: bool) -> None:
+    whole = served(SeededBatchSampler(INDICES, 10, seed=3, shuffle=shuffle))
+    ranks = [served(SeededBatchSampler(INDICES, 10, 3, shuffle, rank, world)) for rank in range(world)]
+    assert {len(batches) for batches in ranks} == {len(ranks[0])}
+    kept = len(ranks[0])
+    assert kept == (len(whole) - 1 if shuffle and len(whole[-1]) < 2 * world else len(whole))
+    for number in range(kept):
+        parts = [batches[number] for batches in ranks]
+        assert all(len(part) >= (2 if shuffle else 1) for part in parts)
+        assert sorted(sum(parts, [])) == sorted(whole[number])
+
+
+def test_a_small_rest_is_left_out_in_training_and_joined_in_evaluation() -> None:
+    assert [len(b) for b in served(SeededBatchSampler(INDICES[:21], 10, shuffle=True))] == [10, 10]
+    assert [len(b) for b in served(SeededBatchSampler(INDICES[:22], 10, shuffle=True))] == [10, 10, 2]
+    assert [len(b) for b in served(SeededBatchSampler(INDICES[:22], 10, shuffle=True, drop_last=True))] == [10, 10]
+    ranks = [served(SeededBatchSampler(INDICES[:21], 10, rank=rank, world=2)) for rank in range(2)]
+    assert [len(b) for b in ranks[0]] == [5, 6]
+    assert sorted(sum(ranks[0] + ranks[1], [])) == INDICES[:21].tolist()
+
+
+def test_the_published_number_of_steps() -> None:
+    sampler = SeededBatchSampler(torch.arange(50_000), 64, shuffle=True)
+    sizes = [len(batch) for batch in served(sampler)]
+    assert len(sampler) == len(sizes) == 782
+    assert sizes[-1] == 16
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "world", "shuffle"),
+    [(1, 10, 1, True), (3, 10, 2, True), (100, 3, 2, True), (1, 4, 2, False)],
+)
+def test_too_few_samples_are_refused(size: int, batch_size: int, world: int, shuffle: bool) -> None:
+    with pytest.raises(UserError, match="too (few|small)"):
+        SeededBatchSampler(torch.arange(size), batch_size, shuffle=shuffle, world=world)
+
+
+def test_a_restored_sampler_serves_the_rest() -> None:
+    sampler = SeededBatchSampler(INDICES, 10, shuffle=True)
+    sampler.set_epoch(3)
+    whole = served(sampler)
+    sampler.served = 4
+    restored = SeededBatchSampler(INDICES, 10, shuffle=True)
+    restored.load_state_dict(sampler.state_dict())
+    restored.set_epoch(3)
+    assert len(restored) == 11
+    assert served(restored) == whole[4:]
+    assert served(restored) == whole
+
+
+def test_a_restored_position_is_dropped_in_another_epoch_or_after_the_last_batch() -> None:
+    sampler = SeededBatchSampler(INDICES, 10, shuffle=True)
+    sampler.served = 4
+    restored = SeededBatchSampler(INDICES, 10, shuffle=True)
+    restored.load_state_dict(sampler.state_dict())
+    restored.set_epoch(1)
+    assert len(served(restored)) == 11
+    sampler.served = 11
+    restored.load_state_dict(sampler.state_dict())
+    assert len(served(restored)) == 11
+
+
+def test_a_position_among_other_batches_is_refused() -> None:
+    sampler = SeededBatchSampler(INDICES, 10, shuffle=True)
+    sampler.served = 4
+    with pytest.raises(UserError, match="4 of 11 batches of 10"):
+        SeededBatchSampler(INDICES, 20, shuffle=True).load_state_dict(sampler.state_dict())
+    sampler.served = 11
+    SeededBatchSampler(INDICES, 20, shuffle=True).load_state_dict(sampler.state_dict())
