@@ -73,7 +73,7 @@ def wire(
         if term.teacher not in teachers:
             raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
         if term.layers == "auto":
-            term.layers = auto_layers(student.layers(batch), teachers[term.teacher].layers(batch), term.auto)
+            term.layers = auto_layers(student.stages(batch), teachers[term.teacher].stages(batch), term.auto)
     student_shapes = student.tap([tap for term in terms.values() for tap in term.taps], batch)
     for teacher_name, teacher in teachers.items():
         own = {name: term for name, term in terms.items() if term.teacher == teacher_name}

@@ -80,6 +80,8 @@ def _net(cfg: DictConfig, name: str) -> Any:
     if cfg.weights == "pretrained":
         try:
             return instantiate(cfg.net, pretrained=True)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"The pretrained weights of the {name} network could not be fetched: {error}\n"

@@ -125,6 +125,12 @@ class Network(nn.Module):
                 hook.remove()
         return finished
 
+    def stages(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """`layers`, but only those that the network itself calls its stages (timm's `feature_info`), if it does."""
+        layers = self.layers(batch)
+        named = [stage["module"] for stage in getattr(self.net, "feature_info", [])]
+        return {path: layers[path] for path in named if path in layers} or layers
+
     def head(self, batch: Mapping[str, Tensor]) -> str:
         """The path of the last linear layer that runs: the classifier."""
         linear = [path for path in self.layers(batch) if isinstance(self.net.get_submodule(path), nn.Linear)]

@@ -8,7 +8,7 @@ from distillery.errors import UserError
 
 def by_hand(image: torch.Tensor, pad: int, flip: bool, down: float, right: float, coin: float) -> torch.Tensor:
     """One image at a time, pixel by pixel: crop, then flip, as torchvision's two transforms do."""
-    channels, height, width = image.shape
+    _, height, width = image.shape
     top, left = min(int(down * (2 * pad + 1)), 2 * pad) - pad, min(int(right * (2 * pad + 1)), 2 * pad) - pad
     out = torch.zeros_like(image)
     for y in range(height):

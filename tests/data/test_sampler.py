@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_the_global_batches_do_not_depend_on_the_world(world: int, shuffle: bool
     for number in range(kept):
         parts = [batches[number] for batches in ranks]
         assert all(len(part) >= (2 if shuffle else 1) for part in parts)
-        assert sorted(sum(parts, [])) == sorted(whole[number])
+        assert sorted(chain.from_iterable(parts)) == sorted(whole[number])
 
 
 def test_a_small_rest_is_left_out_in_training_and_joined_in_evaluation() -> None:
@@ -50,7 +52,7 @@ def test_a_small_rest_is_left_out_in_training_and_joined_in_evaluation() -> None
     assert [len(b) for b in served(SeededBatchSampler(INDICES[:22], 10, shuffle=True, drop_last=True))] == [10, 10]
     ranks = [served(SeededBatchSampler(INDICES[:21], 10, rank=rank, world=2)) for rank in range(2)]
     assert [len(b) for b in ranks[0]] == [5, 6]
-    assert sorted(sum(ranks[0] + ranks[1], [])) == INDICES[:21].tolist()
+    assert sorted(chain.from_iterable(ranks[0] + ranks[1])) == INDICES[:21].tolist()
 
 
 def test_the_published_number_of_steps() -> None:
@@ -65,7 +67,7 @@ def test_the_published_number_of_steps() -> None:
     [(1, 10, 1, True), (3, 10, 2, True), (100, 3, 2, True), (1, 4, 2, False)],
 )
 def test_too_few_samples_are_refused(size: int, batch_size: int, world: int, shuffle: bool) -> None:
-    with pytest.raises(UserError, match="too (few|small)"):
+    with pytest.raises(UserError, match=r"too (few|small)"):
         SeededBatchSampler(torch.arange(size), batch_size, shuffle=shuffle, world=world)
 
 

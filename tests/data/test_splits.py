@@ -41,5 +41,5 @@ def test_the_draw_depends_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("size", [9, 401])
 def test_impossible_sizes_are_refused(size: int) -> None:
-    with pytest.raises(UserError, match="between 10 .* and 400"):
+    with pytest.raises(UserError, match=r"between 10 .* and 400"):
         stratified(torch.arange(400) % 10, torch.arange(400), size, seed=0)

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, Self
 from distillery.errors import UserError
 
 FILE = "run.json"
-EXPORT = "student.safetensors"  # the network's plain state dict
 PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
 
 # What does not change what is computed: where things lie, what they are called, and how the run is watched.
