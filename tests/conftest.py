@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from distillery.compat import _VERSION, CONFIGS, register_resolvers
+from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
 
 Compose = Callable[..., DictConfig]
 
@@ -32,5 +32,5 @@ def compose_train(tmp_path: Path) -> Iterator[Compose]:
             "train", overrides=[*overrides, f"paths.run='{tmp_path / run}'", "trainer.enable_progress_bar=false"]
         )
 
-    with initialize_config_dir(str(CONFIGS), **_VERSION):
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
         yield composed

@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TARGETS = ("distillery.*", "torch.*", "torchvision.*", "lightning.pytorch.*", "timm.*", "torchmetrics.*")
 # Hydra 1.3 wants a `version_base`, which 1.4 deprecates; 1.4 wants an execution whitelist, which 1.3 doesn't know.
 _BEFORE_1_4 = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
-_VERSION: dict[str, Any] = {"version_base": "1.3"} if _BEFORE_1_4 else {"execution_whitelist": TARGETS}
+HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if _BEFORE_1_4 else {"execution_whitelist": TARGETS}
 
 
 def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -39,7 +39,7 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
             register_resolvers()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler below
             try:
-                hydra.main(config_path=str(CONFIGS), config_name=config_name, **_VERSION)(function)()
+                hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION)(function)()
             except UserError as error:
                 sys.exit(_show(str(error)))
             except (HydraException, OmegaConfBaseException) as error:
@@ -69,7 +69,7 @@ def _with_nearest_key(error: Exception, config_name: str) -> str:
     from distillery.check import nearest_key
 
     groups = [override for override in sys.argv[1:] if (CONFIGS / re.split("[@=]", override)[0]).is_dir()]
-    with hydra.initialize_config_dir(str(CONFIGS), **_VERSION):
+    with hydra.initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
         known = hydra.compose(config_name, overrides=[group for group in groups if "," not in group])
     return f"Unknown setting {unknown[1]!r}. {nearest_key(known, unknown[1])}"
 

@@ -104,6 +104,20 @@ def test_an_own_validation_split_excludes_val_size(cifar_data: Make) -> None:
         cifar_data(**given, val_size=100).setup()
 
 
+def test_processes_share_each_batch(cifar_data: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(cifar_data().train_dataloader())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        parts.append(list(cifar_data().train_dataloader()))
+    for batch, first, second in zip(whole, *parts, strict=True):
+        for key in ("image", "target", "index"):
+            assert torch.equal(batch[key][0::2], first[key])
+            assert torch.equal(batch[key][1::2], second[key])
+
+
 def test_the_global_generator_is_left_alone(cifar_data: Make) -> None:
     data = cifar_data()
     state = torch.get_rng_state()
@@ -132,8 +146,10 @@ def test_workers_name_a_broken_image(tmp_path: Path) -> None:
     data = VisionData(
         lambda: image_folder(tmp_path, size=28, check=False), [0.5] * 3, [0.5] * 3, 6, 6, seed=0, num_workers=1
     )
+    loader = data.train_dataloader()
     with pytest.raises(UserError, match=r"bee/0001\.png' cannot be decoded"):
-        list(data.train_dataloader())
+        list(loader)
+    loader._iterator._shutdown_workers()  # the garbage collector would wait five seconds for them
 
 
 def test_the_fingerprint_knows_images_targets_and_splits(cifar_data: Make, tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ class CropFlip:
         """Images [B,C,H,W] of any dtype, uniform [B,3] in [0,1): down, right, flip -> [B,C,H,W]."""
         batch, channels, height, width = images.shape
         padded = F.pad(images, (self.crop,) * 4)
-        # The product may round up to 2 * crop + 1.
-        offset = (uniform[:, :2] * (2 * self.crop + 1)).long().clamp(max=2 * self.crop)
+        offset = (uniform[:, :2] * (2 * self.crop + 1)).long()
         columns = torch.arange(width, device=images.device).expand(batch, width)
         if self.flip:
             columns = torch.where(uniform[:, 2:] < 0.5, columns.flip(1), columns)

@@ -34,6 +34,7 @@ class VisionData(LightningDataModule):
             the same ones; 0 for none. None: the set's own split, else a tenth.
         augment: options of the source's training augmentation; None for none.
         num_workers: processes that make batches; images held in memory need none.
+        drop_last: leave out an incomplete last training batch.
 
     Raises:
         UserError: (at `setup` or the first use) the data cannot be read or split as asked.

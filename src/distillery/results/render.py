@@ -3,9 +3,10 @@
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from distillery.results.collect import Run, collect
@@ -14,6 +15,10 @@ from distillery.results.plot import plot
 from distillery.results.selection import Selection, select
 from distillery.results.table import TEACHER, method_table
 
+NARROW_HEADER = (
+    "method", "seeds", "score %\n± std", "Δ baseline\n± ci95", "reten-\ntion %", "gap re-\ncovered %", "agree-\nment %",
+    "params", "FLOPs", "latency\nms",
+)  # fmt: skip
 DEFINITIONS = """\
 - **score**: on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
   test.
@@ -43,10 +48,11 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
 
 
 def terminal_table(table: pd.DataFrame, title: str) -> Table:
-    """The table for the terminal, the best method in bold."""
-    shown = Table(title=title, title_justify="left")
-    for name in HEADER:
-        shown.add_column(name, justify="left" if name == HEADER[0] else "right")
+    """The table for the terminal, the best method in bold; in 80 columns the ± parts go to a second line."""
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for name in NARROW_HEADER:
+        justify: Literal["left", "right"] = "left" if name == "method" else "right"
+        shown.add_column(name, justify=justify, min_width=len("+12.34 ±") if "\n±" in name else None)
     best = best_method(table)
     for row in cells(table):
         shown.add_row(*row, style="bold" if row[0] == best else "dim" if row[0] == TEACHER else None)
@@ -58,7 +64,7 @@ def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str
     parts = [
         f"# {title}",
         _setting(selection.students),
-        _markdown_table(table),
+        markdown_table(table).rstrip(),
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
         _list("## Not in the table", _left_out(selection)),
@@ -78,7 +84,8 @@ def _setting(students: Sequence[Run]) -> str:
         f"Data: {data.get('name')}: {sizes} training, {data.get('val')} validation, {data.get('test')} test. "
         f"Seeds: {_unique(sorted({record.seed for record in records}))}. "
         f"{len(records)} student runs, {sum(record.seconds or 0 for record in records):.0f} s in all. "
-        f"Commit {_unique(_commit(record.git) for record in records)}; {_unique(machines)}; torch {_unique(versions)}."
+        f"Commit {_unique(_commit(record.git) for record in records)}; "
+        f"{_unique(machines)}; torch {_unique(versions)}."
     )
 
 
@@ -86,11 +93,12 @@ def _commit(git: Mapping[str, Any]) -> str:
     return f"{(git.get('commit') or 'unknown')[:10]}{' (dirty)' if git.get('dirty') else ''}"
 
 
-def _markdown_table(table: pd.DataFrame) -> str:
+def markdown_table(table: pd.DataFrame) -> str:
+    """The table alone, the best method in bold; also of a table that was read back from report.csv."""
     best = best_method(table)
     rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table)]
     rule = ["---"] + ["---:"] * (len(HEADER) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [list(HEADER), rule, *rows])
+    return "".join(f"| {' | '.join(row)} |\n" for row in [list(HEADER), rule, *rows])
 
 
 def _findings(table: pd.DataFrame) -> list[str]:

@@ -33,8 +33,8 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
     Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds.
     `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval.
     `retention` and `gap_recovered` are ratios of means; the gap is undefined unless teacher − baseline is
-    above 0 with its whole interval. Latency is the median over seeds. The teacher's `n_seeds` is the number of
-    distinct teachers.
+    above 0 with its whole interval. Latency is the median over seeds. The teacher's `n_seeds` is how many
+    distinct teachers there are.
 
     Args:
         students: the runs that are compared, as `select` gives them.
