@@ -1,8 +1,7 @@
 """What a config can be refused for before anything is built: unknown keys, unknown names."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Set
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import lightning as L
@@ -25,12 +24,18 @@ OPTIM = frozenset("optimizer scheduler interval".split())
 HYDRA = frozenset("_target_ _partial_ _convert_ _recursive_ _args_".split())
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Refuse keys that nothing reads (Hydra lets any through behind a `+`) and names that nothing answers to.
+
+    Args:
+        cfg: the composed config.
+        overrides: the command line; a loss named twice there would silently count once.
 
     Raises:
         UserError: the key's full path and the nearest right name.
     """
+    for override in overrides:
+        _refuse_duplicates(override)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
@@ -45,6 +50,17 @@ def check(cfg: DictConfig) -> None:
     _refuse_unknown("loss", {name: loss for name, loss in plain["loss"].items() if "_target_" not in loss}, losses)
     for path, node in _targets(plain):
         _refuse_arguments(path, node)
+
+
+def _refuse_duplicates(override: str) -> None:
+    group, _, options = override.partition("=")
+    named = [option.strip() for option in options.strip("[]").split(",")]
+    if group.startswith("loss/") and (twice := {option for option in named if named.count(option) > 1}):
+        name = twice.pop()
+        raise UserError(
+            f"{override}: {name!r} is named twice. A second instance needs a name of its own: "
+            f"+{group}@loss.{name}_b={name}"
+        )
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -82,22 +98,3 @@ def _refuse_unknown(path: str, node: Mapping[str, Any], known: Set[str] | None) 
         key = unknown[0]
         full = f"{path}.{key}" if path else key
         raise UserError(f"Unknown setting {full!r}." + did_you_mean(key, (known or set()) - HYDRA))
-
-
-def nearest_key(cfg: DictConfig, key: str) -> str:
-    """A sentence with the settings of `cfg` nearest to `key`."""
-    paths = list(_paths(OmegaConf.to_container(cfg, resolve=False)))
-    last = key.rsplit(".", 1)[-1]
-    near = (
-        get_close_matches(key, paths, n=3, cutoff=0.7)
-        or [p for p in paths if get_close_matches(last, [p.rsplit(".", 1)[-1]], cutoff=0.7)][:3]
-    )
-    return "Did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
-
-
-def _paths(node: Any, path: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            full = f"{path}.{key}" if path else str(key)
-            yield full
-            yield from _paths(value, full)

@@ -21,7 +21,7 @@ def command(cfg: DictConfig) -> float | None:
     if cfg.resume:
         cfg = resumed(Path(cfg.resume), overrides)
     if cfg.plan:
-        check(cfg)
+        check(cfg, overrides)
         show_plan(build(cfg))
         return None
     result = train(cfg, overrides)

@@ -8,6 +8,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from distillery import tracking
 from distillery.check import check
 from distillery.errors import UserError
 from distillery.results.render import terminal_table, write_report
@@ -50,7 +51,7 @@ def compare(cfg: DictConfig) -> None:
     out, console = Path(cfg.out), Console()
     teacher, students = jobs(cfg, out)
     for job in (teacher, *students):
-        check(job.cfg)
+        check(job.cfg, job.overrides)
         record = job.record()
         if record and record.status == "finished" and not job.finished() and not cfg.replace:
             raise UserError(
@@ -71,11 +72,13 @@ def compare(cfg: DictConfig) -> None:
     report = write_report([out], out, cfg.title)
     console.print(terminal_table(report, cfg.title))
     console.print(f"{out}/report.md  report.csv  report.png", highlight=False)
+    tracking.log_report(students[0].cfg, report, out)
 
 
 def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
     """The teacher's run and the students', seed by seed, so that a study cut short still compares whole seeds."""
     teacher = _job("teacher", out / "teacher", [*cfg.teacher, *cfg.overrides])
+    tracking.join_study(teacher.cfg, cfg.name, role="teacher")
     students = []
     for seed in cfg.seeds:
         for method, overrides in cfg.methods.items():
@@ -83,6 +86,8 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
             if "model/teacher=none" not in own:
                 own.append(f"teachers.main.weights='{teacher.folder}'")
             students.append(_job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", own))
+    for job in students:
+        tracking.join_study(job.cfg, cfg.name)
     return teacher, students
 
 

@@ -5,14 +5,15 @@ Imports nothing heavy: `--help`, `--cfg job` and TAB are answered before torch i
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,7 +44,9 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
             except UserError as error:
                 sys.exit(_show(str(error)))
             except (HydraException, OmegaConfBaseException) as error:
-                sys.exit(_show(_with_nearest_key(error, config_name)))
+                from distillery.explain import explain
+
+                sys.exit(_show(explain(error, config_name)))
 
         return main
 
@@ -59,24 +62,11 @@ def _show(message: str) -> int:
     return 2
 
 
-def _with_nearest_key(error: Exception, config_name: str) -> str:
-    """Hydra's message; where it is about an unknown key, the nearest known ones instead of its advice to append it."""
-    cause = error.__cause__
-    message = str(error) if cause is None else f"{error}\n{cause}"
-    unknown = re.match(r"Could not override '([^']+)'", str(error))
-    if not unknown:
-        return message
-    from distillery.check import nearest_key
-
-    groups = [override for override in sys.argv[1:] if (CONFIGS / re.split("[@=]", override)[0]).is_dir()]
-    with hydra.initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-        known = hydra.compose(config_name, overrides=[group for group in groups if "," not in group])
-    return f"Unknown setting {unknown[1]!r}. {nearest_key(known, unknown[1])}"
-
-
 def register_resolvers() -> None:
-    """`${method:}`: the run's losses as one word, e.g. `kd+at`; `${run_dir:default}`: where a run goes."""
+    """`${method:}`: the run's losses as one word, e.g. `kd+at`; `${run_dir:default}`: where a run goes;
+    `${group:}`: the runs that it belongs to."""
     OmegaConf.register_new_resolver("method", _method, replace=True)
+    OmegaConf.register_new_resolver("group", _group, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
 
 
@@ -89,3 +79,10 @@ def _method(*, _root_: DictConfig) -> str:
 def _run_dir(default: str, *, _root_: DictConfig) -> str:
     """The folder of a new run, or of the run that is resumed."""
     return str(_root_.resume) if _root_.get("resume") else default
+
+
+def _group(*, _root_: DictConfig) -> str:
+    """The sweep of a sweep's job, `<name>_<its folder's name>`; otherwise the experiment's name."""
+    if HydraConfig.initialized() and (own := HydraConfig.get()).mode == RunMode.MULTIRUN:
+        return f"{_root_.name}_{Path(own.sweep.dir).name}"
+    return str(_root_.name)

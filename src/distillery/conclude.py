@@ -14,10 +14,8 @@ from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import save_weights, weights_hash
 from distillery.networks import EXPORT
 from distillery.results.cost import count_flops, count_parameters, measure_latency
-from distillery.results.schema import RunRecord
+from distillery.results.schema import PREDICTIONS, RunRecord
 from distillery.signals import Network
-
-PREDICTIONS = "predictions.npz"
 
 
 def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:

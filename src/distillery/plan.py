@@ -67,14 +67,12 @@ def term_table(parts: Parts) -> Table:
     table.add_row("task", f"{task.weight:g}", "logits", "labels", "")
     for name, term in parts.distiller.objective.terms.items():
         assert isinstance(term, Term)
-        pairs = term.taps.items()
-        table.add_row(
-            f"{name} ({term.contract.short_name})",
-            f"{term.weight:g}",
-            "\n".join(f"{tap} {shapes['student'][tap]}" for tap, _ in pairs) or "logits",
-            f"{term.teacher}: " + ("\n".join(f"{tap} {shapes[term.teacher][tap]}" for _, tap in pairs) or "logits"),
-            _projectors(term),
-        )
+        label = name if name == term.contract.short_name else f"{name} ({term.contract.short_name})"
+        once = label, f"{term.weight:g}", _projectors(term)
+        for tap, other in term.taps.items() or [("logits", "logits")]:
+            sizes = shapes["student"].get(tap, ""), shapes[term.teacher].get(other, "")
+            table.add_row(*once[:2], f"{tap} {sizes[0]}", f"{term.teacher}: {other} {sizes[1]}", once[2])
+            once = "", "", ""
     return table
 
 
@@ -84,4 +82,4 @@ def _shapes(network: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _projectors(term: Term) -> str:
     size = sum(parameter.numel() for parameter in term.parameters())
-    return f"{size:,} parameters" if size else "none"
+    return f"{size:,} parameters" if size else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from distillery import tracking
@@ -46,7 +47,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
         UserError: before anything is trained, if config, data, networks or losses do not fit together; or when
             training itself breaks off (NaN). The run is then recorded as failed.
     """
-    check(cfg)
+    check(cfg, overrides)
     cfg = cfg.copy()
     folder = Path(cfg.paths.run)
     identity = config_hash(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
@@ -55,8 +56,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
         record = describe(parts, identity, overrides)
         if cfg.trainer.enable_progress_bar and is_main():
             show_plan(parts)
-        with recorded(record, parts, folder):
-            trainer = make_trainer(parts.cfg, record, callbacks)
+        with tracking.tracked(parts.cfg, record, folder) as loggers, recorded(record, parts, folder):
+            trainer = make_trainer(parts.cfg, loggers, callbacks)
             trainer.fit(
                 parts.distiller,
                 datamodule=parts.data,
@@ -65,6 +66,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
             all_ranks.end()  # the splits are scored by one process: each sample exactly once
             if is_main():
                 conclude(record, parts, trainer.current_epoch, folder)
+                tracking.log_scores(loggers, record, trainer.global_step)
                 record.status = "finished"
     return Result(record, parts, folder)
 
@@ -105,18 +107,17 @@ def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[None]:
         record.seconds = round(time.monotonic() - start, 3)
         if is_main():
             record.write(folder)
-            tracking.close(failed=record.status == "failed")
 
 
-def make_trainer(cfg: DictConfig, record: RunRecord, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer with the config's callbacks and loggers, without its remarks on what it sees."""
+def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer with the config's callbacks, without its remarks on what it sees."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # TermMonitor logs each epoch
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     return L.Trainer(
         **instantiate(cfg.trainer),
-        logger=tracking.start(cfg, record),
+        logger=loggers,
         callbacks=[*_made(cfg.callbacks), *callbacks],
         default_root_dir=cfg.paths.run,
         use_distributed_sampler=False,  # the data module's own sampler gives each rank its share
