@@ -2,7 +2,7 @@
 # # Distil a teacher into a small student
 #
 # What `make demo` does, step by step, from Python: a teacher learns scikit-learn's digits from 800 images, a student
-# with a twelfth of its parameters sees 100 of them, alone and with the teacher's help. About a minute on a CPU.
+# with an eleventh of its parameters sees 100 of them, alone and with the teacher's help. About a minute on a CPU.
 
 # %%
 import tempfile
@@ -10,11 +10,14 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from IPython.display import Image, display
+from safetensors.torch import load_file
 
+from distillery.build import build
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.models.cnn import SmallCNN
 from distillery.plan import show_plan
 from distillery.results.render import write_report
-from distillery.run import build, train
+from distillery.run import train
 
 out = Path(tempfile.mkdtemp())
 register_resolvers()
@@ -63,17 +66,12 @@ for seed in range(3):
 
 # %%
 table = write_report([out], out, "Digits, three seeds")
-display(Image(out / "report.png"))
-table
+display(Image(out / "report.png"), table)
 
 # %% [markdown]
 # Three seeds leave a wide interval; `make demo` takes eight, and more methods. The student's weights are a plain
 # file, loaded without Lightning or Hydra.
 
 # %%
-from safetensors.torch import load_file
-
-from distillery.models.cnn import SmallCNN
-
 student = SmallCNN(num_classes=10, in_chans=1, widths=(16, 32))
 student.load_state_dict(load_file(out / "kd0" / "student.safetensors"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import lightning as L
 import pytest
 import wandb
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from wandb.proto.wandb_internal_pb2 import Record
 
 from distillery import tracking
 from distillery.command import resumed
 from distillery.compare import compare
+from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.errors import UserError
 from distillery.run import train
 
@@ -72,11 +74,20 @@ def new_process() -> Iterator[None]:
     wandb.teardown()
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a teacher's run."""
+    folder = tmp_path_factory.mktemp("teacher")
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        train(compose("train", [*TEACHER, f"paths.run='{folder}'", "trainer.enable_progress_bar=false"]))
+    return folder
+
+
 @pytest.fixture
-def student(compose_train: Any) -> list[str]:
-    """The overrides of a small student run, its teacher trained."""
-    folder = train(compose_train(*TEACHER, run="teacher")).folder
-    return [*STUDENT, f"teachers.main.weights='{folder}'"]
+def student(teacher: Path) -> list[str]:
+    """The overrides of a small student run."""
+    return [*STUDENT, f"teachers.main.weights='{teacher}'"]
 
 
 def test_a_run_shows_its_config_its_losses_and_its_result(student: list[str], compose_train: Any) -> None:
@@ -323,10 +334,14 @@ def md5(path: Path) -> str:
 
 
 def _read(path: Path) -> SimpleNamespace:
-    of = defaultdict(list)
-    for record in _records(path.read_bytes()):
-        kind = record.WhichOneof("record_type")
-        of[kind].append(getattr(record, kind))
+    of: dict[str, list[Any]] = {}
+    deadline = time.monotonic() + 30
+    while "exit" not in of and time.monotonic() < deadline:  # W&B's own process may write on after `finish`
+        time.sleep(0.05)
+        of = defaultdict(list)
+        for record in _records(path.read_bytes()):
+            kind = record.WhichOneof("record_type")
+            of[kind].append(getattr(record, kind))
     (run,) = of["run"]
     (ending,) = of["exit"]
     return SimpleNamespace(
@@ -357,8 +372,10 @@ def _records(data: bytes) -> Iterator[Record]:
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
-        record += data[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(data):  # not all of it is written yet
+            return
+        record += data[position - length : position]
         if kind in (1, 4):  # whole, or its last piece
             yield Record.FromString(record)
             record = b""

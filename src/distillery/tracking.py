@@ -132,12 +132,8 @@ def _configs(cfg: DictConfig) -> dict[str, DictConfig]:
 
 def _opened(key: str, config: DictConfig) -> Any:
     """The logger of `config`; a W&B run is open then."""
-    import wandb
-
     try:
         logger = instantiate(config)
-        if isinstance(logger, WandbLogger):
-            _ = logger.experiment
     except InstantiationException as error:
         if isinstance(error.__cause__, ModuleNotFoundError):
             raise UserError(
@@ -145,11 +141,16 @@ def _opened(key: str, config: DictConfig) -> Any:
                 f"{error.__cause__}"
             ) from None
         raise
-    except wandb.errors.Error as error:
-        raise UserError(
-            f"{key}: W&B could not start a run: {error}\nlogger.wandb.offline=true keeps it on this machine "
-            "(`wandb sync` sends it later); `wandb login` tells W&B who you are; logger=csv does without."
-        ) from None
+    if isinstance(logger, WandbLogger):
+        import wandb  # half a second that the other loggers do without
+
+        try:
+            _ = logger.experiment
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"{key}: W&B could not start a run: {error}\nlogger.wandb.offline=true keeps it on this machine "
+                "(`wandb sync` sends it later); `wandb login` tells W&B who you are; logger=csv does without."
+            ) from None
     return logger
 
 
