@@ -18,12 +18,13 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 from distillery.build import Parts, build
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.models.weights import save_weights
-from distillery.run import describe, make_trainer
+from distillery.run import make_trainer
 
 LIMIT = 1.05
 RESNETS = [
@@ -52,7 +53,7 @@ def under_trainer(parts: Parts, steps: int, folder: Path) -> float:
     cfg.trainer.update(max_steps=steps + 1, max_epochs=-1, limit_val_batches=0, enable_progress_bar=False)
     cfg.callbacks.update(checkpoint_last=None, checkpoint_best=None, teacher_guard=None)
     cfg.paths.run = str(folder)
-    make_trainer(cfg, describe(parts, "", []), [clock]).fit(parts.distiller, datamodule=parts.data)
+    make_trainer(cfg, [CSVLogger(folder)], [clock]).fit(parts.distiller, datamodule=parts.data)
     return clock.seconds / steps
 
 
