@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from distillery.compat import hydra_main
+from distillery.entry import hydra_main
 from distillery.errors import UserError
 
 

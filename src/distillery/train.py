@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from distillery.compat import hydra_main
+from distillery.entry import hydra_main
 
 
 @hydra_main("train")

@@ -1,0 +1,52 @@
+"""The commands' way in: Hydra composes the config, and errors are shown as what the user can mend.
+
+Imports nothing heavy: `--help`, `--cfg job` and TAB are answered before torch is imported.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.errors import UserError
+from distillery.explain import explain
+
+
+def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make `function(cfg)` a command: composes `configs/<config_name>.yaml`, then runs it.
+
+    What the user can mend (`UserError`, a config that doesn't compose) is printed and exits with 2. Anything else
+    keeps its full traceback, which Hydra would cut.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def main() -> None:
+            register_resolvers()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler below
+            try:
+                hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION)(function)()
+            except UserError as error:
+                sys.exit(_show(str(error)))
+            except (HydraException, OmegaConfBaseException) as error:
+                sys.exit(_show(explain(error, config_name)))
+
+        return main
+
+    return decorate
+
+
+def _show(message: str) -> int:
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("[bold red]error[/] ", end="")
+    console.print(message, markup=False, highlight=False)
+    return 2
