@@ -9,11 +9,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# What `_target_` may name.
-TARGETS = ("distillery.*", "torch.*", "torchvision.*", "lightning.pytorch.*", "timm.*", "torchmetrics.*")
-# Hydra 1.3 wants a `version_base`, which 1.4 deprecates; 1.4 wants an execution whitelist, which 1.3 doesn't know.
-_BEFORE_1_4 = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
-HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if _BEFORE_1_4 else {"execution_whitelist": TARGETS}
+# Hydra 1.3 wants a `version_base`, which 1.4 deprecates.
+BEFORE_1_4 = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
+HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 
 
 def register_resolvers() -> None:

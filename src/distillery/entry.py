@@ -14,9 +14,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.compat import BEFORE_1_4, CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.errors import UserError
 from distillery.explain import explain
+
+# What `_target_` may name in a config: a list that Hydra 1.4 wants and 1.3 doesn't know. Add your own package.
+TARGETS = ("distillery.*", "torch.*", "torchvision.*", "lightning.pytorch.*", "timm.*", "torchmetrics.*")
+WHITELIST: dict[str, Any] = {} if BEFORE_1_4 else {"execution_whitelist": TARGETS}
 
 
 def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -32,7 +36,7 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
             register_resolvers()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler below
             try:
-                hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION)(function)()
+                hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION, **WHITELIST)(function)()
             except UserError as error:
                 sys.exit(_show(str(error)))
             except (HydraException, OmegaConfBaseException) as error:
