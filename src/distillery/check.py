@@ -21,6 +21,9 @@ ROOT = frozenset(
 NETWORK = frozenset("net weights input bn_mode".split())
 INPUT = frozenset("mean std size".split())
 OPTIM = frozenset("optimizer scheduler interval".split())
+TRAINER = frozenset(
+    "logger callbacks default_root_dir use_distributed_sampler enable_model_summary".split()
+)  # run.py's
 HYDRA = frozenset("_target_ _partial_ _convert_ _recursive_ _args_".split())
 
 
@@ -40,12 +43,20 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     _refuse_unknown("", plain, ROOT)
-    for name in ("student", *(f"teachers.{name}" for name in teachers_of(cfg))):
+    teachers = [f"teachers.{name}" for name in teachers_of(cfg)]
+    for name in ("student", *teachers):
         network: Any = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
+        if "net" not in network:  # a misspelt name behind a `+`
+            others = [other for other in teachers if "net" in OmegaConf.select(cfg, other)]
+            raise UserError(
+                f"{name} has no network.{did_you_mean(name, others)} One more teacher: +model/teacher@{name}=run"
+            )
         _refuse_unknown(name, network, NETWORK)
         _refuse_unknown(f"{name}.input", network["input"], INPUT)
     _refuse_unknown("optim", plain["optim"], OPTIM)
     _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
+    if own := sorted(TRAINER & plain["trainer"].keys()):
+        raise UserError(f"trainer.{own[0]} is not yours to set: see `callbacks`, `logger` and `paths.run` instead.")
     losses = {path.stem for path in CONFIGS.glob("loss/*/*.yaml")}
     _refuse_unknown("loss", {name: loss for name, loss in plain["loss"].items() if "_target_" not in loss}, losses)
     for path, node in _targets(plain):

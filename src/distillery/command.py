@@ -1,9 +1,11 @@
 """What `distill-train` does with its config: show the plan, go on with a run, or start one."""
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from distillery.build import build
@@ -17,7 +19,14 @@ from distillery.run import train
 
 def command(cfg: DictConfig) -> float | None:
     """Returns the score that a sweeper maximises: the validation score of the last epoch."""
-    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        return _run(cfg, list(HydraConfig.get().overrides.task))
+    finally:
+        with suppress(OSError):  # Hydra made it, also for a run that was refused or only planned; then it is empty
+            Path(HydraConfig.get().runtime.output_dir).rmdir()
+
+
+def _run(cfg: DictConfig, overrides: list[str]) -> float | None:
     if cfg.resume:
         cfg = resumed(Path(cfg.resume), overrides)
     if cfg.plan:
@@ -30,7 +39,7 @@ def command(cfg: DictConfig) -> float | None:
 
 
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:
-    """The config of the run in `folder`.
+    """The config of the run in `folder`, which may have been moved.
 
     Raises:
         UserError: an override which that run did not have: its config is what is resumed.
@@ -41,10 +50,21 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
             f"A resumed run takes its config from its folder, and {', '.join(foreign)} is not part of it. "
             "Leave it out, or start a new run with it."
         )
-    cfg = run_config(str(folder), "student")
+    plain = OmegaConf.to_container(run_config(str(folder), "student"))
+    assert isinstance(plain, dict)
+    cfg: DictConfig = OmegaConf.create(_moved(plain, plain["paths"]["run"], str(folder)))
     cfg.resume = str(folder)
-    cfg.paths.run = str(folder)
     return cfg
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """`value` with every path in `old` replaced by the same in `new`."""
+    if isinstance(value, dict):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    inside = isinstance(value, str) and Path(value).is_relative_to(old)
+    return str(Path(new) / Path(value).relative_to(old)) if inside else value
 
 
 def show_result(record: RunRecord, folder: Path) -> None:

@@ -38,12 +38,27 @@ class Job:
     def identity(self) -> str:
         return config_hash(OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
 
+    def run(self, bar: StudyBar) -> RunRecord:
+        """Train it. What an earlier run left in the folder no longer counts, however this one ends."""
+        (self.folder / FILE).unlink(missing_ok=True)
+        record = train(self.cfg, self.overrides, callbacks=[bar.follow(self.label)]).record
+        bar.finished(self.label, record.metrics["last"]["val_score"])
+        return record
+
+    def failed(self, error: Exception) -> None:
+        """Leave a record of a failure that came before training, for which `train` has none."""
+        if self.record() is None:
+            record = RunRecord(self.cfg.name, self.cfg.method, self.cfg.seed, self.identity(), self.overrides, "failed")
+            record.error = f"{type(error).__name__}: {error}"
+            record.write(self.folder)
+
 
 def compare(cfg: DictConfig) -> None:
     """Run what is missing of the study and write `report.md`, `report.csv` and `report.png` into `cfg.out`.
 
-    A run that fails is recorded as failed and shown in the report; the others go on. A run of another config, or of
-    another teacher, is only replaced on demand.
+    A student's run that fails, for whatever reason, is recorded as failed and shown in the report; the others go on.
+    A run of another config is only replaced on demand; one that learnt from another teacher than is there now is
+    run again.
 
     Raises:
         UserError: a config that does not compose or check, or a folder that holds another config's run.
@@ -66,12 +81,13 @@ def compare(cfg: DictConfig) -> None:
                 bar.skip(job.label)
                 continue
             try:
-                train(job.cfg, job.overrides, callbacks=[bar.follow(job.label)])
-            except UserError as error:
+                job.run(bar)
+            except Exception as error:  # out of memory, say: no reason to lose the other runs
+                job.failed(error)
                 bar.failed(job.label, error)
     report = write_report([out], out, cfg.title)
     console.print(terminal_table(report, cfg.title))
-    console.print(f"{out}/report.md  report.csv  report.png", highlight=False)
+    console.print(f"{out}/report.md  report.csv  report.png", highlight=False, soft_wrap=True)
     tracking.log_report(students[0].cfg, report, out)
 
 
@@ -97,7 +113,7 @@ def teacher_hash(teacher: Job, bar: StudyBar) -> str | None:
     if record:
         bar.skip(teacher.label)
     else:
-        record = train(teacher.cfg, teacher.overrides, callbacks=[bar.follow(teacher.label)]).record
+        record = teacher.run(bar)
     return record.student_sha256
 
 

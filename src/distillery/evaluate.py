@@ -1,8 +1,9 @@
 """`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and prove its score."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distillery.entry import hydra_main
+from distillery.errors import UserError
 
 
 @hydra_main("evaluate")
@@ -11,7 +12,9 @@ def main(cfg: DictConfig) -> None:
 
     from distillery.prove import prove
 
-    prove(Path(cfg.run), cfg.split)
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("Which run? Name a run folder: distill-evaluate run=outputs/demo/kd/seed0")
+    prove(Path(str(cfg.run)), cfg.split)
 
 
 if __name__ == "__main__":

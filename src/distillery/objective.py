@@ -1,5 +1,6 @@
 """The objective: the task loss and the distillation losses, weighted and summed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distillery.errors import UserError
 from distillery.losses.term import Term
 from distillery.signals import Signals
 from distillery.tasks import Classification
@@ -29,10 +31,16 @@ class Objective(nn.Module):
     Args:
         task: owns the hard-label loss and the rows that count.
         terms: the distillation losses by name, as in `cfg.loss`.
+
+    Raises:
+        UserError: a weight that is no finite number.
     """
 
     def __init__(self, task: Classification, terms: Mapping[str, Term]) -> None:
         super().__init__()
+        _refuse_weight("task", task.weight)
+        for name, term in terms.items():
+            _refuse_weight(f"loss.{name}", term.weight)
         self.task = task
         self.terms = nn.ModuleDict(terms)
 
@@ -48,6 +56,11 @@ class Objective(nn.Module):
             losses[name] = per_row(value) if term.contract.per_sample else value
             total = total + term.weight * losses[name]
         return Losses(total, {name: value.detach() for name, value in {"loss": total, **losses}.items()})
+
+
+def _refuse_weight(path: str, weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise UserError(f"{path}.weight={weight}: it must be a finite number.")
 
 
 class _RowMean:

@@ -1,5 +1,6 @@
 """`plan=true`: the wiring of a run, before a single step of it."""
 
+import math
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -23,7 +24,8 @@ def show_plan(parts: Parts, console: Console | None = None) -> None:
 def data_table(parts: Parts) -> Table:
     """Split sizes, and how many steps and epochs are made of them."""
     data, trainer = parts.data, parts.cfg.trainer
-    steps = len(data.train_dataloader())
+    steps = math.ceil(len(data.train_dataloader()) / trainer.accumulate_grad_batches)
+    total = steps * trainer.max_epochs if trainer.max_steps < 0 else min(trainer.max_steps, steps * trainer.max_epochs)
     table = Table(title=f"{data.name}: {data.num_classes} classes", title_justify="left")
     for heading in ("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"):
         table.add_column(heading, justify="right")
@@ -32,7 +34,7 @@ def data_table(parts: Parts) -> Table:
         str(parts.cfg.data.batch_size),
         f"{steps:,}",
         str(trainer.max_epochs),
-        f"{steps * trainer.max_epochs:,}",
+        f"{total:,}",
     )
     return table
 

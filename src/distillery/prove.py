@@ -6,24 +6,33 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich import print
 
-from distillery.errors import UserError
+from distillery.errors import UserError, did_you_mean
 from distillery.evaluation import Evaluation, evaluate
-from distillery.networks import build_student, run_config
+from distillery.models.weights import read_weights, weights_hash
+from distillery.networks import EXPORT, build_student, run_config
 from distillery.results.schema import RunRecord
 from distillery.signals import Network
+
+SPLITS = ("test", "val")
 
 
 def prove(folder: Path, split: str = "test") -> Evaluation:
     """Rebuild the student from `config.yaml` and `student.safetensors` and score it on a split of the run's data.
 
     Raises:
-        UserError: not a finished run, other data than the run's, or a score that differs from the recorded one.
+        UserError: not a finished run, no such split, data or weights other than the run's, or a score that differs
+            from the recorded one.
     """
+    if split not in SPLITS:
+        raise UserError(f"There is no split {split!r}." + did_you_mean(split, SPLITS))
     record = RunRecord.read(folder)
     if record.status != "finished":
         raise UserError(
             f"The run in {folder} is {record.status}, not finished: {record.error or 'it has no score yet'}."
         )
+    recorded = record.metrics["last"][f"{split}_score"]
+    if recorded is None:
+        raise UserError(f"The run in {folder} has no score on {split}: its data have no such split.")
     cfg = run_config(str(folder), "student")
     data = instantiate(cfg.data)
     data.prepare_data()
@@ -33,13 +42,15 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
             f"The data of {record.data['name']} are not those of the run in {folder}: their hashes differ. "
             "Point data.root to the data set that the run used."
         )
+    student = student_of(folder, cfg)
+    if weights_hash(student.net) != record.student_sha256:
+        raise UserError(f"{folder / EXPORT} does not hold the weights that the run exported: their hashes differ.")
     found = evaluate(
-        student_of(folder, cfg),
+        student,
         data.test_dataloader() if split == "test" else data.val_dataloader(),
         instantiate(cfg.task),
         data.num_classes,
     )
-    recorded = record.metrics["last"][f"{split}_score"]
     print(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
     if abs(found.score - recorded) > 0.5 / len(found.target):
         raise UserError(f"The exported student of {folder} does not give the recorded score.")
@@ -47,7 +58,8 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
 
 
 def student_of(folder: Path, cfg: DictConfig) -> Network:
-    """The trained student of a run folder."""
-    student = cfg.student.copy()
-    student.weights = str(folder)
-    return build_student(student)
+    """The trained student of a run folder, in the precision that it was exported in."""
+    own = cfg.student.copy()
+    own.weights = str(folder)
+    exported = read_weights(folder / EXPORT).values()
+    return build_student(own).to(next(tensor.dtype for tensor in exported if tensor.is_floating_point()))

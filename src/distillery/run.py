@@ -1,16 +1,18 @@
 """One run, from a config to a finished run folder. The file to read first."""
 
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -51,18 +53,17 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     cfg = cfg.copy()
     folder = Path(cfg.paths.run)
     identity = config_hash(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    checkpoint = last_checkpoint(folder) if cfg.resume else None
     with ranks(cfg.trainer, overrides, folder) as all_ranks:
         parts = build(cfg)
         record = describe(parts, identity, overrides)
+        if cfg.resume:
+            record = continued(record, folder)
         if cfg.trainer.enable_progress_bar and is_main():
             show_plan(parts)
         with tracking.tracked(parts.cfg, record, folder) as loggers, recorded(record, parts, folder):
             trainer = make_trainer(parts.cfg, loggers, callbacks)
-            trainer.fit(
-                parts.distiller,
-                datamodule=parts.data,
-                ckpt_path=last_checkpoint(folder) if cfg.resume else None,
-            )
+            trainer.fit(parts.distiller, datamodule=parts.data, ckpt_path=checkpoint)
             all_ranks.end()  # the splits are scored by one process: each sample exactly once
             if is_main():
                 conclude(record, parts, trainer.current_epoch, folder)
@@ -91,11 +92,28 @@ def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord
     )
 
 
+def continued(record: RunRecord, folder: Path) -> RunRecord:
+    """`record` as that of the run in `folder`, which goes on: still the job that was started, on the same data."""
+    before = RunRecord.read(folder)
+    if before.data["fingerprint"] != record.data["fingerprint"]:
+        raise UserError(
+            f"{folder} cannot be resumed: the data of {record.data['name']} are not those that it was started on. "
+            "Point data.root of its config.yaml to those, or start a new run."
+        )
+    kept = {name: getattr(before, name) for name in ("config_hash", "overrides", "started", "seconds")}
+    return replace(record, **kept)
+
+
 @contextmanager
 def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[None]:
-    """Keeps the run folder true: config and record from the first moment, the error if it ends in one."""
-    start = time.monotonic()
+    """Keeps the run folder true: config and record from the first moment, the error if it ends in one.
+
+    Checkpoints that a former run left there are removed: its best one would be taken for this run's.
+    """
+    start = time.monotonic() - (record.seconds or 0)
     if is_main():
+        if not parts.cfg.resume:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         record.write(folder)
         OmegaConf.save(parts.cfg, folder / CONFIG, resolve=True)
     try:
@@ -110,19 +128,30 @@ def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[None]:
 
 
 def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer with the config's callbacks, without its remarks on what it sees."""
+    """Lightning's Trainer with the config's callbacks, without its remarks on what it sees.
+
+    Raises:
+        UserError: settings that Lightning refuses, or hardware that is not there.
+    """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # TermMonitor logs each epoch
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
+    warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
-    return L.Trainer(
-        **instantiate(cfg.trainer),
-        logger=loggers,
-        callbacks=[*_made(cfg.callbacks), *callbacks],
-        default_root_dir=cfg.paths.run,
-        use_distributed_sampler=False,  # the data module's own sampler gives each rank its share
-        enable_model_summary=False,
-    )
+    callbacks = [*_made(cfg.callbacks), *callbacks]
+    try:
+        return L.Trainer(
+            **instantiate(cfg.trainer),
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=cfg.paths.run,
+            use_distributed_sampler=False,  # the data module's own sampler gives each rank its share
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
+        raise UserError(
+            f"Lightning refuses the settings under `trainer`: {error} hardware=cpu runs on any machine."
+        ) from error
 
 
 def last_checkpoint(folder: Path) -> Path:

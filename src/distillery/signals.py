@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distillery.errors import UserError, did_you_mean
 
 ALIASES = {"head": "", "embedding": ":input"}  # alias -> what of the head it means
+Dropout = nn.modules.dropout._DropoutNd
 TAP = re.compile(r"(?P<path>[^:\[\]]*)(?P<input>:input)?(\[(?P<item>\d+)\])?")
 
 
@@ -68,42 +69,54 @@ class Network(nn.Module):
         self.net = net
         self.size = size
         self.name = name
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor([*map(float, mean)]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([*map(float, std)]).view(-1, 1, 1), persistent=False)
         self._recorded: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def adapt(self, image: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] → what `net` was trained on: its resolution, channels and statistics."""
-        if self.size and self.size != image.shape[-1]:
+        if self.size and image.shape[-2:] != (self.size, self.size):
             image = nn.functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return (image - self.mean) / self.std  # a grey image broadcasts to the statistics' three channels
+        image = (image - self.mean) / self.std  # a grey image broadcasts to the statistics' three channels
+        return image.to(self.mean.dtype)  # float32 images do not lift a network of 16 bits
 
     def forward(self, batch: Mapping[str, Tensor]) -> Signals:
-        self._recorded.clear()
+        self._recorded = {}
         logits = self.net(self.adapt(batch["image"]))
-        return Signals(logits, dict(self._recorded))
+        layers, self._recorded = self._recorded, {}  # hold no activations, nor their graph, beyond the step
+        return Signals(logits, layers)
 
     def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-        """Record `taps` in every forward from now on; returns the shape of each on `batch`.
+        """Record `taps`, and no others, in every forward from now on; returns the shape of each on `batch`.
 
         A tapped tensor which a later in-place operation overwrites (an in-place ReLU after a BatchNorm, `+=` of
         a shortcut) is recorded as a copy; the others are recorded without one. Found out on `batch`.
 
         Raises:
-            UserError: no such layer, or it gives no tensor.
+            UserError: no such layer, or it gives no tensor or does not run. Nothing is tapped then.
         """
+        self._attach({})
         if not taps:
             return {}
         wanted = {tap: self._resolve(tap, batch) for tap in dict.fromkeys(taps)}
         versions: dict[str, int] = {}
         self._attach(wanted, versions=versions)
-        probe(self, batch)
-        shapes = {tap: tensor.shape for tap, tensor in self._recorded.items()}
-        overwritten = {tap for tap, tensor in self._recorded.items() if tensor._version != versions[tap]}
-        self._attach(wanted, copied=overwritten)
-        self._recorded.clear()
-        return shapes
+        try:
+            with evaluating(self), torch.random.fork_rng([self.mean.device] if self.mean.is_cuda else []):
+                for module in self.modules():
+                    if isinstance(module, Dropout):
+                        module.training = module.inplace  # in evaluation it would not show that it overwrites
+                layers = self(batch).layers
+        finally:
+            self._attach({})
+        if silent := [tap for tap in wanted if tap not in layers]:
+            raise UserError(
+                f"Tap {silent[0]!r} of the {self.name} network records nothing: that layer does not run."
+                + did_you_mean(wanted[silent[0]].path, self.layers(batch))
+            )
+        self._attach(wanted, copied={tap for tap, tensor in layers.items() if tensor._version != versions[tap]})
+        return {tap: tensor.shape for tap, tensor in layers.items()}
 
     def layers(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """The path and output shape of every module that gives a tensor, in the order in which they finish."""
@@ -165,6 +178,10 @@ class Network(nn.Module):
 
         def keep(tap: str, value: Any, item: int | None) -> None:
             if item is not None:
+                elements = len(value) if isinstance(value, tuple | list) else None
+                if elements is None or item >= elements:
+                    given = f"a single {type(value).__name__}" if elements is None else f"{elements}, counted from 0"
+                    raise UserError(f"Tap {tap!r} of the {self.name} network: no element {item}; there is {given}.")
                 value = value[item]
             if not isinstance(value, Tensor):
                 raise UserError(

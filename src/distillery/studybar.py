@@ -1,6 +1,7 @@
 """One bar for a whole study."""
 
 import logging
+import traceback
 import warnings
 from contextlib import ExitStack
 from typing import Any, Self
@@ -54,12 +55,14 @@ class StudyBar:
         """A run that was finished before."""
         self._finish(f"{label}: kept")
 
-    def failed(self, label: str, error: UserError) -> None:
-        """A run that ended in an error; the study goes on."""
-        self._console.print(f"{label} failed: {error}", markup=False)
+    def failed(self, label: str, error: Exception) -> None:
+        """A run that ended in an error, told with its traceback unless it is the user's; the study goes on."""
+        told = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        self._console.print(f"{label} failed: {told}", markup=False, highlight=False, soft_wrap=True)
         self._finish(None)
 
     def finished(self, label: str, score: float | None) -> None:
+        """A run that left a complete folder; `score` is its last one on the validation split, if there is one."""
         self._finish(f"{label}: validation score {score:.4f}" if score is not None else label)
 
     def move(self, text: str, part: float) -> None:
@@ -83,7 +86,3 @@ class _Follow(L.Callback):
         shown = {key: float(value) for key, value in trainer.progress_bar_metrics.items()}
         figures = "".join(f"  {key.removeprefix('val/')} {value:.3f}" for key, value in shown.items())
         self._bar.move(f"{self._label}  epoch {epoch}/{epochs}{figures}", epoch / epochs)
-
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        score = trainer.callback_metrics.get("val/score")
-        self._bar.finished(self._label, None if score is None else float(score))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from distillery.errors import UserError
 from distillery.signals import Signals
 
 
@@ -14,11 +15,16 @@ class Classification:
     Args:
         weight: of the hard-label loss in the objective (the literature's gamma, or 1 - alpha).
         label_smoothing: mass taken from the label and spread over the classes (Szegedy et al. 2016).
+
+    Raises:
+        UserError: a `label_smoothing` outside of [0, 1].
     """
 
     score = "accuracy"
 
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing <= 1:
+            raise UserError(f"task.label_smoothing={label_smoothing}: it must lie between 0 and 1.")
         self.weight = weight
         self.label_smoothing = label_smoothing
 

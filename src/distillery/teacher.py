@@ -1,15 +1,17 @@
 """The teacher: a network that is frozen, whatever is done to what surrounds it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from distillery.errors import UserError, did_you_mean
 from distillery.models.weights import weights_hash
 from distillery.signals import Network, Signals
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+BatchNormMode = Literal["eval", "train"]
 
 
 class Teacher(Network):
@@ -22,6 +24,9 @@ class Teacher(Network):
         source: where the weights came from, for the records.
         bn_mode: "eval" normalises by the running statistics. "train" normalises each training batch by its own
             statistics (as OFD does: Heo et al. 2019, table 8) and still leaves the running ones unchanged.
+
+    Raises:
+        UserError: an unknown `bn_mode`.
     """
 
     def __init__(
@@ -32,8 +37,11 @@ class Teacher(Network):
         size: int | None = None,
         name: str = "teacher",
         source: str = "",
-        bn_mode: Literal["eval", "train"] = "eval",
+        bn_mode: BatchNormMode = "eval",
     ) -> None:
+        known = get_args(BatchNormMode)
+        if bn_mode not in known:
+            raise UserError(f"Teacher {name!r}: there is no bn_mode {bn_mode!r}." + did_you_mean(bn_mode, known))
         super().__init__(net, mean, std, size, name)
         self.source = source
         self.requires_grad_(False)

@@ -49,8 +49,8 @@ class TeacherGuard(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        for name, teacher in module.teachers.items():
-            if teacher.fingerprint() != self._fingerprints[name]:
+        for name, before in self._fingerprints.items():  # none, if the fit had no step left to train
+            if module.teachers[name].fingerprint() != before:
                 raise RuntimeError(f"Teacher {name!r} changed during the fit: its parameters or buffers differ.")
 
 

