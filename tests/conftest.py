@@ -1,6 +1,6 @@
 """Fixtures for the tests of whole runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
-
-Compose = Callable[..., DictConfig]
+from fixtures.composing import Compose
 
 
 @pytest.fixture(autouse=True)

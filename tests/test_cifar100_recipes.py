@@ -6,7 +6,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from conftest import Compose
 from distillery.compat import CONFIGS
 from distillery.data.images import TensorImages
 from distillery.data.raw import RawData, Split
@@ -15,6 +14,7 @@ from distillery.distiller import Distiller, Optim
 from distillery.names import losses_of, teachers_of
 from distillery.objective import Objective
 from distillery.signals import Network
+from fixtures.composing import Compose
 
 # RepDistiller's networks with 100 classes, counted by its own code.
 PARAMETERS = {

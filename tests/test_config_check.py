@@ -5,11 +5,11 @@ import re
 import pytest
 from omegaconf import open_dict
 
-from conftest import Compose
 from distillery.build import build
 from distillery.check import check
 from distillery.errors import UserError
 from distillery.names import losses_of, method_name, teachers_of
+from fixtures.composing import Compose
 
 TAUGHT = "teachers.main.weights=teacher.safetensors"
 

@@ -66,7 +66,9 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 @pytest.fixture(scope="module")
 def finished(run: Callable[..., Result]) -> Result:
-    return run("loss/feature=[hint]", "loss/attention=[attention_transfer]", "trainer.max_epochs=6")
+    return run(
+        "loss/feature=[hint]", "loss.hint.weight=1", "loss/attention=[attention_transfer]", "trainer.max_epochs=6"
+    )
 
 
 @pytest.fixture
@@ -198,6 +200,8 @@ def test_data_without_a_validation_split(run: Callable[..., Result]) -> None:
         prove(folder, "val")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Teacher 'main' scores")
 def test_a_student_teaches_the_next_one(finished: Result, run: Callable[..., Result]) -> None:
     """A run folder is a teacher: its network and its statistics come from its own config."""
     record = run(f"teachers.main.weights='{finished.folder}'", "trainer.max_epochs=1").record

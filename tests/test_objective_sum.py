@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from conftest import Compose
 from distillery.build import build, wire
 from distillery.errors import UserError
 from distillery.losses.feature.hint import Hint
@@ -23,6 +22,7 @@ from distillery.objective import Losses, Objective
 from distillery.signals import Network, Signals
 from distillery.tasks import Classification
 from distillery.teacher import Teacher
+from fixtures.composing import Compose
 
 CLASSES = 5
 TEMPERATURE = 3.0

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +21,7 @@ from distillery.errors import UserError
 from distillery.models.weights import load_weights, weights_hash
 from distillery.results.schema import FILE, RunRecord, config_hash
 from distillery.run import Result, train
-from fixtures.runs import STUDENT, Died, Dies, config, metrics, sha256, train_teacher
+from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_teacher
 
 DEBUG = ("default", "fdr", "limit", "overfit", "profiler")
 EVERY_FAMILY = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
@@ -119,19 +118,12 @@ def test_the_predictions_give_the_scores(finished: Result) -> None:
 
 
 def test_best_is_the_checkpoint_that_scored_best_on_validation(run: Callable[..., Result]) -> None:
-    class Forgets(L.Callback):
-        """What was learnt, in the last epoch."""
-
-        def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-            if trainer.current_epoch == 4:
-                for parameter in module.student.parameters():
-                    parameter.data.zero_()
-
-    result = run("trainer.max_epochs=5", callbacks=[Forgets()])
+    result = run("trainer.max_epochs=5", callbacks=[Forgets(4)])
     record, logged = result.record, pd.read_csv(result.folder / "metrics" / "version_0" / "metrics.csv")
     scores = logged["val/score"].dropna().tolist()
     best = record.metrics["best"]
     assert len(scores) == 5
+    assert max(scores) > 0.2
     assert best["val_score"] == pytest.approx(max(scores))
     assert best["epoch"] == 1 + int(np.argmax(scores))
     assert record.metrics["last"]["val_score"] == pytest.approx(scores[-1])
@@ -209,9 +201,9 @@ def test_a_run_that_breaks_off_is_recorded_as_failed(run: Callable[..., Result],
             assert RunRecord.read(folders[0]).status == "running"
 
     with pytest.raises(Died):
-        run(callbacks=[Noted(after=5)])
+        run(callbacks=[Noted(after=15)])
     record = RunRecord.read(folders[0])
-    assert (record.status, record.error) == ("failed", "Died: after step 5")
+    assert (record.status, record.error) == ("failed", "Died: after step 15")
     assert record.metrics == {}
     assert not (folders[0] / "student.safetensors").exists()
     assert (folders[0] / "checkpoints" / "last.ckpt").is_file()
@@ -243,6 +235,7 @@ def test_what_cannot_work_is_refused_before_training(
     assert not Path(cfg.paths.run).exists()
 
 
+@pytest.mark.slow
 def test_attention_transfer_on_a_vision_transformer(teacher: Path, tmp_path: Path) -> None:
     vit = ["model/student=timm", "student.net.model_name=test_vit", "+student.net.img_size=32", "student.input.size=32"]
     cfg = config(tmp_path / "run",
@@ -273,7 +266,7 @@ def test_hardware_that_is_not_there(teacher: Path, tmp_path: Path) -> None:
     assert RunRecord.read(Path(cfg.paths.run)).status == "failed"
 
 
-@pytest.mark.parametrize("name", DEBUG)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "overfit" else []) for n in DEBUG])
 def test_debugging(name: str, teacher: Path, tmp_path: Path) -> None:
     own = ["experiment=digits_demo", f"teachers.main.weights='{teacher}'", "min_teacher_score=0", f"debug={name}"]
     result = train(config(tmp_path / "run", *own))

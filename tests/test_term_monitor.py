@@ -13,12 +13,12 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from conftest import Compose
 from distillery.distiller import Distiller
 from distillery.errors import UserError
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
 from distillery.run import train
+from fixtures.composing import Compose
 
 STEPS = 8  # in an epoch
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
@@ -37,7 +39,7 @@ def build(cfg: DictConfig) -> Parts:
     Raises:
         UserError: data, networks or losses that do not fit; says which and how to mend it.
     """
-    data = instantiate(cfg.data)
+    data = make("data", cfg.data)
     data.prepare_data()
     data.setup("fit")
     cfg.student = complete(cfg.student, data, "student")
@@ -51,8 +53,8 @@ def build(cfg: DictConfig) -> Parts:
     for network in (student, *teachers.values()):
         _refuse_other_classes(network, batch, data.num_classes)
 
-    task = instantiate(cfg.task)
-    terms = {name: instantiate(loss) for name, loss in cfg.loss.items()}
+    task = make("task", cfg.task)
+    terms = {name: make(f"loss.{name}", loss) for name, loss in cfg.loss.items()}
     wire(terms, student, teachers, batch)
     objective = Objective(task, terms)
     if cfg.compile:
@@ -60,6 +62,16 @@ def build(cfg: DictConfig) -> Parts:
             network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
     return Parts(cfg, data, Distiller(student, teachers, task, objective, optim, data.num_classes))
+
+
+def make(path: str, config: DictConfig) -> Any:
+    """What the config at `path` describes; its own `UserError`, where Hydra would wrap it."""
+    try:
+        return instantiate(config)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise UserError(f"{path}: {error.__cause__}") from None
+        raise
 
 
 def wire(

@@ -1,6 +1,7 @@
 """What a config can be refused for before anything is built: unknown keys, unknown names."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -15,7 +16,7 @@ from distillery.models.timm_names import check_timm
 from distillery.names import teachers_of
 
 ROOT = frozenset(
-    "name method seed compile plan resume min_teacher_score "
+    "name method seed threads compile plan resume min_teacher_score "
     "data task teachers student loss optim trainer callbacks logger paths".split()
 )
 NETWORK = frozenset("net weights input bn_mode".split())
@@ -43,6 +44,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     _refuse_unknown("", plain, ROOT)
+    _refuse_values(plain)
     teachers = [f"teachers.{name}" for name in teachers_of(cfg)]
     for name in ("student", *teachers):
         network: Any = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
@@ -61,6 +63,16 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _refuse_unknown("loss", {name: loss for name, loss in plain["loss"].items() if "_target_" not in loss}, losses)
     for path, node in _targets(plain):
         _refuse_arguments(path, node)
+
+
+def _refuse_values(plain: Mapping[str, Any]) -> None:
+    for key in ("name", "method"):
+        if not re.fullmatch(r"[A-Za-z0-9._+-]+", str(plain[key])):
+            raise UserError(f"{key}={plain[key]}: folders are called by it; use letters, digits and . _ + - only.")
+    counts = {"seed": plain["seed"], "trainer.max_epochs": plain["trainer"]["max_epochs"]}
+    for key, value in counts.items():
+        if type(value) is not int or value < (-1 if key == "trainer.max_epochs" else 0):
+            raise UserError(f"{key}={value}: it must be a whole number.")
 
 
 def _refuse_duplicates(override: str) -> None:

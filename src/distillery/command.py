@@ -1,5 +1,6 @@
 """What `distill-train` does with its config: show the plan, go on with a run, or start one."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ def command(cfg: DictConfig) -> float | None:
     try:
         return _run(cfg, list(HydraConfig.get().overrides.task))
     finally:
-        with suppress(OSError):  # Hydra made it, also for a run that was refused or only planned; then it is empty
-            Path(HydraConfig.get().runtime.output_dir).rmdir()
+        with suppress(OSError):  # Hydra made the folders, also for a run that was refused or only planned
+            os.removedirs(os.path.relpath(HydraConfig.get().runtime.output_dir))  # up to the first that is not empty
 
 
 def _run(cfg: DictConfig, overrides: list[str]) -> float | None:

@@ -8,18 +8,25 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.compat import CONFIGS, HYDRA_VERSION
-from distillery.errors import did_you_mean
+from distillery.errors import UserError, did_you_mean
 
 
 def explain(error: Exception, config_name: str) -> str:
     """Hydra's message; for an unknown option or setting the nearest right ones instead of its search path."""
+    if isinstance(error.__cause__, UserError):  # raised by what Hydra was making
+        return str(error.__cause__)
     message = str(error)
     if option := re.search(r"Could not (?:find|load) '([^']+)/([^/']+)'", message):
         group, name = option[1], option[2]
         return f"Unknown option {name!r} for {group}." + did_you_mean(name, _options(group))
     if setting := re.search(r"Could not override '([^']+)'", message):
-        return f"Unknown setting {setting[1]!r}." + _nearest(_composed(config_name), setting[1])
+        key = getattr(error.__cause__, "full_key", None) or setting[1]  # in `data.augment={crap: 1}` the inner one
+        return f"Unknown setting {key!r}." + _nearest(_composed(config_name), key)
     return message if error.__cause__ is None else f"{message}\n{error.__cause__}"
+
+
+def _groups() -> list[str]:
+    return sorted({str(path.parent.relative_to(CONFIGS)) for path in CONFIGS.glob("*/**/*.yaml")})
 
 
 def _options(group: str) -> list[str]:
@@ -29,7 +36,7 @@ def _options(group: str) -> list[str]:
 
 def _composed(config_name: str) -> DictConfig:
     """The config with the command line's choices and without its settings."""
-    choices = [override for override in sys.argv[1:] if (CONFIGS / re.split("[@=]", override)[0]).is_dir()]
+    choices = [override for override in sys.argv[1:] if re.split("[@=]", override)[0] in _groups()]
     with hydra.initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
         return hydra.compose(config_name, overrides=[choice for choice in choices if not _is_sweep(choice)])
 
@@ -39,11 +46,17 @@ def _is_sweep(choice: str) -> bool:
 
 
 def _nearest(cfg: DictConfig, key: str) -> str:
+    if left_out := sorted(CONFIGS.glob(f"{key.split('.')[0]}/**/{_last(key)}.yaml")):  # `loss.hint` without hint
+        return f" Choose it first: {left_out[0].parent.relative_to(CONFIGS)}={left_out[0].stem}"
     paths = [path for path in _paths(OmegaConf.to_container(cfg, resolve=False)) if "._" not in path]
-    last = {path: path.rsplit(".", 1)[-1] for path in paths}
-    near = get_close_matches(key, paths, n=1, cutoff=0.8)
-    near = near or [path for path in paths if get_close_matches(key.rsplit(".", 1)[-1], [last[path]], cutoff=0.7)][:3]
-    return " Did you mean " + " or ".join(map(repr, near)) + "?" if near else " `--cfg job` shows all there are."
+    near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
+    near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)
+    near = near or [path for path in paths if get_close_matches(_last(key), [_last(path)], cutoff=0.7)]
+    return " Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else " `--cfg job` shows all there are."
+
+
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
 
 
 def _paths(node: object, path: str = "") -> list[str]:

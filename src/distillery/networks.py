@@ -27,15 +27,16 @@ def complete(cfg: DictConfig, data: VisionData, name: str) -> DictConfig:
     """
     cfg = cfg.copy()
     with open_dict(cfg):
+        if cfg.net is None and cfg.weights is None:
+            raise UserError(f"The {name} network is taken from a run folder, and {name}.weights names none.")
         if cfg.net is None:
             own = run_config(cfg.weights, name).student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         cfg.input.mean = cfg.input.mean or list(data.mean)
         cfg.input.std = cfg.input.std or list(data.std)
-        if (
-            name == "student" or cfg.weights != "pretrained"
-        ):  # a pretrained teacher keeps its head: a new one knows nothing
+        # a pretrained teacher keeps its head: a new one would know nothing
+        if name == "student" or cfg.weights != "pretrained":
             cfg.net.setdefault("num_classes", data.num_classes)
         cfg.net.setdefault("in_chans", len(cfg.input.mean))
     return cfg
@@ -67,7 +68,7 @@ def run_config(folder: str, name: str) -> DictConfig:
     if not path.is_file():
         raise UserError(
             f"The {name} network is to be taken from the run folder {str(folder)!r}, and there is no {CONFIG} in "
-            f"it. Train it first (`experiment=digits_teacher` trains the demo's), or name another folder."
+            f"it. Train it first (`distill-study study=digits_demo` does so for the demo's), or name another folder."
         )
     return OmegaConf.load(path)  # type: ignore[return-value]
 

@@ -8,7 +8,7 @@ from rich import print
 
 from distillery.errors import UserError, did_you_mean
 from distillery.evaluation import Evaluation, evaluate
-from distillery.models.weights import read_weights, weights_hash
+from distillery.models.weights import load_weights, read_weights, weights_hash
 from distillery.networks import EXPORT, build_student, run_config
 from distillery.results.schema import RunRecord
 from distillery.signals import Network
@@ -60,6 +60,8 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
 def student_of(folder: Path, cfg: DictConfig) -> Network:
     """The trained student of a run folder, in the precision that it was exported in."""
     own = cfg.student.copy()
-    own.weights = str(folder)
+    own.weights = None
     exported = read_weights(folder / EXPORT).values()
-    return build_student(own).to(next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
+    student = build_student(own).to(next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
+    load_weights(student.net, folder / EXPORT)
+    return student

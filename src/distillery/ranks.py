@@ -1,8 +1,9 @@
-"""One process a device: starts the other ranks of a job with the job's own overrides.
+"""One process a device: the first starts the others and hands them the very config that it trains.
 
 Lightning would start them by repeating `sys.argv`. Under `-m` that is the whole sweep, so that each rank walks
-through jobs of its own, and with a sampling sweeper each trains other hyper-parameters. Here the ranks get exactly
-what the job composed; Lightning then finds `LOCAL_RANK` set and starts nothing.
+through jobs of its own, and with a sampling sweeper each trains other hyper-parameters; and a program that has made
+its config itself has no command line to repeat. Here each rank reads the job's resolved config from a file;
+Lightning then finds `LOCAL_RANK` set and starts nothing.
 """
 
 import os
@@ -10,106 +11,224 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import lightning as L
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, ListConfig
+from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+from lightning.fabric.plugins.environments.mpi import MPIEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distillery.errors import UserError
+
+LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)  # those Lightning looks for
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-ELSEWHERE = ("LOCAL_RANK", "SLURM_NTASKS")  # torchrun or SLURM has started the ranks already
+NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+PARENT = "DISTILLERY_PARENT"  # process id of the rank that started this one
+GRACE = 5.0  # seconds
+
+
+@dataclass
+class Child:
+    """Another rank of this machine. What it writes is kept in `output`, and shown only if it fails."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    output: Path
 
 
 class Ranks:
-    """The other ranks of a job, from their start to their end."""
+    """The ranks that this process has started: none, if there is one device or a launcher has started them all.
 
-    def __init__(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
+    Args:
+        children: they.
+        failed: is told the error, if this process can only be ended from outside.
+    """
+
+    def __init__(self, children: Sequence[Child], failed: Callable[[str], None]) -> None:
         self._children = children
+        self._failed = failed
         self._ended = threading.Event()
         if children:
             threading.Thread(target=self._watch, daemon=True).start()
 
+    def join(self) -> None:
+        """After the fit: leave the process group, and wait for the other ranks to do the same.
+
+        Raises:
+            UserError: one of them fails in this.
+        """
+        _leave_group()
+        if failure := self.failure(60):
+            raise UserError(failure)
+
+    def failure(self, seconds: float) -> str | None:
+        """Which rank has failed, and what it said; None if within so many seconds all end well, or none ends."""
+        until = time.monotonic() + seconds
+        while True:
+            codes = [child.process.poll() for child in self._children]
+            for child, code in zip(self._children, codes, strict=True):
+                if code:
+                    said = child.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-40:]
+                    return f"Rank {child.rank} ended with exit code {code}, and so the job:\n" + "\n".join(said)
+            if None not in codes or time.monotonic() > until:
+                return None
+            time.sleep(0.05)
+
     def end(self) -> None:
-        """Leave the process group, wait for the other ranks, and clear what the next job must not find."""
-        if self._ended.is_set():
-            return
+        """However the job went: none of its processes is left."""
         self._ended.set()
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+        _leave_group()
+        for child in self._children:
+            child.process.terminate()
         for child in self._children:
             try:
-                child.wait(timeout=60)
+                child.process.wait(GRACE)
             except subprocess.TimeoutExpired:
-                child.kill()
-        if self._children:
-            for name in VARIABLES:
-                os.environ.pop(name, None)
+                child.process.kill()
+                child.process.wait()
 
     def _watch(self) -> None:
-        """A rank that fails would leave the others waiting for ever: end the job instead, as Lightning does."""
+        """This rank may wait for a failed one inside of a collective operation, where no exception reaches it."""
         while not self._ended.wait(0.5):
-            failed = [(i, c.returncode) for i, c in enumerate(self._children, 1) if c.poll() not in (None, 0)]
-            if failed and not self._ended.wait(5):  # time for this rank to say why itself
-                rank, code = failed[0]
-                print(
-                    f"Rank {rank} ended with exit code {code}: see its message above.",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            failure = self.failure(0)
+            if failure and not self._ended.wait(GRACE):  # time to come out of it with an error of its own
+                self._failed(failure)
+                sys.stdout.flush()
+                print(f"error {failure}", file=sys.stderr, flush=True)
                 for child in self._children:
-                    child.kill()
+                    child.process.kill()
                 os._exit(1)
 
 
 @contextmanager
-def ranks(trainer: DictConfig, overrides: Sequence[str], run: Path) -> Iterator[Ranks]:
+def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
     """Within: every rank of the job runs. Afterwards: no process group, no variable, no process is left of them.
 
     Args:
-        trainer: `cfg.trainer`; its `devices` says how many processes.
-        overrides: the job's own, as Hydra composed it: no sweep in them.
-        run: the job's folder.
+        cfg: the job's config, as it was composed: what each rank trains.
+        failed: is told the error, if a rank fails while this process waits for it: then this process ends.
+
+    Raises:
+        UserError: another rank failed first; with what it said.
     """
-    group = Ranks(_start(_processes(trainer), overrides, run))
-    try:
-        yield group
-    finally:
-        group.end()
+    count = processes(cfg.trainer)
+    if parent := os.environ.pop(PARENT, None):
+        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    with ExitStack() as stack:
+        stack.enter_context(_restored_environment())
+        children: list[Child] = []
+        if count > 1 and "LOCAL_RANK" not in os.environ and not any(launcher.detect() for launcher in LAUNCHERS):
+            children = _start(cfg, count, Path(stack.enter_context(TemporaryDirectory(prefix="distillery-"))))
+        group = Ranks(children, failed)
+        try:
+            yield group
+        except UserError:
+            raise  # this rank knows why, and the others say the same
+        except Exception as error:
+            if failure := group.failure(GRACE):
+                raise UserError(failure) from error
+            raise
+        finally:
+            group.end()
 
 
-def _start(count: int, overrides: Sequence[str], run: Path) -> list[subprocess.Popen[bytes]]:
-    if count == 1 or any(name in os.environ for name in ELSEWHERE):
-        return []
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), NODE_RANK="0", LOCAL_RANK="0")
-    os.environ["WORLD_SIZE"] = str(count)
-    command = [
-        sys.executable,
-        "-m",
-        "distillery.train",
-        *overrides,
-        "hydra.mode=RUN",
-        f"hydra.run.dir='{run}'",
-    ]
-    return [
-        subprocess.Popen([*command, f"hydra.job.name=rank{rank}"], env={**os.environ, "LOCAL_RANK": str(rank)})
-        for rank in range(1, count)
-    ]
+class SameJob(L.Callback):
+    """Refuses ranks of different jobs: a launcher like torchrun may have started a sweep in each of them.
+
+    Args:
+        identity: hash of the job's config.
+
+    Raises:
+        UserError: the first rank's is another.
+    """
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.strategy.broadcast(self.identity) != self.identity:
+            raise UserError(
+                f"Rank {trainer.global_rank} was started with another config than rank 0. Start every rank with the "
+                "same settings; a sweep (-m) starts the ranks of its jobs itself, without torchrun."
+            )
 
 
 def is_main() -> bool:
     """Whether this process is the job's first: the one that writes the run folder."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    return all(int(os.environ.get(name, 0)) == 0 for name in NUMBERS)
 
 
-def _processes(trainer: DictConfig) -> int:
+def processes(trainer: DictConfig) -> int:
+    """How many of them the job has on this machine: one for each of `trainer.devices`."""
     devices = trainer.devices
     if isinstance(devices, ListConfig):
         return len(devices)
-    if devices in ("auto", -1, "-1"):
+    if devices in (None, "auto", -1, "-1"):
         return max(1, torch.cuda.device_count()) if trainer.accelerator in ("gpu", "cuda", "auto") else 1
-    return int(devices)
+    try:
+        return len(devices.strip(",").split(",")) if "," in str(devices) else int(devices)
+    except ValueError:
+        raise UserError(f"trainer.devices={devices}: give a number, a list of GPUs, or auto.") from None
+
+
+def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
+    """The ranks from 1 on; for this process, rank 0, only the variables are set."""
+    if str(cfg.trainer.strategy).endswith(("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy={cfg.trainer.strategy} starts processes of its own: choose ddp.")
+    nodes = cfg.trainer.get("num_nodes", 1)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
+    os.environ.update({name: os.environ.get(name, value) for name, value in meeting.items()})
+    os.environ.update(LOCAL_RANK="0", WORLD_SIZE=str(count * nodes))
+    OmegaConf.save(cfg, place / "job.yaml", resolve=True)
+    command = [sys.executable, "-m", "distillery.train", "--config-path", str(place), "--config-name", "job"]
+    children = []
+    for rank in range(1, count):
+        output = place / f"rank{rank}.txt"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [*command, f"hydra.run.dir='{place}'"],
+                env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        children.append(Child(rank, process, output))
+    return children
+
+
+def _end_with(parent: int) -> None:
+    """A rank whose first process was killed would wait for it, or keep a GPU busy."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _leave_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _restored_environment() -> Iterator[None]:
+    """What Lightning and this module set for a job must not reach the next one."""
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _free_port() -> int:

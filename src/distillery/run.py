@@ -4,13 +4,14 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
@@ -19,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from distillery import tracking
 from distillery.build import Parts, build
 from distillery.check import check
+from distillery.compat import CONFIGS
 from distillery.conclude import conclude
 from distillery.errors import UserError
 from distillery.networks import CONFIG
 from distillery.plan import show_plan
-from distillery.ranks import is_main, ranks
+from distillery.ranks import SameJob, is_main, processes, ranks
 from distillery.results.environment import environment, git_state
 from distillery.results.schema import RunRecord, config_hash
 
@@ -42,34 +44,51 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
 
     Args:
         cfg: the composed config, as `configs/train.yaml` lays it out.
-        overrides: the command line's own part of it: kept in the record, and what other ranks are started with.
-        callbacks: more of them, beside those of the config.
+        overrides: the command line's own part of it: kept in the record.
+        callbacks: more of them, beside those of the config; they are called in this process only.
 
     Raises:
         UserError: before anything is trained, if config, data, networks or losses do not fit together; or when
             training itself breaks off (NaN). The run is then recorded as failed.
     """
     check(cfg, overrides)
-    cfg = cfg.copy()
     folder = Path(cfg.paths.run)
     identity = config_hash(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     checkpoint = last_checkpoint(folder) if cfg.resume else None
-    with ranks(cfg.trainer, overrides, folder) as all_ranks:
-        parts = build(cfg)
+    with cpu_threads(cfg):
+        parts = build(cfg.copy())
         record = describe(parts, identity, overrides)
         if cfg.resume:
             record = continued(record, folder)
         if cfg.trainer.enable_progress_bar and is_main():
             show_plan(parts)
-        with tracking.tracked(parts.cfg, record, folder) as loggers, recorded(record, parts, folder):
-            trainer = make_trainer(parts.cfg, loggers, callbacks)
+        with (
+            tracking.tracked(parts.cfg, record, folder) as loggers,
+            recorded(record, parts, folder) as failed,
+            ranks(cfg, failed) as all_ranks,
+        ):
+            trainer = make_trainer(parts.cfg, loggers, [*callbacks, SameJob(identity)])
             trainer.fit(parts.distiller, datamodule=parts.data, ckpt_path=checkpoint)
-            all_ranks.end()  # the splits are scored by one process: each sample exactly once
+            all_ranks.join()  # the splits are scored by one process: each sample exactly once
             if is_main():
                 conclude(record, parts, trainer.current_epoch, folder)
                 tracking.log_scores(loggers, record, trainer.global_step)
                 record.status = "finished"
     return Result(record, parts, folder)
+
+
+@contextmanager
+def cpu_threads(cfg: DictConfig) -> Iterator[None]:
+    """Within: torch computes with `cfg.threads` threads, or with this process's share of the cores.
+
+    Sums, and so weights, differ in their last bits with another number.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(cfg.threads or max(1, before // processes(cfg.trainer)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord:
@@ -81,7 +100,7 @@ def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord
         seed=cfg.seed,
         config_hash=identity,
         overrides=list(overrides),
-        git=git_state(Path.cwd()),
+        git=git_state(CONFIGS.parent),
         environment=environment(),
         data={
             "name": data.name,
@@ -105,26 +124,36 @@ def continued(record: RunRecord, folder: Path) -> RunRecord:
 
 
 @contextmanager
-def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[None]:
+def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[Callable[[str], None]]:
     """Keeps the run folder true: config and record from the first moment, the error if it ends in one.
 
+    Within: a function that records the error of a run which is about to be ended without an exception.
     Checkpoints that a former run left there are removed: its best one would be taken for this run's.
     """
     start = time.monotonic() - (record.seconds or 0)
+
+    def write() -> None:
+        record.seconds = round(time.monotonic() - start, 3)
+        if is_main():
+            record.write(folder)
+
+    def failed(error: str) -> None:
+        record.status, record.error = "failed", error
+        write()
+
     if is_main():
         if not parts.cfg.resume:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         record.write(folder)
         OmegaConf.save(parts.cfg, folder / CONFIG, resolve=True)
     try:
-        yield
+        yield failed
     except BaseException as error:
-        record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+        reason = (error.__context__ or error) if isinstance(error, SystemExit) else error  # Ctrl-C: Lightning exits
+        failed(f"{type(reason).__name__}: {reason}")
         raise
-    finally:
-        record.seconds = round(time.monotonic() - start, 3)
-        if is_main():
-            record.write(folder)
+    else:
+        write()
 
 
 def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
@@ -134,6 +163,7 @@ def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence
         UserError: settings that Lightning refuses, or hardware that is not there.
     """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # TermMonitor logs each epoch
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder

@@ -2,13 +2,18 @@
 
 from omegaconf import DictConfig
 
+from distillery.compat import CONFIGS
 from distillery.entry import hydra_main
+from distillery.errors import UserError, did_you_mean
 
 
 @hydra_main("study")
 def main(cfg: DictConfig) -> None:
     from distillery.compare import compare
 
+    if "methods" not in cfg:
+        names = (path.stem for path in (CONFIGS / "study").glob("*.yaml"))
+        raise UserError("Which study? distill-study study=<name>." + did_you_mean("", names))
     compare(cfg)
 
 

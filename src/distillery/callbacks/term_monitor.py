@@ -14,7 +14,7 @@ from distillery.errors import UserError
 
 
 class TermMonitor(L.Callback):
-    """Mean of each loss term since the last line, every so many steps and at each epoch's end.
+    """Mean of each loss term since the last line, over all ranks, every so many steps and at each epoch's end.
 
     The terms are kept on the device and fetched at once when a line is due: logging each at each step would
     cost more than a small student's training step. From the first step that was not finite on, everything is NaN:
@@ -60,7 +60,8 @@ class TermMonitor(L.Callback):
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self._rows:
             return
-        rows = torch.stack(self._rows)
+        # one reduction a line; what is not finite on one rank is so on all: all stop, for the same reason
+        rows = trainer.strategy.reduce(torch.stack(self._rows), reduce_op="mean")
         self._rows.clear()
         self._reported = trainer.global_step
         if not rows.isfinite().all():
@@ -71,7 +72,7 @@ class TermMonitor(L.Callback):
         means = dict(zip(self._names, rows.mean(0).tolist(), strict=True))
         for logger in trainer.loggers:
             logger.log_metrics({f"train/{name}": value for name, value in means.items()}, step=trainer.global_step)
-        module.log("loss", means["loss"], prog_bar=True, logger=False)
+        module.log("loss", means["loss"], prog_bar=True, logger=False, sync_dist=True)  # or Lightning warns
 
     def _refuse_broken_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)

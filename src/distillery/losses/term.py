@@ -1,5 +1,6 @@
 """What every loss term is: a module around a pure function, with its promises as data."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -104,7 +105,7 @@ class Term(nn.Module):
 
 
 def require_positive(**values: float) -> None:
-    """Raise UserError, naming the hyper-parameter, unless every value is above 0."""
+    """Raise UserError, naming the hyper-parameter, unless every value is a finite number above 0."""
     for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name}={value}: it must be greater than 0.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{name}={value}: it must be a finite number greater than 0.")

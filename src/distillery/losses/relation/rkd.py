@@ -90,11 +90,11 @@ class RKD(Term):
         self,
         weight: float = 1.0,
         teacher: str = "main",
-        layers: Layers = EMBEDDING,
+        layers: Layers | None = None,
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
     ) -> None:
-        super().__init__(weight, teacher, layers)
+        super().__init__(weight, teacher, layers or EMBEDDING)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 
