@@ -174,7 +174,7 @@ TRAIN = [
     ([], r"no value yet: teachers\.main\.weights=…"),
     (["seed"], r"Error parsing override 'seed'"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
-    (["experiment=digits_demo"], r"no config\.yaml in it\. Train it first \(`experiment=digits_teacher`"),
+    (["experiment=digits_demo"], r"no config\.yaml in it\. Train it first \(`distill-study study=digits_demo`"),
     (["experiment=digits_demo", "plan=true"], r"no config\.yaml in it\. Train it first"),
 ]
 OTHERS = [

@@ -185,7 +185,7 @@ def test_each_job_of_a_sweep_has_two_ranks_of_its_own_config(
     assert len(notes) == 4
     assert not any(alive(each["pid"]) for each in notes)
 
-    folders = sorted((tmp_path / "outputs" / "digits_demo").glob("sweep_*/*"))
+    folders = sorted(path.parent for path in (tmp_path / "outputs").rglob("run.json"))
     assert [files(folder) for folder in folders] == [FILES, FILES]
     assert len(files(tmp_path / "outputs")) == 2 * len(FILES) + 1  # and the sweep's own multirun.yaml
     for folder, lr in zip(folders, (LR, 0.02), strict=True):
