@@ -126,7 +126,7 @@ def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
     with ExitStack() as stack:
         stack.enter_context(_restored_environment())
         children: list[Child] = []
-        if False and count > 1 and "LOCAL_RANK" not in os.environ and not any(launcher.detect() for launcher in LAUNCHERS):
+        if count > 1 and "LOCAL_RANK" not in os.environ and not any(launcher.detect() for launcher in LAUNCHERS):
             children = _start(cfg, count, Path(stack.enter_context(TemporaryDirectory(prefix="distillery-"))))
         group = Ranks(children, failed)
         try:
