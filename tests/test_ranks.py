@@ -52,15 +52,11 @@ FILES = "checkpoints/best.ckpt checkpoints/last.ckpt config.yaml metrics/version
 metrics/version_0/metrics.csv predictions.npz run.json student.safetensors".split()
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(TESTS), "COLUMNS": "200", **more}
-
-
 def started(cwd: Path, command: Sequence[str], *overrides: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, *overrides],
         cwd=cwd,
-        env=environment(**variables),
+        env={**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(cwd), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -240,6 +236,7 @@ def test_a_rank_that_fails_ends_the_job(callback: str, said: str, teacher: str, 
     record = RunRecord.read(run)
     assert record.status == "failed"
     assert said in str(record.error)
+    assert not list(tmp_path.glob("distillery-*"))
     assert not any(alive(each["pid"]) for each in Notes.read(notes))
 
 
@@ -440,8 +437,14 @@ def test_devices_that_are_no_number() -> None:
         processes(OmegaConf.create({"devices": "all", "accelerator": "gpu"}))
 
 
-def test_strategies_that_start_processes_themselves_are_refused(recorded: list[Started], tmp_path: Path) -> None:
-    cfg = config(tmp_path, "model/teacher=none", *TWO, "trainer.strategy=ddp_spawn")
-    with pytest.raises(UserError, match=r"trainer\.strategy=ddp_spawn .* choose ddp"), ranks(cfg, no_failure):
+@pytest.mark.parametrize(
+    ("setting", "mend"),
+    [("trainer.strategy=ddp_spawn", "choose ddp"), ("trainer.sync_batchnorm=true", r"student\.net\.norm=group")],
+)
+def test_what_does_not_work_on_several_processes_is_refused(
+    setting: str, mend: str, recorded: list[Started], tmp_path: Path
+) -> None:
+    cfg = config(tmp_path, "model/teacher=none", *TWO, setting)
+    with pytest.raises(UserError, match=f"{setting} .* {mend}"), ranks(cfg, no_failure):
         pass
     assert recorded == []

@@ -86,6 +86,11 @@ def wire(
             raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
         if term.layers == "auto":
             term.layers = auto_layers(student.stages(batch), teachers[term.teacher].stages(batch), term.auto)
+        if term.contract.needs != "logits" and not isinstance(term.layers, Mapping):
+            raise UserError(
+                f"loss.{name}.layers={term.layers}: this loss compares layers; give {{student layer: teacher layer}}, "
+                "or auto."
+            )
     student_shapes = student.tap([tap for term in terms.values() for tap in term.taps], batch)
     for teacher_name, teacher in teachers.items():
         own = {name: term for name, term in terms.items() if term.teacher == teacher_name}
@@ -105,7 +110,7 @@ def probe_batch(data: VisionData, samples: int = 8) -> Mapping[str, Tensor]:
 def _refuse_other_classes(network: Network, batch: Mapping[str, Tensor], num_classes: int) -> None:
     try:
         found = probe(network, batch).logits.shape
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # timm asserts that images have the size it was built for
         raise UserError(
             f"The {network.name} network cannot read a batch of images {tuple(batch['image'].shape)}: {error}\n"
             "Do `net.in_chans` and `input` (mean, std, size) fit the data?"

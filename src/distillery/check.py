@@ -21,10 +21,12 @@ ROOT = frozenset(
 )
 NETWORK = frozenset("net weights input bn_mode".split())
 INPUT = frozenset("mean std size".split())
+PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that are no teacher's
 OPTIM = frozenset("optimizer scheduler interval".split())
 TRAINER = frozenset(
     "logger callbacks default_root_dir use_distributed_sampler enable_model_summary".split()
 )  # run.py's
+MOST = 2**32 - 1  # NumPy takes no greater seed
 HYDRA = frozenset("_target_ _partial_ _convert_ _recursive_ _args_".split())
 
 
@@ -45,6 +47,10 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     _refuse_unknown("", plain, ROOT)
     _refuse_values(plain)
+    if taken := sorted(PREDICTIONS & teachers_of(cfg).keys()):
+        raise UserError(
+            f"teachers.{taken[0]}: a teacher cannot be called so; predictions.npz has another {taken[0]!r}."
+        )
     teachers = [f"teachers.{name}" for name in teachers_of(cfg)]
     for name in ("student", *teachers):
         network: Any = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
@@ -54,7 +60,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
                 f"{name} has no network.{did_you_mean(name, others)} One more teacher: +model/teacher@{name}=run"
             )
         _refuse_unknown(name, network, NETWORK)
-        _refuse_unknown(f"{name}.input", network["input"], INPUT)
+        _refuse_input(f"{name}.input", network["input"])
     _refuse_unknown("optim", plain["optim"], OPTIM)
     _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
     if own := sorted(TRAINER & plain["trainer"].keys()):
@@ -69,10 +75,27 @@ def _refuse_values(plain: Mapping[str, Any]) -> None:
     for key in ("name", "method"):
         if not re.fullmatch(r"[A-Za-z0-9._+-]+", str(plain[key])):
             raise UserError(f"{key}={plain[key]}: folders are called by it; use letters, digits and . _ + - only.")
-    counts = {"seed": plain["seed"], "trainer.max_epochs": plain["trainer"]["max_epochs"]}
-    for key, value in counts.items():
-        if type(value) is not int or value < (-1 if key == "trainer.max_epochs" else 0):
-            raise UserError(f"{key}={value}: it must be a whole number.")
+    for key, value, least in (
+        ("seed", plain["seed"], 0),
+        ("threads", 1 if plain["threads"] is None else plain["threads"], 1),
+        ("trainer.max_epochs", plain["trainer"]["max_epochs"], -1),
+    ):
+        if type(value) is not int or not least <= value <= MOST:
+            raise UserError(f"{key}={value}: it must be a whole number from {least} to {MOST}.")
+    score = plain["min_teacher_score"]
+    if not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise UserError(f"min_teacher_score={score}: scores lie between 0 and 1; 0 asks for nothing.")
+
+
+def _refuse_input(path: str, given: Any) -> None:
+    if not isinstance(given, dict):
+        raise UserError(f"{path}={given}: give {{mean: null, std: null, size: null}} to take the data set's own.")
+    _refuse_unknown(path, given, INPUT)
+    for key in ("mean", "std"):
+        if not isinstance(given.get(key), list | None):
+            raise UserError(f"{path}.{key}={given[key]}: give a list with one number a channel, or null.")
+    if not isinstance(given.get("size"), int | None):
+        raise UserError(f"{path}.size={given['size']}: give a side length in whole pixels, or null.")
 
 
 def _refuse_duplicates(override: str) -> None:
@@ -93,23 +116,29 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield path, node
         for key, value in node.items():
             yield from _targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{path}[{index}]")
 
 
 def _refuse_arguments(path: str, node: Mapping[str, Any]) -> None:
     try:
         target = get_object(node["_target_"])
-    except (HydraException, ImportError, AttributeError) as error:
+        known = _parameters(target)
+    except (HydraException, ImportError, AttributeError, TypeError) as error:
         raise UserError(f"{path}._target_: cannot import {node['_target_']!r}: {error}") from error
     if node["_target_"] == "timm.create_model":
-        check_timm(node["model_name"])
-    known = _parameters(target)
+        check_timm(node.get("model_name", ""))
     if known is not None:
         _refuse_unknown(path, node, known | HYDRA)
 
 
 def _parameters(target: Any) -> frozenset[str] | None:
-    """The names of a callable's arguments; None if it takes any."""
-    parameters = inspect.signature(target).parameters.values()
+    """The names of a callable's arguments; None if it takes any, or is a builtin that does not tell."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:
+        return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return frozenset(parameter.name for parameter in parameters)

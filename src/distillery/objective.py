@@ -33,7 +33,7 @@ class Objective(nn.Module):
         terms: the distillation losses by name, as in `cfg.loss`.
 
     Raises:
-        UserError: a weight that is no finite number.
+        UserError: a weight that is no finite number, or a loss whose name is taken.
     """
 
     def __init__(self, task: Classification, terms: Mapping[str, Term]) -> None:
@@ -41,6 +41,8 @@ class Objective(nn.Module):
         _refuse_weight("task", task.weight)
         for name, term in terms.items():
             _refuse_weight(f"loss.{name}", term.weight)
+            if name in ("loss", "task") or hasattr(nn.ModuleDict, name):
+                raise UserError(f"loss.{name}: a loss cannot be called {name!r}. Give it another key after @loss.")
         self.task = task
         self.terms = nn.ModuleDict(terms)
 

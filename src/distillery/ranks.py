@@ -7,6 +7,7 @@ Lightning then finds `LOCAL_RANK` set and starts nothing.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -106,6 +107,7 @@ class Ranks:
                 print(f"error {failure}", file=sys.stderr, flush=True)
                 for child in self._children:
                     child.process.kill()
+                    shutil.rmtree(child.output.parent, ignore_errors=True)
                 os._exit(1)
 
 
@@ -118,9 +120,11 @@ def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
         failed: is told the error, if a rank fails while this process waits for it: then this process ends.
 
     Raises:
-        UserError: another rank failed first; with what it said.
+        UserError: settings that do not work on several processes; or another rank failed first: with what it said.
     """
     count = processes(cfg.trainer)
+    if count > 1:
+        _refuse(cfg.trainer)
     if parent := os.environ.pop(PARENT, None):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     with ExitStack() as stack:
@@ -182,8 +186,6 @@ def processes(trainer: DictConfig) -> int:
 
 def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
     """The ranks from 1 on; for this process, rank 0, only the variables are set."""
-    if str(cfg.trainer.strategy).endswith(("spawn", "fork", "notebook")):
-        raise UserError(f"trainer.strategy={cfg.trainer.strategy} starts processes of its own: choose ddp.")
     nodes = cfg.trainer.get("num_nodes", 1)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
     os.environ.update({name: os.environ.get(name, value) for name, value in meeting.items()})
@@ -203,6 +205,16 @@ def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
             )
         children.append(Child(rank, process, output))
     return children
+
+
+def _refuse(trainer: DictConfig) -> None:
+    if str(trainer.strategy).endswith(("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy={trainer.strategy} starts processes of its own: choose ddp.")
+    if trainer.sync_batchnorm and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise UserError(
+            "trainer.sync_batchnorm=true works on GPUs only. On a CPU each process takes its batch statistics from its "
+            "own share of a batch; student.net.norm=group has none."
+        )
 
 
 def _end_with(parent: int) -> None:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -21,7 +22,7 @@ class TermMonitor(L.Callback):
     the error names what was broken in that step.
 
     Args:
-        every_n_steps: how often a line is due.
+        every_n_steps: how often a line is due; 0: at each epoch's end only.
 
     Raises:
         UserError: a term or a weight is NaN or infinite; before anything is saved, so that the last checkpoint is
@@ -46,7 +47,8 @@ class TermMonitor(L.Callback):
         self._names = list(terms)
         self._rows.append(torch.stack([value.float() for value in terms.values()]))
         # with accumulated gradients several batches in a row see the same step
-        if trainer.global_step != self._reported and trainer.global_step % self.every_n_steps == 0:
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if due and trainer.global_step != self._reported:
             self._report(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -57,22 +59,31 @@ class TermMonitor(L.Callback):
         self._report(trainer, module)
         self._refuse_broken_weights(trainer, module)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._rows:  # saved in the middle of an epoch, and between two lines
+            self._finite(trainer)
+        self._refuse_broken_weights(trainer, module)
+
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self._rows:
             return
-        # one reduction a line; what is not finite on one rank is so on all: all stop, for the same reason
-        rows = trainer.strategy.reduce(torch.stack(self._rows), reduce_op="mean")
+        means = dict(zip(self._names, self._finite(trainer).mean(0).tolist(), strict=True))
         self._rows.clear()
         self._reported = trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{name}": value for name, value in means.items()}, step=trainer.global_step)
+        module.log("loss", means["loss"], prog_bar=True, logger=False, sync_dist=True)  # or Lightning warns
+
+    def _finite(self, trainer: L.Trainer) -> Tensor:
+        """The terms since the last line, means over the ranks; refused if one is not finite."""
+        # one reduction for all; what is not finite on one rank is so on all: all stop, for the same reason
+        rows = trainer.strategy.reduce(torch.stack(self._rows), reduce_op="mean")
         if not rows.isfinite().all():
             first = next(row for row in rows.tolist() if not all(map(math.isfinite, row)))
             broken = {name: value for name, value in zip(self._names, first, strict=True) if not math.isfinite(value)}
             named = [name for name in broken if name != "loss"] or broken
             raise _stopped(trainer, " and ".join(f"loss.{name} is {broken[name]}" for name in named))
-        means = dict(zip(self._names, rows.mean(0).tolist(), strict=True))
-        for logger in trainer.loggers:
-            logger.log_metrics({f"train/{name}": value for name, value in means.items()}, step=trainer.global_step)
-        module.log("loss", means["loss"], prog_bar=True, logger=False, sync_dist=True)  # or Lightning warns
+        return cast(Tensor, rows)
 
     def _refuse_broken_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
@@ -84,7 +95,7 @@ class TermMonitor(L.Callback):
 
 def _stopped(trainer: L.Trainer, what: str) -> UserError:
     checkpoints = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    saved = [path for path in checkpoints if path]  # "": that callback has saved nothing so far
+    saved = [path for path in checkpoints if Path(path).is_file()]  # not those that were about to be written first
     return UserError(
         f"Training stopped in epoch {trainer.current_epoch}, step {trainer.global_step}: {what}. "
         "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "
