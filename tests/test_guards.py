@@ -88,6 +88,24 @@ def test_broken_weights_are_not_saved_between_two_lines(
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
+def test_broken_weights_are_not_saved_where_only_weights_are(composed: Callable[..., DictConfig]) -> None:
+    """Lightning does not tell callbacks of such a checkpoint; this one it saves as the validation ends."""
+    by_loss = ["callbacks.checkpoint_best.monitor=val/loss", "callbacks.checkpoint_best.mode=min"]
+    weights = ["+callbacks.checkpoint_best.save_weights_only=true", "callbacks.checkpoint_last=null"]
+    cfg = composed(*by_loss, *weights, "trainer.check_val_every_n_epoch=2")
+
+    class BreaksProjector(BreaksWeights):
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+            if trainer.global_step == self.step:
+                module.objective.terms["hint"].projectors[0].weight.data.fill_(math.nan)
+
+    with pytest.raises(
+        UserError, match=r"the weights \S*projectors\.0\.weight .*No checkpoint had been written yet\.$"
+    ):
+        train(cfg, callbacks=[BreaksProjector(16)])
+    assert list(Path(cfg.paths.run).rglob("*.ckpt")) == []
+
+
 def test_a_checkpoint_that_was_about_to_be_the_first_is_not_called_good(composed: Callable[..., DictConfig]) -> None:
     cfg = composed(*EVERY_SECOND_STEP, "trainer.log_every_n_steps=50")
     with pytest.raises(UserError, match=r"loss\.hint is .*No checkpoint had been written yet\.$"):
