@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
 from fixtures.composing import Compose
+from fixtures.runs import train_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a teacher of the digits. Not to be written to."""
+    return train_teacher(tmp_path_factory.mktemp("teacher") / "run")
 
 
 @pytest.fixture

@@ -15,21 +15,8 @@ from distillery.names import losses_of, teachers_of
 from distillery.objective import Objective
 from distillery.signals import Network
 from fixtures.composing import Compose
+from fixtures.published import PARAMETERS
 
-# RepDistiller's networks with 100 classes, counted by its own code.
-PARAMETERS = {
-    "resnet20": 278_324,
-    "resnet32": 472_756,
-    "resnet56": 861_620,
-    "resnet110": 1_736_564,
-    "resnet8x4": 1_233_540,
-    "resnet32x4": 7_433_860,
-    "wrn_16_2": 703_284,
-    "wrn_40_1": 569_780,
-    "wrn_40_2": 2_255_156,
-    "vgg8": 3_965_028,
-    "vgg13": 9_462_180,
-}
 PAIRS = {
     "resnet110_resnet20": ("resnet110", "resnet20"),
     "resnet110_resnet32": ("resnet110", "resnet32"),

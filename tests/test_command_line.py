@@ -25,7 +25,7 @@ from distillery.compat import CONFIGS
 from distillery.models.cnn import SmallCNN
 from distillery.results.schema import FILE, RunRecord
 from fixtures.datasets import write_image_folder
-from fixtures.runs import sha256, train_teacher
+from fixtures.runs import sha256
 
 HEAVY = ("torch", "torchvision", "lightning", "timm", "sklearn", "scipy", "pandas", "matplotlib", "wandb", "numpy")
 # Run in a process of its own: what a command answers, and on the last line what it imported for that.
@@ -82,11 +82,6 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     root.handlers[:] = handlers
     root.setLevel(level)
     HydraConfig.instance().cfg = None
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_teacher(tmp_path_factory.mktemp("teacher") / "run")
 
 
 def light(*command_line: str, **environment: str) -> str:

@@ -16,9 +16,9 @@ from distillery.errors import UserError
 from distillery.models.weights import save_weights
 from distillery.prove import prove, student_of
 from distillery.results.schema import FILE, RunRecord
-from distillery.run import Result, train
+from distillery.run import Result
 from distillery.signals import evaluating
-from fixtures.runs import STUDENT, Died, Dies, config, train_teacher
+from fixtures.runs import Died, Dies, train_student
 
 # Run where Lightning and Hydra cannot be imported: argv is the run folder, stdin the student's network and input.
 READER = """
@@ -50,16 +50,9 @@ torch.save(logits, folder / "logits.pt")
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_teacher(tmp_path_factory.mktemp("teacher") / "run")
-
-
-@pytest.fixture(scope="module")
 def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
     def trained(*overrides: str, callbacks: Any = ()) -> Result:
-        torch.set_num_threads(1)
-        own = [*STUDENT, f"teachers.main.weights='{teacher}'", *overrides]
-        return train(config(tmp_path_factory.mktemp("student") / "run", *own), callbacks=callbacks)
+        return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
 
     return trained
 

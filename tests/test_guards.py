@@ -13,10 +13,8 @@ import torch
 from omegaconf import DictConfig
 
 from distillery.errors import UserError
-from distillery.models.cnn import SmallCNN
-from distillery.models.weights import save_weights
 from distillery.run import train
-from fixtures.composing import Compose
+from fixtures.composing import Compose, with_hint
 
 pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores")  # it is untrained
 
@@ -27,23 +25,8 @@ EVERY_SECOND_STEP = [
 
 
 @pytest.fixture
-def composed(compose_train: Compose, tmp_path: Path) -> Callable[..., DictConfig]:
-    """Two epochs of eight steps, with kd and hint."""
-    torch.manual_seed(0)
-    teacher = tmp_path / "teacher.safetensors"
-    save_weights(SmallCNN(10, 1, (4, 6)), teacher)
-    small = [
-        "model/teacher=cnn",
-        "teachers.main.net.widths=[4,6]",
-        f"teachers.main.weights={teacher}",
-        "student.net.widths=[4,4]",
-        "loss/feature=[hint]",
-        "loss.hint.weight=1",
-        "data.train_size=200",
-        "data.batch_size=25",
-        "trainer.max_epochs=2",
-    ]
-    return lambda *overrides, run="run": compose_train(*small, *overrides, run=run)
+def composed(compose_train: Compose, tmp_path: Path) -> Compose:
+    return with_hint(compose_train, tmp_path, epochs=2)
 
 
 class BreaksTerm(L.Callback):

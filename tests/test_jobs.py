@@ -12,15 +12,10 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from distillery.results.schema import FILE, RunRecord
-from fixtures.runs import STUDENT, train_teacher
+from fixtures.runs import STUDENT
 
 READABLE = re.compile(r"[A-Za-z0-9._+-]+")
 Cli = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_teacher(tmp_path_factory.mktemp("teacher") / "run")
 
 
 @pytest.fixture

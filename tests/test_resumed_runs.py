@@ -14,18 +14,13 @@ from distillery.errors import UserError
 from distillery.prove import prove
 from distillery.results.schema import RunRecord
 from distillery.run import train
-from fixtures.runs import STEPS, STUDENT, Died, Dies, Forgets, config, sha256, train_teacher
+from fixtures.runs import STEPS, STUDENT, Died, Dies, Forgets, config, sha256
 
 # Losses with parameters of their own, augmentation, BatchNorm, a learning rate that falls: all of it is state.
 RICH = (*STUDENT, "loss/response=[kd,dkd]", "loss/feature=[hint]", "loss/relation=[rkd]")
 EACH_STEP = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=1")
 EVERY_THIRD = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=3")
 Prepared = Callable[..., DictConfig]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_teacher(tmp_path_factory.mktemp("teacher") / "run")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from distillery.errors import UserError
 from distillery.models.weights import load_weights, weights_hash
 from distillery.results.schema import FILE, RunRecord, config_hash
 from distillery.run import Result, train
-from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_teacher
+from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_student, train_teacher
 
 DEBUG = ("default", "fdr", "limit", "overfit", "profiler")
 EVERY_FAMILY = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
@@ -29,18 +29,11 @@ EXPORTS = ("student.safetensors", "predictions.npz")
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_teacher(tmp_path_factory.mktemp("teacher") / "run")
-
-
-@pytest.fixture(scope="module")
 def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
     """`run(overrides…)`: a small student's run in a folder of its own."""
 
     def trained(*overrides: str, callbacks: Any = ()) -> Result:
-        torch.set_num_threads(1)
-        own = [*STUDENT, f"teachers.main.weights='{teacher}'", *overrides]
-        return train(config(tmp_path_factory.mktemp("student") / "run", *own), own, callbacks)
+        return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
 
     return trained
 

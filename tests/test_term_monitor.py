@@ -15,10 +15,8 @@ from omegaconf import DictConfig
 
 from distillery.distiller import Distiller
 from distillery.errors import UserError
-from distillery.models.cnn import SmallCNN
-from distillery.models.weights import save_weights
 from distillery.run import train
-from fixtures.composing import Compose
+from fixtures.composing import Compose, with_hint
 
 STEPS = 8  # in an epoch
 
@@ -26,23 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores")  # it is
 
 
 @pytest.fixture
-def composed(compose_train: Compose, tmp_path: Path) -> Callable[..., DictConfig]:
-    """A student of two stages on 200 digits, with kd and hint from a teacher; three epochs of `STEPS` steps."""
-    torch.manual_seed(0)
-    teacher = tmp_path / "teacher.safetensors"
-    save_weights(SmallCNN(10, 1, (4, 6)), teacher)
-    small = [
-        "model/teacher=cnn",
-        "teachers.main.net.widths=[4,6]",
-        f"teachers.main.weights={teacher}",
-        "student.net.widths=[4,4]",
-        "loss/feature=[hint]",
-        "loss.hint.weight=1",
-        "data.train_size=200",
-        "data.batch_size=25",
-        "trainer.max_epochs=3",
-    ]
-    return lambda *overrides: compose_train(*small, *overrides)
+def composed(compose_train: Compose, tmp_path: Path) -> Compose:
+    return with_hint(compose_train, tmp_path, epochs=3)
 
 
 class Breaks(L.Callback):

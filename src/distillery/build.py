@@ -24,11 +24,12 @@ from distillery.teacher import Teacher
 
 @dataclass
 class Parts:
-    """What a run is made of. `cfg` is the config with every open place filled."""
+    """What a run is made of. `cfg` is the config with every open place filled, `example` the batch it was built on."""
 
     cfg: DictConfig
     data: VisionData
     distiller: Distiller
+    example: Mapping[str, Tensor]
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -61,7 +62,7 @@ def build(cfg: DictConfig) -> Parts:
         for network in (student, *teachers.values()):
             network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
-    return Parts(cfg, data, Distiller(student, teachers, task, objective, optim, data.num_classes))
+    return Parts(cfg, data, Distiller(student, teachers, task, objective, optim, data.num_classes), batch)
 
 
 def make(path: str, config: DictConfig) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillery.build import Parts, probe_batch
+from distillery.build import Parts
 from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import save_weights, weights_hash
 from distillery.networks import EXPORT
@@ -26,10 +26,9 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
     """
     student, data = parts.distiller.student, parts.data
     data.setup("test")
-    example = probe_batch(data)
     last, test = _scores(parts, student)
     record.metrics["last"] = {"epoch": epoch, **last}
-    record.cost = _cost(student, example)
+    record.cost = _cost(student, parts.example)
     save_weights(student.net, folder / EXPORT)
     record.student_sha256 = weights_hash(student.net)
 
@@ -41,7 +40,7 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
             "source": teacher.source,
             "sha256": teacher.fingerprint(),
             "score": found.score,
-            **_cost(teacher, example),
+            **_cost(teacher, parts.example),
         }
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
     np.savez(folder / PREDICTIONS, **arrays)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from distillery.build import Parts, probe_batch
+from distillery.build import Parts
 from distillery.losses.term import Term
 from distillery.results.cost import count_flops, count_parameters
 from distillery.results.formats import si
@@ -46,7 +46,7 @@ def network_table(parts: Parts) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for heading in ("parameters", "trained", "FLOPs an image"):
         table.add_column(heading, justify="right")
-    image = probe_batch(parts.data)["image"]
+    image = parts.example["image"]
     rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, parts.cfg.student.weights or "new")]
     rows += [(f"teacher {name}", teacher, teacher.source) for name, teacher in parts.distiller.teachers.items()]
     for role, network, weights in rows:
@@ -59,9 +59,8 @@ def network_table(parts: Parts) -> Table:
 
 def term_table(parts: Parts) -> Table:
     """Each loss: its weight, and which layers it compares, through which projector."""
-    batch = probe_batch(parts.data)
-    shapes = {"student": _shapes(parts.distiller.student, batch)}
-    shapes |= {name: _shapes(teacher, batch) for name, teacher in parts.distiller.teachers.items()}
+    shapes = {"student": _shapes(parts.distiller.student, parts.example)}
+    shapes |= {name: _shapes(teacher, parts.example) for name, teacher in parts.distiller.teachers.items()}
     table = Table(title="Objective", title_justify="left")
     for heading in ("loss", "weight", "student", "teacher", "projector"):
         table.add_column(heading, overflow="fold")

@@ -8,25 +8,8 @@ from torch import Tensor, nn
 
 from distillery.errors import UserError
 from distillery.models.cifar import NAMES, create
+from fixtures.published import PARAMETERS
 
-# With 100 classes. Counted on the networks of Tian et al. 2020 (CRD); later papers give them in millions.
-PARAMETERS = {
-    "resnet20": 278_324,
-    "resnet32": 472_756,
-    "resnet44": 667_188,
-    "resnet56": 861_620,
-    "resnet110": 1_736_564,
-    "resnet8x4": 1_233_540,
-    "resnet32x4": 7_433_860,
-    "wrn_16_2": 703_284,
-    "wrn_40_1": 569_780,
-    "wrn_40_2": 2_255_156,
-    "vgg8": 3_965_028,
-    "vgg13": 9_462_180,
-    "shufflenet_v1": 949_258,
-    "shufflenet_v2": 1_355_528,
-    "mobilenet_v2": 812_836,
-}
 RESNET = [("stages.0", 16, 32), ("stages.1", 32, 16), ("stages.2", 64, 8)]
 WIDE = [("stages.0", 32, 32), ("stages.1", 64, 16), ("stages.2", 128, 8)]
 WIDER = [("stages.0", 64, 32), ("stages.1", 128, 16), ("stages.2", 256, 8)]
