@@ -120,12 +120,22 @@ def test_head_and_embedding_are_the_classifier_whatever_it_is_called(net: nn.Mod
     torch.testing.assert_close(linear(signals.layers["embedding"]), signals.logits)
 
 
+def test_a_parameter_is_recorded_itself_so_that_its_gradient_is_the_networks() -> None:
+    network = residual()
+    shapes = network.tap(["head:weight", "head:bias", "bn1:weight"], BATCH)
+    assert shapes == {"head:weight": (10, 4), "head:bias": (10,), "bn1:weight": (4,)}
+    layers = network(BATCH).layers
+    assert layers["head:weight"] is network.net.fc.weight
+    layers["bn1:weight"].square().sum().backward()
+    torch.testing.assert_close(network.net.bn1.weight.grad, 2 * network.net.bn1.weight)
+
+
 def test_an_unknown_layer_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"student network has no layer 'bn3'.*Did you mean .*'bn2'"):
         residual().tap(["bn3"], BATCH)
     with pytest.raises(UserError, match=r"no layer 'embeding'.*Did you mean 'embedding'"):
         residual().tap(["embeding"], BATCH)
-    with pytest.raises(UserError, match=r"tap 'bn1:output'.*A tap is `path`, `path:input`"):
+    with pytest.raises(UserError, match=r"Tap 'bn1:output'.*the layer 'bn1' has no 'output'. Did you mean 'input'"):
         residual().tap(["bn1:output"], BATCH)
 
 

@@ -44,7 +44,7 @@ def build(cfg: DictConfig) -> Parts:
     data.prepare_data()
     data.setup("fit")
     cfg.student = complete(cfg.student, data, "student")
-    cfg.loss = losses_of(cfg)
+    cfg.loss = {name: _sized(loss, data) for name, loss in losses_of(cfg).items()}
     cfg.teachers = {name: complete(teacher, data, name) for name, teacher in teachers_of(cfg).items()}
 
     L.seed_everything(cfg.seed, verbose=False)
@@ -63,6 +63,13 @@ def build(cfg: DictConfig) -> Parts:
             network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
     return Parts(cfg, data, Distiller(student, teachers, task, objective, optim, data.num_classes), batch)
+
+
+def _sized(loss: DictConfig, data: VisionData) -> DictConfig:
+    """The loss with `samples`, if it has such a setting, filled in: an upper bound of `index` (memory banks)."""
+    if "samples" in loss and loss.samples is None:
+        loss.samples = len(data.raw.train.targets)
+    return loss
 
 
 def make(path: str, config: DictConfig) -> Any:
@@ -92,10 +99,10 @@ def wire(
                 f"loss.{name}.layers={term.layers}: this loss compares layers; give {{student layer: teacher layer}}, "
                 "or auto."
             )
-    student_shapes = student.tap([tap for term in terms.values() for tap in term.taps], batch)
+    student_shapes = student.tap([tap for term in terms.values() for tap in term.student_taps], batch)
     for teacher_name, teacher in teachers.items():
         own = {name: term for name, term in terms.items() if term.teacher == teacher_name}
-        shapes = teacher.tap([tap for term in own.values() for tap in term.taps.values()], batch)
+        shapes = teacher.tap([tap for term in own.values() for tap in term.teacher_taps], batch)
         for name, term in own.items():
             try:
                 term.build(student_shapes, shapes)

@@ -54,7 +54,7 @@ class Objective(nn.Module):
         total = self.task.weight * losses["task"]
         for name, term in self.terms.items():
             assert isinstance(term, Term)
-            value = term(rows, teacher_rows[term.teacher], target)
+            value = term(rows, teacher_rows[term.teacher], {**batch, "target": target})
             losses[name] = per_row(value) if term.contract.per_sample else value
             total = total + term.weight * losses[name]
         return Losses(total, {name: value.detach() for name, value in {"loss": total, **losses}.items()})

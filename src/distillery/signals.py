@@ -4,9 +4,12 @@ A *tap* names the place to record:
 
 - `path`         the output of the module at that path of `named_modules()`, e.g. `layer2`
 - `path:input`   the module's first input
+- `path:weight`  (or another name) that parameter of the module
 - `path[i]`      element i of an output that is a tuple or list
 - `head`         the final linear layer's output, whatever it is called in this network
 - `embedding`    the head's input: the pooled features, [B, D]
+
+`head:weight` and `head:bias` are the parameters of the final linear layer.
 """
 
 import re
@@ -18,27 +21,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distillery.attention import Attention
 from distillery.errors import UserError, did_you_mean
 
-ALIASES = {"head": "", "embedding": ":input"}  # alias -> what of the head it means
+INPUT = "input"
+ALIASES = {"head": "", "embedding": ":input", "head:weight": ":weight", "head:bias": ":bias"}  # what of the head
 Dropout = nn.modules.dropout._DropoutNd
-TAP = re.compile(r"(?P<path>[^:\[\]]*)(?P<input>:input)?(\[(?P<item>\d+)\])?")
+TAP = re.compile(r"(?P<path>[^:\[\]]*)(:(?P<part>\w+))?(\[(?P<item>\d+)\])?")
 
 
 class Place(NamedTuple):
-    """Where a tap records: a module, its input or its output, and which element of a tuple."""
+    """Where a tap records: a module, what of it (None: its output, `input`, a parameter), which element of a tuple."""
 
     path: str
-    is_input: bool
+    part: str | None
     item: int | None
 
 
 @dataclass
 class Signals:
-    """`logits` [B, C] (or the rows of them that count, [N, C]); `layers` maps each tap to its tensor."""
+    """`logits` [B, C] (or the rows of them that count, [N, C]); `layers` and `attention` by tap.
+
+    `mask` [B, L] is non-zero where a token counts; None: all of them.
+    """
 
     logits: Tensor
     layers: dict[str, Tensor] = field(default_factory=dict)
+    attention: dict[str, Attention] = field(default_factory=dict)
+    mask: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -73,6 +83,7 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor([*map(float, std)]).view(-1, 1, 1), persistent=False)
         self._recorded: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._parameter_taps: dict[str, Place] = {}
 
     def adapt(self, image: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] → what `net` was trained on: its resolution, channels and statistics."""
@@ -85,6 +96,9 @@ class Network(nn.Module):
         self._recorded = {}
         logits = self.net(self.adapt(batch["image"]))
         layers, self._recorded = self._recorded, {}  # hold no activations, nor their graph, beyond the step
+        for tap, place in self._parameter_taps.items():
+            assert place.part is not None
+            layers[tap] = self.net.get_submodule(place.path).get_parameter(place.part)
         return Signals(logits, layers)
 
     def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -115,7 +129,7 @@ class Network(nn.Module):
                 f"Tap {silent[0]!r} of the {self.name} network records nothing: that layer does not run."
                 + did_you_mean(wanted[silent[0]].path, self.layers(batch))
             )
-        self._attach(wanted, copied={tap for tap, tensor in layers.items() if tensor._version != versions[tap]})
+        self._attach(wanted, copied={tap for tap, version in versions.items() if layers[tap]._version != version})
         return {tap: tensor.shape for tap, tensor in layers.items()}
 
     def layers(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -164,7 +178,14 @@ class Network(nn.Module):
                 + did_you_mean(asked, [*paths, *ALIASES])
                 + " A tap is `path`, `path:input`, `path[i]`, `embedding` or `head`."
             )
-        return Place(match["path"], bool(match["input"]), int(match["item"]) if match["item"] else None)
+        module, part = self.net.get_submodule(match["path"]), match["part"]
+        parameters = [name for name, _ in module.named_parameters(recurse=False)]
+        if part not in (None, INPUT, *parameters):
+            raise UserError(
+                f"Tap {tap!r} of the {self.name} network: the layer {match['path']!r} has no {part!r}."
+                + did_you_mean(part, [INPUT, *parameters])
+            )
+        return Place(match["path"], part, int(match["item"]) if match["item"] else None)
 
     def _attach(
         self,
@@ -194,11 +215,12 @@ class Network(nn.Module):
 
         def hook_on(tap: str, place: Place) -> torch.utils.hooks.RemovableHandle:
             module = self.net.get_submodule(place.path)
-            if place.is_input:
+            if place.part == INPUT:
                 return module.register_forward_pre_hook(lambda _, inputs: keep(tap, inputs, place.item or 0))
             return module.register_forward_hook(lambda _, __, output: keep(tap, output, place.item))
 
-        self._hooks = [hook_on(tap, place) for tap, place in wanted.items()]
+        self._parameter_taps = {tap: place for tap, place in wanted.items() if place.part not in (None, INPUT)}
+        self._hooks = [hook_on(tap, place) for tap, place in wanted.items() if tap not in self._parameter_taps]
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def test_term_sums_its_pairs() -> None:
     term = AttentionTransfer(layers={"a": "x", "b": "y"}, p=4)
     term.build({k: v.shape for k, v in student.items()}, {k: v.shape for k, v in teacher.items()})
     expected = sum(attention_transfer(student[s], teacher[t], 4, reduction="none") for s, t in (("a", "x"), ("b", "y")))
-    value = term(Signals(draw(4, 2), student), Signals(draw(4, 2), teacher), None)
+    value = term(Signals(draw(4, 2), student), Signals(draw(4, 2), teacher), {})
     torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
 

@@ -100,7 +100,7 @@ def test_term(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     student, teacher, target = rows
     term = DKD(alpha=0.5, beta=2.0, temperature=3.0, t_squared=False)
     expected = dkd(student, teacher, target, 0.5, 2.0, 3.0, t_squared=False, reduction="none")
-    torch.testing.assert_close(term(Signals(student), Signals(teacher), target), expected, rtol=0, atol=0)
+    torch.testing.assert_close(term(Signals(student), Signals(teacher), {"target": target}), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("target", "given"), [(None, "gives none"), (torch.full((6, 5), 0.2), "gives soft ones")])
@@ -108,7 +108,7 @@ def test_term_needs_hard_labels(
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor | None, given: str
 ) -> None:
     with pytest.raises(UserError, match=f"class indices.*{given}.*Use kd"):
-        DKD()(Signals(rows[0]), Signals(rows[1]), target)
+        DKD()(Signals(rows[0]), Signals(rows[1]), {"target": target})
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -62,7 +62,7 @@ def test_term_projects_then_compares() -> None:
     (projector,) = term.projectors
     assert isinstance(projector, nn.Conv2d)
     expected = hint(projector(student), teacher, reduction="none")
-    value = term(Signals(draw(4, 2), {"block": student}), Signals(draw(4, 2), {"stage": teacher}), None)
+    value = term(Signals(draw(4, 2), {"block": student}), Signals(draw(4, 2), {"stage": teacher}), {})
     torch.testing.assert_close(value, expected, rtol=0, atol=0)
     value.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in term.parameters())
@@ -72,7 +72,7 @@ def test_term_without_projector_has_no_parameters() -> None:
     student, teacher = draw(4, 5), draw(4, 5) + 1
     term = built(None, student, teacher)
     assert not list(term.parameters())
-    value = term(Signals(draw(4, 2), {"block": student}), Signals(draw(4, 2), {"stage": teacher}), None)
+    value = term(Signals(draw(4, 2), {"block": student}), Signals(draw(4, 2), {"stage": teacher}), {})
     torch.testing.assert_close(value, hint(student, teacher, reduction="none"), rtol=0, atol=0)
 
 
@@ -85,7 +85,7 @@ def test_pairs_are_summed_each_with_its_projector() -> None:
     expected = hint(on_maps(student["a"]), teacher["x"], reduction="none")
     expected = expected + hint(on_vectors(student["b"]), teacher["y"], reduction="none")
     logits = draw(4, 2)
-    torch.testing.assert_close(term(Signals(logits, student), Signals(logits, teacher), None), expected)
+    torch.testing.assert_close(term(Signals(logits, student), Signals(logits, teacher), {}), expected)
 
 
 def test_unknown_settings_are_refused() -> None:

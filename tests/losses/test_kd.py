@@ -89,7 +89,7 @@ def test_term_passes_its_settings_on(logits: tuple[torch.Tensor, torch.Tensor]) 
     student, teacher = logits
     for term in (KD(temperature=2.0), KD(temperature=2.0, t_squared=False), KD()):
         torch.testing.assert_close(
-            term(Signals(student), Signals(teacher), None),
+            term(Signals(student), Signals(teacher), {}),
             kd(student, teacher, term.temperature, t_squared=term.t_squared, reduction="none"),
             rtol=0,
             atol=0,

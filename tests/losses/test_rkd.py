@@ -115,7 +115,7 @@ def test_term() -> None:
     student, teacher = draw(5, 4), draw(5, 2, seed=1)
     term.build({"embedding": student.shape}, {"embedding": teacher.shape})
     signals = [Signals(draw(5, 2), {"embedding": x}) for x in (student, teacher)]
-    torch.testing.assert_close(term(*signals, None), rkd(student, teacher, 3.0, 7.0), rtol=0, atol=0)
+    torch.testing.assert_close(term(*signals, {}), rkd(student, teacher, 3.0, 7.0), rtol=0, atol=0)
 
 
 def test_layer_without_features_is_refused() -> None:

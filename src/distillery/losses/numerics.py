@@ -1,5 +1,6 @@
 """The arithmetic all losses share: precision, softmax, agreement of shapes, and the mean over rows."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -12,6 +13,11 @@ Reduction = Literal["mean", "none"]
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32, or in its own type where that is wider: 300² overflows in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Within: products on `x`'s device keep their precision under autocast too."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:

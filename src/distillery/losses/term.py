@@ -12,6 +12,7 @@ from distillery.errors import UserError
 from distillery.signals import Signals
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
+Needs = Literal["logits", "maps", "features", "vectors", "tokens", "attention"]
 Layers = Mapping[str, str] | Literal["auto"]
 
 
@@ -21,14 +22,17 @@ class Contract:
 
     short_name: str  # run and report names are made of it: kd+at
     family: Literal["response", "feature", "attention", "relation"]
-    form: Literal["divergence", "cross_entropy"]  # a divergence is 0 where student and teacher agree
+    # 0 where student and teacher agree; with a constant added to that; with trainable modules between the two
+    form: Literal["divergence", "cross_entropy", "learned"]
     per_sample: bool  # forward gives [N], one value a row; False: a scalar of the whole batch
     t_squared: bool | None  # multiplied by T² by default; None: no temperature
     reduction: str
     scale: str  # expected size before the weight
-    needs: Literal["logits", "maps", "features", "vectors"]
+    needs: Needs
     properties: frozenset[Property]
     paper: str
+    formula: str  # LaTeX, one line
+    values_of: str  # the implementation or equation whose values these are
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Term(nn.Module):
         teacher: key of the teacher in `cfg.teachers`.
         layers: {student tap: teacher tap}, 'auto' (mapped before `build`), or None for losses on logits.
         projector: kind of the adapters between the layers, for the losses that have one.
+        gather: compare the samples of all ranks with each other; only for losses on the relations of a batch.
 
     Raises:
         UserError: `layers` is empty or an unknown word.
@@ -69,6 +74,7 @@ class Term(nn.Module):
         teacher: str = "main",
         layers: Layers | None = None,
         projector: str | None = None,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         if layers is not None and (not layers or (isinstance(layers, str) and layers != "auto")):
@@ -77,6 +83,7 @@ class Term(nn.Module):
         self.teacher = teacher
         self.layers = dict(layers) if isinstance(layers, Mapping) else layers
         self.projector = projector
+        self.gather = gather
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         """Check the probed shapes (by tap) and make the projectors. Called once, when `layers` is a mapping.
@@ -85,8 +92,8 @@ class Term(nn.Module):
             UserError: a layer's shape cannot serve this loss.
         """
 
-    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
-        """The unweighted loss: [N] if `contract.per_sample`, else a scalar."""
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        """The unweighted loss: [N] if `contract.per_sample`, else a scalar. `batch["target"]` is that of the rows."""
         raise NotImplementedError
 
     def pairs(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> list[Pair]:
@@ -103,9 +110,37 @@ class Term(nn.Module):
         assert self.layers != "auto", "layers: auto must be mapped before build"
         return dict(self.layers or {})
 
+    @property
+    def student_taps(self) -> list[str]:
+        """Every tap of the student that `forward` reads."""
+        return list(self.taps)
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """Every tap of the teacher that `forward` reads."""
+        return list(self.taps.values())
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether `forward` reads the teacher's logits."""
+        return self.contract.needs == "logits"
+
 
 def require_positive(**values: float) -> None:
     """Raise UserError, naming the hyper-parameter, unless every value is a finite number above 0."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"{name}={value}: it must be a finite number greater than 0.")
+
+
+def hard_target(batch: Mapping[str, Tensor], name: str) -> Tensor:
+    """The class indices [N] that the loss `name` needs.
+
+    Raises:
+        UserError: the batch has soft labels, or none.
+    """
+    target = batch.get("target")
+    if target is None or target.is_floating_point():
+        given = "none" if target is None else "soft ones"
+        raise UserError(f"{name} needs class indices as labels, and the data gives {given}. Use kd instead.")
+    return target

@@ -57,6 +57,9 @@ class AttentionTransfer(Term):
         needs="maps",
         properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1612.03928",
+        formula=r"\tfrac{1}{HW} \big\lVert \tfrac{Q_s}{\lVert Q_s \rVert_2} - \tfrac{Q_t}{\lVert Q_t \rVert_2} \big\rVert_2^2"
+        r", \quad Q = \tfrac{1}{C} \sum_c \lvert F^c \rvert^p",
+        values_of="RepDistiller",
     )
 
     def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", p: float = 2) -> None:
@@ -77,7 +80,7 @@ class AttentionTransfer(Term):
                     "Choose earlier layers, with a larger map."
                 )
 
-    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         return torch.stack(
             [attention_transfer(s, t, self.p, reduction="none") for s, t in self.features(student, teacher)]
         ).sum(0)

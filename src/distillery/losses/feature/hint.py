@@ -49,6 +49,8 @@ class Hint(Term):
         needs="features",
         properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1412.6550",
+        formula=r"\tfrac{1}{n} \lVert r(F_s) - F_t \rVert_2^2",
+        values_of="RepDistiller",
     )
 
     def __init__(
@@ -64,6 +66,6 @@ class Hint(Term):
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in self.pairs(student, teacher))
 
-    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         features = zip(self.projectors, self.features(student, teacher), strict=True)
         return torch.stack([hint(project(s), t, reduction="none") for project, (s, t) in features]).sum(0)

@@ -84,6 +84,9 @@ class RKD(Term):
         needs="vectors",
         properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1904.05068",
+        formula=r"\lambda_d \, \ell_1\big(\tfrac{d_s}{\bar d_s}, \tfrac{d_t}{\bar d_t}\big)"
+        r" + \lambda_a \, \ell_1(\cos\angle_s, \cos\angle_t)",
+        values_of="RepDistiller",
     )
 
     def __init__(
@@ -106,7 +109,7 @@ class RKD(Term):
                     "Choose layers with a batch dimension and features."
                 )
 
-    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         return torch.stack(
             [rkd(s, t, self.distance_weight, self.angle_weight) for s, t in self.features(student, teacher)]
         ).sum()

@@ -1,12 +1,13 @@
 """Decoupled knowledge distillation (Zhao et al., CVPR 2022)."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.errors import UserError
 from distillery.losses.numerics import Reduction, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.term import Contract, Term, require_positive
+from distillery.losses.term import Contract, Term, hard_target, require_positive
 from distillery.signals import Signals
 
 
@@ -69,6 +70,9 @@ class DKD(Term):
         needs="logits",
         properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2203.08679",
+        formula=r"T^2 \big[\alpha \, \mathrm{KL}(b_t \,\|\, b_s) + \beta \, \mathrm{KL}(\hat p_t \,\|\, \hat p_s)\big],"
+        r" \quad b = (p^y, 1 - p^y), \; \hat p = p_{\setminus y} / (1 - p^y)",
+        values_of="mdistiller",
     )
 
     def __init__(
@@ -87,15 +91,12 @@ class DKD(Term):
         self.temperature = temperature
         self.t_squared = t_squared
 
-    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         """[N]. Raises UserError without hard labels."""
-        if target is None or target.is_floating_point():
-            given = "none" if target is None else "soft ones"
-            raise UserError(f"dkd needs class indices as labels, and the data gives {given}. Use kd instead.")
         return dkd(
             student.logits,
             teacher.logits,
-            target,
+            hard_target(batch, "dkd"),
             self.alpha,
             self.beta,
             self.temperature,

@@ -1,5 +1,7 @@
 """Knowledge distillation from softened logits (Hinton, Vinyals and Dean, 2015)."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,6 +52,8 @@ class KD(Term):
         needs="logits",
         properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/1503.02531",
+        formula=r"T^2 \, \mathrm{KL}\big(p_T(z_t) \,\|\, p_T(z_s)\big), \quad p_T(z) = \mathrm{softmax}(z / T)",
+        values_of="RepDistiller; with a mask DistilBERT",
     )
 
     def __init__(
@@ -60,5 +64,5 @@ class KD(Term):
         self.temperature = temperature
         self.t_squared = t_squared
 
-    def forward(self, student: Signals, teacher: Signals, target: Tensor | None) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         return kd(student.logits, teacher.logits, self.temperature, t_squared=self.t_squared, reduction="none")
