@@ -57,7 +57,7 @@ class AttentionTransfer(Term):
         needs="maps",
         properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1612.03928",
-        formula=r"\tfrac{1}{HW} \big\lVert \tfrac{Q_s}{\lVert Q_s \rVert_2} - \tfrac{Q_t}{\lVert Q_t \rVert_2} \big\rVert_2^2"
+        formula=r"\tfrac{1}{HW} \big\lVert \tfrac{Q_s}{\lVert Q_s \rVert} - \tfrac{Q_t}{\lVert Q_t \rVert} \big\rVert^2"
         r", \quad Q = \tfrac{1}{C} \sum_c \lvert F^c \rvert^p",
         values_of="RepDistiller",
     )
