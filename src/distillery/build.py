@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,7 @@ from distillery.losses.term import Term
 from distillery.names import losses_of, teachers_of
 from distillery.networks import build_student, build_teacher, complete
 from distillery.objective import Objective
+from distillery.recall import Recall
 from distillery.signals import Network, probe
 from distillery.teacher import Teacher
 
@@ -58,11 +60,24 @@ def build(cfg: DictConfig) -> Parts:
     terms = {name: make(f"loss.{name}", loss) for name, loss in cfg.loss.items()}
     wire(terms, student, teachers, batch)
     objective = Objective(task, terms)
+    for name, teacher in cfg.teachers.items():
+        if teacher.get("cache"):
+            teachers[name].recall = _recall(teachers[name], teacher, data, str(cfg.trainer.precision))
     if cfg.compile:
         for network in (student, *teachers.values()):
             network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
     return Parts(cfg, data, Distiller(student, teachers, task, objective, optim, data.num_classes), batch)
+
+
+def _recall(teacher: Teacher, cfg: DictConfig, data: VisionData, precision: str) -> Recall:
+    if cfg.bn_mode == "train":
+        raise UserError(
+            f"teachers.{teacher.name}: with bn_mode=train its signals depend on the batch that an image is in, and "
+            "cache=true keeps one for each image. Set one of the two back."
+        )
+    fingerprint = f"{teacher.fingerprint()} {cfg.input} {precision}"
+    return Recall(partial(teacher.compute, training=True), fingerprint, data)
 
 
 def _sized(loss: DictConfig, data: VisionData) -> DictConfig:

@@ -19,7 +19,7 @@ ROOT = frozenset(
     "name method seed threads compile plan resume min_teacher_score "
     "data task teachers student loss optim trainer callbacks logger paths".split()
 )
-NETWORK = frozenset("net weights input bn_mode".split())
+NETWORK = frozenset("net weights input bn_mode cache".split())
 INPUT = frozenset("mean std size".split())
 PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that are no teacher's
 OPTIM = frozenset("optimizer scheduler interval".split())

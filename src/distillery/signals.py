@@ -223,6 +223,12 @@ class Network(nn.Module):
         self._hooks = [hook_on(tap, place) for tap, place in wanted.items() if tap not in self._parameter_taps]
 
 
+def is_parameter(tap: str) -> bool:
+    """Whether it records a module's parameter: then it has no row for each sample."""
+    match = TAP.fullmatch(tap)
+    return match is not None and match["part"] not in (None, INPUT)
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is back in the mode it had."""

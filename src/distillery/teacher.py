@@ -1,6 +1,6 @@
 """The teacher: a network that is frozen, whatever is done to what surrounds it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Self, get_args
 
 import torch
@@ -49,12 +49,19 @@ class Teacher(Network):
         self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
+        self.recall: Callable[[Tensor], Signals] | None = None  # of training samples, where they are cached
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, also when the whole that it is part of is put into train mode."""
         return super().train(False)
 
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
+        if training and self.recall is not None:
+            return self.recall(batch["index"])
+        return self.compute(batch, training)
+
+    def compute(self, batch: Mapping[str, Tensor], training: bool) -> Signals:
+        """`forward` without the cache."""
         # no_grad, not inference_mode: the tensors of that one cannot be saved for the backward of an MSE or projector
         with torch.no_grad():
             for module in self._per_batch:

@@ -1,8 +1,11 @@
 """Stratified draws of samples."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from distillery.compat import CONFIGS
 from distillery.data.random import permutation
 from distillery.errors import UserError
 
@@ -45,3 +48,24 @@ def stratified(targets: Tensor, indices: Tensor, size: int, seed: int) -> tuple[
     for label, quota in enumerate(class_quotas(counts, size).tolist()):
         drawn[order[present[order] == label][:quota]] = True
     return indices[drawn], indices[~drawn]
+
+
+def read_index(path: str | Path, indices: Tensor) -> Tensor:
+    """The positions in the file `path` (relative to the repository), one a line; all are among `indices`.
+
+    Raises:
+        UserError: no such file, a line that is no number, a position twice, or one that is not there to train on.
+    """
+    try:
+        lines = (CONFIGS.parent / path).read_text(encoding="utf-8").split()
+        chosen = torch.tensor([int(line) for line in lines], dtype=torch.int64)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.train_index={path}: it must be a file with one position a line. {error}") from error
+    if len(chosen.unique()) != len(chosen):
+        raise UserError(f"data.train_index={path}: a position is named twice.")
+    if len(foreign := chosen[~torch.isin(chosen, indices)]):
+        raise UserError(
+            f"data.train_index={path}: {len(foreign)} of {len(chosen)} positions are none of the training split, "
+            f"{int(foreign[0])} for one. Validation and test images are not for training."
+        )
+    return chosen

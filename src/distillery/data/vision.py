@@ -15,7 +15,7 @@ from distillery.data.images import BatchDataset
 from distillery.data.loader import ResumableLoader
 from distillery.data.raw import RawData, Split
 from distillery.data.sampler import SeededBatchSampler
-from distillery.data.splits import SPLIT_SEED, stratified
+from distillery.data.splits import SPLIT_SEED, read_index, stratified
 from distillery.errors import UserError
 
 Stage = Literal["train", "val", "test"]
@@ -30,6 +30,8 @@ class VisionData(LightningDataModule):
         batch_size, eval_batch_size: samples of all processes together.
         seed: of the training subset, the order and the augmentation.
         train_size, train_fraction: the size of a stratified subset of the training split, drawn by the seed.
+        train_index: instead of them, a file of the positions in the raw training set to train on, one a line,
+            the same for every seed; its path is relative to the repository.
         val_size: how many (or, below 1, which share) of the training images are kept for validation, always
             the same ones; 0 for none. None: the set's own split, else a tenth.
         augment: options of the source's training augmentation; None for none.
@@ -51,6 +53,7 @@ class VisionData(LightningDataModule):
         root: str | None = None,
         train_size: int | None = None,
         train_fraction: float | None = None,
+        train_index: str | None = None,
         val_size: int | float | None = None,
         augment: Mapping[str, Any] | None = None,
         num_workers: int = 0,
@@ -66,6 +69,7 @@ class VisionData(LightningDataModule):
         self.root = root
         self.train_size = train_size
         self.train_fraction = train_fraction
+        self.train_index = train_index
         self.val_size = val_size
         self.augment = augment
         self.num_workers = num_workers
@@ -106,8 +110,11 @@ class VisionData(LightningDataModule):
 
     def _subset(self, train: Split) -> Split:
         available = len(train.indices)
-        if self.train_size is not None and self.train_fraction is not None:
-            raise UserError("data.train_size and data.train_fraction exclude each other: set one to null.")
+        given = [name for name in ("train_size", "train_fraction", "train_index") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"data.{given[0]} and data.{given[1]} exclude each other: set one to null.")
+        if self.train_index is not None:
+            return Split(train.images, train.targets, read_index(self.train_index, train.indices))
         if self.train_fraction is not None:
             if not 0 < self.train_fraction <= 1:
                 raise UserError(f"data.train_fraction={self.train_fraction} is not in (0, 1].")
