@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from distillery.data.splits import class_quotas, stratified
+from distillery.compat import CONFIGS
+from distillery.data.sources.fashion_mnist import fashion_mnist
+from distillery.data.splits import SPLIT_SEED, class_quotas, read_index, stratified
 from distillery.errors import UserError
 
 
@@ -43,3 +47,40 @@ def test_the_draw_depends_on_the_seed_alone() -> None:
 def test_impossible_sizes_are_refused(size: int) -> None:
     with pytest.raises(UserError, match=r"between 10 .* and 400"):
         stratified(torch.arange(400) % 10, torch.arange(400), size, seed=0)
+
+
+def written(folder: Path, lines: object) -> Path:
+    path = folder / "index.txt"
+    path.write_text("\n".join(map(str, lines)), encoding="utf-8")  # type: ignore[call-overload]
+    return path
+
+
+def test_index_is_read_in_its_order(tmp_path: Path) -> None:
+    assert read_index(written(tmp_path, [7, 3, 5]), torch.arange(10)).tolist() == [7, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([1, 2, 1], "named twice"),
+        ([1, 99], r"1 of 2 positions are none of the training split, 99 for one"),
+        (["one"], "one position a line"),
+    ],
+)
+def test_bad_index_is_refused(tmp_path: Path, lines: list[object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_index(written(tmp_path, lines), torch.arange(10))
+
+
+def test_missing_index_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.train_index=nowhere\.txt"):
+        read_index("nowhere.txt", torch.arange(10))
+
+
+@pytest.mark.slow
+def test_committed_index_of_fashion_mnist_is_stratified_and_apart_from_validation(tmp_path: Path) -> None:
+    train = fashion_mnist(tmp_path).train
+    _, rest = stratified(train.targets, train.indices, 5000, SPLIT_SEED)
+    index = read_index(CONFIGS / "data" / "fashion_mnist_10000.txt", rest)
+    assert torch.bincount(train.targets[index]).tolist() == [1000] * 10
+    assert torch.equal(index, stratified(train.targets, rest, 10_000, SPLIT_SEED)[0])

@@ -83,6 +83,7 @@ def test_validation_sizes(cifar_data: Make) -> None:
     ("given", "words"),
     [
         ({"train_size": 100, "train_fraction": 0.5}, "exclude each other"),
+        ({"train_size": 100, "train_index": "x.txt"}, r"data\.train_size and data\.train_index exclude each other"),
         ({"train_size": 401}, r"data\.train_size=401: Cannot draw 401 of 400"),
         ({"train_size": 99}, r"data\.train_size=99"),
         ({"train_fraction": 0.1}, r"data\.train_fraction=0\.1"),
