@@ -1,6 +1,7 @@
 """A cached teacher: each training image is seen once, and the losses are given what the teacher would have given."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from distillery.build import build
 from distillery.data.sources.digits import digits
 from distillery.data.vision import VisionData
 from distillery.errors import UserError
-from distillery.recall import CHUNK, Recall
+from distillery.evaluation import Evaluation
+from distillery.recall import CHUNK, Recall, scored
 from distillery.run import train
 from distillery.signals import Signals
 from fixtures.composing import Compose, with_hint
@@ -77,6 +79,23 @@ def test_another_teacher_or_other_images_share_nothing(fingerprint: str, given: 
     found = Recall(teacher, fingerprint, other)(index)
     assert sorted(teacher.index) == sorted(other.splits["train"].indices.tolist())
     assert torch.equal(found.layers["block"], 5 * found.logits.view_as(found.layers["block"]))
+
+
+def test_a_cached_teacher_is_scored_once_for_each_name() -> None:
+    data, calls = digits_data(), []
+
+    def judge(name: str) -> Evaluation:
+        calls.append(name)
+        return Evaluation(0.5, 1.0, torch.tensor([0]), torch.tensor([1]), torch.tensor([1]))
+
+    for _ in range(2):  # two runs of a study
+        for name in ("val", "test"):
+            assert scored(Recall(Seen({}), "scored", data), name, partial(judge, name)).score == 0.5
+    assert calls == ["val", "test"]
+    scored(Recall(Seen({}), "another", data), "val", partial(judge, "another teacher's"))
+    scored(None, "val", partial(judge, "not cached"))
+    scored(None, "val", partial(judge, "not cached"))
+    assert calls[2:] == ["another teacher's", "not cached", "not cached"]
 
 
 def test_augmented_images_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from distillery.build import Parts
 from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import save_weights, weights_hash
 from distillery.networks import EXPORT
+from distillery.recall import scored
 from distillery.results.cost import count_flops, count_parameters, measure_latency
 from distillery.results.schema import PREDICTIONS, RunRecord
 from distillery.signals import Network
@@ -34,7 +36,8 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
 
     predictions = {"index": test.index, "target": test.target, "student": test.predicted}
     for name, teacher in parts.distiller.teachers.items():
-        found = _evaluate(parts, teacher, data.test_dataloader())
+        judge = partial(_evaluate, parts, teacher, data.test_dataloader())
+        found = scored(teacher.recall, f"test {vars(parts.distiller.task)}", judge)
         predictions[name] = found.predicted
         record.teachers[name] = {
             "source": teacher.source,

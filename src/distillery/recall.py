@@ -2,19 +2,29 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from distillery.data.vision import VisionData
 from distillery.errors import UserError
+from distillery.evaluation import Evaluation
 from distillery.signals import Signals, is_parameter
 
 CHUNK = 500  # images of one forward
 
-# Of the last teacher and training split, by signal: the runs of a study share them.
-_held: tuple[tuple[str, str], dict[str, Tensor]] = (("", ""), {})
+
+@dataclass
+class Held:
+    """What is known of one teacher on one set of data: signals of the training images, scores of the other splits."""
+
+    key: tuple[str, str] = ("", "")
+    signals: dict[str, Tensor] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+
+_held = Held()  # of the last teacher and data: the runs of a study share them
 
 
 class Recall:
@@ -51,16 +61,20 @@ class Recall:
         row = self._row[index.cpu()]
         return _like(self._signals, {name: t[row].to(index.device) for name, t in _flat(self._signals).items()})
 
+    def held(self) -> Held:
+        """What this process knows of the teacher on the data."""
+        global _held
+        key = (self._fingerprint, self._data.fingerprint)
+        if _held.key != key:
+            _held = Held(key)
+        return _held
+
     def _all(self, device: torch.device) -> Signals:
         """The signals of the whole training split, a row for each of its indices."""
-        global _held
         split = self._data.splits["train"]
         self._row = torch.full((len(split.targets),), -1)
         self._row[split.indices] = torch.arange(len(split.indices))
-        key = (self._fingerprint, self._data.fingerprint)
-        if _held[0] != key:
-            _held = key, {}
-        held = _held[1]
+        held = self.held().signals
         chunks = self._chunks(split.indices, device)
         first = next(chunks)
         if missing := _flat(first).keys() - held.keys():
@@ -82,6 +96,16 @@ class Recall:
                 f"The teacher's signals for {samples:,} images would take {size / 2**30:.0f} GiB, and this machine "
                 f"has {memory / 2**30:.0f}. Set the teacher's cache=false, or choose fewer or smaller layers."
             )
+
+
+def scored(recall: Recall | None, name: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
+    """The result of `evaluate`; of a teacher that is cached it is called once for each `name`."""
+    if recall is None:
+        return evaluate()
+    known = recall.held().evaluations
+    if name not in known:
+        known[name] = evaluate()
+    return known[name]
 
 
 def _flat(signals: Signals) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The teacher: a network that is frozen, whatever is done to what surrounds it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self, get_args
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distillery.errors import UserError, did_you_mean
 from distillery.models.weights import weights_hash
+from distillery.recall import Recall
 from distillery.signals import Network, Signals
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -49,7 +50,7 @@ class Teacher(Network):
         self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
-        self.recall: Callable[[Tensor], Signals] | None = None  # of training samples, where they are cached
+        self.recall: Recall | None = None  # of training samples, where they are cached
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, also when the whole that it is part of is put into train mode."""

@@ -1,6 +1,7 @@
 """Proves that a teacher is fit to teach, and that training has not changed it."""
 
 import warnings
+from functools import partial
 
 import lightning as L
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from distillery.distiller import Distiller
 from distillery.errors import UserError
 from distillery.evaluation import Evaluation, evaluate
+from distillery.recall import scored
 
 
 class TeacherGuard(L.Callback):
@@ -33,7 +35,8 @@ class TeacherGuard(L.Callback):
         loader = trainer.datamodule.val_dataloader() or trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         classes = trainer.datamodule.num_classes  # type: ignore[attr-defined]
         for name, teacher in module.teachers.items():
-            found = evaluate(teacher, loader, module.task, classes)
+            judge = partial(evaluate, teacher, loader, module.task, classes)
+            found = scored(teacher.recall, f"guard {vars(module.task)}", judge)
             chance = 1 / classes
             near_chance = found.score < chance + 0.1 * (1 - chance)
             if found.score < self.min_score:
