@@ -1,5 +1,6 @@
 """The arithmetic all losses share: precision, softmax, agreement of shapes, and the mean over rows."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -23,6 +24,40 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature) over the last dimension, in at least float32."""
     return F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) over the last dimension, in nats: log-probabilities [..., C] → [...]."""
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def log_mix(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """log(weight · p + (1 - weight) · q), for a weight from 0 to 1."""
+    of_p, of_q = (math.log(part) if part > 0 else -math.inf for part in (weight, 1 - weight))
+    return torch.logaddexp(log_p + of_p, log_q + of_q)
+
+
+def one_hot(target: Tensor, classes: int) -> Tensor:
+    """Whether a class is the row's target: indices [N] → bool [N, classes]."""
+    return target.unsqueeze(-1) == torch.arange(classes, device=target.device)
+
+
+def log_softmax_of_rest(logits: Tensor, is_target: Tensor, temperature: float) -> Tensor:
+    """`log_softmax` among the classes other than the target [N,C]; 0 at the target itself.
+
+    A softmax of its own, not log p - log(1 - p of the target): both are large where the target is certain, and would
+    cancel.
+    """
+    return log_softmax(logits.masked_fill(is_target, -torch.inf), temperature).masked_fill(is_target, 0.0)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """`x` over its L2 norm along the last dimension; what is shorter than 1e-12 has no direction: 0, no gradient.
+
+    (`F.normalize` multiplies the gradient of such a row by 1e12.)
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm < 1e-12, torch.inf)
 
 
 def require_same_shape(student: Tensor, teacher: Tensor) -> None:

@@ -1,13 +1,14 @@
 """What every loss term is: a module around a pure function, with its promises as data."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from distillery.attention import Attention
 from distillery.errors import UserError
 from distillery.signals import Signals
 
@@ -62,11 +63,14 @@ class Term(nn.Module):
         gather: compare the samples of all ranks with each other; only for losses on the relations of a batch.
 
     Raises:
-        UserError: `layers` is empty or an unknown word.
+        UserError: `layers` is empty or an unknown word; `gather` with a loss that has a value for each sample.
     """
 
     contract: ClassVar[Contract]
-    auto: ClassVar[Literal["all", "middle", "last"]] = "last"
+    auto: ClassVar[Literal["all", "inner", "middle", "last", "pooled"]] = "last"
+    teacher_tap: ClassVar[str | None] = None  # what of the teacher `auto` gives every student layer
+    at_build: ClassVar[frozenset[str]] = frozenset()  # numbers that are read once, when it is built: no schedule
+    teacher_layers: Sequence[str] | Literal["auto"] = ()  # that it reads beside those of `layers`; auto: the stages
 
     def __init__(
         self,
@@ -79,6 +83,11 @@ class Term(nn.Module):
         super().__init__()
         if layers is not None and (not layers or (isinstance(layers, str) and layers != "auto")):
             raise UserError(f"layers={layers!r}: give a mapping {{student layer: teacher layer}}, or auto.")
+        if gather and self.contract.per_sample:
+            raise UserError(
+                f"gather=true: {self.contract.short_name} compares no sample with another, so that it is the same on "
+                "several processes as on one. Remove gather."
+            )
         self.weight = weight
         self.teacher = teacher
         self.layers = dict(layers) if isinstance(layers, Mapping) else layers
@@ -103,6 +112,15 @@ class Term(nn.Module):
     def features(self, student: Signals, teacher: Signals) -> Iterator[tuple[Tensor, Tensor]]:
         """The pairs of layers' tensors, in the same order as `pairs`."""
         return ((student.layers[s], teacher.layers[t]) for s, t in self.taps.items())
+
+    def attentions(self, student: Signals, teacher: Signals) -> Iterator[tuple[Attention, Attention]]:
+        """The pairs of attention layers' operands, in the same order as `pairs`."""
+        return ((student.attention[s], teacher.attention[t]) for s, t in self.taps.items())
+
+    @property
+    def by_teacher(self) -> "dict[str, Term]":
+        """The loss with each of its teachers, by the teacher's name: here itself (see `Several`)."""
+        return {self.teacher: self}
 
     @property
     def taps(self) -> dict[str, str]:
@@ -131,6 +149,13 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"{name}={value}: it must be a finite number greater than 0.")
+
+
+def require_fraction(**values: float) -> None:
+    """Raise UserError, naming the hyper-parameter, unless every value is at least 0 and below 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{name}={value}: it must be at least 0 and below 1.")
 
 
 def hard_target(batch: Mapping[str, Tensor], name: str) -> Tensor:

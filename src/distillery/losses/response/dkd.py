@@ -3,10 +3,17 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.numerics import (
+    Reduction,
+    kl,
+    log_softmax,
+    log_softmax_of_rest,
+    one_hot,
+    reduce_rows,
+    require_same_shape,
+)
 from distillery.losses.term import Contract, Term, hard_target, require_positive
 from distillery.signals import Signals
 
@@ -37,12 +44,10 @@ def dkd(
     probability of the rest is summed in log space, since log(softmax) is -inf for a confident student.
     """
     require_same_shape(student_logits, teacher_logits)
-    is_target = target.unsqueeze(-1) == torch.arange(student_logits.shape[-1], device=target.device)
+    is_target = one_hot(target, student_logits.shape[-1])
     student_binary, student_rest = _decouple(student_logits, is_target, temperature)
     teacher_binary, teacher_rest = _decouple(teacher_logits, is_target, temperature)
-    tckd = F.kl_div(student_binary, teacher_binary, reduction="none", log_target=True).sum(-1)
-    nckd = F.kl_div(student_rest, teacher_rest, reduction="none", log_target=True).sum(-1)
-    rows = alpha * tckd + beta * nckd
+    rows = alpha * kl(teacher_binary, student_binary) + beta * kl(teacher_rest, student_rest)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
@@ -51,9 +56,7 @@ def _decouple(logits: Tensor, is_target: Tensor, temperature: float) -> tuple[Te
     log_p = log_softmax(logits, temperature)
     of_target = log_p.masked_fill(~is_target, 0.0).sum(-1)
     of_rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(-1)
-    # A second softmax, not log_p - of_rest: both are large where the target is certain, and would cancel.
-    among_rest = log_softmax(logits.masked_fill(is_target, -torch.inf), temperature)
-    return torch.stack([of_target, of_rest], dim=-1), among_rest.masked_fill(is_target, 0.0)
+    return torch.stack([of_target, of_rest], dim=-1), log_softmax_of_rest(logits, is_target, temperature)
 
 
 class DKD(Term):

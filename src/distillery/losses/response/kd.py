@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
 from distillery.losses.term import Contract, Term, require_positive
 from distillery.signals import Signals
 
@@ -34,7 +33,7 @@ def kd(
     require_same_shape(student_logits, teacher_logits)
     student = log_softmax(student_logits, temperature)
     teacher = log_softmax(teacher_logits, temperature)
-    rows = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    rows = kl(teacher, student)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
 
 

@@ -1,0 +1,119 @@
+"""Adaptive Kullback-Leibler divergence (Wu et al., COLING 2025)."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from distillery.errors import UserError, did_you_mean
+from distillery.losses.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Term, require_fraction, require_positive
+from distillery.signals import Signals
+
+Variant = Literal["llm_kd_akl", "dskd"]
+
+
+def akl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mu: float = 0.5,
+    variant: Variant = "llm_kd_akl",
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    t_squared: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """h / (h + t) · KL(teacher ‖ student) + t / (h + t) · KL(student ‖ teacher), in nats.
+
+    h and t are the sums of |p_t - p_s| over the head (the teacher's likely classes) and over the tail (the others); no
+    gradient goes through these weights. Where student and teacher agree, both are 0, and so is the loss.
+
+    Args:
+        student_logits: [N,C], or [B,L,V] for tokens.
+        teacher_logits: the same shape.
+        mu: μ, where the head ends, from 0 to below 1.
+        variant: 'llm_kd_akl' (the authors' code): from the likeliest class on, those whose cumulative probability is
+            at most μ are the head, and the likeliest always is. 'dskd' (DSKD's code): from the least likely class
+            on, those whose cumulative probability is below μ are the tail. The class that crosses the line is thus in
+            the tail of the first and, at μ = 0.5, in the head of the second; and a greater μ lengthens the head of
+            the first, and the tail of the second.
+        temperature: T; both softmaxes are of logits / T.
+        mask: [B,L], non-zero where a token counts; the mean is over these.
+        t_squared: multiply by T².
+        reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
+
+    Paper: Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language Models,
+    https://arxiv.org/abs/2404.02657. Values as LLM_KD_AKL's, which has no T, or DSKD's, without T²; both give NaN at
+    agreement.
+    """
+    if variant not in get_args(Variant):
+        raise ValueError(f"variant={variant!r}: choose from {get_args(Variant)}")
+    require_same_shape(student_logits, teacher_logits)
+    student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
+    gap = (teacher.exp() - student.exp()).detach().abs()
+    in_order, order = teacher.detach().sort(dim=-1, descending=variant == "llm_kd_akl")
+    gap, cumulative = gap.gather(-1, order), in_order.exp().cumsum(-1)
+    if variant == "llm_kd_akl":
+        is_head = cumulative <= mu
+        is_head[..., 0] = True
+    else:
+        is_head = cumulative >= mu
+    head, tail = gap.masked_fill(~is_head, 0.0).sum(-1), gap.masked_fill(is_head, 0.0).sum(-1)
+    total = (head + tail).clamp_min(torch.finfo(gap.dtype).tiny)
+    rows = head / total * kl(teacher, student) + tail / total * kl(student, teacher)
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
+
+
+class AKL(Term):
+    """`akl` on the rows of logits that count.
+
+    Raises:
+        UserError: no such variant, or `mu` is not from 0 to below 1.
+    """
+
+    contract = Contract(
+        short_name="akl",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=False,
+        reduction="sum over classes, mean over rows",
+        scale="between those of kd and reverse_kl: 1 to 10 with an untrained student",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2404.02657",
+        formula=r"\tfrac{h}{h + t} \, \mathrm{KL}(p_t \,\|\, p_s) + \tfrac{t}{h + t} \, \mathrm{KL}(p_s \,\|\, p_t),"
+        r" \quad h, t = \sum_{c \in \mathrm{head}, \mathrm{tail}} |p_t^c - p_s^c|",
+        values_of="LLM_KD_AKL, or DSKD",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        mu: float = 0.5,
+        variant: Variant = "llm_kd_akl",
+        temperature: float = 1.0,
+        t_squared: bool = False,
+    ) -> None:
+        super().__init__(weight, teacher)
+        require_positive(temperature=temperature)
+        require_fraction(mu=mu)
+        if variant not in get_args(Variant):
+            raise UserError(f"akl has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
+        self.mu = mu
+        self.variant = variant
+        self.temperature = temperature
+        self.t_squared = t_squared
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return akl(
+            student.logits,
+            teacher.logits,
+            self.mu,
+            self.variant,
+            self.temperature,
+            t_squared=self.t_squared,
+            reduction="none",
+        )

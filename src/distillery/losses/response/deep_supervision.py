@@ -1,0 +1,119 @@
+"""Exit branches that learn from labels and from the network's own last layer (Zhang et al., ICCV 2019)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows
+from distillery.losses.projectors import ExitBranch
+from distillery.losses.response.kd import kd
+from distillery.losses.term import Contract, Layers, Term, hard_target, require_fraction, require_positive
+from distillery.signals import Signals
+
+
+def deep_supervision(
+    branch_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    alpha: float = 0.3,
+    temperature: float = 3.0,
+    t_squared: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """(1 - α) · cross-entropy of a branch with the labels + α · KL(last layer ‖ branch), in nats.
+
+    Args:
+        branch_logits: [N,C].
+        teacher_logits: [N,C], the network's own, without gradient.
+        target: [N], class indices.
+        alpha: weight of the own last layer against the labels.
+        temperature: T, of the divergence.
+        t_squared: multiply the divergence by T²; the authors do not.
+        reduction: 'mean' over rows, or 'none': [N].
+
+    Paper: Be Your Own Teacher, https://arxiv.org/abs/1905.08094, without the paper's hint, which is
+    `loss/feature=[hint]` with teacher=self. Values as the authors' code, which writes the divergence as a
+    cross-entropy: the same gradient, and the entropy of the last layer more.
+    """
+    from_labels = F.cross_entropy(at_least_float32(branch_logits), target, reduction="none")
+    from_above = kd(branch_logits, teacher_logits, temperature, t_squared=t_squared, reduction="none")
+    return reduce_rows((1 - alpha) * from_labels + alpha * from_above, reduction)
+
+
+class DeepSupervision(Term):
+    """`deep_supervision` of an exit branch (pooling and a linear layer) on each student layer, summed.
+
+    The teacher is the student itself, `teacher: self`; its logits teach every branch, so that the layers on the
+    teacher's side of a pair are not read. The branches are dropped at export.
+    """
+
+    auto = "inner"
+    contract = Contract(
+        short_name="byot",
+        family="response",
+        form="learned",
+        per_sample=True,
+        t_squared=False,
+        reduction="mean over rows, sum over branches",
+        scale="0.7 · log C a branch with an untrained student",
+        needs="features",
+        properties=frozenset({"non_negative", "batch_permutation"}),
+        paper="https://arxiv.org/abs/1905.08094",
+        formula=(
+            r"\sum_b (1-\alpha) \, \mathrm{CE}\big(p(z_b), y\big) + "
+            r"\alpha \, \mathrm{KL}\big(p_T(z_s) \,\|\, p_T(z_b)\big)"
+        ),
+        values_of="the authors' code, less the entropy of the own last layer",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "self",
+        layers: Layers = "auto",
+        alpha: float = 0.3,
+        temperature: float = 3.0,
+        t_squared: bool = False,
+    ) -> None:
+        super().__init__(weight, teacher, layers)
+        require_fraction(alpha=alpha)
+        require_positive(temperature=temperature)
+        self.alpha = alpha
+        self.temperature = temperature
+        self.t_squared = t_squared
+
+    @property
+    def student_taps(self) -> list[str]:
+        return [*self.taps, "head"]  # whose width is the number of classes
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        return []
+
+    @property
+    def needs_logits(self) -> bool:
+        return True
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        classes = student["head"][-1]
+        self.branches = nn.ModuleList(ExitBranch(student[tap], classes) for tap in self.taps)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        """[N]. Raises UserError without hard labels."""
+        target = hard_target(batch, "deep_supervision")
+        return torch.stack(
+            [
+                deep_supervision(
+                    branch(student.layers[tap]),
+                    teacher.logits,
+                    target,
+                    self.alpha,
+                    self.temperature,
+                    self.t_squared,
+                    reduction="none",
+                )
+                for branch, tap in zip(self.branches, self.taps, strict=True)
+            ]
+        ).sum(0)

@@ -1,0 +1,56 @@
+"""Hard distillation through a distillation token (DeiT; Touvron et al., ICML 2021)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.losses.heads import HEADS, require_same_classes
+from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Layers, Term
+from distillery.signals import Signals
+
+
+def deit_hard(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Cross-entropy of the student's distillation head with the class that the teacher predicts, in nats.
+
+    Args:
+        student_logits: [N,C], of the distillation head.
+        teacher_logits: [N,C].
+        reduction: 'mean' over rows, or 'none': [N].
+
+    Paper: Training Data-Efficient Image Transformers & Distillation through Attention,
+    https://arxiv.org/abs/2012.12877, the second half of equation 3. Values as DeiT's code.
+    """
+    require_same_shape(student_logits, teacher_logits)
+    rows = F.cross_entropy(at_least_float32(student_logits), teacher_logits.argmax(-1), reduction="none")
+    return reduce_rows(rows, reduction)
+
+
+class DeiTHard(Term):
+    """`deit_hard` on pairs of heads, summed; by default the student's distillation head and the teacher's head."""
+
+    contract = Contract(
+        short_name="deit_hard",
+        family="response",
+        form="cross_entropy",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over rows, sum over pairs of heads",
+        scale="log C with an untrained student",
+        needs="vectors",
+        properties=frozenset({"non_negative", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2012.12877",
+        formula=r"-\log p(z_{\mathrm{dist}})_{\hat y}, \quad \hat y = \arg\max_k z_{t,k}",
+        values_of="DeiT",
+    )
+
+    def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers | None = None) -> None:
+        super().__init__(weight, teacher, layers or HEADS)
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        require_same_classes(self.pairs(student, teacher))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([deit_hard(s, t, reduction="none") for s, t in self.features(student, teacher)]).sum(0)

@@ -1,0 +1,104 @@
+"""DIST: correlations in place of exact probabilities (Huang et al., NeurIPS 2022)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from distillery.losses.numerics import log_softmax, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Term, require_positive
+from distillery.signals import Signals
+
+EPS = 1e-8  # image_classification_sota's
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+    t_squared: bool = True,
+) -> Tensor:
+    """β · (1 - correlation over the classes of a row) + γ · (1 - correlation over the batch's rows of a class), · T².
+
+    Both are Pearson's, of the softened probabilities: means over rows, and over classes.
+
+    A denominator has 1e-8 added, as in the reference. So agreement leaves about 1e-8 / variance, not 0; and what is
+    constant correlates with nothing: each class that nobody gives any probability costs γ / C, as does each class where
+    the batch is a single row. A student whose logits are all equal (a head that starts at zero) has finite, but
+    enormous gradients.
+
+    Args:
+        student_logits: [N,C].
+        teacher_logits: [N,C].
+        beta: weight of the relation between classes.
+        gamma: weight of the relation between rows.
+        temperature: T; both softmaxes are of logits / T.
+        t_squared: multiply by T².
+
+    Returns: a scalar; the second part belongs to no row.
+
+    Paper: Knowledge Distillation from A Stronger Teacher, https://arxiv.org/abs/2205.10536. Values as
+    image_classification_sota's and MMRazor's; the authors' other code, DIST_KD, has neither T nor T².
+    """
+    require_same_shape(student_logits, teacher_logits)
+    student = log_softmax(student_logits, temperature).exp()
+    teacher = log_softmax(teacher_logits, temperature).exp()
+    between_classes = reduce_rows(1 - _correlation(student, teacher), "mean")
+    between_rows = reduce_rows(1 - _correlation(student.mT, teacher.mT), "mean")
+    loss = beta * between_classes + gamma * between_rows
+    return loss * temperature**2 if t_squared else loss
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, over the last dimension; 0 of an empty one."""
+    a, b = (x - x.sum(-1, keepdim=True) / max(x.shape[-1], 1) for x in (a, b))
+    return (a * b).sum(-1) / (vector_norm(a, dim=-1) * vector_norm(b, dim=-1) + EPS)
+
+
+class DIST(Term):
+    """`dist` on the rows of logits that count; the relations between rows are those of one batch.
+
+    On several processes `gather` makes it that of all.
+    """
+
+    contract = Contract(
+        short_name="dist",
+        family="response",
+        form="cross_entropy",  # EPS keeps it from vanishing at agreement
+        per_sample=False,
+        t_squared=True,
+        reduction="mean over rows, plus mean over classes",
+        scale="at most 4 T², about 2 T² with an untrained student",
+        needs="logits",
+        properties=frozenset(
+            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
+        ),
+        paper="https://arxiv.org/abs/2205.10536",
+        formula=r"T^2 \Big[\tfrac{\beta}{N} \sum_i \big(1 - \rho(p_{s,i\cdot}, p_{t,i\cdot})\big)"
+        r" + \tfrac{\gamma}{C} \sum_c \big(1 - \rho(p_{s,\cdot c}, p_{t,\cdot c})\big)\Big],"
+        r" \quad \rho(a, b) = \tfrac{\bar a \cdot \bar b}{\|\bar a\| \|\bar b\| + 10^{-8}}",
+        values_of="image_classification_sota",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        temperature: float = 1.0,
+        t_squared: bool = True,
+        gather: bool = False,
+    ) -> None:
+        super().__init__(weight, teacher, gather=gather)
+        require_positive(temperature=temperature)
+        self.beta = beta
+        self.gamma = gamma
+        self.temperature = temperature
+        self.t_squared = t_squared
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        """A scalar."""
+        return dist(student.logits, teacher.logits, self.beta, self.gamma, self.temperature, self.t_squared)

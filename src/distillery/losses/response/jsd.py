@@ -1,0 +1,100 @@
+"""Generalised Jensen-Shannon divergence (GKD; Agarwal et al., ICLR 2024)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Term, require_positive
+from distillery.signals import Signals
+
+
+def jsd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    t_squared: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """β · KL(teacher ‖ m) + (1 - β) · KL(student ‖ m), m = β · teacher + (1 - β) · student, in nats.
+
+    Not continuous in β: at 0 it is KL(teacher ‖ student) and at 1 KL(student ‖ teacher), as in TRL, while it tends to 0
+    on the way to both. A sweep of β across 0 or 1 compares losses of different scale.
+
+    Args:
+        student_logits: [N,C], or [B,L,V] for tokens.
+        teacher_logits: the same shape.
+        beta: β, from 0 to 1.
+        temperature: T; both softmaxes are of logits / T.
+        mask: [B,L], non-zero where a token counts; the mean is over these.
+        t_squared: multiply by T².
+        reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
+
+    Paper: On-Policy Distillation of Language Models, https://arxiv.org/abs/2306.13649, equation 1. Values as TRL's,
+    which does not multiply by T².
+    """
+    require_same_shape(student_logits, teacher_logits)
+    student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
+    if beta == 0:
+        rows = kl(teacher, student)
+    elif beta == 1:
+        rows = kl(student, teacher)
+    else:
+        mixed = log_mix(teacher, student, beta)
+        rows = beta * kl(teacher, mixed) + (1 - beta) * kl(student, mixed)
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
+
+
+class JSD(Term):
+    """`jsd` on the rows of logits that count; symmetric at β = 0.5 alone.
+
+    Raises:
+        UserError: `beta` is not from 0 to 1.
+    """
+
+    contract = Contract(
+        short_name="jsd",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=False,
+        reduction="sum over classes, mean over rows",
+        scale="at most log 2; at β = 0 or 1 like kd",
+        needs="logits",
+        properties=frozenset(
+            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
+        ),
+        paper="https://arxiv.org/abs/2306.13649",
+        formula=r"\beta \, \mathrm{KL}(p_t \,\|\, m) + (1 - \beta) \, \mathrm{KL}(p_s \,\|\, m),"
+        r" \quad m = \beta p_t + (1 - \beta) p_s",
+        values_of="TRL",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        beta: float = 0.5,
+        temperature: float = 1.0,
+        t_squared: bool = False,
+    ) -> None:
+        super().__init__(weight, teacher)
+        require_positive(temperature=temperature)
+        if not 0 <= beta <= 1:
+            raise UserError(f"beta={beta}: it must be from 0 to 1.")
+        self.beta = beta
+        self.temperature = temperature
+        self.t_squared = t_squared
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return jsd(
+            student.logits,
+            teacher.logits,
+            self.beta,
+            self.temperature,
+            t_squared=self.t_squared,
+            reduction="none",
+        )

@@ -1,0 +1,51 @@
+"""Regression of the teacher's logits (Ba and Caruana, NeurIPS 2014)."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Term
+from distillery.signals import Signals
+
+
+def logit_mse(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Mean squared error of the logits themselves: their common shift counts too.
+
+    Args:
+        student_logits: [N,C].
+        teacher_logits: [N,C].
+        reduction: 'mean' over rows, or 'none' for the mean over each row's classes: [N].
+
+    Paper: Do Deep Nets Really Need to be Deep?, https://arxiv.org/abs/1312.6184. Values as TextBrewer's, a mean over
+    classes; the paper (equation 1) has half of the sum.
+    """
+    require_same_shape(student_logits, teacher_logits)
+    student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    return reduce_rows(F.mse_loss(student, teacher, reduction="none").mean(-1), reduction)
+
+
+class LogitMSE(Term):
+    """`logit_mse` on the rows of logits that count."""
+
+    contract = Contract(
+        short_name="logit_mse",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over classes and rows",
+        scale="the mean square of the teacher's logits, about 1 to 30, with an untrained student",
+        needs="logits",
+        properties=frozenset({"non_negative", "class_permutation", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1312.6184",
+        formula=r"\tfrac1C \sum_c (z_s^c - z_t^c)^2",
+        values_of="TextBrewer",
+    )
+
+    def __init__(self, weight: float = 1.0, teacher: str = "main") -> None:
+        super().__init__(weight, teacher)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return logit_mse(student.logits, teacher.logits, reduction="none")

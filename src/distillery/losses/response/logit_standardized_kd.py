@@ -1,0 +1,74 @@
+"""Knowledge distillation from standardised logits (Sun et al., CVPR 2024)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from distillery.losses.numerics import Reduction, at_least_float32, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Term, require_positive
+from distillery.signals import Signals
+
+
+def logit_standardized_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 2.0,
+    t_squared: bool = True,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`kd` of each row's logits less their mean, over their standard deviation: shift and scale are the student's own.
+
+    Args:
+        student_logits: [N,C], C ≥ 2.
+        teacher_logits: [N,C].
+        temperature: T, in standard deviations; both softmaxes are of standardised logits / T.
+        t_squared: multiply by T².
+        reduction: 'mean' over rows, or 'none': [N].
+
+    Paper: Logit Standardization in Knowledge Distillation, https://arxiv.org/abs/2403.01427. Values as the authors':
+    the unbiased deviation (divided by C - 1) plus 1e-7. Where all logits of a row are equal (a head that starts at
+    zero) the gradient is therefore finite, but of the order of 1e7.
+    """
+    require_same_shape(student_logits, teacher_logits)
+    student = log_softmax(_standardized(student_logits), temperature)
+    teacher = log_softmax(_standardized(teacher_logits), temperature)
+    rows = kl(teacher, student)
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
+
+
+def _standardized(logits: Tensor) -> Tensor:
+    logits = at_least_float32(logits)
+    # Equal logits become zeros exactly; of others the rounded mean would leave noise, and its deviation is then 1.
+    logits = logits - logits.detach().amax(-1, keepdim=True)
+    return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
+
+
+class LogitStandardizedKD(Term):
+    """`logit_standardized_kd` on the rows of logits that count."""
+
+    contract = Contract(
+        short_name="lskd",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=True,
+        reduction="sum over classes, mean over rows",
+        scale="about 1 with an untrained student",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2403.01427",
+        formula=r"T^2 \, \mathrm{KL}\big(p_T(\tilde z_t) \,\|\, p_T(\tilde z_s)\big),"
+        r" \quad \tilde z = \tfrac{z - \mathrm{mean}(z)}{\mathrm{std}(z) + 10^{-7}}",
+        values_of="logit-standardization-KD",
+    )
+
+    def __init__(
+        self, weight: float = 1.0, teacher: str = "main", temperature: float = 2.0, t_squared: bool = True
+    ) -> None:
+        super().__init__(weight, teacher)
+        require_positive(temperature=temperature)
+        self.temperature = temperature
+        self.t_squared = t_squared
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return logit_standardized_kd(student.logits, teacher.logits, self.temperature, self.t_squared, reduction="none")

@@ -1,0 +1,96 @@
+"""Normalised knowledge distillation (Yang et al., ICCV 2023)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from distillery.losses.numerics import (
+    Reduction,
+    log_softmax,
+    log_softmax_of_rest,
+    one_hot,
+    reduce_rows,
+    require_same_shape,
+)
+from distillery.losses.term import Contract, Term, hard_target, require_positive
+from distillery.signals import Signals
+
+
+def nkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    gamma: float = 1.5,
+    temperature: float = 1.0,
+    t_squared: bool = True,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy of the target class, weighted by the teacher's, and γ times that among the other classes.
+
+    -p_t(y) · log p_s(y) - γ T² Σ_{c≠y} p̂_t(c) · log p̂_s(c), in nats; p̂ sums to 1 over the classes other than y.
+
+    Args:
+        student_logits: [N,C], C ≥ 2.
+        teacher_logits: [N,C].
+        target: [N], class indices.
+        gamma: weight of the other classes.
+        temperature: T of the softmaxes among the other classes; the target's are at 1.
+        t_squared: multiply the part of the other classes by T².
+        reduction: 'mean' over rows, or 'none': [N].
+
+    Paper: From Knowledge Distillation to Self-Knowledge Distillation, https://arxiv.org/abs/2303.13005. Values as
+    cls_KD's; p̂ is a softmax of its own, and stays exact where the target is certain.
+    """
+    require_same_shape(student_logits, teacher_logits)
+    is_target = one_hot(target, student_logits.shape[-1])
+    student, teacher = log_softmax(student_logits, 1.0), log_softmax(teacher_logits, 1.0)
+    of_target = -(teacher.exp() * student).masked_fill(~is_target, 0.0).sum(-1)
+    student, teacher = (log_softmax_of_rest(x, is_target, temperature) for x in (student_logits, teacher_logits))
+    of_rest = -(teacher.exp() * student).sum(-1)
+    return reduce_rows(of_target + gamma * (of_rest * temperature**2 if t_squared else of_rest), reduction)
+
+
+class NKD(Term):
+    """`nkd` on the rows of logits that count; it needs hard labels."""
+
+    contract = Contract(
+        short_name="nkd",
+        family="response",
+        form="cross_entropy",
+        per_sample=True,
+        t_squared=True,
+        reduction="sum over classes, mean over rows",
+        scale="γ log C and more",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2303.13005",
+        formula=r"-p_t^y \log p_s^y - \gamma T^2 \sum_{c \neq y} \hat p_t^c \log \hat p_s^c,"
+        r" \quad \hat p = \mathrm{softmax}(z_{\setminus y} / T)",
+        values_of="cls_KD",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        gamma: float = 1.5,
+        temperature: float = 1.0,
+        t_squared: bool = True,
+    ) -> None:
+        super().__init__(weight, teacher)
+        require_positive(temperature=temperature)
+        self.gamma = gamma
+        self.temperature = temperature
+        self.t_squared = t_squared
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        """[N]. Raises UserError without hard labels."""
+        return nkd(
+            student.logits,
+            teacher.logits,
+            hard_target(batch, "nkd"),
+            self.gamma,
+            self.temperature,
+            self.t_squared,
+            reduction="none",
+        )

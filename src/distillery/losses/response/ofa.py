@@ -1,0 +1,110 @@
+"""One-for-all distillation between different architectures (OFA-KD; Hao et al., NeurIPS 2023)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.losses.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
+from distillery.losses.projectors import ExitBranch
+from distillery.losses.term import Contract, Layers, Pair, Term, hard_target, require_positive
+from distillery.signals import Signals
+
+
+def ofa(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    eps: float = 1.0,
+    temperature: float = 1.0,
+    t_squared: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy to the teacher's probabilities, in nats, with the target class enhanced.
+
+    -[(1 + p_t(y))^ε - 1] · log p_s(y) - Σ_{c≠y} p_t(c)^ε · log p_s(c); ε = 1 is the plain cross-entropy.
+
+    Args:
+        student_logits: [N,C].
+        teacher_logits: [N,C].
+        target: [N], class indices.
+        eps: ε, the modulating parameter; above 1 it weighs the target more, and other classes less.
+        temperature: T; both softmaxes are of logits / T.
+        t_squared: multiply by T².
+        reduction: 'mean' over rows, or 'none': [N].
+
+    Paper: One-for-All: Bridge the Gap Between Heterogeneous Architectures, https://arxiv.org/abs/2310.19444. Values as
+    OFAKD's, which does not multiply by T².
+    """
+    require_same_shape(student_logits, teacher_logits)
+    is_target = one_hot(target, student_logits.shape[-1])
+    teacher = log_softmax(teacher_logits, temperature)
+    enhanced = torch.expm1(eps * teacher.exp().log1p())
+    labels = torch.where(is_target, enhanced, (eps * teacher).exp())
+    rows = -(labels * log_softmax(student_logits, temperature)).sum(-1)
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
+
+
+class OFA(Term):
+    """`ofa` on the rows of logits that count, and on those of exits from the student's stages; it needs hard labels.
+
+    Each student layer of `layers` gets an exit branch: its features, averaged over positions, through a linear layer to
+    the classes. The branch's logits learn from the teacher's as the student's own do, and all are summed. OFA-KD's
+    branches have more to them: separable convolutions down to the last stage's size, or transformer blocks.
+    """
+
+    auto = "all"
+    teacher_tap = "head"
+    contract = Contract(
+        short_name="ofa",
+        family="response",
+        form="cross_entropy",
+        per_sample=True,
+        t_squared=False,
+        reduction="sum over classes and over exits, mean over rows",
+        scale="log C an exit with an untrained student, at ε = 1",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2310.19444",
+        formula=r"-\big[(1 + p_t^y)^\varepsilon - 1\big] \log p_s^y"
+        r" - \sum_{c \neq y} (p_t^c)^\varepsilon \log p_s^c",
+        values_of="OFAKD",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers | None = None,
+        eps: float = 1.0,
+        temperature: float = 1.0,
+        t_squared: bool = False,
+    ) -> None:
+        super().__init__(weight, teacher, layers)
+        require_positive(eps=eps, temperature=temperature)
+        self.eps = eps
+        self.temperature = temperature
+        self.t_squared = t_squared
+        self.branches = nn.ModuleList()
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        self.branches = nn.ModuleList(map(_branch, self.pairs(student, teacher)))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        """[N]. Raises UserError without hard labels."""
+        target = hard_target(batch, "ofa")
+        exits = [(student.logits, teacher.logits)]
+        for branch, (features, logits) in zip(self.branches, self.features(student, teacher), strict=True):
+            exits.append((branch(features), logits))
+        rows = [ofa(s, t, target, self.eps, self.temperature, self.t_squared, reduction="none") for s, t in exits]
+        return torch.stack(rows).sum(0)
+
+
+def _branch(pair: Pair) -> ExitBranch:
+    if len(pair.student) not in (2, 3, 4) or len(pair.teacher) != 2:
+        raise UserError(
+            "ofa compares an exit from the student's maps [B,C,H,W], tokens [B,L,D] or vectors [B,D] with the "
+            f"teacher's logits [B,C], and cannot compare {pair}. Use `layers: {{student layer: head}}`, or auto."
+        )
+    return ExitBranch(pair.student, pair.teacher[1])

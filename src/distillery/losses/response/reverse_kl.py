@@ -1,0 +1,65 @@
+"""Reverse Kullback-Leibler divergence: the student's modes are to be the teacher's (MiniLLM; Gu et al., ICLR 2024)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from distillery.losses.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Term, require_positive
+from distillery.signals import Signals
+
+
+def reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    t_squared: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """KL(student ‖ teacher) of the softened class probabilities, in nats.
+
+    Args:
+        student_logits: [N,C], or [B,L,V] for tokens.
+        teacher_logits: the same shape.
+        temperature: T; both softmaxes are of logits / T.
+        mask: [B,L], non-zero where a token counts; the mean is over these.
+        t_squared: multiply by T².
+        reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
+
+    Paper: MiniLLM, https://arxiv.org/abs/2306.08543, whose objective this is a token at a time, without its policy
+    gradient. Values as DistiLLM's, which has no T.
+    """
+    require_same_shape(student_logits, teacher_logits)
+    rows = kl(log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature))
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
+
+
+class ReverseKL(Term):
+    """`reverse_kl` on the rows of logits that count."""
+
+    contract = Contract(
+        short_name="rkl",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=False,
+        reduction="sum over classes, mean over rows",
+        scale="1 to 10 with an untrained student; more where the teacher is certain",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2306.08543",
+        formula=r"\mathrm{KL}\big(p_T(z_s) \,\|\, p_T(z_t)\big), \quad p_T(z) = \mathrm{softmax}(z / T)",
+        values_of="DistiLLM",
+    )
+
+    def __init__(
+        self, weight: float = 1.0, teacher: str = "main", temperature: float = 1.0, t_squared: bool = False
+    ) -> None:
+        super().__init__(weight, teacher)
+        require_positive(temperature=temperature)
+        self.temperature = temperature
+        self.t_squared = t_squared
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return reverse_kl(student.logits, teacher.logits, self.temperature, t_squared=self.t_squared, reduction="none")

@@ -1,0 +1,59 @@
+"""Skewed reverse Kullback-Leibler divergence (DistiLLM; Ko et al., ICML 2024)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from distillery.losses.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Term, require_fraction
+from distillery.signals import Signals
+
+
+def skewed_reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    lam: float = 0.1,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """KL(student ‖ λ · student + (1 - λ) · teacher), in nats: finite whatever the teacher leaves out.
+
+    Args:
+        student_logits: [N,C], or [B,L,V] for tokens.
+        teacher_logits: the same shape.
+        lam: λ, the share of the student in the mixture, from 0 (which is `reverse_kl` at T = 1) to below 1.
+        mask: [B,L], non-zero where a token counts; the mean is over these.
+        reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
+
+    Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values as DistiLLM's.
+    """
+    require_same_shape(student_logits, teacher_logits)
+    student, teacher = log_softmax(student_logits, 1.0), log_softmax(teacher_logits, 1.0)
+    return reduce_rows(kl(student, log_mix(student, teacher, lam)), reduction, mask)
+
+
+class SkewedReverseKL(Term):
+    """`skewed_reverse_kl` on the rows of logits that count."""
+
+    contract = Contract(
+        short_name="srkl",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="sum over classes, mean over rows",
+        scale="at most log(1 / λ): 2.3 at λ = 0.1",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2402.03898",
+        formula=r"\mathrm{KL}\big(p_s \,\|\, \lambda p_s + (1 - \lambda) p_t\big)",
+        values_of="DistiLLM",
+    )
+
+    def __init__(self, weight: float = 1.0, teacher: str = "main", lam: float = 0.1) -> None:
+        super().__init__(weight, teacher)
+        require_fraction(lam=lam)
+        self.lam = lam
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return skewed_reverse_kl(student.logits, teacher.logits, self.lam, reduction="none")

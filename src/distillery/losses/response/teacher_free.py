@@ -1,0 +1,120 @@
+"""Teacher-free distillation by a hand-made teacher (Tf-KD_reg; Yuan et al., CVPR 2020): a control without a teacher."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from distillery.errors import UserError, did_you_mean
+from distillery.losses.numerics import Reduction, kl, log_softmax, one_hot, reduce_rows
+from distillery.losses.term import Contract, Term, hard_target, require_fraction, require_positive
+from distillery.signals import Signals
+
+Variant = Literal["paper", "source"]
+
+
+def teacher_free(
+    student_logits: Tensor,
+    target: Tensor,
+    correct_probability: float = 0.99,
+    temperature: float = 20.0,
+    t_squared: bool = True,
+    variant: Variant = "paper",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """KL(virtual teacher ‖ student), in nats: the virtual teacher is always right, and knows nothing else.
+
+    It gives the label the probability a and every other class (1 - a) / (C - 1), softened by T. The two variants
+    soften differently:
+
+    - 'paper' (section 5): teacher ∝ a^(1/T) for the label, as a network with these log-probabilities for
+      logits would; the student is softened too. Times T², as the authors' other losses, though the equation has none.
+    - 'source' (the authors' code): the probabilities themselves are taken for logits, softmax(p / T), which at T = 20
+      is all but uniform, and the student is not softened, so there is no T². The code's mean over rows *and*
+      classes times its `multiplier` equals this one's mean over rows where the multiplier is C (100 on CIFAR-100).
+
+    Args:
+        student_logits: [N,C], C ≥ 2.
+        target: [N], class indices.
+        correct_probability: a, between 0 and 1.
+        temperature: T.
+        t_squared: multiply by T² (variant 'paper').
+        variant: 'paper' or 'source'.
+        reduction: 'mean' over rows, or 'none': [N].
+
+    Paper: Revisiting Knowledge Distillation via Label Smoothing Regularization, https://arxiv.org/abs/1909.11723.
+    """
+    _require_variant(variant)
+    classes = student_logits.shape[-1]
+    wrong_probability = (1 - correct_probability) / max(classes - 1, 1)
+    softened = variant == "paper"
+    student = log_softmax(student_logits, temperature if softened else 1.0)
+    right, wrong = (
+        student.new_full((), math.log(p) if softened else p) for p in (correct_probability, wrong_probability)
+    )
+    teacher = log_softmax(torch.where(one_hot(target, classes), right, wrong), temperature)
+    rows = kl(teacher, student)
+    return reduce_rows(rows * temperature**2 if t_squared and softened else rows, reduction)
+
+
+def _require_variant(variant: str) -> None:
+    if variant not in get_args(Variant):
+        raise UserError(f"teacher_free has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
+
+
+class TeacherFree(Term):
+    """`teacher_free` on the rows of logits that count. It reads labels only: no value of the teacher."""
+
+    contract = Contract(
+        short_name="tfkd",
+        family="response",
+        form="cross_entropy",
+        per_sample=True,
+        t_squared=True,
+        reduction="sum over classes, mean over rows",
+        scale="0.5 (100 classes) to 4 (10 classes) with an untrained student",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/1909.11723",
+        formula=(
+            r"T^2 \, \mathrm{KL}\big(p^d_T \,\|\, p_T(z_s)\big), \quad "
+            r"p^d(k) = a \ \text{if}\ k = y, \ \tfrac{1-a}{C-1} \ \text{else}"
+        ),
+        values_of="the paper, section 5, times T²; variant=source: the authors' code",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        correct_probability: float = 0.99,
+        temperature: float = 20.0,
+        t_squared: bool = True,
+        variant: Variant = "paper",
+    ) -> None:
+        super().__init__(weight, teacher)
+        require_positive(temperature=temperature, correct_probability=correct_probability)
+        require_fraction(correct_probability=correct_probability)
+        _require_variant(variant)
+        self.correct_probability = correct_probability
+        self.temperature = temperature
+        self.t_squared = t_squared
+        self.variant = variant
+
+    @property
+    def needs_logits(self) -> bool:
+        return False
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        """[N]. Raises UserError without hard labels."""
+        return teacher_free(
+            student.logits,
+            hard_target(batch, "teacher_free"),
+            self.correct_probability,
+            self.temperature,
+            self.t_squared,
+            self.variant,
+            reduction="none",
+        )

@@ -1,0 +1,154 @@
+"""Knowledge distillation from a few classes of the teacher (Anshumann et al., ACL 2025, and before them TinyViT)."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from distillery.data.random import uniforms
+from distillery.errors import UserError, did_you_mean
+from distillery.losses.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.steps import Steps
+from distillery.losses.term import Contract, Term, require_positive
+from distillery.signals import Signals
+
+Missing = Literal["renormalise", "uniform", "sample"]
+STREAM = -4000  # of random numbers: no other draw of a sample has this `view`
+
+
+def topk_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    k: int = 5,
+    temperature: float = 1.0,
+    missing: Missing = "renormalise",
+    t_squared: bool = False,
+    draws: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """KL(teacher ‖ student) from k classes of the teacher, in nats; `missing` says what becomes of the others.
+
+    - 'renormalise': both networks' softmaxes run over the teacher's k likeliest classes only (Model-Optimizer's
+      `TopKLogitsKLLoss`). The student learns nothing about the others. 0 where the networks agree.
+    - 'uniform': the teacher keeps its k probabilities, and the rest of its mass is spread evenly over the other
+      classes (TinyViT, https://arxiv.org/abs/2207.10666, whose loss is this plus the target's entropy). Where the
+      networks agree it is not 0: it pulls the student's rest to uniform.
+    - 'sample': k classes are drawn from the teacher with replacement, and the mean of log p_t - log p_s over them is
+      taken (Sparse Logit Sampling, https://arxiv.org/abs/2503.16870, with the teacher's own probabilities to draw
+      from). Value and gradient are unbiased for `kd` with all classes, where the other two are not; noisy, and the
+      value may be negative.
+
+    Args:
+        student_logits: [N,C].
+        teacher_logits: [N,C].
+        k: number of classes, at most C; 'sample' has as many as `draws` instead.
+        temperature: T; all softmaxes are of logits / T.
+        missing: 'renormalise', 'uniform' or 'sample'.
+        t_squared: multiply by T².
+        draws: [N,k], uniform in [0, 1): where 'sample' inverts the teacher's cumulative distribution.
+        reduction: 'mean' over rows, or 'none': [N].
+
+    Raises:
+        UserError: k is more than the classes there are.
+        ValueError: 'sample' without draws.
+    """
+    require_same_shape(student_logits, teacher_logits)
+    _require_missing(missing)
+    if missing != "sample" and k > student_logits.shape[-1]:
+        raise UserError(f"topk_kd.k={k}: there are only {student_logits.shape[-1]} classes. Set a smaller k.")
+    if missing == "renormalise":
+        teacher_logits, classes = teacher_logits.topk(k)
+        student = log_softmax(student_logits.gather(-1, classes), temperature)
+        rows = kl(log_softmax(teacher_logits, temperature), student)
+    else:
+        student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
+        if missing == "uniform":
+            rows = kl(_rest_uniform(teacher, k), student)
+        else:
+            rows = (teacher - student).gather(-1, _drawn(teacher, draws)).mean(-1)
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
+
+
+def _rest_uniform(log_p: Tensor, k: int) -> Tensor:
+    """The k greatest as they are; of the others each the logarithm of their mean."""
+    kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, log_p.topk(k).indices, True)
+    rest = log_p.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.where(kept, log_p, rest - math.log(max(log_p.shape[-1] - k, 1)))
+
+
+def _drawn(log_p: Tensor, draws: Tensor | None) -> Tensor:
+    """A class for each draw, [N,k]; a class of probability p is hit by a share p of all draws."""
+    if draws is None:
+        raise ValueError("missing='sample' needs draws [N,k], uniform in [0, 1)")
+    # In whole parts of 2^30: their sum is exact, and the same in every run on CUDA too.
+    cumulative = (log_p.detach().exp() * 2**30).round().int().cumsum(-1, dtype=torch.int32)
+    places = torch.searchsorted(cumulative, (draws.double() * cumulative[..., -1:]).int(), right=True)
+    return places.clamp_max(log_p.shape[-1] - 1)  # where the product is rounded up to the whole
+
+
+def _require_missing(missing: str) -> None:
+    if missing not in get_args(Missing):
+        raise UserError(f"topk_kd has no missing={missing}.{did_you_mean(missing, get_args(Missing))}")
+
+
+class TopKKD(Term):
+    """`topk_kd` on the rows of logits that count.
+
+    With missing=sample the draws are a pure function of (`seed`, training batch, sample): the same in a resumed run
+    and on other numbers of processes.
+    """
+
+    contract = Contract(
+        short_name="topk",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=False,
+        reduction="sum over classes, mean over rows",
+        scale="0.1 to 3 with an untrained student",
+        needs="logits",
+        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2503.16870",
+        formula=r"\mathrm{KL}\big(p_T(z_t)|_K \,\|\, p_T(z_s)|_K\big), \quad K = \mathrm{top}_k(z_t)",
+        values_of="Model-Optimizer; missing=uniform: TinyViT; missing=sample: Sparse Logit Sampling",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        k: int = 5,
+        temperature: float = 1.0,
+        missing: Missing = "renormalise",
+        t_squared: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(weight, teacher)
+        require_positive(k=k, temperature=temperature)
+        if not isinstance(k, int):
+            raise UserError(f"k={k}: it must be a whole number.")
+        _require_missing(missing)
+        self.k = k
+        self.temperature = temperature
+        self.missing = missing
+        self.t_squared = t_squared
+        self.seed = seed
+        self.steps = Steps()
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        draws = None
+        if self.missing == "sample":
+            draws = uniforms(self.seed, self.steps.done, batch["index"], STREAM, self.k)
+            self.steps.done += self.training
+        return topk_kd(
+            student.logits,
+            teacher.logits,
+            self.k,
+            self.temperature,
+            self.missing,
+            self.t_squared,
+            draws,
+            reduction="none",
+        )

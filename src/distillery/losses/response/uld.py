@@ -1,0 +1,69 @@
+"""Universal logit distillation: between vocabularies that differ (Boizard et al., 2024)."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.losses.numerics import Reduction, log_softmax, reduce_rows
+from distillery.losses.term import Contract, Term
+from distillery.signals import Signals
+
+
+def uld(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """L1 distance between both networks' sorted probabilities: how sure they are, not of what.
+
+    It is the Wasserstein distance for which moving mass costs the same between any two classes. The smaller
+    vocabulary is filled up with classes of probability 0.
+
+    Args:
+        student_logits: [N,C], or [B,L,V] for tokens.
+        teacher_logits: [N,C'], or [B,L,V']; as many rows as the student's, of any number of classes.
+        mask: [B,L], non-zero where a token counts; the mean is over these.
+        reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
+
+    Paper: Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs,
+    https://arxiv.org/abs/2402.12030. Values as TRL's (ULDLoss without its hybrid part).
+    """
+    if student_logits.shape[:-1] != teacher_logits.shape[:-1]:
+        raise ValueError(
+            f"student {list(student_logits.shape)} and teacher {list(teacher_logits.shape)} differ in their rows"
+        )
+    width = max(student_logits.shape[-1], teacher_logits.shape[-1])
+    student, teacher = _sorted(student_logits, width), _sorted(teacher_logits, width)
+    return reduce_rows((student - teacher).abs().sum(-1), reduction, mask)
+
+
+def _sorted(logits: Tensor, width: int) -> Tensor:
+    """Probabilities from the greatest down, filled up with zeros."""
+    probabilities = log_softmax(logits, 1.0).exp().sort(dim=-1, descending=True).values
+    return F.pad(probabilities, (0, width - logits.shape[-1]))
+
+
+class ULD(Term):
+    """`uld` on the rows of logits that count."""
+
+    contract = Contract(
+        short_name="uld",
+        family="response",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="sum over classes, mean over rows",
+        scale="at most 2",
+        needs="logits",
+        properties=frozenset(
+            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
+        ),
+        paper="https://arxiv.org/abs/2402.12030",
+        formula=r"\sum_i \big| p^{\downarrow}(z_t)_i - p^{\downarrow}(z_s)_i \big|",
+        values_of="TRL",
+    )
+
+    def __init__(self, weight: float = 1.0, teacher: str = "main") -> None:
+        super().__init__(weight, teacher)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return uld(student.logits, teacher.logits, reduction="none")

@@ -1,0 +1,88 @@
+"""Losses on the scale of logits: logit_standardized_kd, which removes it, and logit_mse, which is nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import rel_entr, softmax
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.functional import kd, logit_mse, logit_standardized_kd
+from distillery.losses.response.logit_mse import LogitMSE
+from distillery.losses.response.logit_standardized_kd import LogitStandardizedKD
+from distillery.signals import Signals
+
+
+@pytest.fixture
+def logits() -> tuple[Tensor, Tensor]:
+    student, teacher = 3 * torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    return student, teacher
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("t_squared", [True, False])
+def test_rows_of_standardized_kd(logits: tuple[Tensor, Tensor], temperature: float, t_squared: bool) -> None:
+    def standardized(z: np.ndarray) -> np.ndarray:
+        return (z - z.mean(1, keepdims=True)) / (1e-7 + z.std(1, ddof=1, keepdims=True))
+
+    s, t = (softmax(standardized(x.numpy()) / temperature, axis=1) for x in logits)
+    expected = rel_entr(t, s).sum(1) * (temperature**2 if t_squared else 1.0)
+    rows = logit_standardized_kd(*logits, temperature, t_squared, reduction="none")
+    np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-10)
+    assert logit_standardized_kd(*logits, temperature, t_squared).item() == pytest.approx(expected.mean(), rel=1e-10)
+
+
+def test_scale_and_shift_of_the_student_do_not_matter(logits: tuple[Tensor, Tensor]) -> None:
+    student, teacher = logits
+    expected = logit_standardized_kd(student, teacher)
+    torch.testing.assert_close(logit_standardized_kd(7 * student - 3, teacher), expected, rtol=1e-6, atol=0)
+    assert not torch.isclose(kd(7 * student - 3, teacher), kd(student, teacher))
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1234.5])
+def test_equal_logits_are_uniform_and_their_gradient_is_finite(constant: float) -> None:
+    """Of 1234.5 in float32 the rounded mean differs, and what remains would be magnified to a deviation of 1."""
+    teacher = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    student = torch.full((3, 7), constant, requires_grad=True)
+    value = logit_standardized_kd(student, teacher)
+    value.backward()
+    uniform = kd(torch.zeros(3, 7), (teacher - teacher.mean(1, keepdim=True)) / teacher.std(1, keepdim=True), 2.0)
+    torch.testing.assert_close(value, uniform)
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.any()
+    assert logit_standardized_kd(teacher, student.detach()).isfinite()
+
+
+@pytest.mark.parametrize("loss", [logit_standardized_kd, logit_mse])
+def test_gradient_of_both_arguments(logits: tuple[Tensor, Tensor], loss: object) -> None:
+    assert callable(loss)
+    assert torch.autograd.gradcheck(lambda s, t: loss(s, t), tuple(x.clone().requires_grad_() for x in logits))
+
+
+def test_rows_of_mse(logits: tuple[Tensor, Tensor]) -> None:
+    squares = (logits[0].numpy() - logits[1].numpy()) ** 2
+    np.testing.assert_allclose(logit_mse(*logits, reduction="none").numpy(), squares.mean(1), rtol=1e-12)
+    assert logit_mse(*logits).item() == pytest.approx(squares.mean(), rel=1e-12)
+
+
+def test_half_precision_does_not_overflow() -> None:
+    student, teacher = torch.full((1, 2), 400.0).half(), torch.full((1, 2), -400.0).half()
+    assert logit_mse(student, teacher).item() == 800.0**2
+
+
+def test_terms_pass_their_settings_on(logits: tuple[Tensor, Tensor]) -> None:
+    student, teacher = logits
+    signals = Signals(student), Signals(teacher)
+    for term in (LogitStandardizedKD(), LogitStandardizedKD(temperature=3.0, t_squared=False)):
+        expected = logit_standardized_kd(student, teacher, term.temperature, term.t_squared, reduction="none")
+        torch.testing.assert_close(term(*signals, {}), expected, rtol=0, atol=0)
+    torch.testing.assert_close(LogitMSE()(*signals, {}), logit_mse(student, teacher, reduction="none"), rtol=0, atol=0)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    for loss in (logit_standardized_kd, logit_mse):
+        with pytest.raises(ValueError, match="differ in shape"):
+            loss(torch.randn(3, 1), torch.randn(3, 4))
+    with pytest.raises(UserError, match="temperature=0"):
+        LogitStandardizedKD(temperature=0)

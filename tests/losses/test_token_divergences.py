@@ -1,0 +1,188 @@
+"""Divergences of the literature of language models: jsd, reverse_kl, skewed_kl, skewed_reverse_kl, akl, tvd."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import rel_entr, softmax
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.functional import akl, jsd, kd, reverse_kl, skewed_kl, skewed_reverse_kl, tvd
+from distillery.losses.response.akl import AKL
+from distillery.losses.response.jsd import JSD
+from distillery.losses.response.reverse_kl import ReverseKL
+from distillery.losses.response.skewed_kl import SkewedKL
+from distillery.losses.response.skewed_reverse_kl import SkewedReverseKL
+from distillery.losses.response.tvd import TVD
+from distillery.losses.term import Term
+from distillery.signals import Signals
+
+Loss = Callable[..., Tensor]
+EVERY: list[Loss] = [jsd, reverse_kl, skewed_kl, skewed_reverse_kl, akl, tvd]
+each_loss = pytest.mark.parametrize("loss", EVERY, ids=lambda loss: loss.__name__)
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return rel_entr(p, q).sum(-1)
+
+
+def jsd_by_hand(s: np.ndarray, t: np.ndarray, beta: float) -> np.ndarray:
+    """scipy's entropies: H(m) - β · H(t) - (1 - β) · H(s)."""
+    mixture = beta * t + (1 - beta) * s
+    return sum(weight * (p * np.log(p)).sum(-1) for weight, p in ((beta, t), (1 - beta, s), (-1, mixture)))  # type: ignore[return-value]
+
+
+CASES: list[tuple[Loss, dict[str, Any], Callable[[np.ndarray, np.ndarray], np.ndarray]]] = [
+    (jsd, {"beta": 0.3, "temperature": 1.0}, lambda s, t: jsd_by_hand(s, t, 0.3)),
+    (jsd, {"beta": 0.8, "temperature": 3.0}, lambda s, t: jsd_by_hand(s, t, 0.8)),
+    (jsd, {"beta": 0.0, "temperature": 3.0}, lambda s, t: kl(t, s)),
+    (jsd, {"beta": 1.0, "temperature": 3.0}, lambda s, t: kl(s, t)),
+    (reverse_kl, {"temperature": 1.0}, lambda s, t: kl(s, t)),
+    (reverse_kl, {"temperature": 3.0}, lambda s, t: kl(s, t)),
+    (skewed_kl, {"lam": 0.0}, lambda s, t: kl(t, s)),
+    (skewed_kl, {"lam": 0.4}, lambda s, t: kl(t, 0.4 * t + 0.6 * s)),
+    (skewed_reverse_kl, {"lam": 0.0}, lambda s, t: kl(s, t)),
+    (skewed_reverse_kl, {"lam": 0.4}, lambda s, t: kl(s, 0.4 * s + 0.6 * t)),
+    (tvd, {}, lambda s, t: np.maximum(s - t, 0).sum(-1)),
+]
+
+
+@pytest.fixture
+def logits() -> tuple[Tensor, Tensor]:
+    student, teacher = 2 * torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return student, teacher
+
+
+@pytest.mark.parametrize(("loss", "arguments", "by_hand"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_rows(
+    logits: tuple[Tensor, Tensor],
+    loss: Loss,
+    arguments: dict[str, Any],
+    by_hand: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    temperature = arguments.get("temperature", 1.0)
+    expected = by_hand(*(softmax(x.numpy() / temperature, axis=-1) for x in logits))
+    rows = loss(*logits, **arguments, reduction="none")
+    np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-10)
+    assert loss(*logits, **arguments).item() == pytest.approx(expected.mean(), rel=1e-10)
+    if "temperature" in arguments:
+        scaled = loss(*logits, **arguments, t_squared=True)
+        assert scaled.item() == pytest.approx(temperature**2 * expected.mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize(("loss", "arguments"), [case[:2] for case in CASES])
+def test_gradient_of_both_arguments(logits: tuple[Tensor, Tensor], loss: Loss, arguments: dict[str, Any]) -> None:
+    given = tuple(x.clone().requires_grad_() for x in logits)
+    assert torch.autograd.gradcheck(lambda s, t: loss(s, t, **arguments), given)
+
+
+@each_loss
+def test_masked_tokens_do_not_count(loss: Loss) -> None:
+    student, teacher = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    kept = mask.bool()
+    student.requires_grad_()
+    value = loss(student, teacher, mask=mask)
+    torch.testing.assert_close(value, loss(student[kept], teacher[kept]))
+    rows = loss(student, teacher, mask=mask, reduction="none")
+    assert rows.shape == mask.shape
+    assert not rows[~kept].any()
+    (gradient,) = torch.autograd.grad(value, student)
+    assert not gradient[~kept].any()
+    assert gradient[kept].any(dim=-1).all()
+
+
+@each_loss
+def test_nothing_that_counts_gives_zero(loss: Loss) -> None:
+    student = torch.randn(2, 3, 4, requires_grad=True)
+    for value in (
+        loss(student, torch.randn(2, 3, 4), mask=torch.zeros(2, 3)),
+        loss(student[:0, 0], torch.randn(0, 4)),
+    ):
+        (gradient,) = torch.autograd.grad(value, student)
+        assert value.item() == 0
+        assert not gradient.any()
+
+
+@each_loss
+def test_logits_of_200_stay_finite(loss: Loss) -> None:
+    """There the probabilities of the mixtures underflow, and the log of their sum is -inf."""
+    student, teacher = 200 * torch.randn(2, 64, 50, generator=torch.Generator().manual_seed(0))
+    assert torch.isinf((student.softmax(-1) + teacher.softmax(-1)).log()).any()
+    student.requires_grad_()
+    value = loss(student, teacher)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.any()
+
+
+@each_loss
+def test_broadcasting_is_refused(loss: Loss) -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        loss(torch.randn(4, 1), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_jsd_jumps_at_both_ends_of_beta(logits: tuple[Tensor, Tensor], end: float) -> None:
+    assert jsd(*logits, beta=end) > 0.5
+    assert jsd(*logits, beta=abs(end - 1e-6)) < 1e-4
+
+
+@pytest.mark.parametrize("lam", [0.1, 0.5])
+def test_skewed_losses_are_bounded_by_the_share(lam: float) -> None:
+    student, teacher = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 100.0]])
+    for loss in (skewed_kl, skewed_reverse_kl):
+        assert loss(student, teacher, lam).item() == pytest.approx(-np.log(lam), rel=1e-6)
+
+
+TERMS: list[tuple[Term, Loss, dict[str, Any]]] = [
+    (JSD(), jsd, {}),
+    (JSD(beta=0.2, temperature=3.0, t_squared=True), jsd, {"beta": 0.2, "temperature": 3.0, "t_squared": True}),
+    (ReverseKL(temperature=3.0), reverse_kl, {"temperature": 3.0}),
+    (ReverseKL(temperature=3.0, t_squared=True), reverse_kl, {"temperature": 3.0, "t_squared": True}),
+    (SkewedKL(lam=0.3), skewed_kl, {"lam": 0.3}),
+    (SkewedReverseKL(lam=0.3), skewed_reverse_kl, {"lam": 0.3}),
+    (AKL(), akl, {}),
+    (
+        AKL(mu=0.8, variant="dskd", temperature=3.0, t_squared=True),
+        akl,
+        {"mu": 0.8, "variant": "dskd", "temperature": 3.0, "t_squared": True},
+    ),
+    (TVD(), tvd, {}),
+]
+
+
+@pytest.mark.parametrize(("term", "loss", "arguments"), TERMS)
+def test_term_passes_its_settings_on(
+    logits: tuple[Tensor, Tensor], term: Term, loss: Loss, arguments: dict[str, Any]
+) -> None:
+    student, teacher = logits
+    value = term(Signals(student), Signals(teacher), {})
+    torch.testing.assert_close(value, loss(student, teacher, **arguments, reduction="none"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("term", "arguments", "words"),
+    [
+        (JSD, {"beta": -0.1}, "beta=-0.1"),
+        (JSD, {"beta": 1.5}, "beta=1.5"),
+        (JSD, {"temperature": 0}, "temperature=0"),
+        (ReverseKL, {"temperature": -1}, "temperature=-1"),
+        (SkewedKL, {"lam": 1.0}, "lam=1.0: it must be at least 0 and below 1"),
+        (SkewedReverseKL, {"lam": -0.1}, "lam=-0.1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(term: type[Term], arguments: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        term(**arguments)
+
+
+def test_forward_and_reverse_are_mirrors(logits: tuple[Tensor, Tensor]) -> None:
+    student, teacher = logits
+    torch.testing.assert_close(reverse_kl(student, teacher), kd(teacher, student, 1.0))
+    torch.testing.assert_close(skewed_reverse_kl(student, teacher, 0.3), skewed_kl(teacher, student, 0.3))
