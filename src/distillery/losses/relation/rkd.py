@@ -1,17 +1,12 @@
 """Relational knowledge distillation: distances and angles between samples (Park et al., CVPR 2019)."""
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.errors import UserError
 from distillery.losses.numerics import at_least_float32
-from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
-
-EMBEDDING = {"embedding": "embedding"}
+from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
+from distillery.losses.term import Contract, Layers
 
 
 def rkd(
@@ -36,8 +31,7 @@ def rkd(
 
     Paper: Relational Knowledge Distillation, https://arxiv.org/abs/1904.05068. Values as RepDistiller's.
     """
-    if len(student_features) != len(teacher_features):
-        raise ValueError(f"student has {len(student_features)} samples, teacher {len(teacher_features)}")
+    require_same_batch(student_features, teacher_features)
     student, teacher = _relative_distances(student_features), _relative_distances(teacher_features)
     loss = distance_weight * _mean_gap(student, teacher)
     if angle_weight:
@@ -70,7 +64,7 @@ def _mean_gap(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(student, teacher, reduction="sum") / max(student.numel(), 1)
 
 
-class RKD(Term):
+class RKD(Relational):
     """`rkd` on pairs of layers, summed; the relations are those of the samples of one batch."""
 
     contract = Contract(
@@ -96,20 +90,11 @@ class RKD(Term):
         layers: Layers | None = None,
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
+        gather: bool = False,
     ) -> None:
-        super().__init__(weight, teacher, layers or EMBEDDING)
+        super().__init__(weight, teacher, layers or EMBEDDING, gather=gather)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        for pair in self.pairs(student, teacher):
-            if len(pair.student) < 2 or len(pair.teacher) < 2:
-                raise UserError(
-                    f"rkd compares one vector a sample, and cannot compare {pair}. "
-                    "Choose layers with a batch dimension and features."
-                )
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack(
-            [rkd(s, t, self.distance_weight, self.angle_weight) for s, t in self.features(student, teacher)]
-        ).sum()
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return rkd(student, teacher, self.distance_weight, self.angle_weight)

@@ -1,0 +1,128 @@
+"""Correlation congruence for knowledge distillation (Peng et al., ICCV 2019)."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from distillery.errors import UserError, did_you_mean
+from distillery.losses.alignment import align
+from distillery.losses.numerics import at_least_float32, full_precision, require_same_shape, unit_rows
+from distillery.losses.projectors import check_projector, make_projector
+from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
+from distillery.losses.term import Contract, Layers, require_positive
+from distillery.signals import Signals
+
+Variant = Literal["author", "gaussian"]
+
+
+def correlation_congruence(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    variant: Variant = "author",
+    gamma: float = 0.4,
+    p: int = 2,
+) -> Tensor:
+    """How the relations between samples differ: by neighbours in the batch, or by a matrix of correlations.
+
+    - 'author': the mean, over the B - 1 pairs of consecutive samples, of Σ |Δ_i| |Δ_{i+1}|, with Δ = student -
+      teacher. It is what the authors gave to RepDistiller, and depends on the order of the batch.
+    - 'gaussian': the mean, over B² pairs, of the squared difference of the kernels exp(-gamma ‖x - y‖²) of vectors of
+      unit length, each by its Taylor series exp(-2 gamma) Σ (2 gamma x·y)^k / k!, k = 0..p: the paper's equations 4
+      to 7. (torchdistill takes the norm instead of its square, and does not normalise the vectors.)
+
+    Args:
+        student_features: [B,...], flattened to vectors.
+        teacher_features: [B,...]; for 'author' of the same shape.
+        variant: 'author' or 'gaussian'. Their values, and so their weights, have nothing to do with each other.
+        gamma: of the Gaussian; unused by 'author'.
+        p: order of the Taylor series; unused by 'author'.
+
+    Returns: a scalar.
+
+    Paper: Correlation Congruence for Knowledge Distillation, https://arxiv.org/abs/1904.01802.
+    """
+    if variant not in get_args(Variant):
+        raise ValueError(f"variant={variant!r}: choose 'author' or 'gaussian'")
+    require_same_batch(student_features, teacher_features)
+    student, teacher = (at_least_float32(features.flatten(1)) for features in (student_features, teacher_features))
+    if variant == "author":
+        require_same_shape(student, teacher)
+        gap = (student - teacher).abs()
+        return (gap[:-1] * gap[1:]).sum() / max(len(gap) - 1, 1)
+    with full_precision(student):
+        difference = _gaussian(student, gamma, p) - _gaussian(teacher, gamma, p)
+        return difference.square().sum() / max(difference.numel(), 1)
+
+
+def _gaussian(vectors: Tensor, gamma: float, p: int) -> Tensor:
+    """[B,B]."""
+    unit = unit_rows(vectors)
+    exponent = 2 * gamma * unit @ unit.mT
+    series = term = torch.ones_like(exponent)
+    for order in range(1, p + 1):
+        term = term * exponent / order
+        series = series + term
+    return math.exp(-2 * gamma) * series
+
+
+class CorrelationCongruence(Relational):
+    """`correlation_congruence` on pairs of layers, summed; the author's form through a projector.
+
+    RepDistiller projects student and teacher to 128 channels, both by a trained layer, which together can make the
+    loss 0 by giving nothing; here the teacher's features stay as they are. The Gaussian form needs no projector.
+    """
+
+    contract = Contract(
+        short_name="cc",
+        family="relation",
+        form="divergence",
+        per_sample=False,
+        t_squared=None,
+        reduction="sum over channels, mean over consecutive samples (gaussian: over pairs), sum over pairs of layers",
+        scale="0.1 to 100, larger with more channels (gaussian: 0.0001 to 0.1)",
+        needs="vectors",
+        properties=frozenset({"non_negative", "symmetric"}),
+        paper="https://arxiv.org/abs/1904.01802",
+        formula=r"\tfrac{1}{B - 1} \sum_i \lvert \Delta_i \rvert^\top \lvert \Delta_{i+1} \rvert,"
+        r" \quad \Delta = r(f_s) - f_t",
+        values_of="RepDistiller",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers | None = None,
+        projector: str | None = "auto",
+        variant: Variant = "author",
+        gamma: float = 0.4,
+        p: int = 2,
+        gather: bool = False,
+    ) -> None:
+        check_projector(projector)
+        super().__init__(weight, teacher, layers or EMBEDDING, projector, gather)
+        if variant not in get_args(Variant):
+            raise UserError(f"There is no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
+        require_positive(gamma=gamma, p=p)
+        if not isinstance(p, int):
+            raise UserError(f"p={p}: the order of a series is a whole number.")
+        self.variant: Variant = variant
+        self.gamma = gamma
+        self.p = p
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        super().build(student, teacher)
+        pairs = self.pairs(student, teacher) if self.variant == "author" else []
+        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in pairs)
+
+    def features(self, student: Signals, teacher: Signals) -> Iterator[tuple[Tensor, Tensor]]:
+        features = super().features(student, teacher)
+        if self.variant == "gaussian":
+            return features
+        return (align(project(s), t) for project, (s, t) in zip(self.projectors, features, strict=True))
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return correlation_congruence(student, teacher, self.variant, self.gamma, self.p)

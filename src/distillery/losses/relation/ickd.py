@@ -1,0 +1,109 @@
+"""Inter-channel correlation for knowledge distillation (Liu et al., ICCV 2021)."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from distillery.errors import UserError, did_you_mean
+from distillery.losses.alignment import align, align_maps, as_map
+from distillery.losses.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
+from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.term import Contract, Layers, Term
+from distillery.signals import Signals
+
+Variant = Literal["author", "paper"]
+
+
+def ickd(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    variant: Variant = "author",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """How the inner products between the channels of one sample differ, C² of them.
+
+    - 'author': each channel's row of inner products has unit L2 length; the squared differences are summed over both
+      channels and divided by C. A channel that is 0 everywhere has a row of 0.
+    - 'paper': the mean over C² of the squared differences of the inner products themselves. They grow with the
+      features' fourth power and with the square of the number of positions.
+
+    Args:
+        student_features: [B,C,H,W], already of the teacher's number of channels.
+        teacher_features: [B,C,H',W'].
+        variant: 'author' (the published code) or 'paper'.
+        reduction: 'mean' over samples, or 'none' for each sample's: [B].
+
+    Paper: Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation,
+    https://arxiv.org/abs/2202.03680, ICKD-C. Its grid-level form for dense prediction is not here.
+    """
+    if variant not in get_args(Variant):
+        raise ValueError(f"variant={variant!r}: choose 'author' or 'paper'")
+    if student_features.shape[:2] != teacher_features.shape[:2]:
+        raise ValueError(
+            f"student {list(student_features.shape)} and teacher {list(teacher_features.shape)} differ in samples or "
+            "channels"
+        )
+    with full_precision(student_features):
+        student, teacher = _correlations(student_features), _correlations(teacher_features)
+        if variant == "author":
+            rows = (unit_rows(student) - unit_rows(teacher)).square().sum(2).mean(1)
+        else:
+            rows = (student - teacher).square().mean((1, 2))
+    return reduce_rows(rows, reduction)
+
+
+def _correlations(features: Tensor) -> Tensor:
+    """[B,C,C]."""
+    channels = at_least_float32(features.flatten(2))
+    return channels @ channels.mT
+
+
+class ICKD(Term):
+    """`ickd` on pairs of layers, summed, each through a projector of its own.
+
+    The authors' projector is a 1×1 convolution with a BatchNorm after it; here it is the convolution.
+    """
+
+    auto = "last"
+    contract = Contract(
+        short_name="ickd",
+        family="relation",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="sum over one channel, mean over the other and over samples, sum over pairs of layers",
+        scale="at most 4, about 0.1 to 1 at first",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/2202.03680",
+        formula=r"\tfrac{1}{C} \lVert \tilde G_s - \tilde G_t \rVert_F^2,"
+        r" \quad G = F F^\top \in \mathbb{R}^{C \times C}, \ \tilde G_c = \tfrac{G_c}{\lVert G_c \rVert_2}",
+        values_of="ICKD (the authors)",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        projector: str | None = "auto",
+        variant: Variant = "author",
+    ) -> None:
+        check_projector(projector)
+        super().__init__(weight, teacher, layers, projector)
+        if variant not in get_args(Variant):
+            raise UserError(f"There is no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
+        self.variant: Variant = variant
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        pairs = self.pairs(student, teacher)
+        for pair in pairs:
+            aligned(pair, align_maps)
+        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in pairs)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        features = zip(self.projectors, self.features(student, teacher), strict=True)
+        maps = [align(as_map(project(s)), as_map(t)) for project, (s, t) in features]
+        return torch.stack([ickd(s, t, self.variant, reduction="none") for s, t in maps]).sum(0)

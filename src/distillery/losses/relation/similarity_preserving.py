@@ -1,0 +1,62 @@
+"""Similarity-preserving knowledge distillation (Tung and Mori, ICCV 2019)."""
+
+from torch import Tensor
+
+from distillery.losses.numerics import at_least_float32, full_precision, unit_rows
+from distillery.losses.relational import Relational, require_same_batch
+from distillery.losses.term import Contract, Layers
+
+
+def similarity_preserving(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Mean squared difference of the samples' inner products, each sample's row of them of unit L2 length.
+
+    A sample whose features are all 0 has a row of 0 (equations 1, 2 and 4).
+
+    Args:
+        student_features: [B,...], flattened to vectors; the sizes may differ.
+        teacher_features: [B,...].
+
+    Returns: a scalar, the mean over B² pairs.
+
+    Paper: Similarity-Preserving Knowledge Distillation, https://arxiv.org/abs/1907.09682. Values as RepDistiller's,
+    which its author has verified; torchdistill's rows are of unit L1 length.
+    """
+    require_same_batch(student_features, teacher_features)
+    with full_precision(student_features):
+        gap = _similarities(student_features) - _similarities(teacher_features)
+        return gap.square().sum() / max(gap.numel(), 1)
+
+
+def _similarities(features: Tensor) -> Tensor:
+    """[B,B]."""
+    vectors = at_least_float32(features.flatten(1))
+    return unit_rows(vectors @ vectors.mT)
+
+
+class SimilarityPreserving(Relational):
+    """`similarity_preserving` on pairs of layers, summed; the relations are those of the samples of one batch."""
+
+    auto = "last"
+    contract = Contract(
+        short_name="sp",
+        family="relation",
+        form="divergence",
+        per_sample=False,
+        t_squared=None,
+        reduction="mean over pairs of the batch, sum over pairs of layers",
+        scale="at most 4 / B, about 0.0001 to 0.001",
+        needs="features",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1907.09682",
+        formula=r"\tfrac{1}{B^2} \lVert \tilde G_s - \tilde G_t \rVert_F^2,"
+        r" \quad G = F F^\top, \ \tilde G_i = \tfrac{G_i}{\lVert G_i \rVert_2}",
+        values_of="RepDistiller",
+    )
+
+    def __init__(
+        self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", gather: bool = False
+    ) -> None:
+        super().__init__(weight, teacher, layers, gather=gather)
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return similarity_preserving(student, teacher)

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.functional import similarity_preserving
+from distillery.losses.relation.similarity_preserving import SimilarityPreserving
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (5, 3, 2, 2), (4, 7, 3)])
+def test_rows_of_inner_products(shape: tuple[int, ...]) -> None:
+    student, teacher = draw(*shape), draw(shape[0], 7, seed=1)
+
+    def rows(features: Tensor) -> np.ndarray:
+        x = features.flatten(1).numpy()
+        return np.array([[a @ b for b in x] / np.sqrt(sum((a @ b) ** 2 for b in x)) for a in x])
+
+    expected = ((rows(student) - rows(teacher)) ** 2).sum() / shape[0] ** 2
+    assert similarity_preserving(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_gradient() -> None:
+    teacher = draw(5, 4, seed=1)
+    assert torch.autograd.gradcheck(lambda s: similarity_preserving(s, teacher), draw(5, 3, 2).requires_grad_())
+
+
+def test_dead_samples_have_a_moderate_gradient() -> None:
+    """`F.normalize`, as in the reference, gives gradients of 1e12."""
+    student = draw(5, 3).float()
+    student[2:4] = 0
+    student.requires_grad_()
+    value = similarity_preserving(student, draw(5, 4, seed=1).float())
+    value.backward()
+    assert value.isfinite()
+    assert student.grad is not None
+    assert 0 < student.grad.abs().max() < 10
+
+
+def test_no_samples_no_loss() -> None:
+    assert similarity_preserving(draw(0, 4), draw(0, 3)).item() == 0
+
+
+def test_batches_must_agree() -> None:
+    with pytest.raises(ValueError, match="student has 3 samples, teacher 4"):
+        similarity_preserving(draw(3, 2), draw(4, 2))
+
+
+def test_layer_without_features_is_refused() -> None:
+    with pytest.raises(UserError, match=r"sp compares one vector a sample.*student layer 'a' \[5\] .*Choose layers"):
+        SimilarityPreserving(layers={"a": "b"}).build({"a": torch.Size([5])}, {"b": torch.Size([5, 4])})
