@@ -54,6 +54,14 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda s: attention_transfer(s, teacher), student)
 
 
+def test_tokens_are_the_map_of_their_grid() -> None:
+    """A class token is no position; what is left of the tokens is read row by row."""
+    student, teacher = draw(4, 3, 2, 2), draw(4, 1 + 9, 6, seed=1)
+    grid = teacher[:, 1:].reshape(4, 3, 3, 6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(attention_transfer(student, teacher), attention_transfer(student, grid))
+    torch.testing.assert_close(attention_transfer(teacher[..., :2], teacher), attention_transfer(grid[:, :2], grid))
+
+
 def test_term_sums_its_pairs() -> None:
     student = {"a": draw(4, 3, 4, 4), "b": draw(4, 5, 2, 2)}
     teacher = {"x": draw(4, 6, 4, 4, seed=1), "y": draw(4, 6, 2, 2, seed=2)}
@@ -67,8 +75,8 @@ def test_term_sums_its_pairs() -> None:
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
-        ((4, 8), (4, 8, 4, 4), r"compares maps \[B,C,H,W\].*Choose layers before the global pooling"),
-        ((4, 8, 4, 4), (4, 16, 32), r"compares maps \[B,C,H,W\]"),
+        ((4, 8), (4, 8, 4, 4), r"\[4, 8\] has no positions\. Choose a layer before the global pooling"),
+        ((4, 8, 4, 4), (4, 15, 32), "15 tokens are no square grid"),
         ((4, 8, 1, 1), (4, 8, 4, 4), "one position alone always has attention 1. Choose earlier layers"),
         ((4, 8, 1, 4), (4, 8, 4, 1), "one position alone"),
     ],

@@ -92,6 +92,10 @@ class TestHouse:
         assert term(**config).weight == config["weight"]
 
 
+# The gradient that a term keeps at agreement, where the reference implementation has one.
+SLOPE = {"pkt": 1e-7}  # its authors add 1e-7 to the probabilities
+
+
 def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -120,7 +124,8 @@ class TestPrecision:
             pytest.skip("promises nothing at agreement")
         case = agreeing(example(term, 4, draw(), dtype, scale))
         assert (case.value().abs() <= tolerance).all()
-        assert all(gradient.abs().max() <= 10 * tolerance for gradient in gradients(case))
+        slope = max(10 * tolerance, SLOPE.get(term.contract.short_name, 0.0))
+        assert all(gradient.abs().max() <= slope for gradient in gradients(case))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     def test_scale_of_ten_thousand_stays_finite(self, term: type[Term], dtype: torch.dtype) -> None:

@@ -18,6 +18,13 @@ def pair(student: tuple[int, ...], teacher: tuple[int, ...]) -> Pair:
         ("conv", (2, 8, 6, 6), (2, 8, 6, 6), (2, 8, 6, 6), 8 * 8 + 8),
         ("auto", (2, 8), (2, 5), (2, 5), 8 * 5 + 5),
         ("linear", (2, 7, 8), (2, 7, 5), (2, 7, 5), 8 * 5 + 5),
+        ("auto", (2, 8, 6, 6), (2, 17, 5), (2, 5, 6, 6), 8 * 5 + 5),
+        ("auto", (2, 17, 8), (2, 5, 6, 6), (2, 17, 5), 8 * 5 + 5),
+        ("linear", (2, 8), (2, 5, 6, 6), (2, 5), 8 * 5 + 5),
+        ("mlp", (2, 8, 6, 6), (2, 5, 3, 3), (2, 5, 6, 6), 8 * 5 + 5 + 5 * 5 + 5),
+        ("mlp", (2, 8), (2, 5), (2, 5), 8 * 5 + 5 + 5 * 5 + 5),
+        ("mlp", (2, 7, 8), (2, 7, 5), (2, 7, 5), 8 * 5 + 5 + 5 * 5 + 5),
+        ("none", (2, 8, 6, 6), (2, 5, 6, 6), (2, 8, 6, 6), 0),
         (None, (2, 8, 6, 6), (2, 8, 3, 3), (2, 8, 6, 6), 0),
         (None, (2, 7, 8), (2, 7, 8), (2, 7, 8), 0),
     ],
@@ -40,6 +47,15 @@ def test_without_projector_features_pass_unchanged() -> None:
     assert projector(features) is features
 
 
+@pytest.mark.parametrize(("shape", "other"), [((2, 8, 4, 4), (2, 5, 4, 4)), ((2, 7, 8), (2, 7, 5)), ((2, 8), (2, 5))])
+def test_mlp_is_two_layers_with_a_bend(shape: tuple[int, ...], other: tuple[int, ...]) -> None:
+    projector = make_projector("mlp", pair(shape, other))
+    first, second = (layer for layer in projector.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    inner = first(x := torch.randn(shape))
+    bend = torch.relu if len(shape) == 4 else nn.functional.gelu
+    torch.testing.assert_close(projector(x), second(bend(inner)))
+
+
 @pytest.mark.parametrize(
     ("kind", "student", "teacher", "words"),
     [
@@ -47,15 +63,16 @@ def test_without_projector_features_pass_unchanged() -> None:
             None,
             (2, 8, 6, 6),
             (2, 5, 6, 6),
-            r"without a projector: the widths differ, 8 and 5\. Set projector=auto",
+            r"without a projector: the widths differ, 8 and 5\. Set projector=auto, or none",
         ),
         (None, (2, 7, 8), (2, 7, 5), "the widths differ, 8 and 5"),
         ("linear", (2, 8, 6, 6), (2, 5, 6, 6), "projector=linear cannot join .* Set projector=conv"),
         ("conv", (2, 8), (2, 5), "projector=conv cannot join .* Set projector=linear"),
-        ("auto", (2, 8, 6, 6), (2, 5), r"both must be maps \[B,C,H,W\].* Choose layers of the same kind"),
-        ("auto", (2, 8, 6, 6, 6), (2, 8, 6, 6, 6), r"both must be maps"),
-        ("auto", (2,), (2,), r"both must be maps"),
-        ("auto", (2, 7, 8), (2, 9, 8), "numbers of tokens differ, 7 and 9"),
+        ("conv", (2, 17, 8), (2, 5, 6, 6), "projector=conv cannot join .* Set projector=linear"),
+        ("auto", (2, 8, 6, 6, 6), (2, 8, 6, 6, 6), r"layers are maps \[B,C,H,W\], tokens \[B,L,D\] or vectors"),
+        ("auto", (2,), (2,), "layers are maps"),
+        ("auto", (2, 15, 8), (2, 9, 8), r"15 tokens are no square grid .* Choose layers with as many tokens"),
+        ("none", (2, 15, 8), (2, 8, 3, 3), "15 tokens are no square grid"),
     ],
 )
 def test_impossible_pairs_are_refused(

@@ -12,6 +12,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 STUDENTS = sorted(path.stem for path in (CONFIGS / "model" / "student").glob("*.yaml"))
 TEACHERS = sorted(path.stem for path in (CONFIGS / "model" / "teacher").glob("*.yaml"))
 NAMES = {"timm": "resnet10t"}  # files that leave the name open
+# What a student takes from its teacher, which there is none of here.
+REUSED = {"simkd": {"features": "stages.1", "head": "head", "width": 32, "teacher_width": 8}}
+MOVING = {"ema": {"role", "decay"}, "peer": {"role", "net", "input"}, "self": {"role"}}  # teachers without weights
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -33,7 +36,11 @@ def test_teacher(choice: str) -> None:
         assert teachers.main == {"none": True}  # leaves no network, whatever an experiment adds beside it
         return
     assert list(teachers) == ["main"]
-    assert teachers.main.keys() == {"net", "weights", "input", "bn_mode"}
+    if choice in MOVING:
+        assert teachers.main.keys() == MOVING[choice]
+        assert teachers.main.role == choice
+        return
+    assert teachers.main.keys() == {"net", "weights", "input", "bn_mode", "cache"}
     assert teachers.main.bn_mode == "eval"
     assert OmegaConf.is_missing(teachers.main, "weights") or teachers.main.weights == "pretrained"
     if choice != "run":
@@ -44,6 +51,7 @@ def build(net: DictConfig, choice: str) -> None:
     if choice in NAMES:
         assert OmegaConf.is_missing(net, "model_name")
         net.model_name = NAMES[choice]
+    net.update(REUSED.get(choice, {}))
     with torch.device("meta"):
         built = instantiate(net, num_classes=7, in_chans=1)
         assert built.eval()(torch.empty(2, 1, 32, 32)).shape == (2, 7)

@@ -1,12 +1,16 @@
 """Trainable adapters from the student's features to the teacher's width; not part of the exported student."""
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distillery.errors import UserError, did_you_mean
+from distillery.losses.alignment import align, channels
+from distillery.losses.numerics import at_least_float32
 from distillery.losses.term import Pair
 
-KINDS = ("auto", "conv", "linear")
+KINDS = ("auto", "conv", "linear", "mlp", "none")
 
 
 def check_projector(kind: str | None) -> None:
@@ -16,42 +20,69 @@ def check_projector(kind: str | None) -> None:
 
 
 def make_projector(kind: str | None, pair: Pair) -> nn.Module:
-    """The adapter that gives the student's features the teacher's number of channels.
+    """The adapter that gives the student's features the teacher's number of channels, and leaves the rest to `align`.
 
     Args:
-        kind: 'conv' (1×1, for maps [B,C,H,W]), 'linear' (for vectors [B,D] and tokens [B,L,D]), 'auto' (the
-            one that fits the features), or None (no adapter: the widths must agree).
+        kind: 'conv' (1×1, for a student's maps [B,C,H,W]), 'linear' (for vectors [B,D] and tokens [B,L,D]), 'auto'
+            (the one that fits the student's features), 'mlp' (two such layers; ReLU between them on maps, GELU on
+            the others), 'none' (no adapter: `align` averages the channels of the wider one), or None (no adapter,
+            and the widths must agree).
         pair: the two layers and their shapes.
 
     Raises:
-        UserError: this kind cannot join these shapes.
+        UserError: this kind cannot join these shapes, or nothing can.
     """
-    student, teacher = pair.student, pair.teacher
-    if len(student) != len(teacher) or len(student) not in (2, 3, 4):
+    aligned(pair)
+    on_maps = len(pair.student) == 4
+    fitting = "conv" if on_maps else "linear"
+    width_in, width_out = channels(pair.student), channels(pair.teacher)
+    if kind is None and width_in != width_out:
         raise UserError(
-            f"Cannot compare {pair}: both must be maps [B,C,H,W], both tokens [B,L,D] or both vectors [B,D]. "
-            "Choose layers of the same kind."
+            f"Cannot compare {pair} without a projector: the widths differ, {width_in} and {width_out}. "
+            "Set projector=auto, or none (to average the wider one's channels), or choose layers of equal width."
         )
-    if len(student) == 3 and student[1] != teacher[1]:
-        raise UserError(
-            f"Cannot compare {pair}: the numbers of tokens differ, {student[1]} and {teacher[1]}. "
-            "Choose layers with as many tokens."
-        )
-    fitting = "conv" if len(student) == 4 else "linear"
-    width_in, width_out = _width(student), _width(teacher)
-    if kind is None:
-        if width_in != width_out:
-            raise UserError(
-                f"Cannot compare {pair} without a projector: the widths differ, {width_in} and {width_out}. "
-                "Set projector=auto, or choose layers of equal width."
-            )
+    if kind in (None, "none"):
         return nn.Identity()
-    if kind not in ("auto", fitting):
+    if kind not in ("auto", "mlp", fitting):
         raise UserError(f"projector={kind} cannot join {pair}. Set projector={fitting} or projector=auto.")
-    if fitting == "conv":
-        return nn.Conv2d(width_in, width_out, kernel_size=1)
-    return nn.Linear(width_in, width_out)
+    if kind != "mlp":
+        return _layer(width_in, width_out, on_maps)
+    activation = nn.ReLU() if on_maps else nn.GELU()
+    return nn.Sequential(_layer(width_in, width_out, on_maps), activation, _layer(width_out, width_out, on_maps))
 
 
-def _width(shape: torch.Size) -> int:
-    return shape[1] if len(shape) == 4 else shape[-1]
+def aligned(
+    pair: Pair, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = align
+) -> tuple[torch.Size, torch.Size]:
+    """The shapes of student and teacher after `function`: `align`, or `align_maps`.
+
+    Raises:
+        UserError: the two layers cannot be compared.
+    """
+    for shape in (pair.student, pair.teacher):
+        if len(shape) not in (2, 3, 4):
+            raise UserError(f"Cannot compare {pair}: layers are maps [B,C,H,W], tokens [B,L,D] or vectors [B,D].")
+    try:
+        student, teacher = function(*(torch.empty(shape, device="meta") for shape in (pair.student, pair.teacher)))
+    except ValueError as error:
+        raise UserError(f"Cannot compare {pair}: {error}") from None
+    return student.shape, teacher.shape
+
+
+def _layer(width_in: int, width_out: int, on_maps: bool) -> nn.Module:
+    return nn.Conv2d(width_in, width_out, kernel_size=1) if on_maps else nn.Linear(width_in, width_out)
+
+
+class ExitBranch(nn.Module):
+    """A classifier on an intermediate layer: the mean over positions of maps or tokens, then a linear layer."""
+
+    def __init__(self, shape: torch.Size, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels(shape), classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, classes]."""
+        pooled = at_least_float32(features)
+        if features.dim() > 2:
+            pooled = pooled.mean((2, 3) if features.dim() == 4 else 1)
+        return self.linear(pooled.to(self.linear.weight.dtype))

@@ -1,4 +1,4 @@
-"""Attention transfer between convolutional networks (Zagoruyko and Komodakis, ICLR 2017)."""
+"""Attention transfer: where a network is active (Zagoruyko and Komodakis, ICLR 2017)."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.errors import UserError
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    common_size,
-    pool_to_common_size,
-    reduce_rows,
-)
+from distillery.losses.alignment import align_maps
+from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows
+from distillery.losses.projectors import aligned
 from distillery.losses.term import Contract, Layers, Term, require_positive
 from distillery.signals import Signals
 
@@ -24,15 +20,15 @@ def attention_transfer(
     """Mean squared difference of the spatial attention maps, each of unit L2 length over its H·W positions.
 
     Args:
-        student_features: [B,C,H,W].
-        teacher_features: [B,C',H',W']. Of maps that differ in size the larger is average-pooled first.
+        student_features: [B,C,H,W], or tokens [B,L,C] of a square grid (`as_map`).
+        teacher_features: the same, C', H' and W' may differ. The larger map is average-pooled first.
         p: the attention of a position is the mean over channels of |feature| to this power.
         reduction: 'mean' over samples and positions, or 'none' for the mean of each sample's: [B].
 
     Paper: Paying More Attention to Attention, https://arxiv.org/abs/1612.03928. Values as RepDistiller's,
     which squares and averages where the paper's equation 2 takes the norm: weights are not interchangeable.
     """
-    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
+    student, teacher = align_maps(at_least_float32(student_features), at_least_float32(teacher_features))
     gap = F.mse_loss(_attention(student, p), _attention(teacher, p), reduction="none")
     return reduce_rows(gap.mean(1), reduction)
 
@@ -69,12 +65,8 @@ class AttentionTransfer(Term):
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         for pair in self.pairs(student, teacher):
-            if len(pair.student) != 4 or len(pair.teacher) != 4:
-                raise UserError(
-                    f"attention_transfer compares maps [B,C,H,W], and cannot compare {pair}. "
-                    "Choose layers before the global pooling."
-                )
-            if common_size(pair.student, pair.teacher) == (1, 1):
+            student_map, _ = aligned(pair, align_maps)
+            if student_map[2:] == (1, 1):
                 raise UserError(
                     f"attention_transfer cannot compare {pair}: one position alone always has attention 1. "
                     "Choose earlier layers, with a larger map."

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillery.losses.alignment import align
 from distillery.losses.numerics import (
     Reduction,
     at_least_float32,
@@ -35,7 +36,7 @@ def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reductio
 
 
 class Hint(Term):
-    """`hint` on pairs of layers, summed, each through a projector of its own."""
+    """`hint` on pairs of layers, summed, each through a projector of its own and then aligned (`align`)."""
 
     auto = "middle"
     contract = Contract(
@@ -68,4 +69,4 @@ class Hint(Term):
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         features = zip(self.projectors, self.features(student, teacher), strict=True)
-        return torch.stack([hint(project(s), t, reduction="none") for project, (s, t) in features]).sum(0)
+        return torch.stack([hint(*align(project(s), t), reduction="none") for project, (s, t) in features]).sum(0)

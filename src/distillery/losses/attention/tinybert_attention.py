@@ -1,0 +1,56 @@
+"""Attention-based distillation of TinyBERT (Jiao et al., Findings of EMNLP 2020)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.attention import Attention
+from distillery.losses.numerics import Reduction, at_least_float32, require_same_shape
+from distillery.losses.term import Contract
+from distillery.losses.token_terms import AttentionTerm
+from distillery.losses.tokens import mean_where
+
+PADDING = -1e2  # scores up to this are taken for padding
+
+
+def tinybert_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Mean squared difference of attention scores, in which those of at most -100 count as 0 (equation 7).
+
+    Args:
+        student_scores: [B,H,L,L], before the softmax, with the mask in them: -inf, or BERT's -10000, at padding.
+        teacher_scores: the same shape.
+        reduction: 'mean' over all heads and positions, or 'none' for the mean of each sample's: [B].
+
+    Paper: TinyBERT, https://arxiv.org/abs/1909.10351. Values as the authors' `task_distill.py`. The paper says nothing
+    of padding; in that code the padded keys agree, at 0, and count in the mean, which is so the smaller the more
+    padding there is. `attention_mse` is the same loss over the tokens that count.
+    """
+    require_same_shape(student_scores, teacher_scores)
+    gap = F.mse_loss(_without_padding(student_scores), _without_padding(teacher_scores), reduction="none")
+    return mean_where(gap, None, reduction)
+
+
+def _without_padding(scores: Tensor) -> Tensor:
+    return at_least_float32(scores).masked_fill(scores <= PADDING, 0.0)
+
+
+class TinyBERTAttention(AttentionTerm):
+    """`tinybert_attention` of the masked scores of pairs of attention layers."""
+
+    auto = "all"
+    contract = Contract(
+        short_name="tinybert_att",
+        family="attention",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over heads and pairs of positions, padding among them; sum over pairs of layers",
+        scale="the variance of the scores, about 0.1 to 10 a pair",
+        needs="attention",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1909.10351",
+        formula=r"\sum_l \frac{1}{h} \sum_{i=1}^h \mathrm{MSE}(A^S_{l,i}, A^T_{g(l),i})",
+        values_of="TinyBERT's code",
+    )
+
+    def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
+        return tinybert_attention(student.masked_scores(mask), teacher.masked_scores(mask), reduction="none")

@@ -1,0 +1,83 @@
+"""Attention maps of vision transformers (attention transfer of Li et al., NeurIPS 2024)."""
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.attention import Attention
+from distillery.errors import UserError, did_you_mean
+from distillery.losses.numerics import Reduction
+from distillery.losses.patches import among_patches, common_heads, grid_of, of_patches, require_patches
+from distillery.losses.term import Contract, Layers, Pair
+from distillery.losses.token_terms import AttentionTerm
+from distillery.losses.tokens import divergence, mean_where
+
+Distance = Literal["kl", "mse"]
+
+
+def vit_attention(
+    student_scores: Tensor, teacher_scores: Tensor, distance: Distance = "kl", reduction: Reduction = "mean"
+) -> Tensor:
+    """Distance between the attention of patches to patches, without class token and registers.
+
+    Each patch's attention to the patches sums to 1. Of grids that differ, the larger is average-pooled, keys and
+    queries; of numbers of heads that differ, the means over the heads are compared.
+
+    Args:
+        student_scores: [B,H,L,L], before the softmax; L is a square and up to five tokens before it.
+        teacher_scores: [B,H',L',L'].
+        distance: 'kl', KL(teacher ‖ student) in nats, mean over heads and patches; or 'mse' of the probabilities,
+            mean over heads and pairs of patches.
+        reduction: 'mean' over samples, or 'none': [B].
+
+    Paper: On the Surprising Effectiveness of Attention Transfer for Vision Transformers,
+    https://arxiv.org/abs/2411.09702, where networks of one shape are compared, class token included, by cross-entropy
+    ('kl' has the same gradient).
+    """
+    grid = min(grid_of(student_scores.shape[-1]), grid_of(teacher_scores.shape[-1]))
+    student, teacher = common_heads(
+        *(of_patches(among_patches(scores, grid), grid) for scores in (student_scores, teacher_scores))
+    )
+    if distance == "kl":
+        return mean_where(divergence(student, teacher), None, reduction)
+    return mean_where(F.mse_loss(student.exp(), teacher.exp(), reduction="none"), None, reduction)
+
+
+class ViTAttention(AttentionTerm):
+    """`vit_attention` of pairs of attention layers.
+
+    Raises:
+        UserError: an unknown distance.
+    """
+
+    auto = "all"
+    contract = Contract(
+        short_name="vit_att",
+        family="attention",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="sum over keys, mean over heads, patches and samples; sum over pairs of layers",
+        scale="0.01 to 2 a pair",
+        needs="attention",
+        properties=frozenset({"non_negative", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2411.09702",
+        formula=r"\sum_l \frac{1}{H N} \sum_{h,i} D_{KL}(P^t_{lhi} \Vert P^s_{lhi}),"
+        r"\quad P = \mathrm{softmax}_{\mathrm{patches}}(q k^\top / \sqrt{d})",
+        values_of="the paper's, up to the teacher's entropy and the class token",
+    )
+
+    def __init__(
+        self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", distance: Distance = "kl"
+    ) -> None:
+        super().__init__(weight, teacher, layers)
+        if distance not in get_args(Distance):
+            raise UserError(f"distance={distance!r}: choose kl or mse.{did_you_mean(distance, get_args(Distance))}")
+        self.distance = distance
+
+    def check(self, pair: Pair) -> None:
+        require_patches("vit_attention", pair)
+
+    def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
+        return vit_attention(student.masked_scores(), teacher.masked_scores(), self.distance, reduction="none")

@@ -1,0 +1,92 @@
+"""Distillation of activation boundaries (Heo et al., AAAI 2019)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from distillery.losses.connector import Connectors, halved_each_layer_down
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    pool_to_common_size,
+    reduce_rows,
+    require_same_shape,
+)
+from distillery.losses.projectors import check_projector
+from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.signals import Signals
+
+FACTOR = 3 / 1000
+
+
+def activation_boundary(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    margin: float = 1.0,
+    factor: float = FACTOR,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Squared hinge by which the student's neurons miss the side of 0 that the teacher's are on, times `factor`.
+
+    Σ (s + margin)² where s > -margin and the teacher is off (t ≤ 0), and (s - margin)² where s ≤ margin and it is on
+    (equation 4). Features that agree still pay where they are within `margin` of 0.
+
+    Args:
+        student_features: [B,C,H,W] before the activation, behind the connector. Of maps that differ in size the
+            larger is average-pooled.
+        teacher_features: [B,C,H',W'], before or after a ReLU: only where it is positive counts.
+        margin: how far beyond 0 a neuron is driven.
+        factor: of the sum; the authors' code has 3/1000, torchdistill 1.
+        reduction: the mean over samples of the sums over elements, or 'none' for each sample's sum: [B].
+
+    Paper: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons,
+    https://arxiv.org/abs/1811.03233. Values as RepDistiller's, which are the authors'.
+    """
+    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
+    require_same_shape(student, teacher)
+    miss = torch.where(teacher > 0, margin - student, margin + student).clamp_min(0)
+    return reduce_rows(factor * miss.square().flatten(1).sum(1), reduction)
+
+
+class ActivationBoundary(Term):
+    """`activation_boundary` on pairs of layers, each behind a connector; of n pairs the i-th counts 2^(i - n)."""
+
+    auto = "all"
+    contract = Contract(
+        short_name="ab",
+        family="feature",
+        form="learned",
+        per_sample=True,
+        t_squared=None,
+        reduction="sum over elements times 3/1000, mean over samples, sum over pairs of layers, halved each layer down",
+        scale="0.003 to 0.006 a neuron: 1 to 100",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation"}),
+        paper="https://arxiv.org/abs/1811.03233",
+        formula=r"\tfrac{3}{1000} \sum_i [F_t > 0]_i\, [m - r(F_s)]_{+,i}^2 + [F_t \le 0]_i\, [m + r(F_s)]_{+,i}^2",
+        values_of="RepDistiller",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        projector: str | None = "auto",
+        margin: float = 1.0,
+        factor: float = FACTOR,
+    ) -> None:
+        check_projector(projector)
+        super().__init__(weight, teacher, layers, projector)
+        require_positive(margin=margin, factor=factor)
+        self.margin = margin
+        self.factor = factor
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        self.connectors = Connectors(self.projector, self.pairs(student, teacher))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        connected = self.connectors(self.features(student, teacher))
+        rows = [activation_boundary(s, t, self.margin, self.factor, reduction="none") for s, t in connected]
+        return halved_each_layer_down(rows)

@@ -1,0 +1,124 @@
+"""Class attention transfer (Guo et al., CVPR 2023)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    full_precision,
+    reduce_rows,
+    require_same_shape,
+    unit_rows,
+)
+from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.signals import Signals
+
+WEIGHT = "head:weight"
+
+
+def cat(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    resolution: int = 2,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Mean squared difference of class activation maps, each pooled and then of unit L2 length over its positions.
+
+    Args:
+        student_features: [B,K,H,W], one map for each class.
+        teacher_features: [B,K,H',W'].
+        resolution: average-pool the maps to this height and width.
+        normalize: to unit length, as in the paper. The authors' configs for this loss beside the task's do not.
+        reduction: 'mean' over samples, classes and positions, or 'none' for the mean of each sample's: [B].
+
+    Paper: Class Attention Transfer Based Knowledge Distillation, https://arxiv.org/abs/2304.12777. Values as the
+    authors' code; maps that are 0 everywhere have no direction (0, no gradient).
+    """
+    student, teacher = (
+        F.adaptive_avg_pool2d(at_least_float32(maps), resolution).flatten(2)
+        for maps in (student_features, teacher_features)
+    )
+    require_same_shape(student, teacher)
+    if normalize:
+        student, teacher = unit_rows(student), unit_rows(teacher)
+    return reduce_rows((student - teacher).square().mean((1, 2)), reduction)
+
+
+class CAT(Term):
+    """`cat` of the maps that each network's own classifier, applied at every position, makes of its last map.
+
+    `layers` names the maps whose mean over positions goes into each head: one pair. The authors move the classifier
+    before the pooling, which leaves the logits as they are, but for its bias, that has no place. Without `normalize`,
+    as in the recipes that their table of results comes from, the maps keep the size of the logits.
+    """
+
+    auto = "pooled"
+    contract = Contract(
+        short_name="cat",
+        family="feature",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over classes, positions and samples",
+        scale="the mean square of the teacher's logits, 5 to 50; with normalize about 0.1 to 0.5",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/2304.12777",
+        formula=r"\tfrac{1}{n} \sum_k \lVert A^s_k - A^t_k \rVert_2^2,"
+        r" \quad A_k = \mathrm{pool}\left(\sum_c w_{kc} F_c\right)",
+        values_of="CAT-KD (the authors)",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        resolution: int = 2,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(weight, teacher, layers)
+        require_positive(resolution=resolution)
+        self.resolution = resolution
+        self.normalize = normalize
+
+    @property
+    def student_taps(self) -> list[str]:
+        return [*super().student_taps, WEIGHT]
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        return [*super().teacher_taps, WEIGHT]
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        pairs = self.pairs(student, teacher)
+        if len(pairs) != 1:
+            raise UserError(f"cat compares one pair of layers, and `layers` names {len(pairs)}. Name one.")
+        for role, tap, shape, head in (
+            ("student", pairs[0].student_tap, pairs[0].student, student[WEIGHT]),
+            ("teacher", pairs[0].teacher_tap, pairs[0].teacher, teacher[WEIGHT]),
+        ):
+            if len(shape) != 4 or shape[1] != head[1] or shape[2] * shape[3] == 1:
+                raise UserError(
+                    f"cat applies the {role}'s classifier {list(head)} at each position of its layer {tap!r}, and that "
+                    f"gives {list(shape)}. Name the map [B,{head[1]},H,W] that is averaged before the classifier."
+                )
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        ((s, t),) = self.features(student, teacher)
+        maps = _class_maps(s, student.layers[WEIGHT]), _class_maps(t, teacher.layers[WEIGHT])
+        return cat(*maps, self.resolution, self.normalize, reduction="none")
+
+
+def _class_maps(features: Tensor, weight: Tensor) -> Tensor:
+    """[B,C,H,W] and [K,C] → [B,K,H,W]."""
+    with full_precision(features):
+        # bmm: `@` would add up in another order where a gradient is wanted, and so between student and teacher
+        maps = at_least_float32(weight).expand(len(features), -1, -1).bmm(at_least_float32(features).flatten(2))
+    return maps.unflatten(2, features.shape[2:])

@@ -1,0 +1,105 @@
+"""Flow of solution procedure: how two layers of a network go together (Yim et al., CVPR 2017)."""
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.losses.alignment import align_maps, as_map, channels
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    full_precision,
+    pool_to_common_size,
+    reduce_rows,
+    require_same_shape,
+)
+from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.term import Contract, Layers, Term
+from distillery.signals import Signals
+
+
+def fsp(
+    student_first: Tensor,
+    student_second: Tensor,
+    teacher_first: Tensor,
+    teacher_second: Tensor,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Mean squared difference of the FSP matrices: products of each channel of one layer with each of another.
+
+    Entry (i,j) is the mean over positions of channel i of the first map times channel j of the second (equations 1
+    and 2). Of one network's maps that differ in size the larger is average-pooled.
+
+    Args:
+        student_first: [B,C,H,W].
+        student_second: [B,D,H',W'].
+        teacher_first: [B,C,.,.], of any size.
+        teacher_second: [B,D,.,.], of any size.
+        reduction: 'mean' over entries and samples, or 'none' for the mean of each sample's: [B].
+
+    Paper: A Gift from Knowledge Distillation, CVPR 2017. Values as RepDistiller's; torchdistill max-pools and takes
+    norms in place of squares, up to 3500 times as much.
+    """
+    student, teacher = _fsp_matrix(student_first, student_second), _fsp_matrix(teacher_first, teacher_second)
+    require_same_shape(student, teacher)
+    return reduce_rows(F.mse_loss(student, teacher, reduction="none").flatten(1).mean(1), reduction)
+
+
+def _fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """[B,C,D]."""
+    first, second = pool_to_common_size(at_least_float32(first), at_least_float32(second))
+    with full_precision(first):
+        return first.flatten(2) @ second.flatten(2).mT / first[0, 0].numel()
+
+
+class FSP(Term):
+    """`fsp` on each layer with the next of `layers`, summed. A projector stands where the widths differ, alone."""
+
+    auto = "all"
+    contract = Contract(
+        short_name="fsp",
+        family="feature",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over the entries of a matrix, sum over consecutive layers",
+        scale="the fourth power of the features, about 0.0005 to 1",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html",
+        formula=r"\tfrac{1}{CD} \lVert G_s - G_t \rVert_F^2,"
+        r" \quad G = \tfrac{1}{HW} \sum_{h,w} F^{(1)}_{hw} {F^{(2)}_{hw}}^\top",
+        values_of="RepDistiller",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        projector: str | None = "auto",
+    ) -> None:
+        check_projector(projector)
+        if projector == "none":
+            raise UserError("projector=none: fsp would average channels that it multiplies. Set projector=auto.")
+        super().__init__(weight, teacher, layers, projector)
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        pairs = self.pairs(student, teacher)
+        if len(pairs) < 2:
+            raise UserError(f"fsp compares each layer with the next and needs at least two; `layers` has {pairs[0]}.")
+        for pair in pairs:
+            aligned(pair, align_maps)
+        self.projectors = nn.ModuleList(
+            make_projector(self.projector if channels(pair.student) != channels(pair.teacher) else None, pair)
+            for pair in pairs
+        )
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        features = zip(self.projectors, self.features(student, teacher), strict=True)
+        maps = [(as_map(project(s)), as_map(t)) for project, (s, t) in features]
+        return torch.stack([fsp(s1, s2, t1, t2, "none") for (s1, t1), (s2, t2) in itertools.pairwise(maps)]).sum(0)

@@ -1,0 +1,123 @@
+"""Masked generative distillation (Yang et al., ECCV 2022)."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from distillery.data.random import uniforms
+from distillery.errors import UserError, did_you_mean
+from distillery.losses.alignment import align, align_maps, as_map, channels
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    pool_to_common_size,
+    reduce_rows,
+    require_same_shape,
+)
+from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.steps import Steps
+from distillery.losses.term import Contract, Layers, Term, require_fraction
+from distillery.signals import Signals
+
+Variant = Literal["spatial", "channel"]
+STREAM = -1  # of random numbers; those from 0 on are the augmentation's views
+
+
+def mgd(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    keep: Tensor,
+    generation: Callable[[Tensor], Tensor],
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Squared error, summed, of the teacher's features generated from what a mask leaves of the student's.
+
+    Args:
+        student_features: [B,C,H,W], already of the teacher's width. Of maps that differ in size the larger is
+            average-pooled.
+        teacher_features: the same shape, apart from H and W.
+        keep: 0 where the student is hidden, else 1; broadcasts to [B,C,H,W] (equations 1 and 5).
+        generation: maps [B,C,H,W] to [B,C,H,W]; trained with the student (equation 2).
+        reduction: the mean over samples of the sums over elements, or 'none' for each sample's sum: [B].
+
+    Paper: Masked Generative Distillation, https://arxiv.org/abs/2205.01529, equation 4. Values as the authors', whose
+    weights of 2e-5 and 7e-5 hold for this sum; Model-Optimizer takes the mean over elements.
+    """
+    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
+    require_same_shape(student, teacher)
+    generated = at_least_float32(generation(student * keep))
+    return reduce_rows((generated - teacher).square().flatten(1).sum(1), reduction)
+
+
+class MGD(Term):
+    """`mgd` on pairs of layers, summed, each with its projector and its generation block (3×3, ReLU, 3×3).
+
+    The masks are a pure function of (`seed`, training batch, sample): the same in a resumed run and on other numbers
+    of processes. In evaluation they are those of the next training batch.
+    """
+
+    auto = "last"
+    contract = Contract(
+        short_name="mgd",
+        family="feature",
+        form="learned",
+        per_sample=True,
+        t_squared=None,
+        reduction="sum over elements, mean over samples, sum over pairs of layers",
+        scale="the mean square of the teacher's features times their number: 100 to 100 000",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2205.01529",
+        formula=r"\lVert \mathcal{G}(M \odot r(F_s)) - F_t \rVert_2^2",
+        values_of="MGD (the authors)",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        projector: str | None = "auto",
+        variant: Variant = "spatial",
+        masked_ratio: float = 0.65,
+        seed: int = 0,
+    ) -> None:
+        check_projector(projector)
+        super().__init__(weight, teacher, layers, projector)
+        if variant not in get_args(Variant):
+            raise UserError(f"mgd has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
+        require_fraction(masked_ratio=masked_ratio)
+        self.variant = variant
+        self.masked_ratio = masked_ratio
+        self.seed = seed
+        self.steps = Steps()
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        pairs = self.pairs(student, teacher)
+        for pair in pairs:
+            aligned(pair, align_maps)
+        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in pairs)
+        widths = [channels(aligned(pair)[1] if self.projector == "none" else pair.teacher) for pair in pairs]
+        self.generations = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+            for width in widths
+        )
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        rows = []
+        parts = zip(self.projectors, self.generations, self.features(student, teacher), strict=True)
+        for layer, (project, generation, (s, t)) in enumerate(parts):
+            s, t = align(as_map(project(s)), as_map(t))
+            rows.append(mgd(s, t, self._keep(t, batch["index"], layer), generation, reduction="none"))
+        self.steps.done += self.training
+        return torch.stack(rows).sum(0)
+
+    def _keep(self, features: Tensor, index: Tensor, layer: int) -> Tensor:
+        """[B,1,H,W] or, variant 'channel', [B,C,1,1]."""
+        batch, width, *size = features.shape
+        shape = (batch, 1, *size) if self.variant == "spatial" else (batch, width, 1, 1)
+        places = shape[1] * shape[2] * shape[3]
+        draw = uniforms(self.seed, self.steps.done, index, STREAM - layer, places)
+        return (draw >= self.masked_ratio).to(features.dtype).view(shape)

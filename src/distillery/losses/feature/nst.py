@@ -1,0 +1,74 @@
+"""Neuron selectivity transfer (Huang and Wang, 2017)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.errors import UserError
+from distillery.losses.alignment import align_maps
+from distillery.losses.numerics import Reduction, at_least_float32, full_precision, reduce_rows
+from distillery.losses.projectors import aligned
+from distillery.losses.term import Contract, Layers, Term
+from distillery.signals import Signals
+
+
+def nst(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Squared maximum mean discrepancy between the sets of channels, under the kernel k(a,b) = (aᵀb)².
+
+    A channel is its map, of unit L2 length over the positions (equations 3 and 5, the polynomial kernel with d = 2
+    and c = 0).
+
+    Args:
+        student_features: [B,C,H,W], or tokens [B,L,C] of a square grid (`as_map`).
+        teacher_features: the same, C', H' and W' may differ. The larger map is average-pooled first.
+        reduction: 'mean' over samples, or 'none' for each sample's: [B].
+
+    Paper: Like What You Like, https://arxiv.org/abs/1707.01219. Values as RepDistiller's.
+    """
+    maps = align_maps(at_least_float32(student_features), at_least_float32(teacher_features))
+    student, teacher = (F.normalize(features.flatten(2), dim=2) for features in maps)
+    with full_precision(student):
+        rows = _kernel(teacher, teacher) + _kernel(student, student) - 2 * _kernel(student, teacher)
+    return reduce_rows(rows, reduction)
+
+
+def _kernel(first: Tensor, second: Tensor) -> Tensor:
+    """The mean of k over all pairs of channels, [B]."""
+    return (first @ second.mT).square().mean((1, 2))
+
+
+class NST(Term):
+    """`nst` on pairs of layers, summed."""
+
+    auto = "all"
+    contract = Contract(
+        short_name="nst",
+        family="feature",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over pairs of channels and samples, sum over pairs of layers",
+        scale="at most 2 a pair, about 0.01 to 0.2",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1707.01219",
+        formula=r"\overline{k(t, t')} + \overline{k(s, s')} - 2\, \overline{k(s, t)},"
+        r" \quad k(a, b) = \left( \tfrac{a^\top b}{\lVert a \rVert \lVert b \rVert} \right)^2",
+        values_of="RepDistiller",
+    )
+
+    def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto") -> None:
+        super().__init__(weight, teacher, layers)
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        for pair in self.pairs(student, teacher):
+            if aligned(pair, align_maps)[0][2:] == (1, 1):
+                raise UserError(
+                    f"nst cannot compare {pair}: maps of one position are all alike. "
+                    "Choose earlier layers, with a larger map."
+                )
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([nst(s, t, reduction="none") for s, t in self.features(student, teacher)]).sum(0)

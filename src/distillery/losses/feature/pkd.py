@@ -1,0 +1,68 @@
+"""Patient knowledge distillation (Sun et al., EMNLP 2019)."""
+
+import torch.nn.functional as F
+from torch import Size, Tensor
+
+from distillery.errors import UserError
+from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.losses.term import Contract, Pair
+from distillery.losses.token_terms import TokenTerm
+
+
+def pkd(student_hidden: Tensor, teacher_hidden: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Squared distance between the hidden states of the first token, each of unit length (section 3.2).
+
+    Args:
+        student_hidden: [B,L,D], or the first token's states alone, [B,D]; already projected to the teacher's width.
+        teacher_hidden: the same shape, apart from L.
+        reduction: 'mean' over samples, or 'none': [B].
+
+    Paper: Patient Knowledge Distillation for BERT Model Compression, https://arxiv.org/abs/1908.09355. Values as
+    TextBrewer's `pkd_loss`. The authors' code takes the mean over the width where the paper, and this, take the sum:
+    with it a weight is D times as large.
+    """
+    student, teacher = _first(at_least_float32(student_hidden)), _first(at_least_float32(teacher_hidden))
+    require_same_shape(student, teacher)
+    gap = F.normalize(student, eps=1e-6) - F.normalize(teacher, eps=1e-6)  # of a shorter one the gradient explodes
+    return reduce_rows(gap.square().sum(-1), reduction)
+
+
+def _first(hidden: Tensor) -> Tensor:
+    return hidden[:, 0] if hidden.dim() == 3 else hidden
+
+
+class PKD(TokenTerm):
+    """`pkd` on pairs of layers, summed, each through a projector of its own; by default all but the last ones."""
+
+    auto = "inner"
+    contract = Contract(
+        short_name="pkd",
+        family="feature",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="sum over the width, mean over samples, sum over pairs of layers",
+        scale="2 a pair for states that have nothing to do with each other, at most 4",
+        needs="tokens",
+        properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1908.09355",
+        formula=r"\sum_j \left\lVert \frac{h^s_{j}}{\lVert h^s_{j} \rVert_2}"
+        r" - \frac{h^t_{I_{pt}(j)}}{\lVert h^t_{I_{pt}(j)} \rVert_2} \right\rVert_2^2",
+        values_of="TextBrewer",
+    )
+
+    def checked(self, pair: Pair) -> Pair:
+        """The shapes of the first tokens: the numbers of tokens may differ."""
+        if not {len(pair.student), len(pair.teacher)} <= {2, 3}:
+            raise UserError(
+                f"pkd compares the first of the tokens [B,L,D], and cannot compare {pair}. Choose the blocks of "
+                "transformers, or vectors [B,D]."
+            )
+        first = (Size((shape[0], shape[-1])) for shape in (pair.student, pair.teacher))
+        return Pair(pair.student_tap, pair.teacher_tap, *first)
+
+    def part(self, hidden: Tensor) -> Tensor:
+        return _first(hidden)
+
+    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        return pkd(student, teacher, reduction="none")

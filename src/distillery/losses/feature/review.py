@@ -1,0 +1,146 @@
+"""Knowledge review: student levels fused with the deeper ones learn from the teacher's (Chen et al., CVPR 2021)."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.losses.alignment import align_maps, as_map
+from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.losses.projectors import aligned
+from distillery.losses.relational import EMBEDDING
+from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
+from distillery.signals import Signals
+
+GRIDS = (4, 2, 1)  # of the pooled levels
+
+
+def hcl(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Hierarchical context loss: mean squared error of two maps, and of them pooled to 4×4, 2×2 and 1×1.
+
+    The levels count 1, 1/2, 1/4, ... over the sum of these; those not smaller than the map's height are left out.
+
+    Args:
+        student_features: [B,C,H,W].
+        teacher_features: the same shape.
+        reduction: 'mean' over samples, or 'none': [B].
+
+    Paper: Distilling Knowledge via Knowledge Review, https://arxiv.org/abs/2104.09044, section 3.4. Values as the
+    authors' code, and mdistiller's.
+    """
+    student, teacher = at_least_float32(student_features), at_least_float32(teacher_features)
+    require_same_shape(student, teacher)
+    gap = student - teacher  # pooling is linear
+    levels = [gap] + [F.adaptive_avg_pool2d(gap, grid) for grid in GRIDS if grid < gap.shape[2]]
+    weights = [0.5**depth for depth in range(len(levels))]
+    errors = [weight * level.square().mean((1, 2, 3)) for weight, level in zip(weights, levels, strict=True)]
+    return reduce_rows(torch.stack(errors).sum(0) / sum(weights), reduction)
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion of a level with the deeper ones (the paper's ABF).
+
+    Args:
+        width_in: channels of the student's level.
+        middle: of the features that are handed on.
+        width_out: of the teacher's level.
+        fuse: whether there is a deeper level.
+    """
+
+    def __init__(self, width_in: int, middle: int, width_out: int, fuse: bool) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Conv2d(width_in, middle, 1, bias=False), nn.BatchNorm2d(middle))
+        self.leave = nn.Sequential(nn.Conv2d(middle, width_out, 3, padding=1, bias=False), nn.BatchNorm2d(width_out))
+        self.attend = nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) if fuse else None
+        for conv in (self.enter[0], self.leave[0]):
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+
+    def forward(self, x: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
+        """The level's features for the teacher, [B, width_out, *size], and those that are handed on."""
+        x = self.enter(x)
+        if self.attend is not None and deeper is not None:
+            deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
+            of_this, of_deeper = self.attend(torch.cat([x, deeper], 1)).split(1, 1)
+            x = x * of_this + deeper * of_deeper
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="nearest")
+        return self.leave(x), x
+
+
+class Review(Term):
+    """`hcl` at each level, summed, of the teacher's features and the student's, fused from the deepest level upwards.
+
+    `layers` goes from shallow to deep. mdistiller takes the teacher's features before the ReLU that ends each stage
+    (`stages.0.2.act2:input` and the like, where the network has such a layer); 'auto' takes the stages' outputs.
+
+    Args:
+        pooled: have the pooled features before each head as the deepest level, as mdistiller.
+        middle: channels of what is handed from level to level, at most; else as many as the deepest level has.
+    """
+
+    auto = "all"
+    contract = Contract(
+        short_name="review",
+        family="feature",
+        form="learned",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over elements of each pooled level, weighted mean over these, sum over levels",
+        scale="the variance of the teacher's features plus 1, a level: 1 to 10",
+        needs="maps",
+        properties=frozenset({"non_negative", "batch_permutation"}),
+        paper="https://arxiv.org/abs/2104.09044",
+        formula=r"\sum_i \mathrm{HCL}(\mathrm{ABF}_i(F_s^i, F_s^{i+1}, \dots), F_t^i), \quad"
+        r" \mathrm{HCL}(a, b) \propto \sum_{l} 2^{-l} \overline{(\mathrm{pool}_l(a) - \mathrm{pool}_l(b))^2}",
+        values_of="mdistiller",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        pooled: bool = True,
+        middle: int = 512,
+    ) -> None:
+        super().__init__(weight, teacher, layers)
+        require_positive(middle=middle)
+        self.pooled = pooled
+        self.middle = middle
+
+    @property
+    def taps(self) -> dict[str, str]:
+        return {**super().taps, **(EMBEDDING if self.pooled else {})}
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        pairs = [self._as_maps(pair) for pair in self.pairs(student, teacher)]
+        middle = min(self.middle, pairs[-1].student[1])
+        self.fusions = nn.ModuleList(
+            Fusion(pair.student[1], middle, pair.teacher[1], pair is not pairs[-1]) for pair in pairs
+        )
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        levels = zip(self.fusions, self.features(student, teacher), strict=True)
+        rows, deeper = [], None
+        for fusion, (s, t) in reversed([*levels]):
+            target = _level(t)
+            fused, deeper = fusion(_level(s), deeper, target.shape[2:])
+            rows.append(hcl(fused, target, reduction="none"))
+        return torch.stack(rows).sum(0)
+
+    def _as_maps(self, pair: Pair) -> Pair:
+        if len(pair.student) == len(pair.teacher) == 2:
+            student, teacher = (torch.Size([*shape, 1, 1]) for shape in (pair.student, pair.teacher))
+            return Pair(pair.student_tap, pair.teacher_tap, student, teacher)
+        if 2 in (len(pair.student), len(pair.teacher)):
+            raise UserError(f"review cannot compare {pair}: a vector goes with a vector, a map with a map.")
+        return Pair(pair.student_tap, pair.teacher_tap, *aligned(pair, align_maps))
+
+
+def _level(features: Tensor) -> Tensor:
+    """Vectors [B,D] as maps [B,D,1,1], tokens as the map they come from."""
+    features = at_least_float32(features)
+    return features[:, :, None, None] if features.dim() == 2 else as_map(features)

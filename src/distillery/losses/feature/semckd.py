@@ -1,0 +1,148 @@
+"""Cross-layer distillation with semantic calibration (Chen et al., AAAI 2021)."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.losses.alignment import align, align_maps, channels
+from distillery.losses.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
+from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
+from distillery.models.bottleneck import bottleneck
+from distillery.signals import Signals
+
+BOTTLENECK = "bottleneck"
+
+
+def semckd(
+    query: Tensor, key: Tensor, distances: Tensor, softness: float = 1.0, reduction: Reduction = "mean"
+) -> Tensor:
+    """The distance of each student layer to every teacher layer, weighted by attention; the mean over student layers.
+
+    Args:
+        query: [B,S,D], of each sample in each of S student layers.
+        key: [B,T,D], of each sample in each of T teacher layers.
+        distances: [B,S,T], mean squared errors between the layers' features.
+        softness: divides the products of queries and keys before the softmax over teacher layers.
+        reduction: 'mean' over samples, or 'none': [B].
+
+    Paper: Cross-Layer Distillation with Semantic Calibration, https://arxiv.org/abs/2012.03236. Values as the authors'
+    code.
+    """
+    with full_precision(query):
+        attention = (at_least_float32(query) @ at_least_float32(key).mT / softness).softmax(-1)
+    return reduce_rows((attention * at_least_float32(distances)).sum(2).mean(1), reduction)
+
+
+class Embedding(nn.Module):
+    """A sample's similarities to the others of its batch → a unit vector."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.width_in = width_in
+        self.layers = nn.Sequential(nn.Linear(width_in, 2 * width_out), nn.ReLU(), nn.Linear(2 * width_out, width_out))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B,...] → [B, width_out]."""
+        vectors = at_least_float32(features).flatten(1)
+        with full_precision(vectors):
+            similar = vectors @ vectors.mT
+        embedded: Tensor = self.layers(F.pad(similar, (0, self.width_in - len(vectors))))
+        return unit_rows(at_least_float32(embedded))
+
+
+class SemCKD(Term):
+    """`semckd`: every student layer of `layers` is associated with every teacher layer, through a projector each.
+
+    A sample's query and key are made of its row of the batch's similarity matrix, so that their layers are as wide as
+    a batch. A smaller batch has zeros for those that it lacks; the authors leave it out.
+
+    Args:
+        projector: 'bottleneck', the authors' (1×1, 3×3, 1×1), or a kind of `make_projector`.
+        teacher_layers: the teacher's layers beside those of `layers`; 'auto': its stages.
+        batch_size: the greatest batch. None: filled in from the data.
+        factor: queries and keys have batch_size / factor dimensions.
+        softness: divides the products of queries and keys.
+    """
+
+    auto = "all"
+    contract = Contract(
+        short_name="semckd",
+        family="feature",
+        form="learned",
+        per_sample=False,
+        t_squared=None,
+        reduction="mean over elements, attention over teacher layers, mean over student layers and samples",
+        scale="the variance of the teacher's features, about 0.01 to 1",
+        needs="maps",
+        properties=frozenset({"non_negative"}),
+        paper="https://arxiv.org/abs/2012.03236",
+        formula=r"\tfrac{1}{S} \sum_{i,j} \alpha_{ij} \overline{(r_{ij}(F_s^i) - F_t^j)^2},"
+        r" \quad \alpha_{i} = \mathrm{softmax}_j(q_i \cdot k_j)",
+        values_of="SemCKD (the authors)",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        projector: str | None = BOTTLENECK,
+        teacher_layers: Sequence[str] | Literal["auto"] = "auto",
+        batch_size: int | None = None,
+        factor: int = 4,
+        softness: float = 1.0,
+    ) -> None:
+        if projector != BOTTLENECK:
+            check_projector(projector)
+        super().__init__(weight, teacher, layers, projector)
+        require_positive(factor=factor, softness=softness)
+        self.teacher_layers = teacher_layers
+        self.batch_size = batch_size
+        self.factor = factor
+        self.softness = softness
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        assert self.teacher_layers != "auto", "teacher_layers: auto must be settled before build"
+        return [*dict.fromkeys([*self.taps.values(), *self.teacher_layers])]
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        if self.batch_size is None or self.batch_size < self.factor:
+            raise UserError(
+                f"batch_size={self.batch_size}: semckd's queries are made of similarities within a batch; it needs "
+                f"the greatest batch, of at least factor={self.factor} samples."
+            )
+        sides = self.student_taps, self.teacher_taps
+        width = self.batch_size // self.factor
+        self.queries, self.keys = (nn.ModuleList(Embedding(self.batch_size, width) for _ in side) for side in sides)
+        pairs = [Pair(s, t, student[s], teacher[t]) for s, t in product(*sides)]
+        self.projectors = nn.ModuleList(self._projector(pair) for pair in pairs)
+
+    def _projector(self, pair: Pair) -> nn.Module:
+        aligned(pair, align_maps)
+        if self.projector != BOTTLENECK:
+            return make_projector(self.projector, pair)
+        width = channels(pair.teacher)
+        return bottleneck(channels(pair.student), 2 * width, width)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        ours = [student.layers[tap] for tap in self.student_taps]
+        theirs = [teacher.layers[tap] for tap in self.teacher_taps]
+        query = torch.stack([embed(x) for embed, x in zip(self.queries, ours, strict=True)], 1)
+        key = torch.stack([embed(x) for embed, x in zip(self.keys, theirs, strict=True)], 1)
+        pairs = zip(self.projectors, product(ours, theirs), strict=True)
+        distances = torch.stack([_distance(project, s, t) for project, (s, t) in pairs], 1)
+        return semckd(query, key, distances.unflatten(1, (len(ours), len(theirs))), self.softness)
+
+
+def _distance(project: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+    """[B]. The larger map is pooled first, as by the authors: a projector then works at the smaller size."""
+    student, teacher = align_maps(at_least_float32(student), at_least_float32(teacher))
+    student, teacher = align(project(student), teacher)
+    return (student - teacher).square().mean((1, 2, 3))

@@ -1,0 +1,116 @@
+"""Softmax regression representation learning (Yang et al., ICLR 2021)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    full_precision,
+    reduce_rows,
+    require_same_shape,
+)
+from distillery.losses.projectors import check_projector, make_projector
+from distillery.losses.relational import EMBEDDING
+from distillery.losses.term import Contract, Layers, Pair, Term
+from distillery.signals import Signals
+
+WEIGHT = "head:weight"
+CONNECTOR = "connector"
+
+
+def srrl(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    head_weight: Tensor,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """α · mean squared error of the features + β · that of the logits which the teacher's classifier gives them.
+
+    Args:
+        student_features: [B,D], pooled and already of the teacher's width.
+        teacher_features: [B,D], what goes into the teacher's classifier.
+        head_weight: [K,D], of the teacher's classifier. Its bias is not needed: it cancels in the difference.
+        alpha: weight of the features (the paper's feature matching).
+        beta: weight of the logits (its softmax regression loss, in the form with the L2 distance).
+        reduction: 'mean' over elements, or 'none' for the mean of each sample's: [B].
+
+    Paper: Knowledge Distillation via Softmax Regression Representation Learning,
+    https://openreview.net/forum?id=ZzwDy_wiWv. Values as SimKD's code of it.
+    """
+    student, teacher = at_least_float32(student_features), at_least_float32(teacher_features)
+    require_same_shape(student, teacher)
+    gap = student - teacher
+    with full_precision(gap):
+        logits = gap @ at_least_float32(head_weight).mT
+    return reduce_rows(alpha * gap.square().mean(1) + beta * logits.square().mean(1), reduction)
+
+
+class SRRL(Term):
+    """`srrl` on the pooled features, the student's through a projector.
+
+    The authors' projector, 'connector', is linear, BatchNorm and ReLU; the ReLU suits features that the teacher has
+    after one.
+    """
+
+    contract = Contract(
+        short_name="srrl",
+        family="feature",
+        form="divergence",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over features and over classes, mean over samples",
+        scale="the variance of the teacher's features, plus that of its logits: 1 to 50",
+        needs="vectors",
+        properties=frozenset({"non_negative", "batch_permutation"}),
+        paper="https://openreview.net/forum?id=ZzwDy_wiWv",
+        formula=r"\tfrac{\alpha}{D} \lVert r(f_s) - f_t \rVert_2^2"
+        r" + \tfrac{\beta}{K} \lVert W_t (r(f_s) - f_t) \rVert_2^2",
+        values_of="SimKD",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers | None = None,
+        projector: str | None = CONNECTOR,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+    ) -> None:
+        if projector == "none":
+            raise UserError("projector=none: the teacher's classifier needs features of its own width. Set connector.")
+        if projector != CONNECTOR:
+            check_projector(projector)
+        super().__init__(weight, teacher, layers or EMBEDDING, projector)
+        self.alpha = alpha
+        self.beta = beta
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        return [*super().teacher_taps, WEIGHT]
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        pairs = self.pairs(student, teacher)
+        if len(pairs) != 1 or len(pairs[0].student) != 2 or pairs[0].teacher[1:] != teacher[WEIGHT][1:]:
+            raise UserError(
+                f"srrl compares what goes into the classifiers, one vector a sample, and the teacher's takes "
+                f"{teacher[WEIGHT][1]} features. It cannot compare {', '.join(map(str, pairs))}. Set layers=null."
+            )
+        self.connect = self._connector(pairs[0])
+
+    def _connector(self, pair: Pair) -> nn.Module:
+        if self.projector != CONNECTOR:
+            return make_projector(self.projector, pair)
+        width = pair.teacher[1]
+        return nn.Sequential(nn.Linear(pair.student[1], width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        ((s, t),) = self.features(student, teacher)
+        projected = self.connect(at_least_float32(s))
+        return srrl(projected, t, teacher.layers[WEIGHT], self.alpha, self.beta, reduction="none")

@@ -1,0 +1,137 @@
+"""Variational information distillation (Ahn et al., CVPR 2019)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.losses.alignment import align, channels
+from distillery.losses.numerics import (
+    Reduction,
+    at_least_float32,
+    pool_to_common_size,
+    reduce_rows,
+    require_same_shape,
+)
+from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
+from distillery.signals import Signals
+
+REGRESSOR = "regressor"
+
+
+def vid(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    log_scale: Tensor | None = None,
+    init_pred_var: float = 5.0,
+    eps: float = 1e-5,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Negative log-likelihood, without its constant, of the teacher's features under a Gaussian around the student's.
+
+    ½ · ((student - teacher)² / σ² + log σ²), averaged (equations 5 and 6), with σ² = log(1 + exp(log_scale)) + eps
+    for each channel. It may be negative, and agreement is not its minimum over σ².
+
+    Args:
+        student_features: the mean that a regressor makes of the student: [B,C,H,W], [B,L,C] or [B,C]. Of maps that
+            differ in size the larger is average-pooled.
+        teacher_features: the same shape, apart from H and W.
+        log_scale: [C], trained with the student; None: what gives every channel σ² = `init_pred_var`.
+        init_pred_var: σ² where there is no `log_scale`; above `eps`.
+        eps: the least σ².
+        reduction: 'mean' over all elements, or 'none' for the mean of each sample's: [B].
+
+    Paper: Variational Information Distillation for Knowledge Transfer, https://arxiv.org/abs/1904.05835. Values as
+    RepDistiller's, which are the authors'.
+    """
+    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
+    require_same_shape(student, teacher)
+    if log_scale is None:
+        log_scale = student.new_full((channels(student.shape),), _initial_log_scale(init_pred_var, eps))
+    variance = F.softplus(at_least_float32(log_scale)) + eps
+    variance = variance.view(-1, 1, 1) if student.dim() == 4 else variance
+    rows = 0.5 * ((student - teacher).square() / variance + variance.log())
+    return reduce_rows(rows.flatten(1).mean(1), reduction)
+
+
+def _initial_log_scale(init_pred_var: float, eps: float) -> float:
+    """The `log_scale` at which `vid` has σ² = `init_pred_var`."""
+    return math.log(math.expm1(init_pred_var - eps))
+
+
+class VID(Term):
+    """`vid` on pairs of layers, summed, each with its regressor and its σ² for each of the teacher's channels.
+
+    The regressor is RepDistiller's ('regressor': three layers 1×1 of the teacher's width, without bias, ReLU between
+    them), or a projector of another kind. Maps are pooled to the smaller size before it.
+    """
+
+    auto = "all"
+    at_build = frozenset({"init_pred_var", "eps"})
+    contract = Contract(
+        short_name="vid",
+        family="feature",
+        form="learned",
+        per_sample=True,
+        t_squared=None,
+        reduction="mean over elements, sum over pairs of layers",
+        scale="about 0.8 a pair at first (half the log of the initial variance); negative where the student fits well",
+        needs="features",
+        properties=frozenset({"batch_permutation", "symmetric"}),
+        paper="https://arxiv.org/abs/1904.05835",
+        formula=r"\tfrac{1}{2n} \sum_i \frac{(\mu(F_s) - F_t)_i^2}{\sigma_{c(i)}^2} + \log \sigma_{c(i)}^2",
+        values_of="RepDistiller",
+    )
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        teacher: str = "main",
+        layers: Layers = "auto",
+        projector: str | None = REGRESSOR,
+        init_pred_var: float = 5.0,
+        eps: float = 1e-5,
+    ) -> None:
+        if projector != REGRESSOR:
+            check_projector(projector)
+        super().__init__(weight, teacher, layers, projector)
+        require_positive(init_pred_var=init_pred_var, eps=eps)
+        if init_pred_var <= eps:
+            raise UserError(f"init_pred_var={init_pred_var}: it must be greater than eps={eps}, the least variance.")
+        self.init_pred_var = init_pred_var
+        self.eps = eps
+
+    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        pairs = self.pairs(student, teacher)
+        self.projectors = nn.ModuleList(
+            _regressor(pair) if self.projector == REGRESSOR else make_projector(self.projector, pair) for pair in pairs
+        )
+        start = _initial_log_scale(self.init_pred_var, self.eps)
+        self.log_scales = nn.ParameterList(torch.full((self._width(pair),), start) for pair in pairs)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        rows = []
+        parts = zip(self.projectors, self.log_scales, self.features(student, teacher), strict=True)
+        for project, log_scale, (s, t) in parts:
+            s, t = pool_to_common_size(s, t)
+            rows.append(vid(*align(project(s), t), log_scale, eps=self.eps, reduction="none"))
+        return torch.stack(rows).sum(0)
+
+    def _width(self, pair: Pair) -> int:
+        """The teacher's channels, or the narrower one's where `align` averages the others' (projector none)."""
+        return channels(aligned(pair)[1] if self.projector == "none" else pair.teacher)
+
+
+def _regressor(pair: Pair) -> nn.Module:
+    aligned(pair)
+    on_maps = len(pair.student) == 4
+    width_in, width = channels(pair.student), channels(pair.teacher)
+    layers: list[nn.Module] = []
+    for inputs in (width_in, width, width):
+        layer = nn.Conv2d(inputs, width, 1, bias=False) if on_maps else nn.Linear(inputs, width, bias=False)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

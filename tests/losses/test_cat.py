@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from torch import Size, Tensor
+
+from distillery.errors import UserError
+from distillery.losses.feature.cat import CAT
+from distillery.losses.functional import cat
+from distillery.signals import Signals
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def pooled(maps: np.ndarray, grid: int) -> np.ndarray:
+    batch, classes, height, width = maps.shape
+    cells = maps.reshape(batch, classes, grid, height // grid, grid, width // grid).mean((3, 5))
+    return cells.reshape(batch, classes, -1)
+
+
+def unit(maps: np.ndarray) -> np.ndarray:
+    return maps / np.sqrt((maps**2).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("resolution", [2, 4])
+def test_rows(resolution: int, normalize: bool) -> None:
+    student, teacher = draw(3, 5, 8, 4), draw(3, 5, 4, 8, seed=1)
+    maps = [pooled(x.numpy(), resolution) for x in (student, teacher)]
+    if normalize:
+        maps = [unit(x) for x in maps]
+    rows = cat(student, teacher, resolution, normalize, reduction="none")
+    np.testing.assert_allclose(rows.numpy(), ((maps[0] - maps[1]) ** 2).mean((1, 2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_gradient(normalize: bool) -> None:
+    teacher = draw(2, 3, 4, 4, seed=1)
+    assert torch.autograd.gradcheck(lambda s: cat(s, teacher, 2, normalize), draw(2, 3, 4, 4).requires_grad_())
+
+
+def test_dead_maps_have_no_gradient() -> None:
+    """`F.normalize` gives them one of 1e12."""
+    student = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    cat(student, torch.randn(2, 3, 4, 4)).backward()
+    assert student.grad is not None
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize(("resolution", "normalize"), [(2, False), (4, True)])
+def test_term_applies_each_classifier_at_every_position(resolution: int, normalize: bool) -> None:
+    student = {"a": draw(3, 6, 4, 4), "head:weight": draw(5, 6, seed=1)}
+    teacher = {"b": draw(3, 7, 8, 8, seed=2), "head:weight": draw(5, 7, seed=3)}
+    term = CAT(layers={"a": "b"}, resolution=resolution, normalize=normalize)
+    assert (term.student_taps, term.teacher_taps) == (["a", "head:weight"], ["b", "head:weight"])
+    term.build(*({tap: tensor.shape for tap, tensor in layers.items()} for layers in (student, teacher)))
+    maps = [
+        torch.tensor(np.einsum("kc,bchw->bkhw", layers["head:weight"].numpy(), layers[tap].numpy()))
+        for layers, tap in ((student, "a"), (teacher, "b"))
+    ]
+    value = term(Signals(draw(3, 5), student), Signals(draw(3, 5), teacher), {})
+    torch.testing.assert_close(value, cat(*maps, resolution, normalize, reduction="none"))
+
+
+def test_students_classifier_learns_too() -> None:
+    student = {"a": draw(3, 6, 4, 4).requires_grad_(), "head:weight": draw(5, 6, seed=1).requires_grad_()}
+    teacher = {"b": draw(3, 7, 4, 4, seed=2), "head:weight": draw(5, 7, seed=3)}
+    CAT(layers={"a": "b"})(Signals(draw(3, 5), student), Signals(draw(3, 5), teacher), {}).sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in student.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((4, 6), r"student's classifier \[5, 6\].*layer 'a', and that gives \[4, 6\]. Name the map \[B,6,H,W\]"),
+        ((4, 8, 4, 4), r"gives \[4, 8, 4, 4\]"),
+        ((4, 6, 1, 1), r"gives \[4, 6, 1, 1\]"),
+    ],
+)
+def test_layer_that_the_classifier_does_not_fit_is_refused(shape: tuple[int, ...], words: str) -> None:
+    teacher = {"b": Size([4, 7, 4, 4]), "head:weight": Size([5, 7])}
+    with pytest.raises(UserError, match=words):
+        CAT(layers={"a": "b"}).build({"a": Size(shape), "head:weight": Size([5, 6])}, teacher)
+
+
+def test_one_pair() -> None:
+    with pytest.raises(UserError, match=r"names 2\. Name one"):
+        CAT(layers={"a": "b", "c": "d"}).build(dict.fromkeys("ac", Size([4, 6, 4, 4])), dict.fromkeys("bd", Size([4])))
+    with pytest.raises(UserError, match="resolution=0"):
+        CAT(resolution=0)

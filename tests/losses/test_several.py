@@ -1,0 +1,322 @@
+"""Several teachers of one loss: their weights against plain Python, and what a config says of them."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from distillery.build import build
+from distillery.check import check
+from distillery.errors import UserError
+from distillery.losses.feature.hint import Hint
+from distillery.losses.relation.rkd import RKD
+from distillery.losses.response.kd import KD
+from distillery.losses.several import COMBINATIONS, Several, best, confidence, drawn
+from distillery.losses.term import Term
+from distillery.models.cnn import SmallCNN
+from distillery.models.weights import save_weights
+from distillery.plan import term_table
+from distillery.run import train
+from distillery.schedules import Progress
+from distillery.signals import Signals
+from distillery.teaching import per_teacher
+from fixtures.composing import Compose
+
+GENERATOR = torch.Generator().manual_seed(0)
+NAMES = ("main", "b", "c")
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def cross_entropies(logits: Tensor, target: Tensor) -> np.ndarray:
+    """[K,N], one at a time."""
+    rows = [
+        [
+            -math.log(math.exp(sample[label]) / sum(map(math.exp, sample)))
+            for sample, label in zip(teacher, target, strict=True)
+        ]
+        for teacher, target in ((teacher.tolist(), target.tolist()) for teacher in logits)
+    ]
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("teachers", [2, 3, 5])
+def test_confidence_is_that_of_the_paper(teachers: int) -> None:
+    logits, target = 3 * draw(teachers, 7, 4), torch.arange(7) % 4
+    powers = np.exp(cross_entropies(logits, target))
+    expected = (1 - powers / powers.sum(0)) / (teachers - 1)
+    found = confidence(logits, target)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(found.sum(0).numpy(), 1, rtol=1e-12)
+
+
+def test_the_best_has_all_the_weight() -> None:
+    logits, target = 3 * draw(3, 50, 4), torch.arange(50) % 4
+    chosen = cross_entropies(logits, target).argmin(0)
+    assert set(chosen) == {0, 1, 2}
+    np.testing.assert_array_equal(best(logits, target).numpy(), np.eye(3)[chosen].T)
+
+
+@pytest.mark.parametrize("weights", [confidence, best])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_stay_finite_with_great_logits(weights: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    logits = (1e4 * draw(3, 20, 4)).to(dtype)
+    found = weights(logits, torch.arange(20) % 4)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.sum(0), torch.ones(20))
+
+
+def test_the_draw_is_even_and_a_function_of_seed_step_and_sample() -> None:
+    index = torch.arange(3000)
+    first = drawn(3, index, 0, 0)
+    assert torch.equal(first.sum(0), torch.ones(3000, dtype=torch.int64))
+    assert all(900 < count < 1100 for count in first.sum(1).tolist())
+    assert torch.equal(drawn(3, index, 0, 0), first)
+    order = torch.randperm(3000, generator=GENERATOR)  # another rank, another batch: the sample keeps its teacher
+    assert torch.equal(drawn(3, index[order], 0, 0), first[:, order])
+    for other in (drawn(3, index, 1, 0), drawn(3, index, 0, 1)):
+        assert 0.2 < (other * first).sum() / 3000 < 0.47
+
+
+def signals(width: int) -> Signals:
+    return Signals(3 * draw(9, 4), {"x": draw(9, 5, 2, 2), "y": draw(9, width, 2, 2)})
+
+
+BATCH = {"target": torch.arange(9) % 4, "index": 100 + torch.arange(9)}
+
+
+def values_of(term: Several, student: Signals, teachers: dict[str, Signals]) -> dict[str, Tensor]:
+    return {name: one(student, teachers[name], BATCH) for name, one in term.by_teacher.items()}
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+@pytest.mark.parametrize("family", ["response", "feature"])
+def test_rows_are_weighted_alike_in_every_family(combine: str, family: str) -> None:
+    student, teachers = signals(5), {name: signals(6) for name in NAMES}
+
+    def one(name: str) -> Term:
+        if family == "response":
+            return KD(temperature=2.0, teacher=name)
+        term = Hint(teacher=name, layers={"x": "y"}).double()
+        term.projectors = torch.nn.ModuleList([torch.nn.Conv2d(5, 6, 1).double()])
+        return term
+
+    term = Several([one(name) for name in NAMES], combine, seed=4)
+    values = values_of(term, student, teachers)
+    rows = torch.stack(list(values.values())).detach().numpy()
+    assert rows.shape == (3, 9)
+    logits = torch.stack([each.logits for each in teachers.values()])
+    entropies = cross_entropies(logits, BATCH["target"])
+    for step in range(3):
+        weights = {
+            "mean": np.full((3, 9), 1 / 3),
+            "confidence": (1 - np.exp(entropies) / np.exp(entropies).sum(0)) / 2,
+            "best": np.eye(3)[entropies.argmin(0)].T,
+            "random": drawn(3, BATCH["index"], 4, step).numpy(),
+        }[combine]
+        found = term.combined(values, teachers, BATCH)
+        np.testing.assert_allclose(found.detach().numpy(), (weights * rows).sum(0), rtol=1e-12)
+
+
+def test_a_loss_of_the_whole_batch_has_one_teacher_a_batch() -> None:
+    student, teachers = signals(5), {name: signals(5) for name in NAMES}
+    terms = [RKD(teacher=name, layers={"x": "y"}) for name in NAMES]
+    mean, random = Several(terms, "mean"), Several(terms, "random", seed=1)
+    values = values_of(mean, student, teachers)
+    each = [value.item() for value in values.values()]
+    assert mean.combined(values, teachers, BATCH).item() == pytest.approx(sum(each) / 3)
+    found = [random.combined(values, teachers, BATCH).item() for _ in range(20)]
+    assert set(found) == set(each)
+    again = Several(terms, "random", seed=1)
+    again.load_state_dict(random.state_dict())  # 20 steps done
+    assert [again.combined(values, teachers, BATCH).item() for _ in range(5)] == [
+        random.combined(values, teachers, BATCH).item() for _ in range(5)
+    ]
+
+
+def test_the_weight_is_that_of_every_copy() -> None:
+    term = Several([KD(0.5, teacher="main"), KD(0.5, teacher="b")])
+    term.weight = 0.25
+    assert term.weight == 0.25
+    assert [one.weight for one in term.by_teacher.values()] == [0.25, 0.25]
+
+
+def test_logits_are_read_where_the_weights_depend_on_them() -> None:
+    hints = [Hint(teacher=name, layers={"x": "y"}) for name in NAMES]
+    read = {combine: Several(hints, combine).needs_logits for combine in COMBINATIONS}
+    assert read == {"mean": False, "confidence": True, "best": True, "random": False}
+    assert Several([KD(teacher=name) for name in NAMES], "mean").needs_logits
+
+
+@pytest.mark.parametrize("combine", ["confidence", "best"])
+def test_what_has_no_rows_cannot_be_weighed_by_them(combine: str) -> None:
+    with pytest.raises(UserError, match=rf"^combine={combine} weighs .* Use combine=mean or combine=random"):
+        Several([RKD(teacher=name) for name in NAMES], combine)
+
+
+def test_an_unknown_combination() -> None:
+    with pytest.raises(UserError, match=r"combine=confidense.*Did you mean 'confidence'"):
+        Several([KD(teacher=name) for name in NAMES], "confidense")
+
+
+LAYERS = {"a": "x", "b.c": "y"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"teacher": "main", "layers": LAYERS}, {"main": LAYERS}),
+        ({"teacher": ["main"], "layers": "auto"}, {"main": "auto"}),
+        ({"teacher": ["main", "b"], "layers": LAYERS}, {"main": LAYERS, "b": LAYERS}),
+        ({"teacher": ["main", "b"], "layers": None}, {"main": None, "b": None}),
+        ({"teacher": ["main", "b"], "layers": {"main": LAYERS, "b": {"z": "z"}}}, {"main": LAYERS, "b": {"z": "z"}}),
+        ({"teacher": ["main", "b"], "layers": {"main": "auto", "b": LAYERS}}, {"main": "auto", "b": LAYERS}),
+        ({"teacher": ["main", "b"], "layers": {"main": "auto", "b": "auto"}}, {"main": "auto", "b": "auto"}),
+        ({"teacher": ["a", "b.c"], "layers": LAYERS}, {"a": "x", "b.c": "y"}),  # the teachers' names
+        ({"teacher": "main", "layers": {"main": {"z": "z"}}}, {"main": {"z": "z"}}),
+    ],
+)
+def test_layers_are_those_of_each_teacher(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = per_teacher("loss.hint", given | {"weight": 2, "combine": "mean" if len(expected) > 1 else None})
+    assert found == [{"teacher": name, "weight": 2, "layers": layers} for name, layers in expected.items()]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teacher": []}, r"^loss\.kd\.teacher=\[\]: name one teacher, or several"),
+        ({"teacher": ["main", "main"]}, r"^loss\.kd\.teacher=\['main', 'main'\]: .* each once"),
+        ({"teacher": "main", "combine": "best"}, r"^loss\.kd\.combine=best wants several teachers: loss\.kd\.teacher="),
+        (
+            {"teacher": ["main", "b"], "layers": {"main": {}, "c": {}}},
+            r"^loss\.kd\.layers: this loss has no teacher 'c'",
+        ),
+        ({"teacher": ["main", "b"], "layers": {"main": {}}}, r"^loss\.kd\.layers says nothing of 'b'"),
+    ],
+)
+def test_what_cannot_be_said(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        per_teacher("loss.kd", given)
+
+
+@pytest.fixture
+def composed(compose_train: Compose, tmp_path: Path) -> Callable[..., DictConfig]:
+    """A student and two untrained teachers of other widths on the digits."""
+    given = [
+        "student.net.widths=[4,4]",
+        "data.train_size=100",
+        "data.batch_size=25",
+        "logger=none",
+        "trainer.max_epochs=1",
+    ]
+    for seed, (name, widths) in enumerate({"main": (4, 6), "b": (3, 5)}.items()):
+        torch.manual_seed(seed)
+        save_weights(SmallCNN(10, 1, widths), tmp_path / f"{name}.safetensors")
+        given += [
+            "model/teacher=cnn" if name == "main" else f"+model/teacher@teachers.{name}=cnn",
+            f"teachers.{name}.net.widths={list(widths)}",
+            f"teachers.{name}.weights={tmp_path / name}.safetensors",
+        ]
+    return lambda *more, run="run": compose_train(*given, *more, run=run)
+
+
+BOTH = ["loss.kd.teacher=[main,b]", "loss/feature=[hint]", "loss.hint.teacher=[main,b]", "loss.hint.weight=1"]
+
+
+def test_each_teacher_has_projectors_and_layers_of_its_own(composed: Callable[..., DictConfig]) -> None:
+    layers = "loss.hint.layers={main: {stages.0: stages.1}, b: {stages.1: stages.1}}"
+    cfg = composed(*BOTH, layers, "+loss.hint.combine=best")
+    check(cfg)
+    parts = build(cfg)
+    hint = parts.distiller.objective.terms["hint"]
+    assert isinstance(hint, Several)
+    shapes = {name: tuple(one.projectors[0].weight.shape[:2]) for name, one in hint.by_teacher.items()}
+    assert shapes == {"main": (6, 4), "b": (5, 4)}
+    assert {name: one.taps for name, one in hint.by_teacher.items()} == {
+        "main": {"stages.0": "stages.1"},
+        "b": {"stages.1": "stages.1"},
+    }
+    trained = {name for name, _ in parts.distiller.trainable()}
+    assert len([name for name in trained if name.startswith("objective.terms.hint.copies.")]) == 4
+    columns = [list(column.cells) for column in term_table(parts).columns]
+    assert columns[0] == ["task", "kd, mean of the teachers", "", "hint, best of the teachers", ""]
+    assert columns[3] == ["labels", "main: logits ", "b: logits ", "main: stages.1 6×4×4", "b: stages.1 5×4×4"]
+
+
+def test_losses_of_two_teachers_in_a_run(composed: Callable[..., DictConfig]) -> None:
+    """By hand: the mean of two divergences, and hints of which each sample's better teacher counts."""
+    parts = build(composed(*BOTH, "+loss.hint.combine=best", "data.augment=null"))
+    distiller, batch = parts.distiller, next(iter(parts.data.train_dataloader()))
+    terms = distiller.training_step(batch, 0)["terms"]
+    ours = distiller.student(batch)
+    theirs = {name: teacher(batch) for name, teacher in distiller.teachers.items()}
+
+    def divergence(teacher: Tensor) -> float:
+        p, q = (teacher / 4).softmax(1), (ours.logits / 4).softmax(1)
+        return (p * (p / q).log()).sum(1).mean().item() * 16
+
+    expected = sum(divergence(each.logits) for each in theirs.values()) / 2
+    assert terms["kd"].item() == pytest.approx(expected, rel=1e-4)
+    hint = distiller.objective.terms["hint"]
+    entropies = cross_entropies(torch.stack([each.logits for each in theirs.values()]), batch["target"])
+    total = 0.0
+    for sample, which in enumerate(entropies.argmin(0)):
+        name = ["main", "b"][which]
+        ((tap, other),) = hint.by_teacher[name].taps.items()
+        projected = hint.by_teacher[name].projectors[0](ours.layers[tap][sample : sample + 1])
+        total += (projected - theirs[name].layers[other][sample : sample + 1]).square().mean().item()
+    assert len(set(entropies.argmin(0))) == 2
+    assert terms["hint"].item() == pytest.approx(total / 25, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Teacher '(main|b)' scores", "ignore:The losses pull")
+def test_a_run_with_a_random_teacher_repeats_bit_for_bit(composed: Callable[..., DictConfig]) -> None:
+    random = [*BOTH, "+loss.kd.combine=random", "+loss.hint.combine=random"]
+    first, second = (train(composed(*random, run=run)).record for run in ("run", "again"))
+    assert first.student_sha256 == second.student_sha256
+    assert first.method == "kd+hint"
+    assert train(composed(*BOTH, run="mean")).record.student_sha256 != first.student_sha256
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["loss.kd.teacher=[main,c]"], r"^loss\.kd\.teacher: no teacher 'c'"),
+        (["loss.kd.teacher=[main,mian]"], r"^loss\.kd\.teacher: no teacher 'mian'\. Did you mean 'main'"),
+        (["loss.kd.teacher=[main,b]", "+loss.kd.combine=bset"], r"^loss\.kd: combine=bset.*Did you mean 'best'"),
+        (["loss.kd.teacher=[main,b]", "+loss.kd.combin=best"], r"^Unknown setting 'loss\.kd\.combin'"),
+        (["+loss.kd.combine=best"], r"^loss\.kd\.combine=best wants several teachers"),
+        (
+            ["loss/relation=[rkd]", "loss.rkd.teacher=[main,b]", "+loss.rkd.combine=best"],
+            r"^loss\.rkd: combine=best weighs the teachers of each sample, and rkd",
+        ),
+    ],
+)
+def test_a_wrong_config_is_refused(more: list[str], message: str, composed: Callable[..., DictConfig]) -> None:
+    def checked() -> None:
+        cfg = composed(*more)
+        check(cfg)
+        build(cfg)
+
+    with pytest.raises(UserError, match=message):
+        checked()
+
+
+def test_a_schedule_is_of_every_copy(composed: Callable[..., DictConfig]) -> None:
+    schedule = "{schedule: linear, start: 4, end: 2, epochs: 2}"
+    parts = build(composed(*BOTH, f"loss.kd.temperature={schedule}", f"loss.kd.weight={schedule}"))
+    objective = parts.distiller.objective
+    objective.follow(Progress(step=4, steps_per_epoch=4))
+    term = objective.terms["kd"]
+    assert isinstance(term, Several)
+    assert [(one.weight, one.temperature) for one in term.by_teacher.values()] == [(3, 3), (3, 3)]
+    assert term.weight == 3
+    assert objective.changing() == {"kd.temperature": 3, "kd.weight": 3}

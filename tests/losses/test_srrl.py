@@ -1,0 +1,93 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Size, Tensor, nn
+
+from distillery.errors import UserError
+from distillery.losses.feature.srrl import SRRL
+from distillery.losses.functional import srrl
+from distillery.signals import Signals
+from reference import srrl as reference
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.3, 0.0), (0.0, 2.0)])
+def test_rows(alpha: float, beta: float) -> None:
+    student, teacher, weight, bias = draw(4, 6), draw(4, 6, seed=1), draw(5, 6, seed=2), draw(5, seed=3)
+    given = [x.numpy() for x in (student, teacher, weight, bias)]
+    expected = reference.srrl(*given, alpha=alpha, beta=beta)
+    np.testing.assert_allclose(srrl(student, teacher, weight, alpha, beta, "none").numpy(), expected, rtol=1e-10)
+    assert srrl(student, teacher, weight, alpha, beta).item() == pytest.approx(np.mean(expected), rel=1e-10)
+
+
+def test_gradient() -> None:
+    teacher, weight = draw(3, 4, seed=1), draw(5, 4, seed=2)
+    assert torch.autograd.gradcheck(lambda s: srrl(s, teacher, weight, 0.5, 2.0), draw(3, 4).requires_grad_())
+
+
+def built(**settings: Any) -> SRRL:
+    torch.manual_seed(0)
+    term = SRRL(**settings)
+    taps = {"embedding": Size([4, 6]), "head:weight": Size([5, 6])}
+    term.build({"embedding": Size([4, 3])}, taps)
+    return term.double()
+
+
+def value(term: SRRL, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    layers = {"embedding": teacher, "head:weight": weight}
+    return term(Signals(draw(4, 2), {"embedding": student}), Signals(draw(4, 2), layers), {})
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.3, 2.0)])
+def test_term_has_the_authors_connector(alpha: float, beta: float) -> None:
+    term = built(alpha=alpha, beta=beta)
+    student, teacher, weight = draw(4, 3), draw(4, 6, seed=1), draw(5, 6, seed=2)
+    (matrix,) = (p.detach().numpy() for name, p in term.named_parameters() if p.dim() == 2)
+    assert sum(p.numel() for p in term.parameters()) == 3 * 6 + 2 * 6
+    projected = student.numpy() @ matrix.T
+    normed = (projected - projected.mean(0)) / np.sqrt(projected.var(0) + 1e-5)
+    given = np.maximum(normed, 0), teacher.numpy(), weight.numpy(), np.zeros(5)
+    expected = reference.srrl(*given, alpha=alpha, beta=beta)
+    np.testing.assert_allclose(value(term, student, teacher, weight).detach().numpy(), expected, rtol=1e-9)
+
+
+def test_overfits_a_batch() -> None:
+    term, student = built(), draw(4, 3).requires_grad_()
+    teacher, weight = draw(4, 6, seed=1).relu(), draw(5, 6, seed=2)
+    optimizer = torch.optim.SGD([student, *term.parameters()], lr=0.05, momentum=0.9)
+    values = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = value(term, student, teacher, weight).mean()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.05 * values[0]
+
+
+def test_other_projector() -> None:
+    assert isinstance(built(projector="auto").connect, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"projector": None}, "without a projector: the widths differ, 3 and 6"),
+        ({"projector": "none"}, "projector=none.*Set connector"),
+        ({"projector": "conector"}, "no projector 'conector'"),
+    ],
+)
+def test_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        built(**settings)
+
+
+def test_features_that_the_classifier_does_not_take_are_refused() -> None:
+    term = SRRL(layers={"a": "b"})
+    with pytest.raises(UserError, match=r"the teacher's takes 6 features.*'b' \[4, 8\].*Set layers=null"):
+        term.build({"a": Size([4, 3])}, {"b": Size([4, 8]), "head:weight": Size([5, 6])})
