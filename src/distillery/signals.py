@@ -8,24 +8,30 @@ A *tap* names the place to record:
 - `path[i]`      element i of an output that is a tuple or list
 - `head`         the final linear layer's output, whatever it is called in this network
 - `embedding`    the head's input: the pooled features, [B, D]
+- `distillation_logits`  the output of a second head, which learns from the teacher (timm's `head_dist`)
 
 `head:weight` and `head:bias` are the parameters of the final linear layer.
+
+An *attention tap* is the path of a module that computes attention (timm's `blocks.3.attn`, BERT's
+`encoder.layer.3.attention.self`); what is recorded there is an `Attention`.
 """
 
 import re
 from collections.abc import Collection, Container, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from distillery.attention import Attention
+from distillery.attention import MEND, Attention, Recorders, attention_modules
 from distillery.errors import UserError, did_you_mean
 
 INPUT = "input"
 ALIASES = {"head": "", "embedding": ":input", "head:weight": ":weight", "head:bias": ":bias"}  # what of the head
+DISTILLATION, SECOND_HEAD = "distillation_logits", "head_dist"  # the tap, and what timm calls that head
 Dropout = nn.modules.dropout._DropoutNd
 TAP = re.compile(r"(?P<path>[^:\[\]]*)(:(?P<part>\w+))?(\[(?P<item>\d+)\])?")
 
@@ -50,6 +56,19 @@ class Signals:
     attention: dict[str, Attention] = field(default_factory=dict)
     mask: Tensor | None = None
 
+    def detach(self) -> "Signals":
+        """The same values, through which no gradient flows."""
+        attention = {
+            tap: replace(a, query=a.query.detach(), key=a.key.detach(), value=a.value.detach())
+            for tap, a in self.attention.items()
+        }
+        layers = {tap: tensor.detach() for tap, tensor in self.layers.items()}
+        return Signals(self.logits.detach(), layers, attention, self.mask)
+
+
+class _LastTap(Exception):
+    """What is asked for has been recorded: the rest of the network need not run."""
+
 
 class Network(nn.Module):
     """A network in a role: its own input adapter in front, and taps on the layers that losses ask for.
@@ -64,6 +83,7 @@ class Network(nn.Module):
         name: how errors and tables call this network.
     """
 
+    role: ClassVar[str] = "student"
     mean: Tensor
     std: Tensor
 
@@ -84,6 +104,11 @@ class Network(nn.Module):
         self._recorded: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._parameter_taps: dict[str, Place] = {}
+        self._attention: dict[str, Attention] = {}
+        self._attention_hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._recorders = Recorders()
+        self._records = 0  # of a whole forward: how often something is recorded; found out by `last_tap`
+        self._to_come = 0  # of these, in a forward that stops early
 
     def adapt(self, image: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] → what `net` was trained on: its resolution, channels and statistics."""
@@ -93,13 +118,28 @@ class Network(nn.Module):
         return image.to(self.mean.dtype)  # float32 images do not lift a network of 16 bits
 
     def forward(self, batch: Mapping[str, Tensor]) -> Signals:
-        self._recorded = {}
-        logits = self.net(self.adapt(batch["image"]))
+        return self.observe(batch)
+
+    def observe(self, batch: Mapping[str, Tensor], stop: bool = False) -> Signals:
+        """One forward; with `stop` it ends where the last tap has been recorded, and the logits are [B, 0]."""
+        self._recorded, self._attention = {}, {}
+        self._to_come = self._records if stop else 0
+        logits: Any = self.mean.new_empty(len(batch["image"]), 0)
+        try:
+            if self._to_come or not stop:
+                logits = self.net(self.adapt(batch["image"]))
+        except _LastTap:
+            pass
+        finally:
+            self._recorders.close()
+        if isinstance(logits, tuple):
+            logits = logits[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
         layers, self._recorded = self._recorded, {}  # hold no activations, nor their graph, beyond the step
+        attention, self._attention = self._attention, {}
         for tap, place in self._parameter_taps.items():
             assert place.part is not None
             layers[tap] = self.net.get_submodule(place.path).get_parameter(place.part)
-        return Signals(logits, layers)
+        return Signals(logits, layers, attention)
 
     def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Record `taps`, and no others, in every forward from now on; returns the shape of each on `batch`.
@@ -111,9 +151,11 @@ class Network(nn.Module):
             UserError: no such layer, or it gives no tensor or does not run. Nothing is tapped then.
         """
         self._attach({})
-        if not taps:
-            return {}
         wanted = {tap: self._resolve(tap, batch) for tap in dict.fromkeys(taps)}
+        if train_apart := getattr(self.net, "set_distilled_training", None):  # timm's networks with two heads
+            train_apart(any(place.path == self.second_head for place in wanted.values()))
+        if not wanted:
+            return {}
         versions: dict[str, int] = {}
         self._attach(wanted, versions=versions)
         try:
@@ -131,6 +173,52 @@ class Network(nn.Module):
             )
         self._attach(wanted, copied={tap for tap, version in versions.items() if layers[tap]._version != version})
         return {tap: tensor.shape for tap, tensor in layers.items()}
+
+    def tap_attention(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """Record the attention of these modules, and of no others, in every forward from now on.
+
+        Returns: the shape of each one's queries on `batch`, [B, H, L, D].
+
+        Raises:
+            UserError: no such module, or it runs no attention that can be read. Nothing is tapped then.
+        """
+        for hook in self._attention_hooks:
+            hook.remove()
+        self._attention_hooks = []
+        if not taps:
+            return {}
+        known = self.attention_modules(batch)
+        for tap in taps:
+            if tap not in known:
+                raise UserError(
+                    f"Attention tap {tap!r} of the {self.name} network: no module of that path computes attention."
+                    f"{did_you_mean(tap, known)} {MEND}"
+                )
+        for tap in dict.fromkeys(taps):
+            module, name = self.net.get_submodule(tap), f"Attention tap {tap!r} of the {self.name} network"
+            self._attention_hooks += self._recorders.attach(module, name, partial(self._attention_at, tap))
+        return {tap: attention.query.shape for tap, attention in probe(self, batch).attention.items()}
+
+    def _attention_at(self, tap: str, attention: Attention) -> None:
+        self._attention[tap] = attention
+        self._has_recorded(tap)
+
+    def last_tap(self, batch: Mapping[str, Tensor]) -> str | None:
+        """The tap at which `observe(…, stop=True)` ends from now on, found out on `batch`; None: it runs no layer."""
+        self._last_tap: str | None = None
+        probe(self, batch)
+        self._records = -self._to_come
+        return self._last_tap
+
+    def _has_recorded(self, tap: str) -> None:
+        self._last_tap = tap
+        self._to_come -= 1
+        if self._to_come == 0:
+            raise _LastTap
+
+    def attention_modules(self, batch: Mapping[str, Tensor]) -> list[str]:
+        """The paths of the modules that compute attention, in the order in which they run."""
+        return attention_modules(self.net, lambda: probe(self, batch))
 
     def layers(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """The path and output shape of every module that gives a tensor, in the order in which they finish."""
@@ -158,9 +246,18 @@ class Network(nn.Module):
         named = [stage["module"] for stage in getattr(self.net, "feature_info", [])]
         return {path: layers[path] for path in named if path in layers} or layers
 
+    @property
+    def second_head(self) -> str | None:
+        """The path of the head that learns from the teacher, if there is one."""
+        return next((path for path, _ in self.net.named_modules() if path.split(".")[-1] == SECOND_HEAD), None)
+
     def head(self, batch: Mapping[str, Tensor]) -> str:
-        """The path of the last linear layer that runs: the classifier."""
-        linear = [path for path in self.layers(batch) if isinstance(self.net.get_submodule(path), nn.Linear)]
+        """The path of the last linear layer that runs, but for a second head: the classifier."""
+        linear = [
+            path
+            for path in self.layers(batch)
+            if isinstance(self.net.get_submodule(path), nn.Linear) and SECOND_HEAD not in path.split(".")
+        ]
         if not linear:
             raise UserError(
                 f"The {self.name} network has no linear head, which the taps `head` and `embedding` stand for. "
@@ -169,6 +266,13 @@ class Network(nn.Module):
         return linear[-1]
 
     def _resolve(self, tap: str, batch: Mapping[str, Tensor]) -> Place:
+        if tap == DISTILLATION:
+            if self.second_head is None:
+                raise UserError(
+                    f"The {self.name} network has no second head, which the tap {tap!r} stands for. Take a network "
+                    "with a distillation token (timm's deit_tiny_distilled_patch16_224), or name its `head`."
+                )
+            return Place(self.second_head, None, None)
         match = TAP.fullmatch(self.head(batch) + ALIASES[tap] if tap in ALIASES else tap)
         paths = [path for path, _ in self.net.named_modules() if path]
         if match is None or match["path"] not in paths:
@@ -212,6 +316,7 @@ class Network(nn.Module):
             if versions is not None:
                 versions[tap] = value._version
             self._recorded[tap] = value.clone() if tap in copied else value
+            self._has_recorded(tap)
 
         def hook_on(tap: str, place: Place) -> torch.utils.hooks.RemovableHandle:
             module = self.net.get_submodule(place.path)
