@@ -1,4 +1,4 @@
-"""`layers: auto` on real networks, against pairs that a person would write down."""
+"""`layers: auto` and wildcards on real networks, against pairs that a person would write down."""
 
 from typing import Literal
 
@@ -8,12 +8,12 @@ import torch
 from torch import Size, nn
 
 from distillery.errors import UserError
-from distillery.layers import auto_layers, stage_ends
+from distillery.layers import auto_layers, blocks, named_layers, stage_ends
 from distillery.models.cifar import create
 from distillery.models.cnn import SmallCNN
 from distillery.signals import Network
 
-Which = Literal["all", "middle", "last"]
+Which = Literal["all", "inner", "middle", "last"]
 
 
 def stages(net: nn.Module, side: int, channels: int = 3) -> dict[str, Size]:
@@ -31,6 +31,11 @@ def of_timm(name: str) -> dict[str, Size]:
 
 def cnn(*widths: int, side: int = 8) -> dict[str, Size]:
     return stages(SmallCNN(10, 1, widths), side, channels=1)
+
+
+def vit(depth: int, width: int = 32, patch: int = 7) -> dict[str, Size]:
+    kwargs = {"img_size": 28, "patch_size": patch, "in_chans": 1, "embed_dim": width, "depth": depth, "num_heads": 2}
+    return stages(timm.create_model("vit_tiny_patch16_224", num_classes=10, **kwargs), 28, channels=1)
 
 
 def same(*indices: int) -> dict[str, str]:
@@ -98,7 +103,12 @@ def test_a_network_that_does_not_describe_its_stages() -> None:
     assert sides(stage_ends(stages(Plain(), 8))) == {"low": 8, "high": 4}
 
 
-WHICH: list[tuple[Which, dict[str, str]]] = [("all", same(0, 1, 2)), ("middle", same(1)), ("last", same(2))]
+WHICH: list[tuple[Which, dict[str, str]]] = [
+    ("all", same(0, 1, 2)),
+    ("inner", same(0, 1)),
+    ("middle", same(1)),
+    ("last", same(2)),
+]
 
 
 @pytest.mark.parametrize(("which", "expected"), WHICH)
@@ -118,6 +128,7 @@ def test_networks_of_different_depth() -> None:
     assert auto_layers(cifar("vgg8"), cifar("resnet56"), "last") == {"stages.4": "stages.2"}
     # of a deeper teacher the stages at the same number of halvings, whatever the images' own size
     assert auto_layers(cnn(16, 32), cnn(64, 128, 256), "all") == same(0, 1)
+    assert auto_layers(cnn(16), cnn(64, 128), "inner") == same(0)  # there is no other
     assert auto_layers(cnn(16, 32, side=28), cnn(64, 128, 256, side=14), "all") == same(0, 1)
 
 
@@ -145,6 +156,91 @@ def test_of_equally_near_resolutions_the_one_at_the_nearest_depth() -> None:
         return {path: Size([2, 4, *size]) for path, size in sizes.items()}
 
     assert auto_layers(shapes(student), shapes(teacher), "all") == {"early": "b", "late": "c"}
+
+
+def blocks_of(*indices: int) -> list[str]:
+    return [f"blocks.{i}" for i in indices]
+
+
+def test_blocks_of_transformers() -> None:
+    assert blocks(vit(3)) == blocks_of(0, 1, 2)
+    assert blocks(cifar("resnet20")) == []
+    with_levels = {
+        "patches": Size([2, 8, 4, 4]),
+        "body.layer.0.parts.0": Size([2, 17, 8]),
+        "body.layer.0.parts.1": Size([2, 17, 8]),
+        "body.layer.0.parts.2": Size([2, 17, 8]),
+        "body.layer.0": Size([2, 17, 8]),
+        "body.layer.1": Size([2, 17, 8]),
+        "norms.0": Size([2, 17, 8]),
+        "head": Size([2, 10]),
+    }
+    assert blocks(with_levels) == ["body.layer.0", "body.layer.1"]
+
+
+def test_a_network_that_flattens_its_last_map_is_no_transformer() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.Conv2d(4, 8, 3, 2, 1),
+        nn.Flatten(2),
+        nn.AvgPool1d(4),  # [2, 8, 1]
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    assert auto_layers(stages(net, 8), cifar("resnet20"), "all") == {"0": "stages.0", "1": "stages.1"}
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "partners"),
+    [(2, 6, (2, 5)), (3, 12, (3, 7, 11)), (4, 12, (2, 5, 8, 11)), (6, 12, (1, 3, 5, 7, 9, 11)), (5, 5, range(5))],
+)
+def test_transformers_are_paired_by_relative_depth(student: int, teacher: int, partners: tuple[int, ...]) -> None:
+    """Every k-th block of the deeper one, up to the last: TinyBERT's map."""
+    shallow, deep = blocks_of(*range(student)), blocks_of(*partners)
+    ours, theirs = vit(student), vit(teacher, width=48, patch=4)
+    assert auto_layers(ours, theirs, "all") == dict(zip(shallow, deep, strict=True))
+    assert auto_layers(theirs, ours, "all") == dict(zip(deep, shallow, strict=True))
+    assert auto_layers(ours, theirs, "last") == {shallow[-1]: deep[-1]}
+    assert auto_layers(ours, theirs, "middle") == {shallow[student // 2]: deep[student // 2]}
+
+
+def test_convolutional_networks_and_transformers_are_paired_by_relative_depth() -> None:
+    network, transformer = cnn(4, 8, 16, side=28), vit(6)
+    assert auto_layers(network, transformer, "all") == {f"stages.{i}": f"blocks.{2 * i + 1}" for i in range(3)}
+    assert auto_layers(transformer, network, "all") == {f"blocks.{2 * i + 1}": f"stages.{i}" for i in range(3)}
+    assert auto_layers(cnn(4, 8, 16), vit(2), "all") == {"stages.1": "blocks.0", "stages.2": "blocks.1"}
+
+
+PATHS = ["stem", "stages", *(f"stages.{i}{part}" for i in range(11) for part in ("", ".conv", ".act")), "head"]
+
+
+def test_wildcards_match_within_a_name_and_pair_in_order() -> None:
+    assert named_layers({"stages.*": "stages.*"}, PATHS, PATHS) == same(*range(11))
+    found = named_layers({"stages.*.conv:input": "s*.*[0]", "stem": "head"}, PATHS, PATHS)
+    assert found == {f"stages.{i}.conv:input": f"stages.{i}[0]" for i in range(11)} | {"stem": "head"}
+
+
+def test_names_without_wildcards_pass() -> None:
+    layers = {"embedding": "head", "stages.0[1]": "no.such:input"}
+    assert named_layers(layers, PATHS, PATHS) == layers
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (
+            {"stages.*": "st*"},
+            r"pairs 11 of the student's layers \(stages.0, .*\) with 2 of the teacher's \(stem, stages\)",
+        ),
+        ({"stages.*": "stem"}, r"with 1 of the teacher's \(stem\)\. Name the pairs one by one"),
+        ({"stage.*": "stages.*"}, r"The student network has no layer that 'stage\.\*' matches\. Did you mean 'stages"),
+        ({"stages.*": "blocks.*:input"}, r"The teacher network has no layer that 'blocks\.\*:input' matches"),
+        ({"st*": "st*", "stem": "head"}, "names the student's layer 'stem' twice"),
+    ],
+)
+def test_wildcards_that_cannot_be_paired(layers: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        named_layers(layers, PATHS, PATHS)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

@@ -155,6 +155,7 @@ TRAIN = [
     (["sede=1"], r"Unknown setting 'sede'\. Did you mean 'seed'"),
     (["+sede=1", "model/teacher=none"], r"Unknown setting 'sede'\. Did you mean 'seed'"),
     (["loss.kd.temprature=2"], r"Unknown setting 'loss\.kd\.temprature'\. Did you mean 'loss\.kd\.temperature'\?"),
+    (["loss.kd.combine=best"], r"Unknown setting 'loss\.kd\.combine'\. .*behind a plus: \+loss\.kd\.combine="),
     (["temperature=2"], r"Unknown setting 'temperature'\. Did you mean 'loss\.kd\.temperature'\?"),
     (["loss.hint.weight=2"], r"Unknown setting 'loss\.hint'\. Choose it first: loss/feature=hint"),
     (["logger.wandb.project=x"], r"Unknown setting 'logger\.wandb'\. Choose it first: logger=wandb"),

@@ -78,6 +78,8 @@ EXPERIMENTS = {
     "efficientnet_lite0_teacher": Small(IMAGENET, TASK, slow=True),
     "fashion_mnist": Small(FASHION, KD, teacher="fashion_mnist_teacher"),
     "fashion_mnist_teacher": Small(FASHION, TASK),
+    "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
+    "fashion_mnist_vit_teacher": Small(FASHION, TASK),
 }
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if small.slow else []) for name, small in EXPERIMENTS.items()]
 Composed = Callable[..., DictConfig]
@@ -145,7 +147,7 @@ def alone(parts: Parts, term: str, batch: Mapping[str, Tensor]) -> Callable[[], 
     return lambda: objective(distiller.student(batch), teachers, batch).total
 
 
-def assert_term_works(parts: Parts, term: str, steps: int = 8) -> None:
+def assert_term_works(parts: Parts, term: str, steps: int = 8, falls_to: float = 0.98) -> None:
     """It is finite and not zero, moves the student, and falls when it alone is minimised on one batch."""
     distiller = parts.distiller.train()
     initial = {key: value.clone() for key, value in distiller.state_dict().items()}
@@ -164,7 +166,7 @@ def assert_term_works(parts: Parts, term: str, steps: int = 8) -> None:
         optimizer.zero_grad()
         value().backward()
         optimizer.step()
-    assert value().item() < 0.98 * before.item(), term
+    assert value().item() < falls_to * before.item(), term
     distiller.load_state_dict(initial)
     distiller.zero_grad()
 
@@ -214,3 +216,22 @@ def test_experiment(composed: Composed, experiment: str) -> None:
 def test_every_loss_beside_the_experiment(composed: Composed, experiment: str) -> None:
     """Their studies choose among the losses; here all of them are active at once."""
     assert_works(composed(experiment, "loss/response=[kd,dkd]", *EVERY_LOSS), EVERY_TERM)
+
+
+@pytest.mark.slow
+def test_every_loss_between_transformers(composed: Composed) -> None:
+    """Beside kd, the losses on attention and on tokens, all at once, on the layers that `auto` finds."""
+    on_attention = "attention_mse", "tinybert_attention", "minilm", "minilmv2", "vit_attention", "class_attention"
+    on_tokens = "hidden_mse", "hidden_cosine", "pkd"
+    groups = f"loss/attention=[{','.join(on_attention)}]", f"loss/feature=[{','.join(on_tokens)}]"
+    cfg = composed("fashion_mnist_vit", *groups)
+    assert_works(cfg, {"task", "kd", *on_attention, *on_tokens})
+
+    terms = build(cfg.copy()).distiller.objective.terms
+    assert terms["tinybert_attention"].layers == {f"blocks.{i}.attn": f"blocks.{2 * i + 1}.attn" for i in range(3)}
+    assert terms["minilm"].layers == {"blocks.2.attn": "blocks.5.attn"}
+    assert terms["hidden_mse"].layers == {f"blocks.{i}": f"blocks.{2 * i + 1}" for i in range(3)}
+    assert terms["pkd"].layers == {f"blocks.{i}": f"blocks.{2 * i + 1}" for i in range(2)}
+
+    cross_entropy = build(composed("fashion_mnist_vit", "loss/attention=[attention_ce]"))
+    assert_term_works(cross_entropy, "attention_ce", falls_to=1.0)  # most of it is the teacher's entropy

@@ -277,3 +277,12 @@ def test_sweep_is_over_settings_that_exist(name: str) -> None:
         if override.is_discrete_sweep():
             first = next(override.sweep_string_iterator())
             check(compose("train", overrides=[*DEMO, f"{override.key_or_group}={first}"]))
+
+
+def test_a_method_with_a_teacher_of_its_own_is_not_given_the_studys(tmp_path: Path) -> None:
+    methods = {role: [f"model/teacher={role}"] for role in ("ema", "peer", "self", "none", "run")}
+    _, students = jobs(study(tmp_path, **methods), tmp_path)
+    given = {job.folder.parent.name: [each for each in job.overrides if "main.weights" in each] for job in students}
+    assert given == {role: [] for role in methods} | {"run": [f"teachers.main.weights='{tmp_path / 'teacher'}'"]}
+    for job in students[:2]:
+        check(job.cfg, job.overrides)

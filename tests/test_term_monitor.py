@@ -93,7 +93,7 @@ def test_the_error_names_the_terms_that_broke_first(
 ) -> None:
     """All are NaN a step later, whatever broke: that must not hide it, however seldom a line is due."""
     cfg = composed(f"trainer.log_every_n_steps={cadence}")
-    with pytest.raises(UserError, match=r"^Training stopped in epoch 1, step \d+: loss\.") as error:
+    with pytest.raises(UserError, match=r"^Training stopped in epoch 2, step \d+: loss\.") as error:
         train(cfg, callbacks=[Breaks(how, epoch=1, batch=4)])
     assert set(re.findall(r"loss\.(\w+) is (?:nan|inf)", str(error.value))) == broken
     assert checkpoint_in(str(error.value))["epoch"] == 0
@@ -103,7 +103,7 @@ def test_the_error_names_the_terms_that_broke_first(
 
 
 def test_without_a_checkpoint_the_error_says_so(composed: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"epoch 0, .*No checkpoint had been written yet\.$"):
+    with pytest.raises(UserError, match=r"epoch 1, .*No checkpoint had been written yet\.$"):
         train(composed(), callbacks=[Breaks(break_student, epoch=0, batch=2)])
 
 

@@ -1,6 +1,7 @@
 """What a config can be refused for before anything is built: unknown keys, unknown names."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -10,19 +11,22 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from distillery.check_roles import check_role
 from distillery.compat import CONFIGS
 from distillery.errors import UserError, did_you_mean
 from distillery.models.timm_names import check_timm
-from distillery.names import teachers_of
+from distillery.names import EMA, FROZEN, SELF, SETTINGS, role_of, teachers_of
+from distillery.schedules import schedules_in
+from distillery.teaching import per_teacher
 
-ROOT = frozenset(
-    "name method seed threads compile plan resume min_teacher_score "
-    "data task teachers student loss optim trainer callbacks logger paths".split()
-)
-NETWORK = frozenset("net weights input bn_mode cache".split())
+SECTIONS = frozenset("data task teachers student loss objective optim trainer callbacks paths".split())
+ROOT = SECTIONS | frozenset("name method seed threads compile plan resume min_teacher_score logger".split())
+NETWORK = SETTINGS[FROZEN]
 INPUT = frozenset("mean std size".split())
 PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that are no teacher's
 OPTIM = frozenset("optimizer scheduler interval".split())
+INTERVALS = ("epoch", "step")
+OBJECTIVE = frozenset("balance balance_steps".split())
 TRAINER = frozenset(
     "logger callbacks default_root_dir use_distributed_sampler enable_model_summary".split()
 )  # run.py's
@@ -46,6 +50,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     _refuse_unknown("", plain, ROOT)
+    _refuse_no_settings(plain)
     _refuse_values(plain)
     if taken := sorted(PREDICTIONS & teachers_of(cfg).keys()):
         raise UserError(
@@ -54,21 +59,34 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     teachers = [f"teachers.{name}" for name in teachers_of(cfg)]
     for name in ("student", *teachers):
         network: Any = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
+        if name != "student":
+            check_role(name.removeprefix("teachers."), network, plain["trainer"].get("precision"), overrides)
+        if role_of(network) in (EMA, SELF):
+            _refuse_unknown(name, network, NETWORK | SETTINGS[EMA] | {"role"})
+            continue
         if "net" not in network:  # a misspelt name behind a `+`
             others = [other for other in teachers if "net" in OmegaConf.select(cfg, other)]
             raise UserError(
                 f"{name} has no network.{did_you_mean(name, others)} One more teacher: +model/teacher@{name}=run"
             )
-        _refuse_unknown(name, network, NETWORK)
+        _refuse_unknown(name, network, NETWORK | ({"role"} if name != "student" else set()))
         _refuse_input(f"{name}.input", network["input"])
-    _refuse_unknown("optim", plain["optim"], OPTIM)
+    _refuse_optim(plain["optim"])
+    _refuse_objective(plain["objective"], plain["compile"])
     _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
     if own := sorted(TRAINER & plain["trainer"].keys()):
         raise UserError(f"trainer.{own[0]} is not yours to set: see `callbacks`, `logger` and `paths.run` instead.")
     losses = {path.stem for path in CONFIGS.glob("loss/*/*.yaml")}
     _refuse_unknown("loss", {name: loss for name, loss in plain["loss"].items() if "_target_" not in loss}, losses)
+    plain["loss"] = {
+        name: per_teacher(f"loss.{name}", loss)[0] if "_target_" in loss else loss
+        for name, loss in plain["loss"].items()
+    }
     for path, node in _targets(plain):
         _refuse_arguments(path, node)
+    for path, node in [("task", plain["task"]), *((f"loss.{name}", loss) for name, loss in plain["loss"].items())]:
+        if "_target_" in node:
+            schedules_in(path, node, get_object(node["_target_"]))
 
 
 def _refuse_values(plain: Mapping[str, Any]) -> None:
@@ -87,13 +105,59 @@ def _refuse_values(plain: Mapping[str, Any]) -> None:
         raise UserError(f"min_teacher_score={score}: scores lie between 0 and 1; 0 asks for nothing.")
 
 
+def _refuse_no_settings(plain: Mapping[str, Any]) -> None:
+    """Something else where the config has settings: an option's name without its group, or null."""
+    for section in sorted(SECTIONS):
+        if not isinstance(value := plain.get(section), dict):
+            group = {"student": "model/student", "teachers": "model/teacher"}.get(section, section)
+            raise UserError(f"{section}={value}: here are settings, not a name. Choose an option with {group}=…")
+    for name, loss in plain["loss"].items():
+        if not isinstance(loss, dict):
+            raise UserError(
+                f"loss.{name}={loss}: here are settings. A loss is left out where it is chosen: loss/response=[]"
+            )
+    for name, teacher in plain["teachers"].items():
+        if not isinstance(teacher, dict):
+            raise UserError(
+                f"teachers.{name}={teacher}: here are settings. model/teacher=none is the baseline without any teacher."
+            )
+
+
+def _refuse_optim(optim: Mapping[str, Any]) -> None:
+    _refuse_unknown("optim", optim, OPTIM)
+    if not isinstance(optimizer := optim.get("optimizer"), dict) or "_target_" not in optimizer:
+        raise UserError(f"optim.optimizer={optimizer}: training wants one. Choose it with optim=sgd or optim=adamw.")
+    rate = optimizer.get("lr", 0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+        raise UserError(f"optim.optimizer.lr={rate}: it must be a finite number, 0 or greater.")
+    if (interval := optim.get("interval", "epoch")) not in INTERVALS:
+        raise UserError(f"optim.interval={interval}." + did_you_mean(str(interval), INTERVALS))
+
+
+def _refuse_objective(objective: Mapping[str, Any], compiled: bool) -> None:
+    _refuse_unknown("objective", objective, OBJECTIVE)
+    if (balance := objective.get("balance")) not in (None, "auto"):
+        raise UserError(f"objective.balance={balance}: choose auto, or null for the weights that are set.")
+    if balance and compiled:
+        raise UserError(
+            "objective.balance=auto goes backward several times a step, and compiled networks cannot. Find the weights "
+            "in a short run with compile=false, and give them by hand."
+        )
+    if type(steps := objective.get("balance_steps")) is not int or steps < 1:
+        raise UserError(f"objective.balance_steps={steps}: it must be a whole number from 1 on.")
+
+
 def _refuse_input(path: str, given: Any) -> None:
     if not isinstance(given, dict):
         raise UserError(f"{path}={given}: give {{mean: null, std: null, size: null}} to take the data set's own.")
     _refuse_unknown(path, given, INPUT)
-    for key in ("mean", "std"):
-        if not isinstance(given.get(key), list | None):
-            raise UserError(f"{path}.{key}={given[key]}: give a list with one number a channel, or null.")
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        values = given.get(key)
+        if not isinstance(values, list | None):
+            raise UserError(f"{path}.{key}={values}: give a list with one number a channel, or null.")
+        if not all(isinstance(value, int | float) and least < value < math.inf for value in values or ()):
+            of = "numbers greater than 0: images are divided by it" if key == "std" else "finite numbers"
+            raise UserError(f"{path}.{key}={values}: give {of}.")
     if not isinstance(given.get("size"), int | None):
         raise UserError(f"{path}.size={given['size']}: give a side length in whole pixels, or null.")
 

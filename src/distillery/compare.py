@@ -11,6 +11,7 @@ from rich.console import Console
 from distillery import tracking
 from distillery.check import check
 from distillery.errors import UserError
+from distillery.names import EMA, PEER, SELF
 from distillery.results.render import terminal_table, write_report
 from distillery.results.schema import FILE, RunRecord, config_hash
 from distillery.run import train
@@ -77,7 +78,7 @@ def compare(cfg: DictConfig) -> None:
         sha256 = teacher_hash(teacher, bar)
         for job in students:
             record = job.finished()
-            if record and all(used["sha256"] == sha256 for used in record.teachers.values()):
+            if record and all(used["sha256"] == sha256 for used in record.frozen_teachers.values()):
                 bar.skip(job.label)
                 continue
             try:
@@ -99,7 +100,7 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
     for seed in cfg.seeds:
         for method, overrides in cfg.methods.items():
             own = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
-            if "model/teacher=none" not in own:
+            if not any(f"model/teacher={role}" in own for role in ("none", EMA, PEER, SELF)):
                 own.append(f"teachers.main.weights='{teacher.folder}'")
             students.append(_job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", own))
     for job in students:

@@ -13,11 +13,14 @@ from torch import Tensor
 from distillery.build import Parts
 from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import save_weights, weights_hash
+from distillery.names import SELF
 from distillery.networks import EXPORT
 from distillery.recall import scored
 from distillery.results.cost import count_flops, count_parameters, measure_latency
 from distillery.results.schema import PREDICTIONS, RunRecord
+from distillery.roles import Peer
 from distillery.signals import Network
+from distillery.teacher import Teacher
 
 
 def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
@@ -36,12 +39,18 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
 
     predictions = {"index": test.index, "target": test.target, "student": test.predicted}
     for name, teacher in parts.distiller.teachers.items():
+        if teacher is student:
+            record.teachers[name] = {"role": SELF}
+            continue
+        assert isinstance(teacher, Teacher | Peer)
+        recall = teacher.recall if isinstance(teacher, Teacher) else None
         judge = partial(_evaluate, parts, teacher, data.test_dataloader())
-        found = scored(teacher.recall, f"test {vars(parts.distiller.task)}", judge)
+        found = scored(recall, f"test {vars(parts.distiller.task)}", judge)
         predictions[name] = found.predicted
         record.teachers[name] = {
+            "role": teacher.role,
             "source": teacher.source,
-            "sha256": teacher.fingerprint(),
+            "sha256": weights_hash(teacher.net),
             "score": found.score,
             **_cost(teacher, parts.example),
         }

@@ -8,10 +8,14 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from distillery.objective import Objective
+from distillery.names import EMA, FROZEN, PEER
+from distillery.objective import Losses, Objective
+from distillery.roles import EMATeacher
 from distillery.signals import Network
 from distillery.tasks import Classification
 from distillery.teacher import Teacher
+
+VALIDATED = ("val/score", "val/loss")  # the metrics of a validation
 
 
 @dataclass
@@ -24,16 +28,17 @@ class Optim:
 
 
 class Distiller(L.LightningModule):
-    """Trains `student` on the objective; the teachers only look on.
+    """Trains `student` on the objective; the frozen teachers only look on.
 
-    The teachers are not registered as submodules: nothing that walks modules or parameters (optimizer,
-    checkpoint, DDP, `.train()`) meets them. They follow the module's device at the start of every loop.
+    These are not registered as submodules: nothing that walks modules or parameters (optimizer, checkpoint, DDP,
+    `.train()`) meets them. They follow the module's device at the start of every loop. The other teachers move with
+    the student: an average of it, a peer that is trained beside it; or one is the student itself.
     """
 
     def __init__(
         self,
         student: Network,
-        teachers: Mapping[str, Teacher],
+        teachers: Mapping[str, Network],
         task: Classification,
         objective: Objective,
         optim: Optim,
@@ -45,16 +50,28 @@ class Distiller(L.LightningModule):
         self.task = task
         self.optim = optim
         self.teachers = dict(teachers)  # a dict's values are not registered as submodules
+        self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
         self.val_score = task.metric(num_classes)
+        self.losses: Losses | None = None  # between a forward and its backward
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that are trained, by name: the student's and the losses' projectors'."""
+        """The parameters that are trained, by name: the student's, its peers' and the losses' projectors'."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
+    @property
+    def frozen(self) -> dict[str, Teacher]:
+        """The teachers that nothing changes."""
+        return {name: each for name, each in self.teachers.items() if isinstance(each, Teacher) and each.role == FROZEN}
+
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Any]:
-        signals = {name: teacher(batch, training=True) for name, teacher in self.teachers.items()}
-        losses = self.objective(self.student(batch), signals, batch)
+        others = {name: each(batch, training=True) for name, each in self.teachers.items() if each is not self.student}
+        student = self.student(batch)
+        signals = dict.fromkeys(self.teachers, student) | others  # the student may be among its teachers
+        self.losses = losses = self.objective(student, signals, batch)
         return {"loss": losses.total, "terms": losses.terms}
+
+    def on_after_backward(self) -> None:
+        self.losses = None  # holds the graph
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         rows, target = self.task.rows(self.student(batch), batch)
@@ -70,6 +87,12 @@ class Distiller(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.optim.scheduler(optimizer), "interval": self.optim.interval},
         }
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for teacher in self.moving.values():
+            if isinstance(teacher, EMATeacher):
+                teacher.follow(self.student)
 
     def on_fit_start(self) -> None:
         for teacher in self.teachers.values():

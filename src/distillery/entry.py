@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distillery.compat import BEFORE_1_4, CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.errors import UserError
-from distillery.explain import explain
+from distillery.explain import explain, explain_null
 
 # What `_target_` may name in a config: a list that Hydra 1.4 wants and 1.3 doesn't know. Add your own package.
 TARGETS = ("distillery.*", "torch.*", "torchvision.*", "lightning.pytorch.*", "timm.*", "torchmetrics.*")
@@ -41,6 +41,10 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
                 sys.exit(_show(str(error)))
             except (HydraException, OmegaConfBaseException) as error:
                 sys.exit(_show(explain(error, config_name)))
+            except ValueError as error:
+                if (told := explain_null(error)) is None:
+                    raise
+                sys.exit(_show(told))
 
         return main
 

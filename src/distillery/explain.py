@@ -25,6 +25,15 @@ def explain(error: Exception, config_name: str) -> str:
     return message if error.__cause__ is None else f"{message}\n{error.__cause__}"
 
 
+def explain_null(error: ValueError) -> str | None:
+    """Of `logger=null`, which Hydra meets with a ValueError without the name; None if it is another error."""
+    nulls = [name for name, _, value in (arg.partition("=") for arg in sys.argv[1:]) if value in ("null", "")]
+    groups = [name for name in nulls if name in _groups()]
+    if "Config group override" not in str(error) or not groups:
+        return None
+    return f"{groups[0]}=null: name one of its options." + did_you_mean("none", _options(groups[0]))
+
+
 def _groups() -> list[str]:
     return sorted({str(path.parent.relative_to(CONFIGS)) for path in CONFIGS.glob("*/**/*.yaml")})
 
@@ -48,6 +57,8 @@ def _is_sweep(choice: str) -> bool:
 def _nearest(cfg: DictConfig, key: str) -> str:
     if left_out := sorted(CONFIGS.glob(f"{key.split('.')[0]}/**/{_last(key)}.yaml")):  # `loss.hint` without hint
         return f" Choose it first: {left_out[0].parent.relative_to(CONFIGS)}={left_out[0].stem}"
+    if re.fullmatch(r"loss\.\w+\.combine", key):
+        return f" Losses with several teachers can have it, behind a plus: +{key}=mean"
     paths = [path for path in _paths(OmegaConf.to_container(cfg, resolve=False)) if "._" not in path]
     near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
     near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)

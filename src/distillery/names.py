@@ -7,11 +7,27 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 BASELINE = "baseline"
+FAMILIES = ("response", "feature", "attention", "relation")  # of losses: what they look at
+FROZEN, EMA, PEER, SELF = "frozen", "ema", "peer", "self"  # the roles of a teacher; `self` is also a teacher's name
+# What the config of each role says. `model/teacher=ema` takes the place of an experiment's teacher: what the experiment
+# has said of that one (its weights, say) is then no setting of this one.
+SETTINGS = {
+    FROZEN: frozenset("net weights input bn_mode cache".split()),
+    EMA: frozenset({"decay"}),
+    PEER: frozenset({"net", "input"}),
+    SELF: frozenset[str](),
+}
+
+
+def role_of(teacher: Mapping[str, Any]) -> str:
+    """The role that a teacher's config gives it."""
+    return str(teacher.get("role", FROZEN))
 
 
 def teachers_of(cfg: DictConfig) -> Mapping[str, Any]:
     """The teachers by name; none if `model/teacher=none` was chosen, whatever an experiment sets of them."""
-    return {} if "none" in cfg.teachers.get("main", {}) else cfg.teachers
+    teachers = cfg.teachers or {}
+    return {} if "none" in (teachers.get("main") or {}) else teachers
 
 
 def losses_of(cfg: DictConfig) -> Mapping[str, Any]:
@@ -19,7 +35,8 @@ def losses_of(cfg: DictConfig) -> Mapping[str, Any]:
 
     What an experiment sets of a loss that the command line has deselected is no loss: it has no `_target_`.
     """
-    return {name: loss for name, loss in cfg.loss.items() if "_target_" in loss} if teachers_of(cfg) else {}
+    chosen = {name: loss for name, loss in cfg.loss.items() if loss is not None and "_target_" in loss}
+    return chosen if teachers_of(cfg) else {}
 
 
 def method_name(cfg: DictConfig) -> str:

@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from distillery.data.vision import VisionData
 from distillery.errors import UserError
 from distillery.models.weights import load_weights
+from distillery.names import EMA, FROZEN, PEER, SETTINGS, role_of
+from distillery.roles import EMATeacher, Peer
 from distillery.signals import Network
 from distillery.teacher import Teacher
 
@@ -44,7 +46,31 @@ def complete(cfg: DictConfig, data: VisionData, name: str) -> DictConfig:
 
 def build_student(cfg: DictConfig) -> Network:
     """A completed config → the student, from scratch unless `weights` says otherwise."""
-    return Network(_net(cfg, "student"), **_adapter(cfg), name="student")
+    return Network(_net(cfg, "student"), **adapter(cfg), name="student")
+
+
+def complete_teacher(cfg: DictConfig, data: VisionData, name: str, student: DictConfig) -> DictConfig:
+    """`complete` for a teacher: only what its role reads. `student` is the completed config of the student."""
+    role = role_of(cfg)
+    if role == FROZEN:
+        return complete(cfg, data, name)
+    own = OmegaConf.create({"role": role} | {key: cfg[key] for key in SETTINGS[role] if key in cfg})
+    if role != PEER:
+        return own
+    own.weights = None
+    if "_target_" not in (own.net or {}):  # it may say something of the network that an experiment had there
+        own.net, own.input = student.net, student.input
+        return own
+    return complete(own, data, name)
+
+
+def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
+    """A completed config → a teacher that is not frozen: of role `ema` or `peer`, or the student itself."""
+    if role_of(cfg) == EMA:
+        return EMATeacher(student, name, cfg.decay)
+    if role_of(cfg) == PEER:
+        return Peer(_net(cfg, name), **adapter(cfg), name=name)
+    return student
 
 
 def build_teacher(cfg: DictConfig, name: str) -> Teacher:
@@ -59,7 +85,7 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             "'pretrained' (timm's), a .safetensors or .pth file, or the folder of a run that trained it; "
             "or take model/teacher=none for the baseline."
         )
-    return Teacher(_net(cfg, name), **_adapter(cfg), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
+    return Teacher(_net(cfg, name), **adapter(cfg), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
 
 
 def run_config(folder: str, name: str) -> DictConfig:
@@ -73,7 +99,8 @@ def run_config(folder: str, name: str) -> DictConfig:
     return OmegaConf.load(path)  # type: ignore[return-value]
 
 
-def _adapter(cfg: DictConfig) -> dict[str, Any]:
+def adapter(cfg: DictConfig) -> dict[str, Any]:
+    """How images are brought to what the network of a completed config wants."""
     return {"mean": list(cfg.input.mean), "std": list(cfg.input.std), "size": cfg.input.size}
 
 

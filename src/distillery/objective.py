@@ -1,25 +1,34 @@
 """The objective: the task loss and the distillation losses, weighted and summed."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from distillery.errors import UserError
+from distillery.gathering import gathered, world_size
+from distillery.losses.several import Several
 from distillery.losses.term import Term
+from distillery.schedules import Progress, Schedule
 from distillery.signals import Signals
 from distillery.tasks import Classification
 
 
 @dataclass
 class Losses:
-    """`total` is what is minimised; `terms` holds it as `loss`, and each loss by name, unweighted and detached."""
+    """`total` is what is minimised; `terms` holds it as `loss`, and each loss by name, unweighted and detached.
+
+    `raw` are the same losses with their graph, without the total, and `weights` what each was multiplied by.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    weights: dict[str, float]
 
 
 class Objective(nn.Module):
@@ -31,12 +40,25 @@ class Objective(nn.Module):
     Args:
         task: owns the hard-label loss and the rows that count.
         terms: the distillation losses by name, as in `cfg.loss`.
+        schedules: of numbers that change during training, by loss and attribute: `kd.weight`, `task.weight`.
+        balance: whether the terms' weights are to be found from their gradients (`callbacks/balance.py`).
+        peers: the teachers that are trained too. Each minimises its own task loss and the terms that name it, with
+            the same weights and the roles swapped (Zhang et al. 2018, deep mutual learning); these are added to the
+            total, and logged as `<peer>/task` and the like. No term's gradient reaches the network that it learns from.
 
     Raises:
-        UserError: a weight that is no finite number, or a loss whose name is taken.
+        UserError: a weight that is no finite number, or a loss whose name is taken; a weight that has a schedule
+            and is to be balanced.
     """
 
-    def __init__(self, task: Classification, terms: Mapping[str, Term]) -> None:
+    def __init__(
+        self,
+        task: Classification,
+        terms: Mapping[str, Term],
+        schedules: Mapping[str, Schedule] | None = None,
+        balance: bool = False,
+        peers: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         _refuse_weight("task", task.weight)
         for name, term in terms.items():
@@ -45,19 +67,78 @@ class Objective(nn.Module):
                 raise UserError(f"loss.{name}: a loss cannot be called {name!r}. Give it another key after @loss.")
         self.task = task
         self.terms = nn.ModuleDict(terms)
+        self.schedules = dict(schedules or {})
+        self.balance = balance
+        self.peers = list(peers)
+        if balance and (both := [path for path in self.schedules if path.endswith(".weight")]):
+            path = both[0] if both[0].startswith("task.") else f"loss.{both[0]}"
+            raise UserError(
+                f"{path} has a schedule, and objective.balance=auto wants weights that do not change: it measures "
+                f"against task.weight and sets the others. Give {path} a number, or set objective.balance=null."
+            )
+
+    def follow(self, progress: Progress, met: Container[str] = ()) -> None:
+        """Set each number that has a schedule to its value; `met`: those whose metric has met the condition."""
+        for path, schedule in self.schedules.items():
+            owners, name = self._places(path)
+            for owner in owners:
+                setattr(owner, name, schedule.value(replace(progress, met=path in met)))
+
+    def changing(self) -> dict[str, float]:
+        """The numbers that change during training, as they are now: `kd.weight` and the like."""
+        balanced = [f"{name}.weight" for name in self.terms] if self.balance else []
+        places = {path: self._places(path) for path in (*self.schedules, *balanced)}
+        return {path: getattr(owners[0], name) for path, (owners, name) in places.items()}
+
+    def _places(self, path: str) -> tuple[list[Any], str]:
+        """What has this number, and its name there: of a loss with several teachers each copy has it."""
+        loss, _, name = path.partition(".")
+        if loss == "task":
+            return [self.task], name
+        term = self.terms[loss]
+        assert isinstance(term, Term)
+        return [*term.by_teacher.values()], name
 
     def forward(self, student: Signals, teachers: Mapping[str, Signals], batch: Mapping[str, Tensor]) -> Losses:
         rows, target = self.task.rows(student, batch)
-        teacher_rows = {name: self.task.rows(signals, batch)[0] for name, signals in teachers.items()}
+        batch = {**batch, "target": target}
+        taught = {name: self.task.rows(signals.detach(), batch)[0] for name, signals in teachers.items()}
         per_row = _RowMean(rows.logits)
+        terms: dict[str, Any] = dict(self.terms)
         losses = {"task": per_row(self.task.loss(rows.logits, target))}
-        total = self.task.weight * losses["task"]
-        for name, term in self.terms.items():
-            assert isinstance(term, Term)
-            value = term(rows, teacher_rows[term.teacher], {**batch, "target": target})
-            losses[name] = per_row(value) if term.contract.per_sample else value
-            total = total + term.weight * losses[name]
-        return Losses(total, {name: value.detach() for name, value in {"loss": total, **losses}.items()})
+        losses |= {name: _value(term, rows, taught, batch, per_row) for name, term in terms.items()}
+        weights = {"task": self.task.weight} | {name: term.weight for name, term in terms.items()}
+        total = _weighted(weights, losses)
+        logged = dict(losses)
+        for peer in self.peers:
+            own = self.task.rows(teachers[peer], batch)[0]
+            theirs = {"task": per_row(self.task.loss(own.logits, target))}
+            for name, term in terms.items():
+                if peer in term.by_teacher:
+                    theirs[name] = _value(term.by_teacher[peer], own, {peer: rows.detach()}, batch, per_row)
+            total = total + _weighted(weights, theirs)
+            logged |= {f"{peer}/{name}": value for name, value in theirs.items()}
+        logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
+        return Losses(total, logged, losses, weights)
+
+
+def _value(
+    term: Term, rows: Signals, teachers: Mapping[str, Signals], batch: Mapping[str, Tensor], per_row: "_RowMean"
+) -> Tensor:
+    """The term's loss, over the global batch where it is a sum over rows."""
+    values = {}
+    for name, one in term.by_teacher.items():
+        given = rows, teachers[name], batch
+        values[name] = one(*(gathered(one, *given) if one.gather and per_row.ranks > 1 else given))
+    value = term.combined(values, teachers, batch) if isinstance(term, Several) else values[term.teacher]
+    return per_row(value) if term.contract.per_sample else value
+
+
+def _weighted(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Tensor:
+    total, *others = (weights[name] * value for name, value in losses.items())
+    for other in others:
+        total = total + other
+    return total
 
 
 def _refuse_weight(path: str, weight: object) -> None:
@@ -70,9 +151,8 @@ class _RowMean:
 
     def __init__(self, logits: Tensor) -> None:
         self.rows: Tensor | int = len(logits)
-        self.ranks = 1
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self.ranks = dist.get_world_size()
+        self.ranks = world_size()
+        if self.ranks > 1:
             self.rows = torch.tensor(len(logits), device=logits.device)
             dist.all_reduce(self.rows)
 

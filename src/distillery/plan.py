@@ -8,24 +8,29 @@ from rich.table import Table
 from torch import Tensor
 
 from distillery.build import Parts
+from distillery.losses.several import Several
 from distillery.losses.term import Term
+from distillery.names import FROZEN
 from distillery.results.cost import count_flops, count_parameters
 from distillery.results.formats import si
+from distillery.roles import Peer
+from distillery.schedules import Latch, Progress
 from distillery.signals import Network, probe
+from distillery.teacher import Teacher
 
 
 def show_plan(parts: Parts, console: Console | None = None) -> None:
     """Print data, networks, loss terms with layers, shapes and projectors, weights, and what a run costs."""
     console = console or Console()
-    for table in (data_table(parts), network_table(parts), term_table(parts)):
-        console.print(table)
+    for table in (data_table(parts), network_table(parts), term_table(parts), schedule_table(parts)):
+        if table.row_count:
+            console.print(table)
 
 
 def data_table(parts: Parts) -> Table:
     """Split sizes, and how many steps and epochs are made of them."""
     data, trainer = parts.data, parts.cfg.trainer
-    steps = math.ceil(len(data.train_dataloader()) / trainer.accumulate_grad_batches)
-    total = steps * trainer.max_epochs if trainer.max_steps < 0 else min(trainer.max_steps, steps * trainer.max_epochs)
+    steps, total = _steps(parts)
     table = Table(title=f"{data.name}: {data.num_classes} classes", title_justify="left")
     for heading in ("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"):
         table.add_column(heading, justify="right")
@@ -48,7 +53,11 @@ def network_table(parts: Parts) -> Table:
         table.add_column(heading, justify="right")
     image = parts.example["image"]
     rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, parts.cfg.student.weights or "new")]
-    rows += [(f"teacher {name}", teacher, teacher.source) for name, teacher in parts.distiller.teachers.items()]
+    rows += [
+        (f"teacher {name}" + (f" ({teacher.role})" if teacher.role != FROZEN else ""), teacher, _source(teacher))
+        for name, teacher in parts.distiller.teachers.items()
+        if teacher is not parts.distiller.student
+    ]
     for role, network, weights in rows:
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         flops = count_flops(network.net, network.adapt(image))
@@ -65,20 +74,60 @@ def term_table(parts: Parts) -> Table:
     for heading in ("loss", "weight", "student", "teacher", "projector"):
         table.add_column(heading, overflow="fold")
     task = parts.distiller.task
-    table.add_row("task", f"{task.weight:g}", "logits", "labels", "")
+    table.add_row("task", _weight(parts, "task", task.weight), "logits", "labels", "")
     for name, term in parts.distiller.objective.terms.items():
         assert isinstance(term, Term)
         label = name if name == term.contract.short_name else f"{name} ({term.contract.short_name})"
-        once = label, f"{term.weight:g}", _projectors(term)
-        for tap, other in term.taps.items() or [("logits", "logits")]:
-            sizes = shapes["student"].get(tap, ""), shapes[term.teacher].get(other, "")
-            table.add_row(*once[:2], f"{tap} {sizes[0]}", f"{term.teacher}: {other} {sizes[1]}", once[2])
-            once = "", "", ""
+        label += f", {term.combine} of the teachers" if isinstance(term, Several) else ""
+        once = label, _weight(parts, name, term.weight), _projectors(term)
+        for teacher, one in term.by_teacher.items():
+            for tap, other in one.taps.items() or [("logits", "logits")]:
+                sizes = shapes["student"].get(tap, ""), shapes[teacher].get(other, "")
+                table.add_row(*once[:2], f"{tap} {sizes[0]}", f"{teacher}: {other} {sizes[1]}", once[2])
+                once = "", "", ""
     return table
 
 
+def schedule_table(parts: Parts) -> Table:
+    """Each number that changes, by what schedule, and its value in the first and in the last update."""
+    table = Table(title="Schedules", title_justify="left")
+    for heading in ("number", "schedule", "first", "last"):
+        table.add_column(heading, overflow="fold")
+    steps, total = _steps(parts)
+    for path, schedule in parts.distiller.objective.schedules.items():
+        first, last = (f"{schedule.value(Progress(step, steps)):.4g}" for step in (0, total - 1))
+        table.add_row(path, str(schedule), first, "?" if isinstance(schedule, Latch) else last)
+    return table
+
+
+def _steps(parts: Parts) -> tuple[int, int]:
+    """Updates in an epoch, and in all."""
+    trainer = parts.cfg.trainer
+    steps = math.ceil(len(parts.data.train_dataloader()) / trainer.accumulate_grad_batches)
+    total = steps * trainer.max_epochs
+    return steps, total if trainer.max_steps < 0 else min(trainer.max_steps, total)
+
+
+def _weight(parts: Parts, name: str, weight: float) -> str:
+    objective = parts.distiller.objective
+    if f"{name}.weight" in objective.schedules:
+        return "see schedules"
+    return "auto" if objective.balance and name != "task" else f"{weight:g}"
+
+
 def _shapes(network: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
-    return {tap: "×".join(map(str, tensor.shape[1:])) for tap, tensor in probe(network, batch).layers.items()}
+    signals = probe(network, batch)
+    shapes = {tap: tensor.shape for tap, tensor in signals.layers.items()}
+    shapes |= {tap: attention.query.shape for tap, attention in signals.attention.items()}
+    return {tap: "×".join(map(str, shape[1:])) for tap, shape in shapes.items()}
+
+
+def _source(teacher: Network) -> str:
+    """Where its weights come from, and how much of it runs in training."""
+    assert isinstance(teacher, Teacher | Peer)
+    if not isinstance(teacher, Teacher) or not teacher.stops or teacher.recall is not None:
+        return teacher.source
+    return f"{teacher.source}; in training " + (f"up to {teacher.stops_at}" if teacher.stops_at else "not run")
 
 
 def _projectors(term: Term) -> str:

@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from distillery import tracking
 from distillery.build import Parts, build
+from distillery.callbacks.balance import Balance
+from distillery.callbacks.follow_schedules import FollowSchedules
 from distillery.check import check
 from distillery.compat import CONFIGS
 from distillery.conclude import conclude
@@ -67,7 +69,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
             recorded(record, parts, folder) as failed,
             ranks(cfg, failed) as all_ranks,
         ):
-            trainer = make_trainer(parts.cfg, loggers, [*callbacks, SameJob(identity)])
+            trainer = make_trainer(parts.cfg, loggers, [*callbacks, SameJob(identity), *objective_callbacks(cfg)])
             trainer.fit(parts.distiller, datamodule=parts.data, ckpt_path=checkpoint)
             all_ranks.join()  # the splits are scored by one process: each sample exactly once
             if is_main():
@@ -167,6 +169,7 @@ def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # TermMonitor logs each epoch
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder
+    warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     callbacks = [*_made(cfg.callbacks), *callbacks]
     try:
@@ -182,6 +185,12 @@ def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence
         raise UserError(
             f"Lightning refuses the settings under `trainer`: {error} hardware=cpu runs on any machine."
         ) from error
+
+
+def objective_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """Those that change the objective's numbers during training."""
+    balance = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
+    return [FollowSchedules(), *balance]
 
 
 def last_checkpoint(folder: Path) -> Path:

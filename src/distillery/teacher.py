@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distillery.errors import UserError, did_you_mean
 from distillery.models.weights import weights_hash
+from distillery.names import FROZEN
 from distillery.recall import Recall
 from distillery.signals import Network, Signals
 
@@ -30,6 +31,8 @@ class Teacher(Network):
         UserError: an unknown `bn_mode`.
     """
 
+    role = FROZEN
+
     def __init__(
         self,
         net: nn.Module,
@@ -51,6 +54,8 @@ class Teacher(Network):
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
         self.recall: Recall | None = None  # of training samples, where they are cached
+        self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
+        self.stops = False
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, also when the whole that it is part of is put into train mode."""
@@ -59,15 +64,23 @@ class Teacher(Network):
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
         if training and self.recall is not None:
             return self.recall(batch["index"])
-        return self.compute(batch, training)
+        return self.compute(batch, training, stop=training and self.stops)
 
-    def compute(self, batch: Mapping[str, Tensor], training: bool) -> Signals:
+    def stop_early(self, batch: Mapping[str, Tensor]) -> None:
+        """End each forward in training at the last tap to run, or at once if none does: nobody reads the logits.
+
+        Call it when everything is tapped. A cached teacher runs but once, and to its end.
+        """
+        self.stops_at = self.last_tap(batch)
+        self.stops = True
+
+    def compute(self, batch: Mapping[str, Tensor], training: bool, stop: bool = False) -> Signals:
         """`forward` without the cache."""
         # no_grad, not inference_mode: the tensors of that one cannot be saved for the backward of an MSE or projector
         with torch.no_grad():
             for module in self._per_batch:
                 module.training = training
-            return super().forward(batch)
+            return self.observe(batch, stop)
 
     def fingerprint(self) -> str:
         """SHA-256 of every parameter and buffer."""

@@ -17,6 +17,8 @@ from distillery.recall import scored
 class TeacherGuard(L.Callback):
     """Scores each teacher on the student's own validation batches before the first step; compares hashes at the end.
 
+    Only the frozen ones: the others change with the student, and know nothing at first.
+
     Args:
         min_score: refuse a teacher that scores less.
 
@@ -31,10 +33,10 @@ class TeacherGuard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        self._fingerprints = {name: teacher.fingerprint() for name, teacher in module.teachers.items()}
+        self._fingerprints = {name: teacher.fingerprint() for name, teacher in module.frozen.items()}
         loader = trainer.datamodule.val_dataloader() or trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         classes = trainer.datamodule.num_classes  # type: ignore[attr-defined]
-        for name, teacher in module.teachers.items():
+        for name, teacher in module.frozen.items():
             judge = partial(evaluate, teacher, loader, module.task, classes)
             found = scored(teacher.recall, f"guard {vars(module.task)}", judge)
             chance = 1 / classes
@@ -55,7 +57,7 @@ class TeacherGuard(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
         for name, before in self._fingerprints.items():  # none, if the fit had no step left to train
-            if module.teachers[name].fingerprint() != before:
+            if module.frozen[name].fingerprint() != before:
                 raise RuntimeError(f"Teacher {name!r} changed during the fit: its parameters or buffers differ.")
 
 

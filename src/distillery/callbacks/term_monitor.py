@@ -1,4 +1,4 @@
-"""Logs every loss term, and stops a run whose losses are no longer finite."""
+"""Logs every loss term and every number with a schedule, and stops a run whose losses are no longer finite."""
 
 import math
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from distillery.errors import UserError
 class TermMonitor(L.Callback):
     """Mean of each loss term since the last line, over all ranks, every so many steps and at each epoch's end.
 
+    Beside them the numbers that change during training, as they were in the last of these steps: `train/kd.weight`.
     The terms are kept on the device and fetched at once when a line is due: logging each at each step would
     cost more than a small student's training step. From the first step that was not finite on, everything is NaN:
     the error names what was broken in that step.
@@ -68,10 +69,12 @@ class TermMonitor(L.Callback):
         if not self._rows:
             return
         means = dict(zip(self._names, self._finite(trainer).mean(0).tolist(), strict=True))
+        assert isinstance(module, Distiller)
+        line = means | module.objective.changing()
         self._rows.clear()
         self._reported = trainer.global_step
         for logger in trainer.loggers:
-            logger.log_metrics({f"train/{name}": value for name, value in means.items()}, step=trainer.global_step)
+            logger.log_metrics({f"train/{name}": value for name, value in line.items()}, step=trainer.global_step)
         module.log("loss", means["loss"], prog_bar=True, logger=False, sync_dist=True)  # or Lightning warns
 
     def _finite(self, trainer: L.Trainer) -> Tensor:
@@ -97,7 +100,7 @@ def _stopped(trainer: L.Trainer, what: str) -> UserError:
     checkpoints = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     saved = [path for path in checkpoints if Path(path).is_file()]  # not those that were about to be written first
     return UserError(
-        f"Training stopped in epoch {trainer.current_epoch}, step {trainer.global_step}: {what}. "
+        f"Training stopped in epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {what}. "
         "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "
         "(trainer.precision=32-true). "
         + (f"The last good checkpoint is {saved[0]}." if saved else "No checkpoint had been written yet.")

@@ -34,8 +34,8 @@ class Run:
 def collect(folders: Iterable[Path]) -> list[Run]:
     """Every run at or below the folders: folders in the given order, within each by the time of the start.
 
-    Failed and unfinished runs are among them, marked by `record.status`. A baseline has no teacher itself: it
-    is held against the teacher of a run on the same test samples, one of its seed if there is one.
+    Failed and unfinished runs are among them, marked by `record.status`. A run without a frozen teacher, as a
+    baseline, is held against the teacher of a run on the same test samples, one of its seed if there is one.
 
     Raises:
         UserError: a folder that does not exist or holds no run, a torn record or predictions file.
@@ -74,9 +74,9 @@ def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predict
     if "student" not in own:
         return None
     seed_first = sorted(runs, key=lambda other: other.record.seed != run.record.seed)
-    for other in [run] if run.record.teachers else seed_first:
+    for other in [run] if run.record.frozen_teachers else seed_first:
         theirs = predictions.get(other.folder, {})
-        teachers = [theirs[name] for name in other.record.teachers if name in theirs]
+        teachers = [theirs[name] for name in other.record.frozen_teachers if name in theirs]
         same_data = other.record.data.get("name") == run.record.data.get("name")
         if teachers and same_data and np.array_equal(theirs["index"], own["index"]):
             return float(np.mean([top1_agreement(own["student"], teacher) for teacher in teachers]))

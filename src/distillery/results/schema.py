@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from distillery.errors import UserError
+from distillery.names import FROZEN, role_of
 
 FILE = "run.json"
 PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
@@ -39,8 +40,8 @@ class RunRecord:
         started: UTC, ISO 8601.
         git: `commit`, `dirty`; environment: versions and machine (see `environment.py`).
         data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `num_classes`.
-        teachers: for each teacher `source`, `sha256` (of its weights), `score` (test), `params`, `flops`,
-            `latency_ms`.
+        teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `params`, `flops`,
+            `latency_ms`; for the student as its own teacher the role alone.
         student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
             `val_loss`.
@@ -66,6 +67,11 @@ class RunRecord:
     cost: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     error: str | None = None
+
+    @property
+    def frozen_teachers(self) -> dict[str, dict[str, Any]]:
+        """Those that were there before the run: an average of the student, or a peer, is no teacher to compare with."""
+        return {name: entry for name, entry in self.teachers.items() if role_of(entry) == FROZEN}
 
     def write(self, folder: Path) -> None:
         """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half."""

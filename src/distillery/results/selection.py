@@ -31,7 +31,7 @@ def select(runs: Sequence[Run]) -> Selection:
         UserError: no finished run, runs on different data, or students of different size in one method.
     """
     selection = Selection()
-    hashes = {teacher.get("sha256") for run in runs for teacher in run.record.teachers.values()}
+    hashes = {teacher.get("sha256") for run in runs for teacher in run.record.frozen_teachers.values()}
     latest: dict[tuple[str, int], Run] = {}
     for run in runs:
         key = (run.record.method, run.record.seed)

@@ -70,7 +70,7 @@ def _teacher_rows(students: Sequence[Run], baseline: dict[int, float]) -> list[d
 
     The gap is paired by seed: a baseline's teacher is that of the runs of its seed; all where there is none.
     """
-    entries = [(run.record.seed, teacher) for run in students for teacher in run.record.teachers.values()]
+    entries = [(run.record.seed, teacher) for run in students for teacher in run.record.frozen_teachers.values()]
     if not entries:
         return []
     distinct = {teacher["sha256"]: teacher for _, teacher in entries}

@@ -1,0 +1,41 @@
+"""How hard each loss pulls at the student: the norm of its own gradient."""
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from distillery.distiller import Distiller
+
+
+def is_measurable(module: Distiller) -> bool:
+    """False for a compiled student: its backward writes into what its forward has saved, and runs once only.
+
+    torch's own switch against that (`donated_buffer`) is not safe: code that was compiled without it is taken from the
+    cache all the same, and gives wrong gradients.
+    """
+    return all(each._compiled_call_impl is None for each in module.student.modules())
+
+
+def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:
+    """‖∂ loss / ∂ student‖₂ of the task loss and of each unweighted distillation loss, of the global batch.
+
+    Between a forward and its backward, which finds everything as it was: no `.grad` is touched, and DDP's own
+    averaging does not take notice. The parameters of projectors are none of the student's. Under float16 the
+    losses are scaled as for training; a norm that overflows nevertheless is not finite.
+    """
+    assert module.losses is not None, "only between forward and backward"
+    parameters = [parameter for parameter in module.student.parameters() if parameter.requires_grad]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = scaler.get_scale() if scaler else 1.0
+    norms = []
+    for loss in module.losses.raw.values():
+        if not loss.requires_grad:
+            norms.append(torch.zeros((), device=loss.device))
+            continue
+        gradients = torch.autograd.grad(loss * scale, parameters, retain_graph=True, materialize_grads=True)
+        flat = torch.cat([gradient.flatten().float() for gradient in gradients]) / scale
+        if trainer.world_size > 1:
+            dist.all_reduce(flat)
+            flat /= trainer.world_size
+        norms.append(flat.norm())
+    return dict(zip(module.losses.raw, torch.stack(norms).tolist(), strict=True))

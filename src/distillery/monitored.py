@@ -1,0 +1,35 @@
+"""The metrics that a checkpoint, a stop or a schedule waits for: will there be such a one?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distillery.distiller import VALIDATED
+from distillery.errors import UserError, did_you_mean
+from distillery.schedules import Latch, Schedule
+
+EVER = ("loss", "epoch", "step")  # without any validation: TermMonitor's, and what Lightning counts
+OURS = ("distillery.", "lightning.")  # callbacks that log no metric of their own
+
+
+def refuse_unlogged(callbacks: Mapping[str, Any], schedules: Mapping[str, Schedule], validated: bool) -> None:
+    """Refuse a `monitor` or a schedule's `when` that nothing logs, which would show only after an epoch.
+
+    A callback of the user's own may log what it likes: then nothing can be known, and nothing is refused.
+
+    Args:
+        callbacks: `cfg.callbacks`.
+        schedules: by loss and attribute.
+        validated: whether the data have a validation split.
+    """
+    active = {name: callback for name, callback in callbacks.items() if callback is not None}
+    if not all(str(callback.get("_target_")).startswith(OURS) for callback in active.values()):
+        return
+    waiting = {f"callbacks.{name}.monitor": callback.get("monitor") for name, callback in active.items()}
+    waiting |= {f"{path}: when": s.metric for path, s in schedules.items() if isinstance(s, Latch)}
+    known = (*VALIDATED, *EVER) if validated else EVER
+    for path, metric in waiting.items():
+        if metric in VALIDATED and not validated:
+            mend = f" {path.removesuffix('.monitor')}=null does without it." if path.endswith(".monitor") else ""
+            raise UserError(f"{path}={metric}: the data have no validation split, so there is no such metric.{mend}")
+        if metric is not None and metric not in known:
+            raise UserError(f"{path}={metric}: nothing logs such a metric." + did_you_mean(str(metric), known))

@@ -1,0 +1,51 @@
+"""The map that a network's head averages: what class maps are made of, and what SimKD replaces."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillery.errors import UserError
+from distillery.signals import Network, probe
+
+
+def pooled_map(network: Network, batch: Mapping[str, Tensor]) -> str:
+    """The path of the map [B, C, H, W] whose mean over positions goes into the network's head.
+
+    Found by its values on `batch`; of several the last to finish, and one of more than one position if there is any.
+
+    Raises:
+        UserError: no layer gives such a map.
+    """
+    maps: dict[str, Tensor] = {}
+    embedding: list[Tensor] = []
+
+    def note(path: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                maps.pop(path, None)
+                maps[path] = output
+
+        return hook
+
+    head = network.net.get_submodule(network.head(batch))
+    hooks = [module.register_forward_hook(note(path)) for path, module in network.net.named_modules() if path]
+    hooks.append(head.register_forward_pre_hook(lambda _, inputs: embedding.append(inputs[0])))
+    try:
+        probe(network, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def averaged(features: Tensor) -> bool:
+        mean = features.mean((2, 3))
+        return mean.shape == embedding[-1].shape and torch.allclose(mean, embedding[-1], rtol=1e-3, atol=1e-5)
+
+    found = [path for path, features in maps.items() if averaged(features)]
+    if not found:
+        raise UserError(
+            f"The {network.name} network's head does not take the mean of a map [B, C, H, W] over its positions. "
+            "Name the layers, `layers: {student_layer: teacher_layer}`, or choose another loss."
+        )
+    return max(found, key=lambda path: (maps[path].shape[2:].numel() > 1, found.index(path)))
