@@ -4,7 +4,7 @@ EXTRAS := dev,tensorboard,efficientnet
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types format notebook benchmark clean
+.PHONY: help setup demo test test-slow lint types format notebook docs benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ format: .venv/.ready ## mend style and format
 notebook: .venv/.ready ## make notebooks/quickstart.ipynb from scripts/quickstart.py, and run it
 	@$(BIN)/jupytext --quiet --update --to ipynb --output notebooks/quickstart.ipynb scripts/quickstart.py
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/quickstart.ipynb
+
+docs: .venv/.ready ## docs/losses.md from the code, and the README's tables
+	@$(BIN)/python scripts/losses_page.py
+	@$(BIN)/python scripts/readme.py
 
 benchmark: .venv/.ready ## speed beside a hand-written loop
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

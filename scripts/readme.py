@@ -1,6 +1,7 @@
-"""Fill the README's result tables from the reports in docs/results: `python scripts/readme.py`.
+"""Fill the README's tables from the reports in docs/results and from the losses: `make docs`.
 
-A block `<!-- results: NAME -->` … `<!-- end -->` holds the table of docs/results/NAME/report.csv.
+A block `<!-- results: NAME -->` … `<!-- end -->` holds the table of docs/results/NAME/report.csv, the block
+`<!-- losses -->` … `<!-- end -->` what `distill-losses --markdown` prints.
 """
 
 import re
@@ -8,18 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from distillery import catalogue
 from distillery.results.render import markdown_table
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- results: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (losses|results: (?P<report>\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(readme: str) -> str:
-    """The README with every block as its report has it now."""
+    """The README with every block as its report, or the code, has it now."""
 
     def block(match: re.Match[str]) -> str:
-        table = pd.read_csv(ROOT / "docs/results" / match["name"] / "report.csv")
-        return f"{match[1]}{markdown_table(table)}{match[3]}"
+        if report := match["report"]:
+            table = markdown_table(pd.read_csv(ROOT / "docs/results" / report / "report.csv"))
+        else:
+            table = catalogue.markdown_table(catalogue.losses())
+        return f"{match[1]}{table}{match[4]}"
 
     return BLOCK.sub(block, readme)
 

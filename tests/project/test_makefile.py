@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = ("demo", "test", "test-slow", "lint", "types", "format", "notebook", "benchmark", "clean")
+TARGETS = ("demo", "test", "test-slow", "lint", "types", "format", "notebook", "docs", "benchmark", "clean")
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(distill-.*?)(?:\s+#.*)?$", README, re.MULTILINE)
 
 
-def test_the_tables_are_those_of_the_reports() -> None:
+def test_the_tables_are_those_of_the_reports_and_of_the_losses() -> None:
     filled = runpy.run_path(str(ROOT / "scripts/readme.py"))["filled"]
-    assert filled(README) == README, "python scripts/readme.py"
+    assert filled(README) == README, "make docs"
+    assert README.count("<!-- losses -->\n| config | loss |") == 1
     assert README.count("<!-- results:") == 2
     for name in re.findall(r"<!-- results: (\w+) -->\n\| method", README):
         assert f"docs/results/{name}" in README

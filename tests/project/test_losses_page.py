@@ -1,0 +1,130 @@
+"""`distill-losses` and docs/losses.md show every loss, as code and config have it."""
+
+import io
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import yaml
+from rich.console import Console
+
+from distillery import list_losses
+from distillery.catalogue import losses, markdown_row, markdown_table
+from distillery.losses.term import Contract
+from distillery.names import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/losses.md").read_text(encoding="utf-8")
+CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/loss").glob("*/*.yaml"))}
+
+
+def section(name: str) -> str:
+    (found,) = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    return found
+
+
+def test_the_page_is_as_the_code_has_it() -> None:
+    assert runpy.run_path(str(ROOT / "scripts/losses_page.py"))["page"]() == PAGE, "make docs"
+
+
+def test_every_loss_is_found_by_family() -> None:
+    assert get_type_hints(Contract)["family"].__args__ == FAMILIES
+    found = {loss.name: loss.contract.family for loss in losses()}
+    assert found == {name: path.parent.name for name, path in CONFIGS.items()}
+    assert {loss.contract.family for loss in losses(["relation"])} == {"relation"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_section_says_what_the_config_and_the_contract_say(name: str) -> None:
+    (loss,) = (loss for loss in losses() if loss.name == name)
+    shown = section(name)
+    settings = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", shown, re.MULTILINE))
+    assert {key: yaml.safe_load(value) for key, value in settings.items()} == {
+        key: value for key, value in yaml.safe_load(CONFIGS[name].read_text()).items() if key != "_target_"
+    }
+    assert f"$$\n{loss.contract.formula}\n$$" in shown
+    assert f"]({loss.contract.paper})" in shown
+    for words in (loss.contract.reduction, loss.contract.scale, loss.contract.values_of):
+        assert words.replace("|", r"\|") in shown
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_formula_is_one_line_with_its_braces_closed(name: str) -> None:
+    (loss,) = (loss for loss in losses() if loss.name == name)
+    formula = re.sub(r"\\[{}]", "", loss.contract.formula)
+    assert "\n" not in formula
+    assert "$" not in formula
+    assert formula.count("{") == formula.count("}")
+    assert formula.count(r"\big(") + formula.count(r"\Big(") == formula.count(r"\big)") + formula.count(r"\Big)")
+
+
+def test_contents_lead_to_the_sections() -> None:
+    links = re.findall(r"\[\w+\]\(#(\w+)\)", PAGE)
+    headings = [heading.lower() for heading in re.findall(r"^###? (\w+)$", PAGE, re.MULTILINE)]
+    assert sorted(links) == sorted(headings)
+
+
+def test_explanations_are_the_words_before_the_arguments() -> None:
+    (loss,) = (loss for loss in losses() if loss.name == "teacher_free")
+    assert loss.title == (
+        "Teacher-free distillation by a hand-made teacher (Tf-KD_reg; Yuan et al., CVPR 2020): "
+        "a control without a teacher"
+    )
+    assert loss.explanation.startswith("KL(virtual teacher ‖ student)")
+    assert "- 'source' (the authors' code)" in loss.explanation
+    assert loss.explanation.endswith("It reads labels only: no value of the teacher.")
+    assert not re.search(r"^\s*(Args|Returns|Raises|Paper):", PAGE, re.MULTILINE)
+
+
+def test_settings_keep_whose_default_it_is() -> None:
+    (loss,) = (loss for loss in losses() if loss.name == "kd")
+    (temperature,) = (setting for setting in loss.settings if setting.name == "temperature")
+    assert (temperature.default, temperature.comment) == ("4.0", "RepDistiller: 4")
+
+
+def test_a_bar_does_not_end_a_cell() -> None:
+    assert markdown_row("paper | source", "2") == "| paper \\| source | 2 |\n"
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_the_table_fits_and_loses_nothing(width: int) -> None:
+    console = Console(width=width, file=io.StringIO())
+    console.print(list_losses.terminal_table(losses()))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for loss in losses():
+        assert re.search(rf"^ {loss.name}( |$)", text, re.MULTILINE)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["distill-losses", *arguments])
+        list_losses.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_command_shows_the_families_asked_for(command: Callable[..., str]) -> None:
+    shown = command("--family", "relation", "attention")
+    assert re.findall(r"loss/(\w+)", shown) == ["relation", "attention"]
+    assert " rkd " in shown
+    assert re.findall(r"loss/(\w+)", command()) == list(FAMILIES)
+
+
+def test_command_writes_markdown(command: Callable[..., str]) -> None:
+    assert command("--markdown", "--family", "relation") == markdown_table(losses(["relation"]))
+
+
+def test_command_refuses_what_is_no_family(command: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command("--family", "logits")
+    assert ended.value.code == 2
+    assert "invalid choice: 'logits'" in capsys.readouterr().err
