@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from distillery.attention import Attention, Recorders, attention_modules
-from distillery.build import wire
 from distillery.errors import UserError
 from distillery.layers import attention_layers
 from distillery.losses.attention.minilmv2 import MiniLMv2
@@ -19,6 +18,7 @@ from distillery.losses.attention.vit_attention import ViTAttention
 from distillery.losses.feature.hidden_mse import HiddenMSE
 from distillery.signals import Network
 from distillery.teacher import Teacher
+from distillery.wiring import wire
 
 WIDTH, HEADS, DEPTH = 32, 2, 2
 BATCH = {"image": torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))}

@@ -12,7 +12,9 @@ from distillery.errors import UserError
 from distillery.losses.response.kd import KD
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
+from distillery.monitored import refuse_unlogged
 from distillery.objective import Objective
+from distillery.schedules import parse
 from distillery.tasks import Classification
 from fixtures.composing import Compose
 
@@ -66,3 +68,54 @@ def test_looking_for_layers_does_not_move_the_student(losses: list[str], compose
     expected = SmallCNN(10, 1, (16, 32)).state_dict()
     torch.testing.assert_close(dict(student.net.state_dict()), dict(expected), rtol=0, atol=0)
     assert all(module.training for module in student.modules())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.optimizer.momentum=-1", r"^optim: these settings of optimizer and scheduler are refused: .*momentum"),
+        ("optim.scheduler.T_max=0", r"^optim: these settings of optimizer and scheduler are refused: .*zero"),
+        ("optim.scheduler.T_max=long", r"^optim: these settings of optimizer and scheduler are refused: "),
+    ],
+)
+def test_what_torch_says_of_an_optimizer_is_said_before_training(
+    override: str, message: str, composed: Composed
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build(composed(override))
+
+
+MONITORS = [
+    ("callbacks.checkpoint_best.monitor=val/scor", r"monitor=val/scor: nothing logs such a metric\. .*'val/score'"),
+    ("+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val_loss}", r"^callbacks\.stop\."),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MONITORS)
+def test_a_monitor_that_nothing_logs(override: str, message: str, composed: Composed) -> None:
+    with pytest.raises(UserError, match=message):
+        build(composed(override))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["callbacks.checkpoint_best.monitor=val/loss"],
+        ["callbacks.checkpoint_best.monitor=loss"],
+        ["callbacks.checkpoint_best=null"],
+        # a callback of the user's own may log anything
+        [MONITORS[0][0], "+callbacks.own={_target_: fixtures.two_ranks.Notes, folder: x}"],
+    ],
+)
+def test_a_monitor_that_may_be_there(overrides: list[str], composed: Composed) -> None:
+    build(composed(*overrides))
+
+
+def test_without_a_validation_split_no_score_is_waited_for() -> None:
+    saved = {"best": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/score"}, "other": None}
+    latch = parse("x", {"schedule": "on", "when": "val/loss", "below": 1, "value": 1})
+    refuse_unlogged(saved, {"kd.weight": latch}, validated=True)
+    with pytest.raises(UserError, match=r"^callbacks\.best\.monitor=val/score: .* callbacks\.best=null does"):
+        refuse_unlogged(saved, {}, validated=False)
+    with pytest.raises(UserError, match=r"^loss\.kd\.weight: when=val/loss: the data have no validation split"):
+        refuse_unlogged({}, {"kd.weight": latch}, validated=False)

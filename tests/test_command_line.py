@@ -168,6 +168,13 @@ TRAIN = [
     (["experiment=cifar100/vgg13"], r"Unknown option 'vgg13' for experiment/cifar100\. Did you mean 'vgg13_vgg8'"),
     (["loss/response=[kd,kd]", "teachers.main.weights=x"], r"'kd' is named twice"),
     ([], r"no value yet: teachers\.main\.weights=…"),
+    (["logger=null"], r"^error logger=null: name one of its options\. Did you mean 'none'\?$"),
+    (["optim=null"], r"^error optim=null: name one of its options\. Choose from: adamw, sgd, sgd_steps\.$"),
+    (
+        ["loss.kd=null", "teachers.main.weights=x"],
+        r"loss\.kd=None: here are settings\. A loss is left out where it is chosen: loss/response=\[\]",
+    ),
+    (["teachers.main=null"], r"teachers\.main=None: here are settings\. model/teacher=none is the baseline"),
     (["seed"], r"Error parsing override 'seed'"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
     (["experiment=digits_demo"], r"no config\.yaml in it\. Train it first \(`distill-study study=digits_demo`"),

@@ -5,7 +5,6 @@ import timm
 import torch
 from torch import nn
 
-from distillery.build import wire
 from distillery.errors import UserError
 from distillery.losses.response.deit_hard import DeiTHard
 from distillery.losses.response.kd import KD
@@ -15,6 +14,7 @@ from distillery.objective import Losses, Objective
 from distillery.signals import Network
 from distillery.tasks import Classification
 from distillery.teacher import Teacher
+from distillery.wiring import wire
 
 BATCH = {
     "image": torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(0)),

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from distillery.build import build, wire
+from distillery.build import build
 from distillery.losses.attention.attention_transfer import AttentionTransfer
 from distillery.losses.feature.hint import Hint
 from distillery.losses.relation.rkd import RKD
@@ -21,6 +21,7 @@ from distillery.models.weights import save_weights
 from distillery.run import train
 from distillery.signals import Network
 from distillery.teacher import Teacher
+from distillery.wiring import wire
 from fixtures.composing import Compose
 
 BATCH = {

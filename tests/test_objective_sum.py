@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distillery.build import build, wire
+from distillery.build import build
 from distillery.errors import UserError
 from distillery.losses.feature.hint import Hint
 from distillery.losses.relation.rkd import RKD
@@ -22,6 +22,7 @@ from distillery.objective import Losses, Objective
 from distillery.signals import Network, Signals
 from distillery.tasks import Classification
 from distillery.teacher import Teacher
+from distillery.wiring import wire
 from fixtures.composing import Compose
 
 CLASSES = 5

@@ -288,7 +288,7 @@ def test_the_student_teaches_itself_beside_another_teacher(compose_train: Compos
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("after", [4, 6])
+@pytest.mark.parametrize("after", [6, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_bit_equal(role: str, after: int, compose_train: Compose) -> None:
     whole = train(compose_train(*SMALL, *ROLES[role], run="whole"))
     with pytest.raises(Died):
@@ -321,6 +321,7 @@ def test_the_record_tells_the_roles(compose_train: Compose) -> None:
         prove(result.folder)
 
 
+@pytest.mark.slow
 def test_a_report_has_no_teacher_row_of_them(compose_train: Compose, teacher: Path, tmp_path: Path) -> None:
     """Its teacher is the frozen one; every student's agreement is with that one, also where it learnt from another."""
     runs = {role: ["method=" + role, *given] for role, given in ROLES.items()}

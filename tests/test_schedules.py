@@ -19,10 +19,14 @@ from distillery.build import build
 from distillery.check import check
 from distillery.command import resumed
 from distillery.errors import UserError
+from distillery.losses.response.kd import KD
+from distillery.losses.several import Several
+from distillery.objective import Objective
 from distillery.plan import schedule_table, term_table
 from distillery.results.schema import config_hash
 from distillery.run import train
 from distillery.schedules import SCHEDULES, Progress, parse
+from distillery.tasks import Classification
 from fixtures.composing import Compose, with_hint
 from fixtures.runs import Died, Dies, sha256
 
@@ -144,7 +148,7 @@ REFUSED = [
     # A metric that will not be there.
     (
         "loss.kd.weight={schedule: on, when: val/scor, above: 0.5, value: 1}",
-        r"^kd\.weight: when=val/scor: nothing logs such a metric\. Did you mean 'val/score'",
+        r"^loss\.kd\.weight: when=val/scor: nothing logs such a metric\. Did you mean 'val/score'",
     ),
 ]
 
@@ -158,7 +162,7 @@ def test_it_is_refused_before_training(override: str, message: str, composed: Co
 
 
 def test_a_number_that_is_read_once_is_refused(composed: Compose) -> None:
-    cfg = composed("loss/feature=[vid]", "loss.vid.init_pred_var={schedule: linear, start: 5, end: 1, epochs: 1}")
+    cfg = composed("loss/feature=[hint,vid]", "loss.vid.init_pred_var={schedule: linear, start: 5, end: 1, epochs: 1}")
     check(cfg)
     with pytest.raises(UserError, match=r"^loss\.vid\.init_pred_var cannot have a schedule: it is read once"):
         build(cfg)
@@ -211,6 +215,17 @@ def test_each_step_is_trained_with_its_numbers_and_they_are_logged(composed: Com
         np.testing.assert_allclose(logged[f"train/{name}"], values, rtol=1e-12, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(seen["loss"], seen["sum"], rtol=1e-5)
     assert seen["loss"].nunique() == 16
+
+
+def test_a_loss_with_several_teachers_has_one_schedule_for_all() -> None:
+    kd = Several([KD(teacher="main"), KD(teacher="other")])
+    given = {"schedule": "linear", "start": 1, "end": 3, "steps": 4}
+    made = Objective(
+        Classification(), {"kd": kd}, {f"kd.{name}": parse("x", given) for name in ("weight", "temperature")}
+    )
+    made.follow(Progress(2, 100))
+    assert [(term.weight, term.temperature) for term in kd.by_teacher.values()] == [(2, 2), (2, 2)]
+    assert (kd.weight, made.changing()) == (2, {"kd.weight": 2, "kd.temperature": 2})
 
 
 @untrained

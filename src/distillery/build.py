@@ -1,36 +1,29 @@
 """cfg → parts: data, networks, objective and their wiring, checked on one real batch."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import lightning as L
-import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor
 
 from distillery.data.vision import VisionData
 from distillery.distiller import Distiller, Optim
-from distillery.errors import UserError, did_you_mean
-from distillery.layers import all_stages, attention_layers, auto_layers, named_layers, own_layers
-from distillery.losses.several import Several
-from distillery.losses.term import Term
+from distillery.errors import UserError
+from distillery.making import make, make_scheduled, make_term
 from distillery.monitored import refuse_unlogged
 from distillery.names import FROZEN, SELF, losses_of, role_of, teachers_of
 from distillery.networks import build_moving, build_student, build_teacher, complete, complete_teacher
 from distillery.objective import Objective
-from distillery.pooled import pooled_map
 from distillery.recall import Recall
 from distillery.reuse import complete_reuse, reuse_classifier
-from distillery.roles import Peer, refuse_role
-from distillery.schedules import Progress, Schedule, schedules_in
+from distillery.roles import Peer
 from distillery.signals import Network, probe
 from distillery.teacher import Teacher
-from distillery.teaching import COMBINE, per_teacher
+from distillery.wiring import wire
 
 
 @dataclass
@@ -117,123 +110,6 @@ def _sized(loss: DictConfig, data: VisionData) -> DictConfig:
         if loss[name] is None:
             loss[name] = sizes[name]
     return loss
-
-
-def make_term(path: str, config: DictConfig, seed: int) -> tuple[Term, dict[str, Schedule]]:
-    """The loss that the config at `path` describes, with one teacher or several, and the schedules in it."""
-    made = [make_scheduled(path, OmegaConf.create(own)) for own in per_teacher(path, config)]
-    terms, schedules = [term for term, _ in made], made[0][1]
-    if len(terms) == 1:
-        return terms[0], schedules
-    try:
-        return Several(terms, config.get(COMBINE, "mean"), seed), schedules
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def make_scheduled(path: str, config: DictConfig) -> tuple[Any, dict[str, Schedule]]:
-    """What the config at `path` describes, as it is at the start, and the schedules in it: by `kd.weight` and the like.
-
-    Raises:
-        UserError: a value that a schedule comes to is refused, or the number is read once, when the thing is made.
-    """
-    found = schedules_in(path, config, get_object(config._target_))
-    first = {name: schedule.value(Progress(0, 1)) for name, schedule in found.items()}
-    for name, schedule in found.items():
-        for value in schedule.values:
-            with torch.random.fork_rng(devices=[]):  # a loss's own first weights are those without a schedule
-                make(path, config, **{**first, name: value})
-    made = make(path, config, **first)
-    for name, value in first.items():
-        if getattr(made, name, None) != value or name in getattr(made, "at_build", ()):
-            raise UserError(f"{path}.{name} cannot have a schedule: it is read once, at the start.")
-    return made, {f"{path.removeprefix('loss.')}.{name}": schedule for name, schedule in found.items()}
-
-
-def make(path: str, config: DictConfig, **numbers: float) -> Any:
-    """What the config at `path`, with these `numbers`, describes; its own `UserError`, where Hydra would wrap it."""
-    try:
-        return instantiate(config, **numbers)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise UserError(f"{path}: {error.__cause__}") from None
-        raise
-
-
-def wire(
-    terms: Mapping[str, Term],
-    student: Network,
-    teachers: Mapping[str, Network],
-    batch: Mapping[str, Tensor],
-    stop: bool = True,
-) -> None:
-    """Settle each term's layers, tap both networks there, and let the term build its projectors to fit.
-
-    A loss whose layers are `auto` is given the pairs that `auto_layers` finds, and one that names them with wildcards
-    those that match; `term.layers` then holds them. With `stop`, a teacher whose logits no term reads ends its forward
-    in training at the last layer that one reads.
-    """
-    single = [(name, one) for name, term in terms.items() for one in term.by_teacher.values()]
-    for name, term in single:
-        if term.teacher not in teachers:
-            raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
-        try:
-            if isinstance(term.layers, Mapping):
-                networks = student.net, teachers[term.teacher].net
-                paths = ([path for path, _ in net.named_modules() if path] for net in networks)
-                term.layers = named_layers(term.layers, *paths)
-            elif term.layers == "auto":
-                term.layers = _found_layers(term, student, teachers[term.teacher], batch)
-        except UserError as error:
-            raise UserError(f"loss.{name}: {error}") from None
-        if term.teacher_layers == "auto":
-            term.teacher_layers = all_stages(teachers[term.teacher].stages(batch))
-        if term.contract.needs != "logits" and not isinstance(term.layers, Mapping):
-            raise UserError(
-                f"loss.{name}.layers={term.layers}: this loss compares layers; give {{student layer: teacher layer}}, "
-                "or auto."
-            )
-        refuse_role(name, term, teachers[term.teacher], student)
-    own_teacher = [(term, term.teacher_taps) for _, term in single if teachers[term.teacher] is student]
-    of_student = _tap(student, [(term, term.student_taps) for _, term in single] + own_teacher, batch)
-    for teacher_name, teacher in teachers.items():
-        own = [(name, term) for name, term in single if term.teacher == teacher_name]
-        taps = [(term, term.teacher_taps) for _, term in own]
-        of_teacher = of_student if teacher is student else _tap(teacher, taps, batch)
-        read = any(term.needs_logits for term in terms.values() if teacher_name in term.by_teacher)
-        if stop and isinstance(teacher, Teacher) and not read:
-            teacher.stop_early(batch)
-        for name, term in own:
-            on_attention = term.contract.needs == "attention"
-            try:
-                term.build(of_student[on_attention], of_teacher[on_attention])
-            except UserError as error:
-                raise UserError(f"loss.{name}: {error}") from None
-
-
-def _tap(
-    network: Network, wanted: Sequence[tuple[Term, list[str]]], batch: Mapping[str, Tensor]
-) -> dict[bool, dict[str, torch.Size]]:
-    """Tap what each term reads; the shapes of the taps on attention (True) and of the others (False)."""
-    taps: dict[bool, list[str]] = {True: [], False: []}
-    for term, own in wanted:
-        taps[term.contract.needs == "attention"] += own
-    return {True: network.tap_attention(taps[True], batch), False: network.tap(taps[False], batch)}
-
-
-def _found_layers(term: Term, student: Network, teacher: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
-    on_attention = term.contract.needs == "attention"
-    if term.auto == "pooled":
-        return {pooled_map(student, batch): pooled_map(teacher, batch)}
-    if term.teacher_tap:
-        return dict.fromkeys(all_stages(student.stages(batch)), term.teacher_tap)
-    if teacher is student:
-        return own_layers(
-            student.attention_modules(batch) if on_attention else all_stages(student.stages(batch)), term.auto
-        )
-    if on_attention:
-        return attention_layers(student.attention_modules(batch), teacher.attention_modules(batch), term.auto)
-    return auto_layers(student.stages(batch), teacher.stages(batch), term.auto)
 
 
 def probe_batch(data: VisionData, samples: int = 8) -> Mapping[str, Tensor]:

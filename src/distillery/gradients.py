@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from distillery.distiller import Distiller
+from distillery.losses.numerics import at_least_float32
 
 
 def is_measurable(module: Distiller) -> bool:
@@ -33,7 +34,7 @@ def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:
             norms.append(torch.zeros((), device=loss.device))
             continue
         gradients = torch.autograd.grad(loss * scale, parameters, retain_graph=True, materialize_grads=True)
-        flat = torch.cat([gradient.flatten().float() for gradient in gradients]) / scale
+        flat = torch.cat([at_least_float32(gradient).flatten() for gradient in gradients]) / scale
         if trainer.world_size > 1:
             dist.all_reduce(flat)
             flat /= trainer.world_size

@@ -25,7 +25,9 @@ def refuse_unlogged(callbacks: Mapping[str, Any], schedules: Mapping[str, Schedu
     if not all(str(callback.get("_target_")).startswith(OURS) for callback in active.values()):
         return
     waiting = {f"callbacks.{name}.monitor": callback.get("monitor") for name, callback in active.items()}
-    waiting |= {f"{path}: when": s.metric for path, s in schedules.items() if isinstance(s, Latch)}
+    for path, schedule in schedules.items():
+        if isinstance(schedule, Latch):
+            waiting[f"{path if path.startswith('task.') else f'loss.{path}'}: when"] = schedule.metric
     known = (*VALIDATED, *EVER) if validated else EVER
     for path, metric in waiting.items():
         if metric in VALIDATED and not validated:

@@ -168,7 +168,7 @@ def schedules_in(path: str, node: Mapping[Any, Any], target: Callable[..., Any])
         UserError: one of them is wrong, or stands where `target` does not take a number.
     """
     found = {str(key): value for key, value in node.items() if isinstance(value, Mapping)}
-    numbers = _numbers(target)
+    numbers = numbers_of(target)
     schedules = {}
     for name, given in found.items():
         if name in numbers:
@@ -178,7 +178,7 @@ def schedules_in(path: str, node: Mapping[Any, Any], target: Callable[..., Any])
     return schedules
 
 
-def _numbers(target: Callable[..., Any]) -> list[str]:
+def numbers_of(target: Callable[..., Any]) -> list[str]:
     """The arguments that take a float."""
     function = target.__init__ if inspect.isclass(target) else target
     return [name for name, kind in get_type_hints(function).items() if kind in (float, float | None)]

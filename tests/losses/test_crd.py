@@ -166,6 +166,7 @@ def test_evaluation_changes_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in term.state_dict().items()}
     term.eval()
     value(term, [4, 5, 6, 7], torch.arange(4), seed=5)
+    assert term.steps.done == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in term.state_dict().items())
 
 

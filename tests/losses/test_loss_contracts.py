@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import distillery.losses
+import fixtures.terms
 from distillery.losses import functional
 from distillery.losses.term import Property, Term
+from distillery.schedules import numbers_of
 from distillery.signals import Signals
 from fixtures.terms import Example, cast, example, mapped, tensors
 
@@ -226,3 +228,19 @@ def test_properties_not_promised_do_not_hold(term: type[Term]) -> None:
     for name in applicable - term.contract.properties:
         with pytest.raises((AssertionError, RuntimeError)):  # not symmetric: shapes may not even fit
             CHECKS[name](example(term, 6, draw(), torch.float64), draw())
+
+
+@each_term
+def test_a_number_is_read_anew_in_each_step(term: type[Term], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedules set it as an attribute; one that is read in `build` only must say so in `at_build`."""
+    as_it_is = fixtures.terms.plain
+
+    def made(**numbers: float) -> Example:
+        monkeypatch.setattr(fixtures.terms, "plain", lambda term, **own: as_it_is(term, **{**own, **numbers}))
+        return example(term, 6, draw(), torch.float64)
+
+    for name in set(numbers_of(term)) - {"weight"} - term.at_build:
+        case = made()
+        changed = 0.8 * (getattr(case.term, name) or 1.0)
+        setattr(case.term, name, changed)
+        torch.testing.assert_close(case.value(), made(**{name: changed}).value(), rtol=1e-12, atol=0, msg=name)

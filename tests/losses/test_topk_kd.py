@@ -92,6 +92,14 @@ def test_only_drawn_classes_are_unbiased_in_value_and_gradient(k: int) -> None:
         assert ((gradient - exact_gradient).abs()[0] > 4 * spread).any()
 
 
+def test_impossible_classes_are_never_drawn() -> None:
+    """Also not by the least and the greatest number that is drawn."""
+    teacher = torch.tensor([[-1e4, 1.0, 0.0, -1e4]])
+    value = topk_kd(torch.zeros(1, 4), teacher, missing="sample", draws=torch.tensor([[0.0, 1 - 2**-24]]))
+    expected = teacher[0, 1:3].log_softmax(-1).mean() - torch.tensor(0.25).log()
+    torch.testing.assert_close(value, expected)
+
+
 def test_more_draws_are_less_noisy() -> None:
     """The variance of a mean of k independent draws falls with 1 / k."""
     student, teacher = 2 * torch.randn(2, 1, 6, dtype=torch.float64, generator=draw(1)).expand(-1, 40_000, -1)

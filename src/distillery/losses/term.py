@@ -69,6 +69,7 @@ class Term(nn.Module):
     contract: ClassVar[Contract]
     auto: ClassVar[Literal["all", "inner", "middle", "last", "pooled"]] = "last"
     teacher_tap: ClassVar[str | None] = None  # what of the teacher `auto` gives every student layer
+    before_activation: ClassVar[bool] = False  # `auto`: what goes into the activation that ends a stage
     at_build: ClassVar[frozenset[str]] = frozenset()  # numbers that are read once, when it is built: no schedule
     teacher_layers: Sequence[str] | Literal["auto"] = ()  # that it reads beside those of `layers`; auto: the stages
 

@@ -16,7 +16,7 @@ NONE = "–"
 
 def percent(value: float, digits: int = 1) -> str:
     """A fraction in percent; a dash where it is not defined."""
-    return NONE if math.isnan(value) else f"{100 * value:.{digits}f}".replace("-", "−")
+    return NONE if math.isnan(value) else f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
 def points(mean: float, ci95: float) -> str:

@@ -53,6 +53,7 @@ class ActivationBoundary(Term):
     """`activation_boundary` on pairs of layers, each behind a connector; of n pairs the i-th counts 2^(i - n)."""
 
     auto = "all"
+    before_activation = True
     contract = Contract(
         short_name="ab",
         family="feature",

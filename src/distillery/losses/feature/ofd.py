@@ -88,6 +88,7 @@ class OFD(Term):
     """
 
     auto = "all"
+    before_activation = True
     contract = Contract(
         short_name="ofd",
         family="feature",
