@@ -34,8 +34,9 @@ def inputs(batch: int = 64, seed: int = 0) -> dict[str, Tensor]:
         "map": (batch, 64, 8, 8),
         "map2": (batch, 64, 4, 4),
         "vector": (batch, 128),
-        "hidden": (batch, 32, 96),
-        "scores": (batch, 4, 32, 32),
+        "hidden": (batch, 26, 96),  # a class token and 5 × 5 patches
+        "scores": (batch, 4, 26, 26),
+        "heads": (batch, 4, 26, 24),
     }
     made = {
         f"{role}_{name}": torch.randn(shape, generator=draw) for name, shape in shapes.items() for role in ("s", "t")
@@ -43,7 +44,7 @@ def inputs(batch: int = 64, seed: int = 0) -> dict[str, Tensor]:
     for name in [name for name in made if name.startswith("s_")]:
         made[name].requires_grad_()
     made["target"] = torch.randint(100, (batch,), generator=draw)
-    made["mask"] = (torch.rand(batch, 32, generator=draw) < 0.8).long()
+    made["mask"] = (torch.rand(batch, 26, generator=draw) < 0.8).long()
     made["head"] = torch.randn(100, 128, generator=draw)
     made["contrast"] = torch.randn(batch, 1 + 256, generator=draw).requires_grad_()
     return made
@@ -263,6 +264,38 @@ def ickd(x: Inputs) -> Tensor:
     return (s - t).pow(2).sum(2).mean()
 
 
+def attention_mse(x: Inputs) -> Tensor:
+    counts = x["mask"][:, None, :, None] * x["mask"][:, None, None, :]
+    return ((x["s_scores"] - x["t_scores"]).pow(2) * counts).sum() / (counts.sum() * 4)
+
+
+def attention_ce(x: Inputs) -> Tensor:
+    terms = -(p(x["t_scores"]) * p(x["s_scores"]).log()) * x["mask"][:, None, None, :]
+    return (terms.sum(-1) * x["mask"][:, None]).sum() / (x["mask"].sum() * 4)
+
+
+def relation(x: Tensor) -> Tensor:
+    return p(x @ x.mT / x.shape[-1] ** 0.5)
+
+
+def minilm(x: Inputs) -> Tensor:
+    values = divergence(relation(x["t_heads"]), relation(x["s_heads"]))
+    return (divergence(p(x["t_scores"]), p(x["s_scores"])) + values).mean()
+
+
+def patches(x: Inputs, queries: slice) -> Tensor:
+    s, t = (p(x[name][:, :, queries, 1:]) for name in ("s_scores", "t_scores"))
+    return divergence(t, s).mean()
+
+
+def hidden_mse(x: Inputs) -> Tensor:
+    return ((x["s_hidden"] - x["t_hidden"]).pow(2) * x["mask"].unsqueeze(-1)).sum() / (x["mask"].sum() * 96)
+
+
+def hidden_cosine(x: Inputs) -> Tensor:
+    return ((1 - F.cosine_similarity(x["s_hidden"], x["t_hidden"], dim=-1)) * x["mask"]).sum() / x["mask"].sum()
+
+
 def calls() -> dict[str, tuple[Formula, Formula]]:
     """Of each loss: its call here, and its formula."""
 
@@ -314,6 +347,22 @@ def calls() -> dict[str, tuple[Formula, Formula]]:
     pair("correlation_congruence", "vector", correlation_congruence)
     found["crd"] = (lambda x: functional.crd(x["contrast"])), crd
     found["crd_in_batch"] = (lambda x: functional.crd_in_batch(unit(x["s_vector"]), unit(x["t_vector"]))), crd_in_batch
+    pair("attention_mse", "scores", attention_mse, "mask")
+    pair("attention_ce", "scores", attention_ce, "mask")
+    pair("tinybert_attention", "scores", lambda x: (x["s_scores"] - x["t_scores"]).pow(2).mean())
+    pair("vit_attention", "scores", lambda x: patches(x, slice(1, None)))
+    pair("class_attention", "scores", lambda x: patches(x, slice(0, 1)))
+    pair("hidden_mse", "hidden", hidden_mse, "mask")
+    pair("hidden_cosine", "hidden", hidden_cosine, "mask")
+    pair("pkd", "hidden", lambda x: (unit(x["s_hidden"][:, 0]) - unit(x["t_hidden"][:, 0])).pow(2).sum(1).mean())
+    found["minilm"] = (
+        lambda x: functional.minilm(x["s_scores"], x["t_scores"], x["s_heads"], x["t_heads"]),
+        minilm,
+    )
+    found["minilmv2"] = (
+        lambda x: functional.minilmv2((x["s_heads"],) * 3, (x["t_heads"],) * 3, relation_heads=4),
+        lambda x: sum(divergence(relation(x["t_heads"]), relation(x["s_heads"])).mean() for _ in "qkv"),
+    )
     return found
 
 

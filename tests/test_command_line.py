@@ -115,7 +115,6 @@ def run_folder(below: Path) -> Path:
 def test_help_lists_every_option_of_every_group() -> None:
     shown = light("distill-train", "--help")
     groups = dict(re.findall(r"^([\w/]+): (.+)$", shown, re.MULTILINE))
-    assert groups["loss/response"] == "dkd, kd"
     for path in CONFIGS.glob("*/**/*.yaml"):
         group = path.parent.relative_to(CONFIGS).as_posix()
         if group not in ("hydra", "study"):
@@ -139,7 +138,7 @@ def test_the_config_is_shown() -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("distill-train loss/response=", ["loss/response=dkd", "loss/response=kd"]),
+        ("distill-train loss/response=lo", ["loss/response=logit_mse", "loss/response=logit_standardized_kd"]),
         ("distill-train experiment=digits_", ["experiment=digits_demo", "experiment=digits_teacher"]),
         ("distill-train loss.kd.temp", ["loss.kd.temperature="]),
         ("distill-evaluate sp", ["split="]),
@@ -303,7 +302,6 @@ ATTENTION = ("loss/response=[]", "loss/attention=[attention_transfer]")
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("{blocks.0: stages.0}", r"loss\.attention_transfer: .*'blocks\.0' \[8, \d+, \d+\]"),
         ("{head: head}", r"loss\.attention_transfer: .*'head' \[8, 10\]"),
         ("{block.0: stages.0}", r"student network has no layer 'block\.0' .*Did you mean 'blocks\.0'"),
         ("{blocks.0: stage.0}", r"main network has no layer 'stage\.0' .*Did you mean 'stages\.0'"),

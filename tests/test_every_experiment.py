@@ -52,6 +52,7 @@ FASHION = (
     "data.val_size=20",
     "data.batch_size=30",
 )
+INDEXED = (*FASHION, "data.train_index=null", "loss/response=[kd]")
 IMAGENET = (  # 96 pixels: few images, one step an epoch
     "data.root='{root}/fashion'",
     "data.train_size=16",
@@ -80,6 +81,10 @@ EXPERIMENTS = {
     "fashion_mnist_teacher": Small(FASHION, TASK),
     "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
     "fashion_mnist_vit_teacher": Small(FASHION, TASK),
+    # each of their runs has one loss: here kd
+    "leaderboard_digits": Small((*DIGITS, "loss/response=[kd]"), KD, teacher="digits_teacher"),
+    "leaderboard_fashion_mnist": Small(INDEXED, KD, teacher="fashion_mnist_teacher"),
+    "leaderboard_vit": Small(INDEXED, KD, teacher="fashion_mnist_vit_teacher"),
 }
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if small.slow else []) for name, small in EXPERIMENTS.items()]
 Composed = Callable[..., DictConfig]

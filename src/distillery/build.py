@@ -86,7 +86,8 @@ def build(cfg: DictConfig) -> Parts:
             network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
     distiller = Distiller(student, teachers, task, objective, optim, data.num_classes)
-    _refuse_optim(distiller)
+    if cfg.trainer.max_epochs:  # without one there is no schedule either: a cosine cannot have the length 0
+        _refuse_optim(distiller)
     return Parts(cfg, data, distiller, batch)
 
 
@@ -124,7 +125,7 @@ def _refuse_optim(distiller: Distiller) -> None:
         if isinstance(made, dict):
             with warnings.catch_warnings(action="ignore"):  # of a step before the optimizer's
                 made["lr_scheduler"]["scheduler"].step()
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"optim: these settings of optimizer and scheduler are refused: {error}") from error
 
 
