@@ -11,7 +11,7 @@ from torch.nn import functional
 from distillery.activations import before_activation
 from distillery.models.cifar import create
 from distillery.models.cnn import SmallCNN
-from distillery.signals import Network
+from distillery.tapped import Network
 
 BATCH = {"image": torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))}
 

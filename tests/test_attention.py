@@ -16,7 +16,7 @@ from distillery.layers import attention_layers
 from distillery.losses.attention.minilmv2 import MiniLMv2
 from distillery.losses.attention.vit_attention import ViTAttention
 from distillery.losses.feature.hidden_mse import HiddenMSE
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.teacher import Teacher
 from distillery.wiring import wire
 

@@ -11,7 +11,7 @@ from distillery.errors import UserError
 from distillery.layers import auto_layers, blocks, named_layers, stage_ends
 from distillery.models.cifar import create
 from distillery.models.cnn import SmallCNN
-from distillery.signals import Network
+from distillery.tapped import Network
 
 Which = Literal["all", "inner", "middle", "last"]
 

@@ -13,7 +13,7 @@ from distillery.data.vision import VisionData
 from distillery.distiller import Distiller, Optim
 from distillery.names import losses_of, teachers_of
 from distillery.objective import Objective
-from distillery.signals import Network
+from distillery.tapped import Network
 from fixtures.composing import Compose
 from fixtures.published import PARAMETERS
 

@@ -11,7 +11,7 @@ from distillery.losses.response.kd import KD
 from distillery.losses.term import Term
 from distillery.models.cnn import SmallCNN
 from distillery.objective import Losses, Objective
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.tasks import Classification
 from distillery.teacher import Teacher
 from distillery.wiring import wire

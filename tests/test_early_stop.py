@@ -19,7 +19,7 @@ from distillery.losses.term import Term
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
 from distillery.run import train
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.teacher import Teacher
 from distillery.wiring import wire
 from fixtures.composing import Compose

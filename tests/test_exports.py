@@ -17,7 +17,7 @@ from distillery.models.weights import save_weights
 from distillery.prove import prove, student_of
 from distillery.results.schema import FILE, RunRecord
 from distillery.run import Result
-from distillery.signals import evaluating
+from distillery.tapped import evaluating
 from fixtures.runs import Died, Dies, train_student
 
 # Run where Lightning and Hydra cannot be imported: argv is the run folder, stdin the student's network and input.

@@ -19,7 +19,8 @@ from distillery.losses.term import Term
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
 from distillery.objective import Losses, Objective
-from distillery.signals import Network, Signals
+from distillery.signals import Signals
+from distillery.tapped import Network
 from distillery.tasks import Classification
 from distillery.teacher import Teacher
 from distillery.wiring import wire

@@ -11,7 +11,7 @@ from distillery.errors import UserError
 from distillery.models.cifar import create
 from distillery.models.cnn import SmallCNN
 from distillery.pooled import pooled_map
-from distillery.signals import Network, probe
+from distillery.tapped import Network, probe
 
 
 def network(net: nn.Module) -> Network:

@@ -26,7 +26,8 @@ from distillery.results.render import write_report
 from distillery.results.schema import RunRecord
 from distillery.roles import EMATeacher
 from distillery.run import Result, train
-from distillery.signals import Network, Signals
+from distillery.signals import Signals
+from distillery.tapped import Network
 from fixtures.composing import Compose
 from fixtures.runs import Died, Dies, sha256
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distillery.evaluation import evaluate
 from distillery.models.cnn import SmallCNN
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.tasks import Classification
 
 CLASSES, SAMPLES = 4, 23

@@ -4,7 +4,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from distillery.signals import Network
+from distillery.tapped import Network
 
 
 class Perceptron(nn.Module):

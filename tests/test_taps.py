@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from distillery.errors import UserError
 from distillery.models.cnn import SmallCNN
-from distillery.signals import Network, evaluating, probe
+from distillery.tapped import Network, evaluating, probe
 
 BATCH = {"image": torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
 

@@ -21,7 +21,7 @@ from distillery.objective import Objective
 from distillery.recall import Recall
 from distillery.reuse import complete_reuse, reuse_classifier
 from distillery.roles import Peer
-from distillery.signals import Network, probe
+from distillery.tapped import Network, probe
 from distillery.teacher import Teacher
 from distillery.wiring import wire
 

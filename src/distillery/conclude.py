@@ -19,7 +19,7 @@ from distillery.recall import scored
 from distillery.results.cost import count_flops, count_parameters, measure_latency
 from distillery.results.schema import PREDICTIONS, RunRecord
 from distillery.roles import Peer
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.teacher import Teacher
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distillery.names import EMA, FROZEN, PEER
 from distillery.objective import Losses, Objective
 from distillery.roles import EMATeacher
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.tasks import Classification
 from distillery.teacher import Teacher
 

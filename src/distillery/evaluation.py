@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distillery.signals import Network, evaluating
+from distillery.tapped import Network, evaluating
 from distillery.tasks import Classification
 
 

@@ -11,7 +11,7 @@ from distillery.errors import UserError
 from distillery.models.weights import load_weights
 from distillery.names import EMA, FROZEN, PEER, SETTINGS, role_of
 from distillery.roles import EMATeacher, Peer
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.teacher import Teacher
 
 CONFIG = "config.yaml"  # in a run folder: the resolved config

@@ -15,7 +15,7 @@ from distillery.results.cost import count_flops, count_parameters
 from distillery.results.formats import si
 from distillery.roles import Peer
 from distillery.schedules import Latch, Progress
-from distillery.signals import Network, probe
+from distillery.tapped import Network, probe
 from distillery.teacher import Teacher
 
 

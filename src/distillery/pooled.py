@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.errors import UserError
-from distillery.signals import Network, probe
+from distillery.tapped import Network, probe
 
 
 def pooled_map(network: Network, batch: Mapping[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import load_weights, read_weights, weights_hash
 from distillery.networks import EXPORT, build_student, run_config
 from distillery.results.schema import RunRecord
-from distillery.signals import Network
+from distillery.tapped import Network
 
 SPLITS = ("test", "val")
 

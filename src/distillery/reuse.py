@@ -13,7 +13,7 @@ from distillery.models.simkd import SimKD
 from distillery.names import FROZEN, role_of
 from distillery.networks import adapter, build_teacher
 from distillery.pooled import pooled_map
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.teacher import Teacher
 
 TEACHER = "main"  # whose classifier it is

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from distillery.errors import UserError
 from distillery.losses.term import Term
 from distillery.names import EMA, PEER
-from distillery.signals import Network, Signals
+from distillery.signals import Signals
+from distillery.tapped import Network
 from distillery.teacher import Teacher
 
 

@@ -10,7 +10,8 @@ from distillery.errors import UserError, did_you_mean
 from distillery.models.weights import weights_hash
 from distillery.names import FROZEN
 from distillery.recall import Recall
-from distillery.signals import Network, Signals
+from distillery.signals import Signals
+from distillery.tapped import Network
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BatchNormMode = Literal["eval", "train"]

@@ -11,7 +11,7 @@ from distillery.layers import all_stages, attention_layers, auto_layers, named_l
 from distillery.losses.term import Term
 from distillery.pooled import pooled_map
 from distillery.roles import refuse_role
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.teacher import Teacher
 
 

@@ -22,7 +22,7 @@ from distillery.models.weights import save_weights
 from distillery.prove import prove
 from distillery.results.schema import RunRecord
 from distillery.run import train
-from distillery.signals import Network
+from distillery.tapped import Network
 from distillery.tasks import Classification
 from fixtures.runs import Died, Dies, config, sha256, train_student
 

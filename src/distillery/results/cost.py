@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillery.signals import evaluating
+from distillery.tapped import evaluating
 
 WARM_UP = 10
 
