@@ -11,8 +11,10 @@ from distillery.data.images import TensorImages
 from distillery.data.raw import RawData, Split
 from distillery.data.vision import VisionData
 from distillery.distiller import Distiller, Optim
+from distillery.making import make_term
 from distillery.names import losses_of, teachers_of
 from distillery.objective import Objective
+from distillery.schedules import Progress
 from distillery.tapped import Network
 from fixtures.composing import Compose
 from fixtures.published import PARAMETERS
@@ -118,3 +120,14 @@ def test_teacher_is_trained_by_the_same_schedule_on_labels_alone(compose_train: 
     assert teachers_of(cfg) == losses_of(cfg) == {}
     assert cfg.task.weight == 1.0
     assert_schedule(cfg)
+
+
+def test_dkd_is_warmed_up_over_twenty_epochs(compose_train: Compose) -> None:
+    cfg = compose_train("experiment=cifar100/resnet56_resnet20", "loss/response=[dkd]", "task.weight=1")
+    term, schedules = make_term("loss.dkd", losses_of(cfg)["dkd"], cfg.seed)
+    objective = Objective(instantiate(cfg.task), {"dkd": term}, schedules)
+    weights = []
+    for epoch in (0, 5, 20, 239):
+        objective.follow(Progress(step=782 * epoch, steps_per_epoch=782))
+        weights.append(term.weight)
+    assert weights == [0.0, 0.25, 1.0, 1.0]

@@ -125,7 +125,7 @@ def _refuse_optim(distiller: Distiller) -> None:
         if isinstance(made, dict):
             with warnings.catch_warnings(action="ignore"):  # of a step before the optimizer's
                 made["lr_scheduler"]["scheduler"].step()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"optim: these settings of optimizer and scheduler are refused: {error}") from error
 
 
