@@ -228,17 +228,6 @@ def test_what_cannot_work_is_refused_before_training(
     assert not Path(cfg.paths.run).exists()
 
 
-@pytest.mark.slow
-def test_attention_transfer_on_a_vision_transformer(teacher: Path, tmp_path: Path) -> None:
-    vit = ["model/student=timm", "student.net.model_name=test_vit", "+student.net.img_size=32", "student.input.size=32"]
-    cfg = config(tmp_path / "run",
-        *STUDENT, f"teachers.main.weights='{teacher}'", *vit, "loss/attention=[attention_transfer]",
-        "loss.attention_transfer.layers={blocks.0: stages.0}",
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"loss\.attention_transfer: .*'blocks\.0' \[8, \d+, \d+\]"):
-        train(cfg)
-
-
 def test_a_teacher_of_other_classes(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "foreign.pth")
     (tmp_path / "torn.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
