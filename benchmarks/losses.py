@@ -274,6 +274,11 @@ def attention_ce(x: Inputs) -> Tensor:
     return (terms.sum(-1) * x["mask"][:, None]).sum() / (x["mask"].sum() * 4)
 
 
+def tinybert_attention(x: Inputs) -> Tensor:
+    s, t = (torch.where(x[name] <= -100, torch.zeros(()), x[name]) for name in ("s_scores", "t_scores"))
+    return (s - t).pow(2).mean()
+
+
 def relation(x: Tensor) -> Tensor:
     return p(x @ x.mT / x.shape[-1] ** 0.5)
 
@@ -349,7 +354,7 @@ def calls() -> dict[str, tuple[Formula, Formula]]:
     found["crd_in_batch"] = (lambda x: functional.crd_in_batch(unit(x["s_vector"]), unit(x["t_vector"]))), crd_in_batch
     pair("attention_mse", "scores", attention_mse, "mask")
     pair("attention_ce", "scores", attention_ce, "mask")
-    pair("tinybert_attention", "scores", lambda x: (x["s_scores"] - x["t_scores"]).pow(2).mean())
+    pair("tinybert_attention", "scores", tinybert_attention)
     pair("vit_attention", "scores", lambda x: patches(x, slice(1, None)))
     pair("class_attention", "scores", lambda x: patches(x, slice(0, 1)))
     pair("hidden_mse", "hidden", hidden_mse, "mask")
