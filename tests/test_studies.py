@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from distillery.build import build
 from distillery.check import check
@@ -21,6 +23,7 @@ from distillery.losses.response.kd import KD
 from distillery.models.weights import weights_hash
 from distillery.names import FROZEN, losses_of, method_name, role_of, teachers_of
 from distillery.results.schema import FILE, RunRecord
+from distillery.studybar import StudyBar
 
 STUDIES = [
     pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem.startswith("leaderboard") else [])
@@ -293,3 +296,12 @@ def test_a_method_with_a_teacher_of_its_own_is_not_given_the_studys(tmp_path: Pa
     assert given == {role: [] for role in methods} | {"run": [f"teachers.main.weights='{tmp_path / 'teacher'}'"]}
     for job in students[:2]:
         check(job.cfg, job.overrides)
+
+
+def test_a_warning_says_which_run_it_is_about_and_no_path(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = warnings.showwarning
+    with StudyBar(Console(), runs=1) as bar:
+        bar.follow("kd seed 3")
+        warnings.warn("loss.kd is not heard", stacklevel=1)
+    assert capsys.readouterr().out == "kd seed 3: loss.kd is not heard\n"
+    assert warnings.showwarning is shown

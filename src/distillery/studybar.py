@@ -16,7 +16,8 @@ from distillery.errors import UserError
 class StudyBar:
     """Counts the runs of a study and shows the running one's epoch, loss and score.
 
-    Where the output is no terminal, a line for each finished run instead. Lightning's own remarks are left out.
+    Where the output is no terminal, a line for each finished run instead. A warning is a line that begins with the run
+    it is about; Lightning's own remarks are left out.
     """
 
     def __init__(self, console: Console, runs: int) -> None:
@@ -34,6 +35,7 @@ class StudyBar:
         )
         self._task = self._progress.add_task("", total=runs, runs=f"0/{runs}")
         self._done = 0
+        self._label = ""  # of the running run
 
     def __enter__(self) -> Self:
         lightning = logging.getLogger("lightning.pytorch")
@@ -41,6 +43,7 @@ class StudyBar:
         lightning.setLevel(logging.ERROR)
         self._stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.showwarning = self._warn  # `catch_warnings` puts back what was there
         self._stack.enter_context(self._progress)
         return self
 
@@ -49,6 +52,7 @@ class StudyBar:
 
     def follow(self, label: str) -> L.Callback:
         """A callback that moves the bar along a run's epochs."""
+        self._label = label
         return _Follow(self, label)
 
     def skip(self, label: str) -> None:
@@ -68,6 +72,9 @@ class StudyBar:
     def move(self, text: str, part: float) -> None:
         """The running run has done `part` of its epochs."""
         self._progress.update(self._task, description=text, completed=self._done + part)
+
+    def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        self._console.print(f"{self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
 
     def _finish(self, line: str | None) -> None:
         self._done += 1
