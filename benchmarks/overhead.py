@@ -51,7 +51,7 @@ def under_trainer(parts: Parts, steps: int, folder: Path) -> float:
     clock = Clock()
     cfg = parts.cfg.copy()
     cfg.trainer.update(max_steps=steps + 1, max_epochs=-1, limit_val_batches=0, enable_progress_bar=False)
-    cfg.callbacks.update(checkpoint_last=None, checkpoint_best=None, teacher_guard=None)
+    cfg.callbacks.update(checkpoint_last=None, checkpoint_best=None, teacher_guard=None, scale_report=None)
     cfg.paths.run = str(folder)
     make_trainer(cfg, [CSVLogger(folder)], [clock]).fit(parts.distiller, datamodule=parts.data)
     return clock.seconds / steps

@@ -75,7 +75,7 @@ class TestProbabilities:
                 query, key = (qkv[sample, :, part, head] for part in (0, 1))
                 query, key = block.q_norm(query), block.k_norm(key)
                 expected = (query @ key.T / math.sqrt(width)).softmax(-1)
-                torch.testing.assert_close(attention.log_probabilities()[sample, head].exp(), expected)
+                torch.testing.assert_close(attention.masked_scores().log_softmax(-1)[sample, head].exp(), expected)
                 torch.testing.assert_close(attention.value[sample, head], qkv[sample, :, 2, head])
 
     @pytest.mark.parametrize("decoder", [False, True])
@@ -92,7 +92,7 @@ class TestProbabilities:
                 expected = eager(tokens, attention_mask=mask, output_attentions=True).attentions[1]
             (attention,) = kept
             counts = mask.bool()[:, None, :, None].expand_as(expected)  # what padding itself attends to is not used
-            torch.testing.assert_close(attention.log_probabilities().exp()[counts], expected[counts])
+            torch.testing.assert_close(attention.masked_scores().log_softmax(-1).exp()[counts], expected[counts])
 
     def test_of_grouped_queries(self) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ class TestProbabilities:
         Recorders().attach(module, "", kept.append)
         output = module(query, key, value)
         (attention,) = kept
-        torch.testing.assert_close(attention.log_probabilities().exp() @ attention.value, output)
+        torch.testing.assert_close(attention.masked_scores().log_softmax(-1).exp() @ attention.value, output)
         for head in range(4):
             torch.testing.assert_close(attention.key[:, head], key[:, head // 2])
 
@@ -115,8 +115,8 @@ class TestProbabilities:
         kept: list[Attention] = []
         Recorders().attach(module, "", kept.append)
         output = module(query, key, value)
-        torch.testing.assert_close(kept[0].log_probabilities().exp() @ value, output)
-        assert kept[0].log_probabilities().isfinite().all()
+        torch.testing.assert_close(kept[0].masked_scores().log_softmax(-1).exp() @ value, output)
+        assert kept[0].masked_scores().log_softmax(-1).isfinite().all()
 
     def test_tokens_that_do_not_count_are_not_attended_to(self) -> None:
         query, key, value = torch.randn(3, 2, 2, 4, 3, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillery.tapped import Network, probe
+from distillery.tapped import Network, watch
 
 NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmax2d)
 
@@ -19,24 +19,13 @@ def before_activation(network: Network, path: str, batch: Mapping[str, Tensor]) 
     outputs: dict[str, Tensor] = {}
     ends: list[str] = []
 
-    def note(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+    def note(name: str, _: Any, output: Tensor) -> None:
+        if f"{name}.".startswith(f"{path}.") and _is_activation(network.net.get_submodule(name)):
             outputs[name] = output.clone()  # an in-place operation may come after it
+        if name == path:
+            ends[:] = [name for name, given in outputs.items() if torch.equal(given, output)]
 
-        return hook
-
-    def compare(_: nn.Module, __: Any, output: Tensor) -> None:
-        ends[:] = [name for name, given in outputs.items() if torch.equal(given, output)]
-
-    layer = network.net.get_submodule(path)
-    inner = {f"{path}.{name}" if name else path: module for name, module in layer.named_modules()}
-    hooks = [m.register_forward_hook(note(name)) for name, m in inner.items() if _is_activation(m)]
-    hooks.append(layer.register_forward_hook(compare))
-    try:
-        probe(network, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(network, batch, note)
     return f"{ends[-1]}:input" if ends else path
 
 

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distillery.errors import UserError
 from distillery.losses.numerics import at_least_float32, full_precision
+from distillery.losses.tokens import among
 
 
 @dataclass
@@ -34,24 +35,19 @@ class Attention:
             return at_least_float32(self.query) @ at_least_float32(self.key).mT * self.scale
 
     def masked_scores(self, tokens: Tensor | None = None) -> Tensor:
-        """`scores`, with the lowest finite number where a position may not be attended to.
+        """`scores`, with the lowest finite number where a position may not be attended to (see `among`).
 
-        A finite one, since -inf - (-inf) is NaN: where nothing may be attended to, the softmax is uniform.
+        Where nothing may be attended to, the softmax is uniform.
 
         Args:
             tokens: [B, L], non-zero where a token counts: the others may not be attended to either.
         """
         scores = self.scores()
-        lowest = torch.finfo(scores.dtype).min
         if self.mask is not None and self.mask.dtype == torch.bool:
-            scores = scores.masked_fill(~self.mask, lowest)
+            scores = scores.masked_fill(~self.mask, -torch.inf)
         elif self.mask is not None:
-            scores = (scores + self.mask).clamp_min(lowest)
-        return scores if tokens is None else scores.masked_fill(~tokens.bool()[:, None, None], lowest)
-
-    def log_probabilities(self) -> Tensor:
-        """Log softmax of the masked scores, [B, H, L, L]."""
-        return self.masked_scores().log_softmax(-1)
+            scores = scores + self.mask
+        return among(scores, tokens)
 
 
 class Recorder(TorchFunctionMode):

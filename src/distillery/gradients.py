@@ -22,9 +22,12 @@ def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:
 
     Between a forward and its backward, which finds everything as it was: no `.grad` is touched, and DDP's own
     averaging does not take notice. The parameters of projectors are none of the student's. Under float16 the
-    losses are scaled as for training; a norm that overflows nevertheless is not finite.
+    losses are scaled as for training; a norm that overflows nevertheless is not finite. Computed once a step, whoever
+    asks.
     """
     assert module.losses is not None, "only between forward and backward"
+    if module.losses.norms:
+        return module.losses.norms
     parameters = [parameter for parameter in module.student.parameters() if parameter.requires_grad]
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = scaler.get_scale() if scaler else 1.0
@@ -39,4 +42,5 @@ def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:
             dist.all_reduce(flat)
             flat /= trainer.world_size
         norms.append(flat.norm())
-    return dict(zip(module.losses.raw, torch.stack(norms).tolist(), strict=True))
+    module.losses.norms = dict(zip(module.losses.raw, torch.stack(norms).tolist(), strict=True))
+    return module.losses.norms

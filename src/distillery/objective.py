@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,13 +22,15 @@ from distillery.tasks import Classification
 class Losses:
     """`total` is what is minimised; `terms` holds it as `loss`, and each loss by name, unweighted and detached.
 
-    `raw` are the same losses with their graph, without the total, and `weights` what each was multiplied by.
+    `raw` are the same losses with their graph, without the total, and `weights` what each was multiplied by; `norms`
+    those of their gradients, where somebody has asked for them (`gradients.py`).
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     raw: dict[str, Tensor]
     weights: dict[str, float]
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 class Objective(nn.Module):

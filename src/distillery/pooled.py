@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillery.errors import UserError
-from distillery.tapped import Network, probe
+from distillery.tapped import Network, watch
 
 
 def pooled_map(network: Network, batch: Mapping[str, Tensor]) -> str:
@@ -20,23 +20,16 @@ def pooled_map(network: Network, batch: Mapping[str, Tensor]) -> str:
     """
     maps: dict[str, Tensor] = {}
     embedding: list[Tensor] = []
+    head = network.head(batch)
 
-    def note(path: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
-                maps.pop(path, None)
-                maps[path] = output
+    def note(path: str, inputs: Any, output: Tensor) -> None:
+        if output.dim() == 4:
+            maps.pop(path, None)
+            maps[path] = output
+        if path == head:
+            embedding.append(inputs[0])
 
-        return hook
-
-    head = network.net.get_submodule(network.head(batch))
-    hooks = [module.register_forward_hook(note(path)) for path, module in network.net.named_modules() if path]
-    hooks.append(head.register_forward_pre_hook(lambda _, inputs: embedding.append(inputs[0])))
-    try:
-        probe(network, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(network, batch, note)
 
     def averaged(features: Tensor) -> bool:
         mean = features.mean((2, 3))

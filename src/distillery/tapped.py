@@ -1,6 +1,6 @@
 """A network in a role, with taps that record what the losses ask for; `signals.py` says what a tap can be."""
 
-from collections.abc import Collection, Container, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -174,20 +174,11 @@ class Network(nn.Module):
         """The path and output shape of every module that gives a tensor, in the order in which they finish."""
         finished: dict[str, torch.Size] = {}
 
-        def note(path: str) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    finished.pop(path, None)
-                    finished[path] = output.shape
+        def note(path: str, _: Any, output: Tensor) -> None:
+            finished.pop(path, None)
+            finished[path] = output.shape
 
-            return hook
-
-        hooks = [module.register_forward_hook(note(path)) for path, module in self.net.named_modules() if path]
-        try:
-            probe(self, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        watch(self, batch, note)
         return finished
 
     def stages(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -295,3 +286,17 @@ def probe(network: Network, batch: Mapping[str, Tensor]) -> Signals:
     """One forward that leaves no trace: no gradient, no BatchNorm update."""
     with evaluating(network):
         return network(batch)
+
+
+def watch(network: Network, batch: Mapping[str, Tensor], note: Callable[[str, Any, Tensor], None]) -> None:
+    """One `probe`, in which `note(path, inputs, output)` hears of each module that gives a tensor, as it finishes."""
+
+    def at(path: str) -> Any:
+        return lambda _, inputs, output: note(path, inputs, output) if isinstance(output, Tensor) else None
+
+    hooks = [module.register_forward_hook(at(path)) for path, module in network.net.named_modules() if path]
+    try:
+        probe(network, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()

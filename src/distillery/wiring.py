@@ -1,6 +1,7 @@
 """Which layers each loss reads: settled, tapped in both networks, and told to the loss with their shapes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from distillery.pooled import pooled_map
 from distillery.roles import refuse_role
 from distillery.tapped import Network
 from distillery.teacher import Teacher
+
+Stages = Callable[[Network], Mapping[str, torch.Size]]
 
 
 def wire(
@@ -28,6 +31,7 @@ def wire(
     those that match; `term.layers` then holds them. With `stop`, a teacher whose logits no term reads ends its forward
     in training at the last layer that one reads.
     """
+    stages = cache(lambda network: network.stages(batch))
     single = [(name, one) for name, term in terms.items() for one in term.by_teacher.values()]
     for name, term in single:
         if term.teacher not in teachers:
@@ -38,11 +42,11 @@ def wire(
                 paths = ([path for path, _ in net.named_modules() if path] for net in networks)
                 term.layers = named_layers(term.layers, *paths)
             elif term.layers == "auto":
-                term.layers = _found_layers(term, student, teachers[term.teacher], batch)
+                term.layers = _found_layers(term, student, teachers[term.teacher], batch, stages)
         except UserError as error:
             raise UserError(f"loss.{name}: {error}") from None
         if term.teacher_layers == "auto":
-            term.teacher_layers = all_stages(teachers[term.teacher].stages(batch))
+            term.teacher_layers = all_stages(stages(teachers[term.teacher]))
         if term.contract.needs != "logits" and not isinstance(term.layers, Mapping):
             raise UserError(
                 f"loss.{name}.layers={term.layers}: this loss compares layers; give {{student layer: teacher layer}}, "
@@ -76,19 +80,19 @@ def _tap(
     return {True: network.tap_attention(taps[True], batch), False: network.tap(taps[False], batch)}
 
 
-def _found_layers(term: Term, student: Network, teacher: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
+def _found_layers(
+    term: Term, student: Network, teacher: Network, batch: Mapping[str, Tensor], stages: Stages
+) -> dict[str, str]:
     on_attention = term.contract.needs == "attention"
     if term.auto == "pooled":
         return {pooled_map(student, batch): pooled_map(teacher, batch)}
     if term.teacher_tap:
-        return dict.fromkeys(all_stages(student.stages(batch)), term.teacher_tap)
+        return dict.fromkeys(all_stages(stages(student)), term.teacher_tap)
     if teacher is student:
-        return own_layers(
-            student.attention_modules(batch) if on_attention else all_stages(student.stages(batch)), term.auto
-        )
+        return own_layers(student.attention_modules(batch) if on_attention else all_stages(stages(student)), term.auto)
     if on_attention:
         return attention_layers(student.attention_modules(batch), teacher.attention_modules(batch), term.auto)
-    found = auto_layers(student.stages(batch), teacher.stages(batch), term.auto)
+    found = auto_layers(stages(student), stages(teacher), term.auto)
     if term.before_activation:
         return {
             before_activation(student, ours, batch): before_activation(teacher, theirs, batch)

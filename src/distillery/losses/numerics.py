@@ -74,6 +74,13 @@ def pool_to_common_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tenso
     return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
+def comparable_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in at least float32, the larger of two maps pooled; ValueError unless they then have one shape."""
+    student, teacher = pool_to_common_size(at_least_float32(student), at_least_float32(teacher))
+    require_same_shape(student, teacher)
+    return student, teacher
+
+
 def common_size(student: torch.Size, teacher: torch.Size) -> tuple[int, int]:
     """The (height, width) at which two maps [B,C,H,W] are compared."""
     return min(student[2], teacher[2]), min(student[3], teacher[3])

@@ -1,10 +1,9 @@
 """What the losses on tokens and their attention share: means over what counts, softmaxes among what counts."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, at_least_float32
+from distillery.losses.numerics import Reduction, at_least_float32, kl
 
 
 def mean_where(values: Tensor, counts: Tensor | None, reduction: Reduction) -> Tensor:
@@ -40,5 +39,4 @@ def among(scores: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def divergence(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
     """KL(teacher ‖ student) of the softmaxes over the last dimension, in nats: [...]."""
-    student, teacher = student_scores.log_softmax(-1), teacher_scores.log_softmax(-1)
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return kl(teacher_scores.log_softmax(-1), student_scores.log_softmax(-1))

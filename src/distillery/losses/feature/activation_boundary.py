@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 
 from distillery.losses.connector import Connectors, halved_each_layer_down
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    pool_to_common_size,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.losses.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.projectors import check_projector
 from distillery.losses.term import Contract, Layers, Term, require_positive
 from distillery.signals import Signals
@@ -43,8 +37,7 @@ def activation_boundary(
     Paper: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons,
     https://arxiv.org/abs/1811.03233. Values as RepDistiller's, which are the authors'.
     """
-    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
-    require_same_shape(student, teacher)
+    student, teacher = comparable_maps(student_features, teacher_features)
     miss = torch.where(teacher > 0, margin - student, margin + student).clamp_min(0)
     return reduce_rows(factor * miss.square().flatten(1).sum(1), reduction)
 

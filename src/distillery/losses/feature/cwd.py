@@ -3,19 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.errors import UserError
 from distillery.losses.alignment import align, align_maps, as_map
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    log_softmax,
-    pool_to_common_size,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.losses.numerics import Reduction, comparable_maps, kl, log_softmax, reduce_rows
 from distillery.losses.projectors import aligned, check_projector, make_projector
 from distillery.losses.term import Contract, Layers, Term, require_positive
 from distillery.signals import Signals
@@ -40,10 +32,9 @@ def cwd(
     Paper: Channel-wise Knowledge Distillation for Dense Prediction, https://arxiv.org/abs/2011.13256. Values as
     MMRazor's.
     """
-    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
-    require_same_shape(student, teacher)
+    student, teacher = comparable_maps(student_features, teacher_features)
     log_s, log_t = (log_softmax(features.flatten(2), temperature) for features in (student, teacher))
-    rows = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(2).mean(1)
+    rows = kl(log_t, log_s).mean(1)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 

@@ -7,13 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.losses.alignment import align
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    pool_to_common_size,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.losses.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.projectors import check_projector, make_projector
 from distillery.losses.term import Contract, Layers, Term
 from distillery.signals import Signals
@@ -30,8 +24,7 @@ def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reductio
 
     Paper: FitNets, https://arxiv.org/abs/1412.6550. Values as RepDistiller's.
     """
-    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
-    require_same_shape(student, teacher)
+    student, teacher = comparable_maps(student_features, teacher_features)
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").flatten(1).mean(1), reduction)
 
 

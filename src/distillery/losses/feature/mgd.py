@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from distillery.data.random import uniforms
 from distillery.errors import UserError, did_you_mean
 from distillery.losses.alignment import align, align_maps, as_map, channels
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    pool_to_common_size,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.losses.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.losses.projectors import aligned, check_projector, make_projector
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Layers, Term, require_fraction
@@ -45,8 +39,7 @@ def mgd(
     Paper: Masked Generative Distillation, https://arxiv.org/abs/2205.01529, equation 4. Values as the authors', whose
     weights of 2e-5 and 7e-5 hold for this sum; Model-Optimizer takes the mean over elements.
     """
-    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
-    require_same_shape(student, teacher)
+    student, teacher = comparable_maps(student_features, teacher_features)
     generated = at_least_float32(generation(student * keep))
     return reduce_rows((generated - teacher).square().flatten(1).sum(1), reduction)
 

@@ -10,13 +10,7 @@ from torch import Tensor
 from distillery.errors import UserError, did_you_mean
 from distillery.losses.alignment import channels
 from distillery.losses.connector import Connectors, halved_each_layer_down
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    pool_to_common_size,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.losses.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.losses.projectors import check_projector
 from distillery.losses.term import Contract, Layers, Term
 from distillery.signals import Signals
@@ -42,8 +36,7 @@ def ofd(
     Paper: A Comprehensive Overhaul of Feature Distillation, https://arxiv.org/abs/1904.01866. Values as mdistiller's,
     which are the authors'.
     """
-    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
-    require_same_shape(student, teacher)
+    student, teacher = comparable_maps(student_features, teacher_features)
     floor = at_least_float32(torch.as_tensor(margin, dtype=student.dtype, device=student.device)).view(-1, 1, 1)
     target = teacher.maximum(floor)
     counts = (student > target) | (target > 0)

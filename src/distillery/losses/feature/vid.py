@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from distillery.errors import UserError
 from distillery.losses.alignment import align, channels
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    pool_to_common_size,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.losses.numerics import Reduction, at_least_float32, comparable_maps, pool_to_common_size, reduce_rows
 from distillery.losses.projectors import aligned, check_projector, make_projector
 from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
 from distillery.signals import Signals
@@ -48,8 +42,7 @@ def vid(
     Paper: Variational Information Distillation for Knowledge Transfer, https://arxiv.org/abs/1904.05835. Values as
     RepDistiller's, which are the authors'.
     """
-    student, teacher = pool_to_common_size(at_least_float32(student_features), at_least_float32(teacher_features))
-    require_same_shape(student, teacher)
+    student, teacher = comparable_maps(student_features, teacher_features)
     if log_scale is None:
         log_scale = student.new_full((channels(student.shape),), _initial_log_scale(init_pred_var, eps))
     variance = F.softplus(at_least_float32(log_scale)) + eps

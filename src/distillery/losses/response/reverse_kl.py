@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.numerics import Reduction, require_same_shape
+from distillery.losses.response.kd import kd
 from distillery.losses.term import Contract, Term, require_positive
 from distillery.signals import Signals
 
@@ -30,9 +31,8 @@ def reverse_kl(
     Paper: MiniLLM, https://arxiv.org/abs/2306.08543, whose objective this is a token at a time, without its policy
     gradient. Values as DistiLLM's, which has no T.
     """
-    require_same_shape(student_logits, teacher_logits)
-    rows = kl(log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature))
-    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
+    require_same_shape(student_logits, teacher_logits)  # before the roles are exchanged, for the message
+    return kd(teacher_logits, student_logits, temperature, mask, t_squared, reduction)
 
 
 class ReverseKL(Term):

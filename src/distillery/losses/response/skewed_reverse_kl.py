@@ -1,11 +1,12 @@
 """Skewed reverse Kullback-Leibler divergence (DistiLLM; Ko et al., ICML 2024)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.term import Contract, Term, require_fraction
+from distillery.losses.numerics import Reduction, require_same_shape
+from distillery.losses.response.skewed_kl import SkewedKL, skewed_kl
 from distillery.signals import Signals
 
 
@@ -27,33 +28,18 @@ def skewed_reverse_kl(
 
     Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values as DistiLLM's.
     """
-    require_same_shape(student_logits, teacher_logits)
-    student, teacher = log_softmax(student_logits, 1.0), log_softmax(teacher_logits, 1.0)
-    return reduce_rows(kl(student, log_mix(student, teacher, lam)), reduction, mask)
+    require_same_shape(student_logits, teacher_logits)  # before the roles are exchanged, for the message
+    return skewed_kl(teacher_logits, student_logits, lam, mask, reduction)
 
 
-class SkewedReverseKL(Term):
+class SkewedReverseKL(SkewedKL):
     """`skewed_reverse_kl` on the rows of logits that count."""
 
-    contract = Contract(
+    contract = replace(
+        SkewedKL.contract,
         short_name="srkl",
-        family="response",
-        form="divergence",
-        per_sample=True,
-        t_squared=None,
-        reduction="sum over classes, mean over rows",
-        scale="at most log(1 / λ): 2.3 at λ = 0.1",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
-        paper="https://arxiv.org/abs/2402.03898",
         formula=r"\mathrm{KL}\big(p_s \,\|\, \lambda p_s + (1 - \lambda) p_t\big)",
-        values_of="DistiLLM",
     )
-
-    def __init__(self, weight: float = 1.0, teacher: str = "main", lam: float = 0.1) -> None:
-        super().__init__(weight, teacher)
-        require_fraction(lam=lam)
-        self.lam = lam
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         return skewed_reverse_kl(student.logits, teacher.logits, self.lam, reduction="none")
