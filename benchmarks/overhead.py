@@ -60,11 +60,11 @@ def under_trainer(parts: Parts, steps: int, folder: Path) -> float:
 def by_hand(parts: Parts, steps: int) -> float:
     """Seconds a step of a plain loop: index, crop and flip a batch, two forwards, KL, backward, SGD."""
     student, teacher = parts.distiller.student.net, parts.distiller.teachers["main"].net
-    mean, std = parts.distiller.student.mean, parts.distiller.student.std
+    mean, std = parts.distiller.student.adapter.mean, parts.distiller.student.adapter.std
     batches = list(parts.data.train_dataloader())
     images = torch.cat([batch["image"] for batch in batches])
-    if parts.distiller.student.size:
-        images = F.interpolate(images, size=(parts.distiller.student.size,) * 2, mode="bilinear", antialias=True)
+    if size := parts.distiller.student.adapter.size:
+        images = F.interpolate(images, size=(size,) * 2, mode="bilinear", antialias=True)
     targets = torch.cat([batch["target"] for batch in batches])
     size, temperature, batch_size = images.shape[-1], 4.0, parts.data.batch_size
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)

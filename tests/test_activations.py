@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillery.activations import before_activation
+from distillery.adapters import ImageAdapter
 from distillery.models.cifar import create
 from distillery.models.cnn import SmallCNN
 from distillery.tapped import Network
@@ -17,7 +18,7 @@ BATCH = {"image": torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_se
 
 
 def network(net: nn.Module) -> Network:
-    return Network(net, mean=[0.5], std=[0.5], name="student")
+    return Network(net, ImageAdapter([0.5], [0.5]), name="student")
 
 
 class Called(nn.Module):

@@ -10,6 +10,7 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from distillery.adapters import ImageAdapter
 from distillery.attention import Attention, Recorders, attention_modules
 from distillery.errors import UserError
 from distillery.layers import attention_layers
@@ -32,7 +33,7 @@ def vit(**options: object) -> nn.Module:
 
 
 def network(net: nn.Module) -> Network:
-    return Network(net, mean=[0.5], std=[0.5], name="student")
+    return Network(net, ImageAdapter([0.5], [0.5]), name="student")
 
 
 def bert(implementation: str, **options: object) -> BertModel:
@@ -190,7 +191,7 @@ class TestWiring:
 
     def test_loss_moves_the_student_towards_the_teacher(self) -> None:
         student = network(vit())
-        teacher = Teacher(vit(embed_dim=48, depth=4, num_heads=3), mean=[0.5], std=[0.5], name="main")
+        teacher = Teacher(vit(embed_dim=48, depth=4, num_heads=3), ImageAdapter([0.5], [0.5]), name="main")
         terms = {"minilmv2": MiniLMv2(relation_heads=4), "vit_attention": ViTAttention(), "hidden_mse": HiddenMSE()}
         wire(terms, student, {"main": teacher}, BATCH)
         assert terms["minilmv2"].layers == {"blocks.1.attn": "blocks.3.attn"}
@@ -213,14 +214,14 @@ class TestWiring:
             assert losses[-1] < 0.98 * losses[0]
 
     def test_layers_by_wildcard(self) -> None:
-        student, teacher = network(vit()), Teacher(vit(), mean=[0.5], std=[0.5], name="main")
+        student, teacher = network(vit()), Teacher(vit(), ImageAdapter([0.5], [0.5]), name="main")
         term = MiniLMv2(layers={"blocks.*.attn": "blocks.*.attn"})
         wire({"minilmv2": term}, student, {"main": teacher}, BATCH)
         assert term.layers == {f"blocks.{i}.attn": f"blocks.{i}.attn" for i in range(DEPTH)}
 
     def test_convolutional_student_is_refused(self) -> None:
         student = network(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.LazyLinear(10)))
-        teacher = Teacher(vit(), mean=[0.5], std=[0.5], name="main")
+        teacher = Teacher(vit(), ImageAdapter([0.5], [0.5]), name="main")
         with pytest.raises(UserError, match=r"loss.minilmv2.*the student network has none.*Choose a transformer"):
             wire({"minilmv2": MiniLMv2()}, student, {"main": teacher}, BATCH)
 

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import Size, nn
 
+from distillery.adapters import ImageAdapter
 from distillery.errors import UserError
 from distillery.layers import auto_layers, blocks, named_layers, stage_ends
 from distillery.models.cifar import create
@@ -17,7 +18,7 @@ Which = Literal["all", "inner", "middle", "last"]
 
 
 def stages(net: nn.Module, side: int, channels: int = 3) -> dict[str, Size]:
-    network = Network(net, [0.5] * channels, [0.25] * channels)
+    network = Network(net, ImageAdapter([0.5] * channels, [0.25] * channels))
     return network.stages({"image": torch.zeros(2, channels, side, side)})
 
 

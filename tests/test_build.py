@@ -15,7 +15,7 @@ from distillery.models.weights import save_weights
 from distillery.monitored import refuse_unlogged
 from distillery.objective import Objective
 from distillery.schedules import parse
-from distillery.tasks import Classification
+from distillery.tasks.classification import Classification
 from fixtures.composing import Compose
 
 Composed = Callable[..., DictConfig]

@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from distillery.adapters import ImageAdapter
 from distillery.compat import CONFIGS
 from distillery.data.images import TensorImages
 from distillery.data.raw import RawData, Split
@@ -49,7 +50,7 @@ def fifty_thousand(root: str) -> RawData:
 
 def learnt_by(cfg: DictConfig) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimizer and the scheduler that Lightning is given, and that they are stepped as it is told."""
-    student = Network(nn.Linear(1, 100), cfg.data.mean, cfg.data.std)
+    student = Network(nn.Linear(1, 100), ImageAdapter(cfg.data.mean, cfg.data.std))
     task = instantiate(cfg.task)
     module = Distiller(student, {}, task, Objective(task, {}), Optim(**instantiate(cfg.optim)), 100)
     made = module.configure_optimizers()

@@ -239,7 +239,7 @@ def three_classes(folder: Path) -> list[str]:
         (missing, r"There is no file .*no\.pth"),
         (torn, r"net\.safetensors \(\d+ bytes\) cannot be read.*corrupt or cut off"),
         (foreign, r"net\.pth does not fit the SmallCNN .*missing.*unexpected \(weight, bias\)"),
-        (three_classes, r"The main network gives logits \(8, 3\) where the data set has 10 classes"),
+        (three_classes, r"The main network gives logits \(8, 3\) where the task has 10 classes"),
     ],
 )
 def test_a_teachers_file(prepare: Callable[[Path], list[str]], message: str, command: Command, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+from distillery.adapters import ImageAdapter
 from distillery.errors import UserError
 from distillery.losses.response.deit_hard import DeiTHard
 from distillery.losses.response.kd import KD
@@ -12,7 +13,7 @@ from distillery.losses.term import Term
 from distillery.models.cnn import SmallCNN
 from distillery.objective import Losses, Objective
 from distillery.tapped import Network
-from distillery.tasks import Classification
+from distillery.tasks.classification import Classification
 from distillery.teacher import Teacher
 from distillery.wiring import wire
 
@@ -58,7 +59,7 @@ def levit() -> nn.Module:
 
 
 def network(net: nn.Module) -> Network:
-    return Network(net, [0.5], [0.25], name="student")
+    return Network(net, ImageAdapter([0.5], [0.25]), name="student")
 
 
 @pytest.fixture(params=[deit, levit])
@@ -74,7 +75,7 @@ def test_heads_are_told_apart(student: Network) -> None:
     student.eval()
     given = student(BATCH)
     torch.testing.assert_close(given.logits, (given.layers["head"] + given.layers["distillation_logits"]) / 2)
-    torch.testing.assert_close(net(student.adapt(BATCH["image"])), given.logits)
+    torch.testing.assert_close(net(student.adapter(BATCH)[0][0]), given.logits)
 
 
 def test_in_training_the_task_sees_the_class_head_alone(student: Network) -> None:
@@ -97,7 +98,7 @@ def test_without_a_loss_on_the_second_head_the_task_trains_both(student: Network
 
 def losses(student: Network, term: Term) -> Losses:
     torch.manual_seed(1)
-    teacher = Teacher(SmallCNN(10, 1, widths=[4]), [0.5], [0.25], name="main")
+    teacher = Teacher(SmallCNN(10, 1, widths=[4]), ImageAdapter([0.5], [0.25]), name="main")
     wire({"loss": term}, student, {"main": teacher}, BATCH)
     objective = Objective(Classification(weight=0.0), {"it": term})
     return objective(student.train()(BATCH), {"main": teacher(BATCH)}, BATCH)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from distillery.adapters import ImageAdapter
 from distillery.build import build
 from distillery.losses.attention.attention_transfer import AttentionTransfer
 from distillery.losses.feature.hint import Hint
@@ -53,12 +54,12 @@ def cnn() -> nn.Module:
 
 def teacher_of(make: Callable[[], nn.Module], **options: Any) -> Teacher:
     torch.manual_seed(1)
-    return Teacher(make(), [0.5] * 3, [0.25] * 3, name="main", **options)
+    return Teacher(make(), ImageAdapter([0.5] * 3, [0.25] * 3), name="main", **options)
 
 
 def student() -> Network:
     torch.manual_seed(2)
-    return Network(cnn(), [0.5] * 3, [0.25] * 3, name="student")
+    return Network(cnn(), ImageAdapter([0.5] * 3, [0.25] * 3), name="student")
 
 
 def ran(network: Network, forward: Callable[[], object]) -> set[str]:

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from distillery.build import Parts, build, probe_batch
+from distillery.build import Parts, build
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.models.weights import save_weights
 from distillery.names import teachers_of
@@ -156,7 +156,7 @@ def assert_term_works(parts: Parts, term: str, steps: int = 8, falls_to: float =
     """It is finite and not zero, moves the student, and falls when it alone is minimised on one batch."""
     distiller = parts.distiller.train()
     initial = {key: value.clone() for key, value in distiller.state_dict().items()}
-    value = alone(parts, term, probe_batch(parts.data, samples=16))
+    value = alone(parts, term, parts.data.example(16))
 
     before = value()
     assert before.isfinite(), term

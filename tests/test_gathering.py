@@ -19,7 +19,7 @@ from distillery.losses.relation.correlation_congruence import CorrelationCongrue
 from distillery.losses.relation.rkd import RKD
 from distillery.objective import Objective
 from distillery.signals import Signals
-from distillery.tasks import Classification
+from distillery.tasks.classification import Classification
 
 RANKS = 2
 SHARES = [(4, 3), (3, 3), (1, 4), (0, 2)]  # rows of each rank; the sampler deals the first two kinds

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distillery.adapters import ImageAdapter
 from distillery.build import build
 from distillery.errors import UserError
 from distillery.losses.feature.hint import Hint
@@ -21,7 +22,7 @@ from distillery.models.weights import save_weights
 from distillery.objective import Losses, Objective
 from distillery.signals import Signals
 from distillery.tapped import Network
-from distillery.tasks import Classification
+from distillery.tasks.classification import Classification
 from distillery.teacher import Teacher
 from distillery.wiring import wire
 from fixtures.composing import Compose
@@ -43,7 +44,7 @@ def batch() -> dict[str, Tensor]:
 @pytest.fixture
 def student() -> Network:
     torch.manual_seed(1)
-    return Network(SmallCNN(CLASSES, 1, (4, 6)), [0.5], [0.25], name="student").double()
+    return Network(SmallCNN(CLASSES, 1, (4, 6)), ImageAdapter([0.5], [0.25]), name="student").double()
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def teachers() -> dict[str, Teacher]:
     made = {}
     for seed, name in enumerate(["main", "second"], start=2):
         torch.manual_seed(seed)
-        made[name] = Teacher(SmallCNN(CLASSES, 1, (8, 10)), [0.4], [0.2], name=name)
+        made[name] = Teacher(SmallCNN(CLASSES, 1, (8, 10)), ImageAdapter([0.4], [0.2]), name=name)
         made[name].double()
     return made
 

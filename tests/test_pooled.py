@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from distillery.adapters import ImageAdapter
 from distillery.errors import UserError
 from distillery.models.cifar import create
 from distillery.models.cnn import SmallCNN
@@ -15,7 +16,7 @@ from distillery.tapped import Network, probe
 
 
 def network(net: nn.Module) -> Network:
-    return Network(net, [0.5] * 3, [0.5] * 3, name="student")
+    return Network(net, ImageAdapter([0.5] * 3, [0.5] * 3), name="student")
 
 
 def batch(size: int) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ def test_signals_are_those_of_the_samples_asked_for() -> None:
     data, teacher = digits_data(), Seen({"block": 2.0})
     recalled = Recall(teacher, "a teacher", data)
     for batch in data.train_dataloader():
-        found, expected = recalled(batch["index"]), Seen({"block": 2.0})(batch)
+        found, expected = recalled(batch), Seen({"block": 2.0})(batch)
         assert torch.equal(found.logits, expected.logits)
         assert torch.equal(found.layers["block"], expected.layers["block"])
         assert torch.equal(found.layers["head:weight"], torch.ones(2, 3))  # a parameter has no row a sample
@@ -58,14 +58,14 @@ def test_signals_are_those_of_the_samples_asked_for() -> None:
 def test_the_next_run_computes_only_what_none_has_asked_for() -> None:
     data = digits_data()
     index = data.splits["train"].indices[:3]
-    Recall(Seen({"block": 2.0}), "one", data)(index)
+    Recall(Seen({"block": 2.0}), "one", data)({"index": index})
 
     again = Seen({"block": 2.0})
-    Recall(again, "one", digits_data())(index)
+    Recall(again, "one", digits_data())({"index": index})
     assert len(again.index) == CHUNK  # a look at which signals there are
 
     more = Seen({"block": 2.0, "stage": 3.0})
-    found = Recall(more, "one", data)(index)
+    found = Recall(more, "one", data)({"index": index})
     assert len(more.index) == len(data.splits["train"].indices)
     assert torch.equal(found.layers["stage"], 1.5 * found.layers["block"])
 
@@ -73,10 +73,10 @@ def test_the_next_run_computes_only_what_none_has_asked_for() -> None:
 @pytest.mark.parametrize(("fingerprint", "given"), [("other", {}), ("one", {"train_size": 600})])
 def test_another_teacher_or_other_images_share_nothing(fingerprint: str, given: dict[str, Any]) -> None:
     data, other = digits_data(), digits_data(**given)
-    Recall(Seen({"block": 2.0}), "one", data)(data.splits["train"].indices[:3])
+    Recall(Seen({"block": 2.0}), "one", data)({"index": data.splits["train"].indices[:3]})
     teacher = Seen({"block": 5.0})
     index = other.splits["train"].indices[:3]
-    found = Recall(teacher, fingerprint, other)(index)
+    found = Recall(teacher, fingerprint, other)({"index": index})
     assert sorted(teacher.index) == sorted(other.splits["train"].indices.tolist())
     assert torch.equal(found.layers["block"], 5 * found.logits.view_as(found.layers["block"]))
 
@@ -107,7 +107,7 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch: pytest.
     monkeypatch.setattr(recall.os, "sysconf", lambda _: 2**9)  # 256 KiB
     teacher = Seen({"block": 2.0})
     with pytest.raises(UserError, match=r"would take .* GiB.*cache=false"):
-        Recall(teacher, "a large one", digits_data())(torch.tensor([0]))
+        Recall(teacher, "a large one", digits_data())({"index": torch.tensor([0])})
     assert len(teacher.index) == CHUNK
 
 

@@ -66,6 +66,7 @@ def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
         "name": "digits",
         "fingerprint": finished.parts.data.fingerprint,
         "num_classes": 10,
+        "remarks": [],
         "train": 100,
         "val": 200,
         "test": 797,
@@ -237,7 +238,7 @@ def test_a_teacher_of_other_classes(tmp_path: Path) -> None:
             train(cfg)
     other = train_teacher(tmp_path / "twelve", "+student.net.num_classes=10", "data.train_size=50")
     cfg = config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{other}'", "+student.net.num_classes=12")
-    with pytest.raises(UserError, match=r"student network gives logits \(8, 12\) where the data set has 10 classes"):
+    with pytest.raises(UserError, match=r"student network gives logits \(8, 12\) where the task has 10 classes"):
         train(cfg)
 
 

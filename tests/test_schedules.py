@@ -26,7 +26,7 @@ from distillery.plan import schedule_table, term_table
 from distillery.results.schema import config_hash
 from distillery.run import train
 from distillery.schedules import SCHEDULES, Progress, parse
-from distillery.tasks import Classification
+from distillery.tasks.classification import Classification
 from fixtures.composing import Compose, with_hint
 from fixtures.runs import Died, Dies, sha256
 

@@ -8,10 +8,11 @@ import torch
 from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 
+from distillery.adapters import ImageAdapter
 from distillery.evaluation import evaluate
 from distillery.models.cnn import SmallCNN
 from distillery.tapped import Network
-from distillery.tasks import Classification
+from distillery.tasks.classification import Classification
 
 CLASSES, SAMPLES = 4, 23
 
@@ -19,7 +20,7 @@ CLASSES, SAMPLES = 4, 23
 @pytest.fixture
 def network() -> Network:
     torch.manual_seed(0)
-    net = Network(SmallCNN(CLASSES, 1, (4, 6)), [0.5], [0.25], name="student")
+    net = Network(SmallCNN(CLASSES, 1, (4, 6)), ImageAdapter([0.5], [0.25]), name="student")
     for _ in range(3):  # running statistics unlike those of a batch
         net({"image": torch.rand(16, 1, 8, 8)})
     return net

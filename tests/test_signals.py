@@ -4,6 +4,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from distillery.adapters import ImageAdapter
 from distillery.tapped import Network
 
 
@@ -21,18 +22,18 @@ class Perceptron(nn.Module):
 
 def test_the_head_is_the_last_linear_layer_that_runs_not_that_is_defined() -> None:
     batch = {"image": torch.rand(4, 1, 8, 8)}
-    student = Network(Perceptron(), [0.5], [0.25], name="student")
+    student = Network(Perceptron(), ImageAdapter([0.5], [0.25]), name="student")
     assert student.head(batch) == "classifier"
     assert student.tap(["head", "embedding"], batch) == {"head": (4, 10), "embedding": (4, 32)}
     signals = student(batch)
     torch.testing.assert_close(signals.layers["head"], signals.logits, rtol=0, atol=0)
-    hidden = student.net.hidden(student.adapt(batch["image"]).flatten(1)).relu()
+    hidden = student.net.hidden(student.adapter(batch)[0][0].flatten(1)).relu()
     torch.testing.assert_close(signals.layers["embedding"], hidden)
 
 
 def test_the_head_of_a_vision_transformer_is_none_of_its_blocks_linear_layers() -> None:
     batch = {"image": torch.rand(2, 3, 32, 32)}
-    student = Network(timm.create_model("test_vit", img_size=32, num_classes=10), [0.5] * 3, [0.25] * 3)
+    student = Network(timm.create_model("test_vit", img_size=32, num_classes=10), ImageAdapter([0.5] * 3, [0.25] * 3))
     assert student.head(batch) == "head"
     assert student.tap(["embedding"], batch) == {"embedding": (2, student.net.num_features)}
 
@@ -50,7 +51,7 @@ class Twice(nn.Module):
 
 def test_of_a_layer_that_runs_twice_the_last_time_counts() -> None:
     batch = {"image": torch.rand(4, 1, 8, 8)}
-    student = Network(Twice(), [0.5], [0.25])
+    student = Network(Twice(), ImageAdapter([0.5], [0.25]))
     assert list(student.layers(batch).items()) == [("one", (4, 32)), ("two", (4, 10)), ("relu", (4, 10))]
     student.tap(["relu"], batch)
     signals = student(batch)

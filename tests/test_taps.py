@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillery.adapters import ImageAdapter
 from distillery.errors import UserError
 from distillery.models.cnn import SmallCNN
 from distillery.tapped import Network, evaluating, probe
@@ -60,7 +61,7 @@ class Pair(nn.Module):
 
 
 def network(net: nn.Module, name: str = "student") -> Network:
-    return Network(net, mean=[0.3], std=[0.4], name=name)
+    return Network(net, ImageAdapter([0.3], [0.4]), name=name)
 
 
 def residual(in_place: bool = True) -> Network:
@@ -197,7 +198,7 @@ def test_a_dropout_that_overwrites_only_in_training() -> None:
     student = network(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5, inplace=True), nn.Linear(32, 10)))
     student.tap(["1"], BATCH)
     layers = student(BATCH).layers
-    torch.testing.assert_close(layers["1"], student.net[:2](student.adapt(BATCH["image"])))
+    torch.testing.assert_close(layers["1"], student.net[:2](student.adapter(BATCH)[0][0]))
 
 
 def test_what_is_not_overwritten_is_not_copied(given: dict[str, Tensor]) -> None:
@@ -284,8 +285,8 @@ def test_modes_come_back_after_an_error() -> None:
 
 
 def test_a_grey_image_fits_a_network_of_three_channels() -> None:
-    student = Network(SmallCNN(10, 3), mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.4])
-    adapted = student.adapt(torch.full((2, 1, 8, 8), 0.7))
+    student = Network(SmallCNN(10, 3), ImageAdapter([0.5, 0.4, 0.3], [0.1, 0.2, 0.4]))
+    adapted = student.adapter({"image": torch.full((2, 1, 8, 8), 0.7)})[0][0]
     assert adapted.shape == (2, 3, 8, 8)
     torch.testing.assert_close(adapted[1, :, 3, 3], torch.tensor([2.0, 1.5, 1.0]))
     assert student(BATCH).logits.shape == (6, 10)
@@ -294,7 +295,7 @@ def test_a_grey_image_fits_a_network_of_three_channels() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (16, 24), (24, 16), (16, 16)])
 def test_images_are_resized_to_what_the_network_was_trained_on(shape: tuple[int, int]) -> None:
     image = torch.rand(2, 3, *shape)
-    adapted = Network(nn.Identity(), mean=[0.0] * 3, std=[1.0] * 3, size=16).adapt(image)
+    adapted = ImageAdapter([0.0] * 3, [1.0] * 3, size=16)({"image": image})[0][0]
     assert adapted.shape == (2, 3, 16, 16)
     expected = functional.interpolate(image, (16, 16), mode="bilinear", antialias=True, align_corners=False)
     torch.testing.assert_close(adapted, expected, rtol=0, atol=1e-6)
@@ -303,11 +304,11 @@ def test_images_are_resized_to_what_the_network_was_trained_on(shape: tuple[int,
 
 def test_resizing_comes_before_normalisation_and_only_where_asked() -> None:
     image = torch.full((1, 1, 8, 8), 0.5)
-    small = Network(nn.Identity(), mean=[0.1], std=[0.2], size=4).adapt(image)
+    small = ImageAdapter([0.1], [0.2], size=4)({"image": image})[0][0]
     torch.testing.assert_close(small, torch.full((1, 1, 4, 4), 2.0))
-    whole = Network(nn.Identity(), mean=[0], std=[2]).adapt(image)  # as YAML reads `mean: [0]`
+    whole = ImageAdapter([0], [2])({"image": image})[0][0]  # as YAML reads `mean: [0]`
     torch.testing.assert_close(whole, torch.full((1, 1, 8, 8), 0.25))
-    assert Network(nn.Identity(), mean=[0.1], std=[0.2]).adapt(image).shape == (1, 1, 8, 8)
+    assert ImageAdapter([0.1], [0.2])({"image": image})[0][0].shape == (1, 1, 8, 8)
 
 
 def test_the_adapter_follows_the_networks_precision() -> None:

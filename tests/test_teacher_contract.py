@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from distillery.adapters import ImageAdapter
 from distillery.build import build
 from distillery.callbacks.teacher_guard import TeacherGuard
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
@@ -150,8 +151,8 @@ def small(folder: Path, *overrides: str, classes: int = 10) -> DictConfig:
     return configured(folder / "run", *SMALL, f"teachers.main.weights='{folder / 'teacher.safetensors'}'", *overrides)
 
 
-def teacher_of(net: nn.Module, **options: Any) -> Teacher:
-    return Teacher(net, mean=[0.3], std=[0.4], **options)
+def teacher_of(net: nn.Module, size: int | None = None, **options: Any) -> Teacher:
+    return Teacher(net, ImageAdapter([0.3], [0.4], size), **options)
 
 
 def modes(module: nn.Module) -> set[bool]:
@@ -298,7 +299,7 @@ def test_bn_mode_train_normalises_by_the_batch_in_training_only_and_keeps_the_ru
     reference, teacher = resnet().train(), teacher_of(resnet(), size=32, bn_mode="train")
     reference.drop_rate = 0.0
     before = teacher.fingerprint()
-    images = teacher.adapt(BATCH["image"])
+    images = teacher.adapter(BATCH)[0][0]
     with torch.no_grad():
         per_batch, running = reference(images), resnet().eval()(images)
     assert not torch.allclose(per_batch, running, atol=0.1)
@@ -350,7 +351,7 @@ def test_a_teacher_without_weights_is_refused_with_the_mend(tmp_path: Path) -> N
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     cfg = small(tmp_path, "+teachers.main.net.num_classes=7", classes=7)
-    with pytest.raises(UserError, match=r"main network gives logits \(8, 7\) where the data set has 10 classes"):
+    with pytest.raises(UserError, match=r"main network gives logits \(8, 7\) where the task has 10 classes"):
         train(cfg)
 
 

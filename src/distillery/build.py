@@ -1,5 +1,6 @@
 """cfg → parts: data, networks, objective and their wiring, checked on one real batch."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distillery.data.vision import VisionData
+from distillery.data.module import Data
 from distillery.distiller import Distiller, Optim
 from distillery.errors import UserError
 from distillery.making import make, make_scheduled, make_term
@@ -31,9 +32,14 @@ class Parts:
     """What a run is made of. `cfg` is the config with every open place filled, `example` the batch it was built on."""
 
     cfg: DictConfig
-    data: VisionData
+    data: Data
     distiller: Distiller
     example: Mapping[str, Tensor]
+
+    @property
+    def outputs(self) -> int | None:
+        """How many logits a row has; None: any number."""
+        return self.distiller.task.outputs(self.data)
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -47,13 +53,16 @@ def build(cfg: DictConfig) -> Parts:
     data = make("data", cfg.data)
     data.prepare_data()
     data.setup("fit")
-    cfg.student = complete(cfg.student, data, "student")
+    task, schedules = make_scheduled("task", cfg.task)
+    outputs = task.outputs(data)
+    cfg.student = complete(cfg.student, data, task, "student")
+    cfg.optim = _planned(cfg.optim, updates(data, cfg.trainer)[1])
     cfg.loss = {name: _sized(loss, data) for name, loss in losses_of(cfg).items()}
     cfg.teachers = {
-        name: complete_teacher(teacher, data, name, cfg.student) for name, teacher in teachers_of(cfg).items()
+        name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in teachers_of(cfg).items()
     }
 
-    batch = probe_batch(data)
+    batch = data.example()
     cfg.student = complete_reuse(cfg.student, cfg.teachers, batch)
 
     L.seed_everything(cfg.seed, verbose=False)
@@ -65,9 +74,8 @@ def build(cfg: DictConfig) -> Parts:
     }
     networks = dict.fromkeys((student, *teachers.values()))  # the student may be among its teachers
     for network in networks:
-        _refuse_other_classes(network, batch, data.num_classes)
+        _refuse_other_outputs(network, batch, outputs)
 
-    task, schedules = make_scheduled("task", cfg.task)
     terms = {}
     for name, loss in cfg.loss.items():
         terms[name], own = make_term(f"loss.{name}", loss, cfg.seed)
@@ -85,13 +93,13 @@ def build(cfg: DictConfig) -> Parts:
         for network in networks:
             network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
-    distiller = Distiller(student, teachers, task, objective, optim, data.num_classes)
+    distiller = Distiller(student, teachers, task, objective, optim, outputs)
     if cfg.trainer.max_epochs:  # without one there is no schedule either: a cosine cannot have the length 0
         _refuse_optim(distiller)
     return Parts(cfg, data, distiller, batch)
 
 
-def _recall(teacher: Teacher, cfg: DictConfig, data: VisionData, precision: str) -> Recall:
+def _recall(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> Recall:
     if cfg.bn_mode == "train":
         raise UserError(
             f"teachers.{teacher.name}: with bn_mode=train its signals depend on the batch that an image is in, and "
@@ -101,7 +109,24 @@ def _recall(teacher: Teacher, cfg: DictConfig, data: VisionData, precision: str)
     return Recall(partial(teacher.compute, training=True), fingerprint, data)
 
 
-def _sized(loss: DictConfig, data: VisionData) -> DictConfig:
+def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
+    """How often the optimizer steps in an epoch, and in the whole run."""
+    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    total = steps * trainer.max_epochs
+    return steps, total if trainer.max_steps < 0 else min(trainer.max_steps, total)
+
+
+def _planned(optim: DictConfig, steps: int) -> DictConfig:
+    """The settings with the length of a schedule that ends with the run filled in, where the config leaves it open."""
+    if optim.scheduler is not None and optim.scheduler.get("total_steps", steps) is None:
+        optim.scheduler.total_steps = steps
+    return optim
+
+
+def _sized(loss: DictConfig, data: Data) -> DictConfig:
     """The loss with what it wants to know of the data filled in, where the config leaves that open.
 
     `samples` is an upper bound of `index` (memory banks), `batch_size` the size of the greatest batch.
@@ -111,11 +136,6 @@ def _sized(loss: DictConfig, data: VisionData) -> DictConfig:
         if loss[name] is None:
             loss[name] = sizes[name]
     return loss
-
-
-def probe_batch(data: VisionData, samples: int = 8) -> Mapping[str, Tensor]:
-    """The first few training samples: what shapes, layers and costs are found out on."""
-    return {key: value[:samples] for key, value in next(iter(data.train_dataloader())).items()}
 
 
 def _refuse_optim(distiller: Distiller) -> None:
@@ -129,16 +149,20 @@ def _refuse_optim(distiller: Distiller) -> None:
         raise UserError(f"optim: these settings of optimizer and scheduler are refused: {error}") from error
 
 
-def _refuse_other_classes(network: Network, batch: Mapping[str, Tensor], num_classes: int) -> None:
+def _refuse_other_outputs(network: Network, batch: Mapping[str, Tensor], outputs: int | None) -> None:
     try:
         found = probe(network, batch).logits.shape
-    except (RuntimeError, AssertionError) as error:  # timm asserts that images have the size it was built for
-        raise UserError(
-            f"The {network.name} network cannot read a batch of images {tuple(batch['image'].shape)}: {error}\n"
+    except (RuntimeError, AssertionError, IndexError) as error:  # timm asserts the size of the images
+        image = batch.get("image")
+        given = f"images {tuple(image.shape)}" if image is not None else f"texts {tuple(batch['input_ids'].shape)}"
+        mend = (
             "Do `net.in_chans` and `input` (mean, std, size) fit the data?"
-        ) from error
-    if tuple(found[1:]) != (num_classes,):
+            if image is not None
+            else "Does its vocabulary fit the tokenizer, and has it as many positions as data.max_length?"
+        )
+        raise UserError(f"The {network.name} network cannot read a batch of {given}: {error}\n{mend}") from error
+    if outputs is not None and found[-1] != outputs:
         raise UserError(
-            f"The {network.name} network gives logits {tuple(found)} where the data set has {num_classes} classes. "
+            f"The {network.name} network gives logits {tuple(found)} where the task has {outputs} classes or values. "
             "Train it on these classes, set `net.num_classes`, or name the data set it belongs to."
         )

@@ -22,7 +22,7 @@ from distillery.teaching import per_teacher
 SECTIONS = frozenset("data task teachers student loss objective optim trainer callbacks paths".split())
 ROOT = SECTIONS | frozenset("name method seed threads compile plan resume min_teacher_score logger".split())
 NETWORK = SETTINGS[FROZEN]
-INPUT = frozenset("mean std size".split())
+INPUT = frozenset("mean std size".split())  # of a network of images
 PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that are no teacher's
 OPTIM = frozenset("optimizer scheduler interval".split())
 INTERVALS = ("epoch", "step")
@@ -69,7 +69,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             raise UserError(
                 f"{name} has no network.{did_you_mean(name, others)} One more teacher: +model/teacher@{name}=run"
             )
-        _refuse_unknown(name, network, NETWORK | ({"role"} if name != "student" else set()))
+        _refuse_unknown(name, network, NETWORK | ({"role"} if name != "student" else {"initialise"}))
         _refuse_input(f"{name}.input", network["input"])
     _refuse_optim(plain["optim"])
     _refuse_objective(plain["objective"], plain["compile"])
@@ -150,6 +150,9 @@ def _refuse_objective(objective: Mapping[str, Any], compiled: bool) -> None:
 def _refuse_input(path: str, given: Any) -> None:
     if not isinstance(given, dict):
         raise UserError(f"{path}={given}: give {{mean: null, std: null, size: null}} to take the data set's own.")
+    if "tokenizer" in given:
+        _refuse_unknown(path, given, {"tokenizer"})
+        return
     _refuse_unknown(path, given, INPUT)
     for key, least in (("mean", -math.inf), ("std", 0.0)):
         values = given.get(key)

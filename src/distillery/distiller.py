@@ -12,7 +12,7 @@ from distillery.names import EMA, FROZEN, PEER
 from distillery.objective import Losses, Objective
 from distillery.roles import EMATeacher
 from distillery.tapped import Network
-from distillery.tasks import Classification
+from distillery.tasks.task import Task
 from distillery.teacher import Teacher
 
 VALIDATED = ("val/score", "val/loss")  # the metrics of a validation
@@ -39,10 +39,10 @@ class Distiller(L.LightningModule):
         self,
         student: Network,
         teachers: Mapping[str, Network],
-        task: Classification,
+        task: Task,
         objective: Objective,
         optim: Optim,
-        num_classes: int,
+        outputs: int | None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -51,7 +51,7 @@ class Distiller(L.LightningModule):
         self.optim = optim
         self.teachers = dict(teachers)  # a dict's values are not registered as submodules
         self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
-        self.val_score = task.metric(num_classes)
+        self.val_score = task.metric(outputs)
         self.losses: Losses | None = None  # between a forward and its backward
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -74,10 +74,14 @@ class Distiller(L.LightningModule):
         self.losses = None  # holds the graph
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
-        rows, target = self.task.rows(self.student(batch), batch)
-        self.val_score.update(rows.logits, target)
+        rows, labelled = self.task.rows(self.student(batch), batch)
+        target = labelled["target"]
+        count = len(target)
+        if count:  # in a batch of texts there may be no token that counts
+            self.val_score.update(rows.logits, target)
         self.log("val/score", self.val_score, prog_bar=True)
-        self.log("val/loss", self.task.loss(rows.logits, target).mean(), batch_size=len(target), sync_dist=True)
+        loss = self.task.loss(rows.logits, target).sum() / max(1, count)
+        self.log("val/loss", loss, batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer([parameter for _, parameter in self.trainable()])

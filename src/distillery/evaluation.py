@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from distillery.tapped import Network, evaluating
-from distillery.tasks import Classification
+from distillery.tasks.task import Task
 
 
 @dataclass
 class Evaluation:
-    """`score` and mean hard-label `loss` on a split, and each sample's `index`, `target` and prediction, [N]."""
+    """`score` and mean hard-label `loss` on a split, and each row's `index`, `target` and prediction, [N]."""
 
     score: float
     loss: float
@@ -21,22 +21,23 @@ class Evaluation:
     predicted: Tensor
 
 
-def evaluate(
-    network: Network, loader: Iterable[Mapping[str, Tensor]], task: Classification, num_classes: int
-) -> Evaluation:
+def evaluate(network: Network, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None) -> Evaluation:
     """Score `network` in evaluation mode, where its parameters lie.
 
     Not under a Trainer: samples that a distributed loader repeats to fill a batch would be counted twice.
     """
     device = next(network.parameters()).device
-    metric = task.metric(num_classes).to(device)
+    metric = task.metric(outputs).to(device)
     found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
     with evaluating(network):
         for batch in loader:
             batch = {key: value.to(device) for key, value in batch.items()}
-            rows, target = task.rows(network(batch), batch)
+            rows, labelled = task.rows(network(batch), batch)
+            target = labelled["target"]
+            if not len(target):
+                continue  # texts without a token that counts
             metric.update(rows.logits, target)
-            found["index"].append(batch["index"])
+            found["index"].append(labelled["index"])
             found["target"].append(target)
             found["predicted"].append(task.predict(rows.logits))
             found["loss"].append(task.loss(rows.logits, target))

@@ -1,31 +1,36 @@
 """cfg → networks: the student and the teachers, their weights, their input adapters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
 
-from distillery.data.vision import VisionData
+from distillery.adapters import Adapter, ImageAdapter, TextAdapter
+from distillery.data.module import Data
 from distillery.errors import UserError
 from distillery.models.weights import load_weights
 from distillery.names import EMA, FROZEN, PEER, SETTINGS, role_of
 from distillery.roles import EMATeacher, Peer
 from distillery.tapped import Network
+from distillery.tasks.task import Task
 from distillery.teacher import Teacher
 
 CONFIG = "config.yaml"  # in a run folder: the resolved config
 EXPORT = "student.safetensors"  # in a run folder: the trained student's parameters and buffers
+TOKENIZER = "tokenizer"  # in `input`: what a network of texts has there, and one of images has not
 
 
-def complete(cfg: DictConfig, data: VisionData, name: str) -> DictConfig:
+def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
     """The network's config with every open place filled, so that it rebuilds the network without the data.
 
-    Statistics and channels come from the data set; where `net` is null and `weights` is a run folder, network and
-    statistics come from that run's own student.
+    Statistics, channels, tokenizer and vocabulary come from the data set, the number of outputs from the task; where
+    `net` is null and `weights` is a run folder, network and input come from that run's own student.
 
     Raises:
-        UserError: a network that is neither configured nor to be found in a run folder.
+        UserError: a network that is neither configured nor to be found in a run folder, or one of images for texts.
     """
     cfg = cfg.copy()
     with open_dict(cfg):
@@ -35,25 +40,65 @@ def complete(cfg: DictConfig, data: VisionData, name: str) -> DictConfig:
             own = run_config(cfg.weights, name).student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
-        cfg.input.mean = cfg.input.mean or list(data.mean)
-        cfg.input.std = cfg.input.std or list(data.std)
+        _complete_input(cfg, data, name)
         # a pretrained teacher keeps its head: a new one would know nothing
-        if name == "student" or cfg.weights != "pretrained":
-            cfg.net.setdefault("num_classes", data.num_classes)
-        cfg.net.setdefault("in_chans", len(cfg.input.mean))
+        if name == "student" or cfg.weights != "pretrained" or data.kind == "texts":
+            cfg.net.setdefault("num_classes", task.outputs(data))
+        if cfg.net.get("head", task.head) is None:
+            cfg.net.head = task.head
     return cfg
 
 
+def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
+    wanted = "texts" if TOKENIZER in cfg.input else "images"
+    if wanted != data.kind:
+        raise UserError(
+            f"The {name} network reads {wanted}, and the data '{data.name}' are {data.kind}. Choose another "
+            f"{'model/student' if name == 'student' else 'model/teacher'} or another data set."
+        )
+    for key, value in data.input.items():
+        cfg.input[key] = cfg.input[key] or value
+    if wanted == "images":
+        cfg.net.setdefault("in_chans", len(cfg.input.mean))
+        return
+    if cfg.net.get("vocab_size", 0) is None:
+        cfg.net.vocab_size = data.vocab_size
+    if "config" in cfg.net and cfg.net.config.get("vocab_size", 0) is None:
+        cfg.net.config.vocab_size = data.vocab_size
+
+
 def build_student(cfg: DictConfig) -> Network:
-    """A completed config → the student, from scratch unless `weights` says otherwise."""
-    return Network(_net(cfg, "student"), **adapter(cfg), name="student")
+    """A completed config → the student, from scratch unless `weights` or `initialise` says otherwise."""
+    net = _net(cfg, "student")
+    if settings := cfg.get("initialise"):
+        from distillery.models.text.initialise import (
+            initialise,  # transformers takes seconds: only where it is asked for
+        )
+
+        if cfg.weights is not None:
+            raise UserError("student.weights and student.initialise both fill the student: set one of them to null.")
+        given = {key: value for key, value in settings.items() if key != "source"}
+        initialise(net, _source(settings.source, cfg), **given)
+    return Network(net, adapter(cfg, net), name="student")
 
 
-def complete_teacher(cfg: DictConfig, data: VisionData, name: str, student: DictConfig) -> DictConfig:
+def _source(source: str, cfg: DictConfig) -> nn.Module:
+    """The network that the student is initialised from: of a run folder, or a pretrained one by name or folder."""
+    if (Path(source) / CONFIG).is_file():
+        own = run_config(source, "student.initialise.source").student.copy()
+        own.weights = source
+        own.pop("initialise", None)
+        return _net(own, "student.initialise.source")
+    net = OmegaConf.create({"_target_": cfg.net._target_, "model": source, "head": cfg.net.head})
+    net.num_classes = cfg.net.num_classes
+    return instantiate(net, pretrained=True)
+
+
+def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student: DictConfig) -> DictConfig:
     """`complete` for a teacher: only what its role reads. `student` is the completed config of the student."""
     role = role_of(cfg)
     if role == FROZEN:
-        return complete(cfg, data, name)
+        return complete(cfg, data, task, name)
     own = OmegaConf.create({"role": role} | {key: cfg[key] for key in SETTINGS[role] if key in cfg})
     if role != PEER:
         return own
@@ -61,7 +106,7 @@ def complete_teacher(cfg: DictConfig, data: VisionData, name: str, student: Dict
     if "_target_" not in (own.net or {}):  # it may say something of the network that an experiment had there
         own.net, own.input = student.net, student.input
         return own
-    return complete(own, data, name)
+    return complete(own, data, task, name)
 
 
 def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
@@ -69,7 +114,8 @@ def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
     if role_of(cfg) == EMA:
         return EMATeacher(student, name, cfg.decay)
     if role_of(cfg) == PEER:
-        return Peer(_net(cfg, name), **adapter(cfg), name=name)
+        net = _net(cfg, name)
+        return Peer(net, adapter(cfg, net), name=name)
     return student
 
 
@@ -77,15 +123,22 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
     """A completed config → a frozen teacher.
 
     Raises:
-        UserError: no weights are named: a teacher with newly initialised weights has nothing to teach.
+        UserError: no weights are named, or some are newly initialised: such a teacher has nothing to teach.
     """
     if cfg.weights is None:
         raise UserError(
             f"Teacher {name!r} would be newly initialised: teachers.{name}.weights is null. Give it weights: "
-            "'pretrained' (timm's), a .safetensors or .pth file, or the folder of a run that trained it; "
-            "or take model/teacher=none for the baseline."
+            "'pretrained' (timm's, transformers'), a .safetensors or .pth file, or the folder of a run that trained "
+            "it; or take model/teacher=none for the baseline."
         )
-    return Teacher(_net(cfg, name), **adapter(cfg), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
+    net = _net(cfg, name)
+    if cfg.weights == "pretrained" and (new := getattr(net, "new_weights", None)):
+        raise UserError(
+            f"Teacher {name!r}: {cfg.net.model} has no weights for {new[0]!r}, which would be newly initialised. Train "
+            f"it on the task first, as a student with weights=pretrained, and name its run: model/teacher=run "
+            f"teachers.{name}.weights=<run folder>"
+        )
+    return Teacher(net, adapter(cfg, net), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
 
 
 def run_config(folder: str, name: str) -> DictConfig:
@@ -99,15 +152,17 @@ def run_config(folder: str, name: str) -> DictConfig:
     return OmegaConf.load(path)  # type: ignore[return-value]
 
 
-def adapter(cfg: DictConfig) -> dict[str, Any]:
-    """How images are brought to what the network of a completed config wants."""
-    return {"mean": list(cfg.input.mean), "std": list(cfg.input.std), "size": cfg.input.size}
+def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
+    """What brings a batch to what `net`, the network of a completed config, takes."""
+    if TOKENIZER in cfg.input:
+        return TextAdapter(net)
+    return ImageAdapter(list(cfg.input.mean), list(cfg.input.std), cfg.input.size)
 
 
-def _net(cfg: DictConfig, name: str) -> Any:
-    if cfg.weights == "pretrained":
+def _net(cfg: DictConfig | Mapping[str, Any], name: str) -> Any:
+    if cfg["weights"] == "pretrained":
         try:
-            return instantiate(cfg.net, pretrained=True)
+            return instantiate(cfg["net"], pretrained=True)
         except UserError:
             raise
         except Exception as error:
@@ -115,8 +170,8 @@ def _net(cfg: DictConfig, name: str) -> Any:
                 f"The pretrained weights of the {name} network could not be fetched: {error}\n"
                 f"Offline? Give a file instead: weights=path/to/model.safetensors"
             ) from error
-    net = instantiate(cfg.net)
-    if cfg.weights is not None:
-        source = Path(cfg.weights)
+    net = instantiate(cfg["net"])
+    if cfg["weights"] is not None:
+        source = Path(cfg["weights"])
         load_weights(net, source / EXPORT if source.is_dir() else source)
     return net

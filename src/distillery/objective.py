@@ -15,7 +15,7 @@ from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.schedules import Progress, Schedule
 from distillery.signals import Signals
-from distillery.tasks import Classification
+from distillery.tasks.task import Batch, Task
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        task: Classification,
+        task: Task,
         terms: Mapping[str, Term],
         schedules: Mapping[str, Schedule] | None = None,
         balance: bool = False,
@@ -102,22 +102,22 @@ class Objective(nn.Module):
         return [*term.by_teacher.values()], name
 
     def forward(self, student: Signals, teachers: Mapping[str, Signals], batch: Mapping[str, Tensor]) -> Losses:
-        rows, target = self.task.rows(student, batch)
-        batch = {**batch, "target": target}
+        rows, labelled = self.task.rows(student, batch)
         taught = {name: self.task.rows(signals.detach(), batch)[0] for name, signals in teachers.items()}
-        per_row = _RowMean(rows.logits)
+        target, count = labelled["target"], _Counts(rows.logits, batch)
         terms: dict[str, Any] = dict(self.terms)
-        losses = {"task": per_row(self.task.loss(rows.logits, target))}
-        losses |= {name: _value(term, rows, taught, batch, per_row) for name, term in terms.items()}
+        losses = {"task": count.mean_of_rows(self.task.loss(rows.logits, target))}
+        losses |= {name: _value(term, rows, taught, batch, labelled, count) for name, term in terms.items()}
         weights = {"task": self.task.weight} | {name: term.weight for name, term in terms.items()}
         total = _weighted(weights, losses)
         logged = dict(losses)
         for peer in self.peers:
             own = self.task.rows(teachers[peer], batch)[0]
-            theirs = {"task": per_row(self.task.loss(own.logits, target))}
+            theirs = {"task": count.mean_of_rows(self.task.loss(own.logits, target))}
             for name, term in terms.items():
                 if peer in term.by_teacher:
-                    theirs[name] = _value(term.by_teacher[peer], own, {peer: rows.detach()}, batch, per_row)
+                    one = term.by_teacher[peer]
+                    theirs[name] = _value(one, own, {peer: rows.detach()}, batch, labelled, count)
             total = total + _weighted(weights, theirs)
             logged |= {f"{peer}/{name}": value for name, value in theirs.items()}
         logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
@@ -125,15 +125,19 @@ class Objective(nn.Module):
 
 
 def _value(
-    term: Term, rows: Signals, teachers: Mapping[str, Signals], batch: Mapping[str, Tensor], per_row: "_RowMean"
+    term: Term, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labelled: Batch, count: "_Counts"
 ) -> Tensor:
-    """The term's loss, over the global batch where it is a sum over rows."""
+    """The term's loss, over the global batch where it is a sum: over rows of logits, or over samples."""
+    of_rows = term.contract.needs == "logits"
+    batch = labelled if of_rows else batch
     values = {}
     for name, one in term.by_teacher.items():
-        given = rows, teachers[name], batch
-        values[name] = one(*(gathered(one, *given) if one.gather and per_row.ranks > 1 else given))
+        given = student, teachers[name], batch
+        values[name] = one(*(gathered(one, *given) if one.gather and count.ranks > 1 else given))
     value = term.combined(values, teachers, batch) if isinstance(term, Several) else values[term.teacher]
-    return per_row(value) if term.contract.per_sample else value
+    if not term.contract.per_sample:
+        return value
+    return count.mean_of_rows(value) if of_rows else count.mean_of_samples(value)
 
 
 def _weighted(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Tensor:
@@ -148,15 +152,21 @@ def _refuse_weight(path: str, weight: object) -> None:
         raise UserError(f"{path}.weight={weight}: it must be a finite number.")
 
 
-class _RowMean:
-    """Sum over this rank's rows × ranks ÷ rows of the global batch: its mean over ranks is the global mean."""
+class _Counts:
+    """Rows and samples of the global batch. A mean is this rank's sum × ranks ÷ their number: averaged over the
+    ranks it is the global mean."""
 
-    def __init__(self, logits: Tensor) -> None:
-        self.rows: Tensor | int = len(logits)
+    def __init__(self, logits: Tensor, batch: Batch) -> None:
+        self.rows: Tensor | int = max(1, len(logits))  # of texts without a token that counts the mean is 0
+        self.samples: Tensor | int = len(next(iter(batch.values())))
         self.ranks = world_size()
         if self.ranks > 1:
-            self.rows = torch.tensor(len(logits), device=logits.device)
-            dist.all_reduce(self.rows)
+            counts = torch.tensor([len(logits), self.samples], device=logits.device)
+            dist.all_reduce(counts)
+            self.rows, self.samples = counts.clamp_min(1)
 
-    def __call__(self, values: Tensor) -> Tensor:
+    def mean_of_rows(self, values: Tensor) -> Tensor:
         return values.sum() * self.ranks / self.rows
+
+    def mean_of_samples(self, values: Tensor) -> Tensor:
+        return values.sum() * self.ranks / self.samples

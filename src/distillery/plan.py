@@ -1,13 +1,12 @@
 """`plan=true`: the wiring of a run, before a single step of it."""
 
-import math
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from distillery.build import Parts
+from distillery.build import Parts, updates
 from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.names import FROZEN
@@ -30,8 +29,9 @@ def show_plan(parts: Parts, console: Console | None = None) -> None:
 def data_table(parts: Parts) -> Table:
     """Split sizes, and how many steps and epochs are made of them."""
     data, trainer = parts.data, parts.cfg.trainer
-    steps, total = _steps(parts)
-    table = Table(title=f"{data.name}: {data.num_classes} classes", title_justify="left")
+    steps, total = updates(parts.data, parts.cfg.trainer)
+    title = f"{data.name}: {len(data.classes)} classes" if data.classes else data.name
+    table = Table(title=title, title_justify="left", caption="\n".join(data.remarks) or None, caption_justify="left")
     for heading in ("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"):
         table.add_column(heading, justify="right")
     table.add_row(
@@ -45,13 +45,13 @@ def data_table(parts: Parts) -> Table:
 
 
 def network_table(parts: Parts) -> Table:
-    """Each network's size, and FLOPs of one image: 2 × MACs."""
+    """Each network's size, and FLOPs of one sample: 2 × MACs."""
     table = Table(title="Networks", title_justify="left")
     for heading, justify in (("role", "left"), ("network", "left"), ("weights", "left")):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for heading in ("parameters", "trained", "FLOPs an image"):
+    for heading in ("parameters", "trained", "FLOPs a sample"):
         table.add_column(heading, justify="right")
-    image = parts.example["image"]
+    sample = {key: value[:1] for key, value in parts.example.items()}
     rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, parts.cfg.student.weights or "new")]
     rows += [
         (f"teacher {name}" + (f" ({teacher.role})" if teacher.role != FROZEN else ""), teacher, _source(teacher))
@@ -60,7 +60,7 @@ def network_table(parts: Parts) -> Table:
     ]
     for role, network, weights in rows:
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        flops = count_flops(network.net, network.adapt(image))
+        flops = count_flops(network.net, network.bound(sample))
         name = type(network.net).__name__
         table.add_row(role, name, str(weights), f"{count_parameters(network.net):,}", f"{trained:,}", si(flops))
     return table
@@ -93,19 +93,11 @@ def schedule_table(parts: Parts) -> Table:
     table = Table(title="Schedules", title_justify="left")
     for heading in ("number", "schedule", "first", "last"):
         table.add_column(heading, overflow="fold")
-    steps, total = _steps(parts)
+    steps, total = updates(parts.data, parts.cfg.trainer)
     for path, schedule in parts.distiller.objective.schedules.items():
         first, last = (f"{schedule.value(Progress(step, steps)):.4g}" for step in (0, total - 1))
         table.add_row(path, str(schedule), first, "?" if isinstance(schedule, Latch) else last)
     return table
-
-
-def _steps(parts: Parts) -> tuple[int, int]:
-    """Updates in an epoch, and in all."""
-    trainer = parts.cfg.trainer
-    steps = math.ceil(len(parts.data.train_dataloader()) / trainer.accumulate_grad_batches)
-    total = steps * trainer.max_epochs
-    return steps, total if trainer.max_steps < 0 else min(trainer.max_steps, total)
 
 
 def _weight(parts: Parts, name: str, weight: float) -> str:

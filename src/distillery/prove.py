@@ -45,11 +45,12 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
     student = student_of(folder, cfg)
     if weights_hash(student.net) != record.student_sha256:
         raise UserError(f"{folder / EXPORT} does not hold the weights that the run exported: their hashes differ.")
+    task = instantiate(cfg.task)
     found = evaluate(
         student,
         data.test_dataloader() if split == "test" else data.val_dataloader(),
-        instantiate(cfg.task),
-        data.num_classes,
+        task,
+        task.outputs(data),
     )
     print(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
     if abs(found.score - recorded) > 0.5 / len(found.target):
@@ -61,6 +62,7 @@ def student_of(folder: Path, cfg: DictConfig) -> Network:
     """The trained student of a run folder, in the precision that it was exported in."""
     own = cfg.student.copy()
     own.weights = None
+    own.pop("initialise", None)
     exported = read_weights(folder / EXPORT).values()
     student = build_student(own).to(next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
     load_weights(student.net, folder / EXPORT)

@@ -1,26 +1,29 @@
 """A teacher's signals for each training sample, computed once and looked up from then on."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from rich.progress import track
 from torch import Tensor
 
-from distillery.data.vision import VisionData
+from distillery.attention import Attention
+from distillery.data.module import Data
 from distillery.errors import UserError
 from distillery.evaluation import Evaluation
 from distillery.signals import Signals, is_parameter
+from distillery.stored import Stored, stored
 
-CHUNK = 500  # images of one forward
+CHUNK = 500  # samples of one forward
 
 
 @dataclass
 class Held:
-    """What is known of one teacher on one set of data: signals of the training images, scores of the other splits."""
+    """What is known of one teacher on one set of data: signals of the training samples, scores of the other splits."""
 
     key: tuple[str, str] = ("", "")
-    signals: dict[str, Tensor] = field(default_factory=dict)
+    signals: dict[str, Stored] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
 
@@ -28,38 +31,41 @@ _held = Held()  # of the last teacher and data: the runs of a study share them
 
 
 class Recall:
-    """`recall(index)`: what a teacher gives for those training samples, [B].
+    """`recall(batch)`: what a teacher gives for the training samples in it.
 
-    The first call computes the signals of all training images and keeps them in memory, for the later runs of this
-    process with the same teacher and images too: these compute only what none before them has asked for. Each
-    image is seen as it is and always among the same others, so that a value does not depend on who asks first.
+    The first call computes the signals of all training samples and keeps them in memory, for the later runs of this
+    process with the same teacher and samples too: these compute only what none before them has asked for. Each
+    sample is seen as it is and always among the same others, so that a value does not depend on who asks first. Of
+    texts the tokens that count are kept; where a batch is padded, what is recalled is 0.
 
     Args:
         compute: batch → the signals that the losses read.
         fingerprint: of the teacher: its weights, and how it is given its input.
-        data: serves the training images, without augmentation.
+        data: serves the training samples.
 
     Raises:
-        UserError: training images are augmented (then a sample has no one value), or, at the first call, the
-            signals would take more than half of this machine's memory.
+        UserError: training samples differ from epoch to epoch (then one has no one value), or, at the first call, the
+            signals would take more than half of this machine's memory, or a text's token may not see all others.
     """
 
-    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Signals], fingerprint: str, data: VisionData) -> None:
-        if data.augment:
+    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Signals], fingerprint: str, data: Data) -> None:
+        if data.varies:
             raise UserError(
-                "A cached teacher sees each image once, and data.augment makes another one of it in each epoch. "
-                "Set data.augment=null, or the teacher's cache=false."
+                f"A cached teacher sees each sample once, and data.{data.varies} makes another one of it in each "
+                f"epoch. Set data.{data.varies}=null, or the teacher's cache=false."
             )
         self._compute = compute
         self._fingerprint = fingerprint
         self._data = data
-        self._signals: Signals | None = None
+        self._first: Signals | None = None  # what the signals are like
 
-    def __call__(self, index: Tensor) -> Signals:
-        if self._signals is None:
-            self._signals = self._all(index.device)
+    def __call__(self, batch: Mapping[str, Tensor]) -> Signals:
+        index, mask = batch["index"], batch.get("attention_mask")
+        if self._first is None:
+            self._first = self._all(index.device)
         row = self._row[index.cpu()]
-        return _like(self._signals, {name: t[row].to(index.device) for name, t in _flat(self._signals).items()})
+        found = {name: values.rows(row, mask).to(index.device) for name, values in self._values.items()}
+        return _like(self._first, found, mask)
 
     def held(self) -> Held:
         """What this process knows of the teacher on the data."""
@@ -70,30 +76,43 @@ class Recall:
         return _held
 
     def _all(self, device: torch.device) -> Signals:
-        """The signals of the whole training split, a row for each of its indices."""
-        split = self._data.splits["train"]
-        self._row = torch.full((len(split.targets),), -1)
-        self._row[split.indices] = torch.arange(len(split.indices))
+        """Compute what is not yet held of the whole training split; returns the signals of the first chunk."""
+        keys, dataset = self._data.plain(CHUNK)
+        positions = torch.tensor([position for key in keys for position in key.positions])
+        self._row = torch.full((len(dataset),), -1)
+        self._row[positions] = torch.arange(len(positions))
+        first = self._seen(dataset[keys[0]], device)
         held = self.held().signals
-        chunks = self._chunks(split.indices, device)
-        first = next(chunks)
-        if missing := _flat(first).keys() - held.keys():
-            self._refuse_too_much(first, len(split.indices))
-            rows = [{name: _flat(chunk)[name].cpu() for name in missing} for chunk in (first, *chunks)]
-            held |= {name: torch.cat([row[name] for row in rows]) for name in missing}
-        return _like(first, {name: held[name] for name in _flat(first)})
+        missing = _flat(first).keys() - held.keys()
+        parts: dict[str, list[Stored]] = {name: [] for name in missing}
+        for key in track(keys, "The teacher's signals", transient=True) if missing else ():
+            batch = dataset[key]
+            flat = _flat(first if key is keys[0] else self._seen(batch, device))
+            for name, chunks in parts.items():
+                chunks.append(stored(name, flat[name], batch.get("attention_mask")))
+            if key is keys[0]:
+                self._refuse_too_much([chunks[0] for chunks in parts.values()], len(positions))
+        held |= {name: Stored.joined(chunks) for name, chunks in parts.items()}
+        self._values = {name: held[name] for name in _flat(first)}
+        return first
 
-    def _chunks(self, indices: Tensor, device: torch.device) -> Iterator[Signals]:
-        images = self._data.splits["train"].images
-        for part in indices.split(CHUNK):
-            yield self._compute({"image": images.batch(part, None, 0, 0).to(device), "index": part.to(device)})
+    def _seen(self, batch: Mapping[str, Tensor], device: torch.device) -> Signals:
+        signals = self._compute({key: value.to(device) for key, value in batch.items()})
+        if signals.mask is not None:
+            for tap, attention in signals.attention.items():
+                _refuse_one_way(tap, attention, signals.mask.bool())
+        return signals
 
-    def _refuse_too_much(self, first: Signals, samples: int) -> None:
-        size = sum(tensor.nbytes / len(tensor) for tensor in _flat(first).values()) * samples
+    def _refuse_too_much(self, first: list[Stored], samples: int) -> None:
+        """Raise UserError if the signals of `samples` samples, like the `first` ones, are too many for memory."""
+        lengths = self._data.order("train").get("lengths")
+        tokens = 0 if lengths is None else int(lengths[self._row >= 0].sum())
+        rows = [(part.values, samples if part.lengths is None else tokens) for part in first]
+        size = sum(values.nbytes / len(values) * number for values, number in rows)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if size > memory / 2:
             raise UserError(
-                f"The teacher's signals for {samples:,} images would take {size / 2**30:.0f} GiB, and this machine "
+                f"The teacher's signals for {samples:,} samples would take {size / 2**30:.0f} GiB, and this machine "
                 f"has {memory / 2**30:.0f}. Set the teacher's cache=false, or choose fewer or smaller layers."
             )
 
@@ -119,10 +138,9 @@ def _flat(signals: Signals) -> dict[str, Tensor]:
     return {"logits": signals.logits} | layers | attention
 
 
-def _like(signals: Signals, flat: Mapping[str, Tensor]) -> Signals:
-    """`signals` with those tensors in place of its own."""
-    return replace(
-        signals,
+def _like(signals: Signals, flat: Mapping[str, Tensor], mask: Tensor | None) -> Signals:
+    """`signals` with those tensors in place of its own, for a batch with that mask."""
+    return Signals(
         logits=flat["logits"],
         layers={tap: flat.get(f"layers.{tap}", tensor) for tap, tensor in signals.layers.items()},
         attention={
@@ -131,7 +149,21 @@ def _like(signals: Signals, flat: Mapping[str, Tensor]) -> Signals:
                 query=flat[f"attention.{tap}.query"],
                 key=flat[f"attention.{tap}.key"],
                 value=flat[f"attention.{tap}.value"],
+                mask=operands.mask if mask is None else mask.bool()[:, None, None],
             )
             for tap, operands in signals.attention.items()
         },
+        mask=mask,
     )
+
+
+def _refuse_one_way(tap: str, attention: Attention, counts: Tensor) -> None:
+    """Raise UserError unless each token may attend to every token that counts, [B, L], and to no other."""
+    among, given = counts[:, None, None], attention.mask
+    allowed = torch.ones_like(among) if given is None else given if given.dtype == torch.bool else given == 0
+    rows = counts[:, None, :, None]  # where a padded token may look does not matter
+    if ((allowed != among) & rows).any():
+        raise UserError(
+            f"The attention of {tap!r} is not that of an encoder: not every token sees every other one, and which it "
+            "sees is not kept. Set the teacher's cache=false."
+        )

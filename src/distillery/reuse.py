@@ -37,7 +37,7 @@ def complete_reuse(cfg: DictConfig, teachers: Mapping[str, Any], batch: Mapping[
         )
     teacher = build_teacher(teachers[TEACHER], TEACHER)
     net = instantiate(cfg.net.backbone)(num_classes=cfg.net.num_classes, in_chans=cfg.net.in_chans)
-    backbone = Network(net, **adapter(cfg), name="student")
+    backbone = Network(net, adapter(cfg, net), name="student")
     ours, theirs = pooled_map(backbone, batch), pooled_map(teacher, batch)
     own, other = backbone.layers(batch)[ours], teacher.layers(batch)[theirs]
     cfg = cfg.copy()

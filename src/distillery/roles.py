@@ -36,9 +36,8 @@ class EMATeacher(Teacher):
     updates: Tensor
 
     def __init__(self, student: Network, name: str, decay: float) -> None:
-        mean, std = (values.flatten().tolist() for values in (student.mean, student.std))
         source = f"average of the student, decay {decay:g}"
-        super().__init__(deepcopy(student.net), mean, std, student.size, name, source)
+        super().__init__(deepcopy(student.net), deepcopy(student.adapter), name, source)
         self.decay = decay
         self.register_buffer("updates", torch.tensor(0))
 

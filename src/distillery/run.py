@@ -21,6 +21,7 @@ from distillery import tracking
 from distillery.build import Parts, build
 from distillery.callbacks.balance import Balance
 from distillery.callbacks.follow_schedules import FollowSchedules
+from distillery.callbacks.termination import Termination
 from distillery.check import check
 from distillery.compat import CONFIGS
 from distillery.conclude import conclude
@@ -52,6 +53,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     Raises:
         UserError: before anything is trained, if config, data, networks or losses do not fit together; or when
             training itself breaks off (NaN). The run is then recorded as failed.
+        SystemExit: on SIGTERM (143), and on Ctrl-C during the fit (1). The run is recorded as failed, too.
     """
     check(cfg, overrides)
     folder = Path(cfg.paths.run)
@@ -65,11 +67,13 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
         if cfg.trainer.enable_progress_bar and is_main():
             show_plan(parts)
         with (
+            Termination(folder) as termination,
             tracking.tracked(parts.cfg, record, folder) as loggers,
             recorded(record, parts, folder) as failed,
             ranks(cfg, failed) as all_ranks,
         ):
-            trainer = make_trainer(parts.cfg, loggers, [*callbacks, SameJob(identity), *objective_callbacks(cfg)])
+            own = [*callbacks, SameJob(identity), *objective_callbacks(cfg)]
+            trainer = make_trainer(parts.cfg, loggers, own, first=[termination])
             trainer.fit(parts.distiller, datamodule=parts.data, ckpt_path=checkpoint)
             all_ranks.join()  # the splits are scored by one process: each sample exactly once
             if is_main():
@@ -107,7 +111,8 @@ def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord
         data={
             "name": data.name,
             "fingerprint": data.fingerprint,
-            "num_classes": data.num_classes,
+            "num_classes": len(data.classes),
+            "remarks": list(data.remarks),
             **data.sizes,
         },
     )
@@ -151,15 +156,19 @@ def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[Callable
     try:
         yield failed
     except BaseException as error:
-        reason = (error.__context__ or error) if isinstance(error, SystemExit) else error  # Ctrl-C: Lightning exits
+        reason = (error.__context__ or error) if isinstance(error, SystemExit) else error  # Ctrl-C, SIGTERM
         failed(f"{type(reason).__name__}: {reason}")
         raise
     else:
         write()
 
 
-def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
+def make_trainer(
+    cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback], first: Sequence[L.Callback] = ()
+) -> L.Trainer:
     """Lightning's Trainer with the config's callbacks, without its remarks on what it sees.
+
+    `first` are called before the config's, `callbacks` after them.
 
     Raises:
         UserError: settings that Lightning refuses, or hardware that is not there.
@@ -171,7 +180,7 @@ def make_trainer(cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
-    callbacks = [*_made(cfg.callbacks), *callbacks]
+    callbacks = [*first, *_made(cfg.callbacks), *callbacks]
     try:
         return L.Trainer(
             **instantiate(cfg.trainer),

@@ -1,13 +1,15 @@
 """A network in a role, with taps that record what the losses ask for; `signals.py` says what a tap can be."""
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from distillery.adapters import Adapter
 from distillery.attention import MEND, Attention, Recorders, attention_modules
 from distillery.errors import UserError, did_you_mean
 from distillery.signals import ALIASES, DISTILLATION, INPUT, TAP, Place, Signals
@@ -23,34 +25,19 @@ class _LastTap(Exception):
 class Network(nn.Module):
     """A network in a role: its own input adapter in front, and taps on the layers that losses ask for.
 
-    The adapter resizes (bilinear) and normalises on the device, so that a teacher and a student of different
-    resolutions and statistics share one batch of plain images in [0, 1].
-
     Args:
-        net: maps normalised images [B, C, H, W] to logits [B, num_classes].
-        mean, std: per channel, of images in [0, 1].
-        size: side length in pixels that `net` wants; None leaves the images as they are.
+        net: maps what the adapter makes of a batch to logits [B, C] or [B, L, C], or to an output that has `logits`.
+        adapter: what stands in front of it.
         name: how errors and tables call this network.
     """
 
     role: ClassVar[str] = "student"
-    mean: Tensor
-    std: Tensor
 
-    def __init__(
-        self,
-        net: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        size: int | None = None,
-        name: str = "",
-    ) -> None:
+    def __init__(self, net: nn.Module, adapter: Adapter, name: str = "") -> None:
         super().__init__()
         self.net = net
-        self.size = size
+        self.adapter = adapter
         self.name = name
-        self.register_buffer("mean", torch.tensor([*map(float, mean)]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([*map(float, std)]).view(-1, 1, 1), persistent=False)
         self._recorded: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._parameter_taps: dict[str, Place] = {}
@@ -60,12 +47,15 @@ class Network(nn.Module):
         self._records = 0  # of a whole forward: how often something is recorded; found out by `last_tap`
         self._to_come = 0  # of these, in a forward that stops early
 
-    def adapt(self, image: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [0, 1] → what `net` was trained on: its resolution, channels and statistics."""
-        if self.size and image.shape[-2:] != (self.size, self.size):
-            image = nn.functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
-        image = (image - self.mean) / self.std  # a grey image broadcasts to the statistics' three channels
-        return image.to(self.mean.dtype)  # float32 images do not lift a network of 16 bits
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters and buffers lie."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    def bound(self, batch: Mapping[str, Tensor]) -> Callable[[], Any]:
+        """`net` with the arguments that the adapter makes of the batch: the forward alone, to be measured."""
+        args, named = self.adapter(batch)
+        return partial(self.net, *args, **named)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Signals:
         return self.observe(batch)
@@ -74,22 +64,23 @@ class Network(nn.Module):
         """One forward; with `stop` it ends where the last tap has been recorded, and the logits are [B, 0]."""
         self._recorded, self._attention = {}, {}
         self._to_come = self._records if stop else 0
-        logits: Any = self.mean.new_empty(len(batch["image"]), 0)
+        output: Any = torch.empty(len(next(iter(batch.values()))), 0, device=self.device)
         try:
             if self._to_come or not stop:
-                logits = self.net(self.adapt(batch["image"]))
+                output = self.bound(batch)()
         except _LastTap:
             pass
         finally:
             self._recorders.close()
-        if isinstance(logits, tuple):
-            logits = logits[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
+        if isinstance(output, tuple):
+            output = output[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
+        logits = output if isinstance(output, Tensor) else output.logits
         layers, self._recorded = self._recorded, {}  # hold no activations, nor their graph, beyond the step
         attention, self._attention = self._attention, {}
         for tap, place in self._parameter_taps.items():
             assert place.part is not None
             layers[tap] = self.net.get_submodule(place.path).get_parameter(place.part)
-        return Signals(logits, layers, attention)
+        return Signals(logits, layers, attention, self.adapter.mask(batch))
 
     def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Record `taps`, and no others, in every forward from now on; returns the shape of each on `batch`.
@@ -109,7 +100,7 @@ class Network(nn.Module):
         versions: dict[str, int] = {}
         self._attach(wanted, versions=versions)
         try:
-            with evaluating(self), torch.random.fork_rng([self.mean.device] if self.mean.is_cuda else []):
+            with evaluating(self), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 for module in self.modules():
                     if isinstance(module, Dropout):
                         module.training = module.inplace  # in evaluation it would not show that it overwrites

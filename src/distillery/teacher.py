@@ -1,11 +1,12 @@
 """The teacher: a network that is frozen, whatever is done to what surrounds it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from distillery.adapters import Adapter
 from distillery.errors import UserError, did_you_mean
 from distillery.models.weights import weights_hash
 from distillery.names import FROZEN
@@ -23,7 +24,7 @@ class Teacher(Network):
     The Distiller holds its teachers outside its own modules, so they are in no optimizer and no checkpoint.
 
     Args:
-        net, mean, std, size, name: see `Network`.
+        net, adapter, name: see `Network`.
         source: where the weights came from, for the records.
         bn_mode: "eval" normalises by the running statistics. "train" normalises each training batch by its own
             statistics (as OFD does: Heo et al. 2019, table 8) and still leaves the running ones unchanged.
@@ -37,9 +38,7 @@ class Teacher(Network):
     def __init__(
         self,
         net: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        size: int | None = None,
+        adapter: Adapter,
         name: str = "teacher",
         source: str = "",
         bn_mode: BatchNormMode = "eval",
@@ -47,7 +46,7 @@ class Teacher(Network):
         known = get_args(BatchNormMode)
         if bn_mode not in known:
             raise UserError(f"Teacher {name!r}: there is no bn_mode {bn_mode!r}." + did_you_mean(bn_mode, known))
-        super().__init__(net, mean, std, size, name)
+        super().__init__(net, adapter, name)
         self.source = source
         self.requires_grad_(False)
         self.train(False)
@@ -64,7 +63,7 @@ class Teacher(Network):
 
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
         if training and self.recall is not None:
-            return self.recall(batch["index"])
+            return self.recall(batch)
         return self.compute(batch, training, stop=training and self.stops)
 
     def stop_early(self, batch: Mapping[str, Tensor]) -> None:

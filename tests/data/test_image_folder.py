@@ -27,9 +27,9 @@ def test_split_folder(tmp_path: Path) -> None:
     assert data.classes == ("ant", "bee", "cat")
     assert data.val is not None
     for part, split, each in (("train", data.train, 6), ("val", data.val, 2), ("test", data.test, 4)):
-        assert files(split.images) == sorted((tmp_path / part).rglob("*.png"))
+        assert files(split.inputs) == sorted((tmp_path / part).rglob("*.png"))
         assert split.targets.tolist() == [0] * each + [1] * each + [2] * each
-        assert split.images.shape == (3, 28, 28)
+        assert split.inputs.shape == (3, 28, 28)
 
 
 def test_single_folder_is_split_by_class_always_alike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,7 +49,7 @@ def test_without_a_test_folder_val_is_the_test_split(tmp_path: Path, caplog: pyt
         data = image_folder(tmp_path)
     assert "no test folder" in caplog.text
     assert data.val is None
-    assert files(data.test.images) == sorted((tmp_path / "val").rglob("*.png"))
+    assert files(data.test.inputs) == sorted((tmp_path / "val").rglob("*.png"))
 
 
 def make(root: Path, **given: object) -> VisionData:
@@ -73,7 +73,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> N
     twin = sorted((tmp_path / "train").rglob("*.png"))
     twin[11].write_bytes(twin[3].read_bytes())
     augment = {"resized_crop": [0.2, 1.0], "flip": True}
-    images = image_folder(tmp_path, size=28).train.images
+    images = image_folder(tmp_path, size=28).train.inputs
     transform = images.augmentation(augment)
     index = torch.tensor([3, 11, 0])
     state = torch.get_rng_state()
@@ -89,7 +89,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> N
 
 def test_augmentation_options(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
-    images = image_folder(tmp_path, size=28).train.images
+    images = image_folder(tmp_path, size=28).train.inputs
     kinds = [type(step) for step in images.augmentation({"resized_crop": [0.5, 1.0], "flip": True}).transforms]
     assert kinds[:2] == [v2.RandomResizedCrop, v2.RandomHorizontalFlip]
     with pytest.raises(UserError, match="resized_crop"):
@@ -105,7 +105,7 @@ def test_grey_and_transparent_pictures_are_served_in_rgb(tmp_path: Path) -> None
     write_image_folder(tmp_path)
     Image.new("L", (30, 30), 51).save(tmp_path / "train" / "ant" / "0000.png")
     Image.new("RGBA", (30, 30), (51, 51, 51, 128)).save(tmp_path / "train" / "bee" / "0001.png")
-    images = image_folder(tmp_path, size=28).train.images
+    images = image_folder(tmp_path, size=28).train.inputs
     batch = images.batch(torch.tensor([0, 6]), None, 0, 0)
     assert batch.shape == (2, 3, 28, 28)
     assert torch.allclose(batch, torch.tensor(0.2))
@@ -135,7 +135,7 @@ def test_a_broken_image_that_no_check_found_is_named_when_it_is_served(tmp_path:
     (tmp_path / "train" / "bee" / "0001.png").write_text("not an image")
     data = image_folder(tmp_path, check=False)
     with pytest.raises(UserError, match=r"bee/0001\.png' cannot be decoded"):
-        data.train.images.batch(torch.arange(18), None, 0, 0)
+        data.train.inputs.batch(torch.arange(18), None, 0, 0)
 
 
 def test_of_many_images_a_sample_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

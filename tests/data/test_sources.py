@@ -23,8 +23,8 @@ def assert_equal(data: RawData, raw: dict[str, Raw]) -> None:
     assert data.val is None
     for part, split in (("train", data.train), ("test", data.test)):
         images, targets = raw[part]
-        assert isinstance(split.images, TensorImages)
-        assert np.array_equal(split.images.values.numpy(), images)
+        assert isinstance(split.inputs, TensorImages)
+        assert np.array_equal(split.inputs.values.numpy(), images)
         assert np.array_equal(split.targets.numpy(), targets)
         assert split.indices.tolist() == list(range(len(targets)))
 
@@ -52,8 +52,8 @@ def test_digits() -> None:
     for part in parts.values():
         counts = np.bincount(part.targets[part.indices])
         assert np.abs(counts - shares * len(part.indices)).max() < 2
-    assert isinstance(data.train.images, TensorImages)
-    assert np.array_equal(data.train.images.values[:, 0].double().numpy() * 16, bunch.images)
+    assert isinstance(data.train.inputs, TensorImages)
+    assert np.array_equal(data.train.inputs.values[:, 0].double().numpy() * 16, bunch.images)
     assert np.array_equal(data.train.targets.numpy(), bunch.target)
     assert torch.equal(digits().train.indices, data.train.indices)
 
@@ -69,11 +69,11 @@ def test_fashion_mnist_folder(tmp_path: Path, zipped: bool, nested: str) -> None
 
 def test_fashion_mnist_of_debian(debian: Path, tmp_path: Path) -> None:
     data = read_fashion(tmp_path)
-    assert isinstance(data.train.images, TensorImages)
-    assert data.train.images.values.shape == (60_000, 1, 28, 28)
+    assert isinstance(data.train.inputs, TensorImages)
+    assert data.train.inputs.values.shape == (60_000, 1, 28, 28)
     for split, each in ((data.train, 6000), (data.test, 1000)):
         assert torch.bincount(split.targets).tolist() == [each] * 10
-    pixels = data.train.images.values.float() / 255
+    pixels = data.train.inputs.values.float() / 255
     assert pixels.mean().item() == pytest.approx(0.2860, abs=1e-4)
     assert pixels.std().item() == pytest.approx(0.3530, abs=1e-4)
 

@@ -35,7 +35,7 @@ def test_batches_hold_raw_images_under_their_index(cifar_data: Make, cifar_raw: 
             found += index.tolist()
         assert len(found) == len(set(found)) == data.sizes[name]
     assert data.sizes == {"train": 200, "val": 100, "test": 100}
-    assert (data.num_classes, data.channels, data.image_size) == (100, 3, (32, 32))
+    assert (len(data.classes), data.channels, data.image_size) == (100, 3, (32, 32))
 
 
 def test_training_images_are_augmented_by_seed_epoch_and_index(cifar_data: Make, cifar_raw: Cifar) -> None:
@@ -162,7 +162,7 @@ def test_the_fingerprint_knows_images_targets_and_splits(cifar_data: Make, tmp_p
     others |= {cifar_data(train_size=200, seed=seed).fingerprint for seed in (0, 1)}
     for part in ("images", "targets"):
         changed = cifar_data()
-        values = changed.raw.train.targets if part == "targets" else changed.raw.train.images.values
+        values = changed.raw.train.targets if part == "targets" else changed.raw.train.inputs.values
         values.view(-1)[77] += 1
         others.add(changed.fingerprint)
     assert len(others | {base}) == 6
@@ -192,7 +192,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("*.yaml"))])
+@pytest.mark.parametrize("name", WRITERS)
 def test_each_config_serves_training_batches(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path)
     cfg = OmegaConf.create(
@@ -219,6 +219,6 @@ def test_each_config_serves_training_batches(name: str, tmp_path: Path) -> None:
 def test_the_mean_and_std_of_digits_are_those_of_the_training_images() -> None:
     cfg = OmegaConf.load(CONFIGS / "digits.yaml")
     train = digits().train
-    pixels = train.images.batch(train.indices, None, 0, 0).double()
+    pixels = train.inputs.batch(train.indices, None, 0, 0).double()
     assert cfg.mean == [pytest.approx(pixels.mean().item(), abs=5e-5)]
     assert cfg.std == [pytest.approx(pixels.std().item(), abs=1e-4)]

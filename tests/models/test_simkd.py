@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distillery.adapters import ImageAdapter
 from distillery.build import build
 from distillery.command import resumed
 from distillery.data.vision import VisionData
@@ -23,7 +24,7 @@ from distillery.prove import prove
 from distillery.results.schema import RunRecord
 from distillery.run import train
 from distillery.tapped import Network
-from distillery.tasks import Classification
+from distillery.tasks.classification import Classification
 from fixtures.runs import Died, Dies, config, sha256, train_student
 
 ALONE = ("model/student=simkd", "loss/response=[]", "loss/feature=[simkd]", "task.weight=0", "trainer.max_epochs=8")
@@ -90,7 +91,7 @@ def test_score_is_proved_from_the_folder_alone(run: Path, tmp_path: Path, teache
     assert prove(moved).score == recorded
     data, _ = digits(run)
     adapter = OmegaConf.load(run / "config.yaml").student.input
-    network = Network(student_of(run), list(adapter.mean), list(adapter.std))
+    network = Network(student_of(run), ImageAdapter(list(adapter.mean), list(adapter.std)))
     assert evaluate(network, data.test_dataloader(), Classification(), 10).score == recorded
 
 

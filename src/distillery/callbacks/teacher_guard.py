@@ -35,12 +35,13 @@ class TeacherGuard(L.Callback):
         assert isinstance(module, Distiller)
         self._fingerprints = {name: teacher.fingerprint() for name, teacher in module.frozen.items()}
         loader = trainer.datamodule.val_dataloader() or trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        classes = trainer.datamodule.num_classes  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        classes = len(data.classes)
         for name, teacher in module.frozen.items():
-            judge = partial(evaluate, teacher, loader, module.task, classes)
-            found = scored(teacher.recall, f"guard {vars(module.task)}", judge)
-            chance = 1 / classes
-            near_chance = found.score < chance + 0.1 * (1 - chance)
+            judge = partial(evaluate, teacher, loader, module.task, module.task.outputs(data))
+            found = scored(teacher.recall, f"guard {type(module.task)} {vars(module.task)}", judge)
+            chance = 1 / classes if found.predicted.shape == found.target.shape and classes else 0.0
+            near_chance = chance > 0 and found.score < chance + 0.1 * (1 - chance)
             if found.score < self.min_score:
                 raise UserError(
                     f"Teacher {name!r} scores {found.score:.3f} on the validation split, less than "

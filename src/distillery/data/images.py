@@ -1,16 +1,13 @@
-"""Where a data set's images come from, and the batches made of them."""
+"""Where a data set's images come from."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from distillery.data.augment import CropFlip, augment_options
 from distillery.data.random import uniforms
 from distillery.data.sampler import BatchKey
-from distillery.errors import UserError
 
 
 class Images(Protocol):
@@ -54,27 +51,6 @@ class TensorImages:
         return self.values.numpy().tobytes()
 
 
-class BatchDataset(Dataset[dict[str, Tensor]]):
-    """`dataset[key]` is the batch that a `BatchKey` names: `image`, `target` and `index`."""
-
-    def __init__(self, images: Images, targets: Tensor, augmentation: Any = None, seed: int = 0) -> None:
-        self.images = images
-        self.targets = targets
-        self.augmentation = augmentation
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, key: BatchKey) -> dict[str, Tensor]:
-        if not isinstance(key, BatchKey):
-            raise UserError(
-                "Something replaced the seeded sampler of the data, as trainer.overfit_batches does. "
-                "To overfit a few images, set data.train_size to their number instead."
-            )
-        index = torch.tensor(key.positions)
-        return {
-            "image": self.images.batch(index, self.augmentation, self.seed, key.epoch),
-            "target": self.targets[index],
-            "index": index,
-        }
+def image_batch(images: Images, augmentation: Any, seed: int, index: Tensor, key: BatchKey) -> dict[str, Tensor]:
+    """The images of a batch: positions [B] and the key that names them."""
+    return {"image": images.batch(index, augmentation, seed, key.epoch)}

@@ -1,11 +1,39 @@
-"""A DataLoader that Lightning can save and restore in mid-epoch."""
+"""Whole batches by their key, and a DataLoader that Lightning can save and restore in mid-epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from distillery.data.sampler import SeededBatchSampler
+from distillery.data.sampler import BatchKey, SeededBatchSampler
+from distillery.errors import UserError
+
+
+class BatchDataset(Dataset[dict[str, Tensor]]):
+    """`dataset[key]` is the batch that a `BatchKey` names: its inputs, `target` and `index`.
+
+    Args:
+        inputs_of: makes the inputs, of positions [B] and the key. A `target` among them replaces the samples' own.
+        targets: of all samples.
+    """
+
+    def __init__(self, inputs_of: Callable[[Tensor, BatchKey], Mapping[str, Tensor]], targets: Tensor) -> None:
+        self.inputs_of = inputs_of
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, key: BatchKey) -> dict[str, Tensor]:
+        if not isinstance(key, BatchKey):
+            raise UserError(
+                "Something replaced the seeded sampler of the data, as trainer.overfit_batches does. "
+                "To overfit a few samples, set data.train_size to their number instead."
+            )
+        index = torch.tensor(key.positions)
+        return {"target": self.targets[index], "index": index} | dict(self.inputs_of(index, key))
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):

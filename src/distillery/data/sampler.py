@@ -7,15 +7,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from distillery.data.random import permutation
+from distillery.data.random import hash_key, permutation
 from distillery.errors import UserError
+
+BATCHES = 1  # hashed into the seed: the batches have another order than the samples
 
 
 class BatchKey(NamedTuple):
-    """All that a dataset needs to make one batch: the epoch and the samples' positions in the raw data."""
+    """All that a dataset needs to make one batch: the epoch and the samples' positions in the raw data.
+
+    `length` is that of the longest sample of the global batch, for those that have one: every rank pads to it.
+    """
 
     epoch: int
     positions: list[int]
+    length: int = 0
 
 
 class SeededBatchSampler(Sampler[BatchKey]):
@@ -27,6 +33,10 @@ class SeededBatchSampler(Sampler[BatchKey]):
     In training (`shuffle`) a trailing batch with fewer than two samples a rank is left out, because batch
     statistics and relations between samples need two; `drop_last` leaves out any incomplete batch. Evaluation
     leaves nothing out: a trailing batch too small to give each rank a sample joins the one before it.
+
+    With `lengths` (tokens of each sample, by position) samples of like length share a batch, so that little is
+    padding: in training `bucket` batches at a time are sorted by length, and then all batches shuffled; in evaluation
+    the whole split is sorted. `bucket=0` leaves the order as it is.
 
     Raises:
         UserError: fewer samples, or a smaller batch, than the ranks need.
@@ -41,7 +51,11 @@ class SeededBatchSampler(Sampler[BatchKey]):
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        lengths: Tensor | None = None,
+        bucket: int = 0,
     ) -> None:
+        self.lengths = lengths
+        self.bucket = bucket
         self.indices = indices
         self.batch_size = batch_size
         self.seed = seed
@@ -111,9 +125,21 @@ class SeededBatchSampler(Sampler[BatchKey]):
     def __iter__(self) -> Iterator[BatchKey]:
         start, self._resume_at = self._resume_at, 0
         self.served = start
-        total = len(self.indices)
-        order = permutation(self.seed, self.epoch, total) if self.shuffle else torch.arange(total)
-        ordered = self.indices[order].tolist()
         epoch = self.epoch
-        for first, end in self.bounds[start:]:
-            yield BatchKey(epoch, ordered[first + self.rank : end : self.world])
+        for positions in self._batches(epoch)[start:]:
+            length = 0 if self.lengths is None else int(self.lengths[positions].max())
+            yield BatchKey(epoch, positions[self.rank :: self.world].tolist(), length)
+
+    def _batches(self, epoch: int) -> list[Tensor]:
+        """The positions of each global batch."""
+        total = len(self.indices)
+        ordered = self.indices[permutation(self.seed, epoch, total)] if self.shuffle else self.indices
+        if self.lengths is None or not self.bucket:
+            return [ordered[first:end] for first, end in self.bounds]
+        chunks = ordered.split(self.bucket * self.batch_size) if self.shuffle else [ordered]
+        ordered = torch.cat([chunk[self.lengths[chunk].argsort(stable=True)] for chunk in chunks])
+        batches = [ordered[first:end] for first, end in self.bounds]
+        if not self.shuffle:
+            return batches
+        *full, last = batches  # an incomplete one stays the last
+        return [*(full[i] for i in permutation(hash_key(self.seed, BATCHES), epoch, len(full)).tolist()), last]

@@ -30,12 +30,13 @@ def class_quotas(counts: Tensor, size: int) -> Tensor:
 
 
 def stratified(targets: Tensor, indices: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `size` of `indices` [N] by class: (drawn, rest), both in order. `targets` are of all samples.
+    """Draw `size` of `indices` [N] by class: (drawn, rest), both in order. `targets` are of all samples; those that
+    are numbers, and no classes, are not looked at.
 
     Raises:
         UserError: `size` is above N or below the number of classes.
     """
-    present = targets[indices]
+    present = torch.zeros_like(indices) if targets.is_floating_point() else targets[indices]
     counts = torch.bincount(present)
     classes = int((counts > 0).sum())
     if not classes <= size <= len(indices):

@@ -1,10 +1,11 @@
 """What a network costs: parameters, FLOPs, latency."""
 
 import statistics
+from collections.abc import Callable, Set
 from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,8 +19,14 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def count_flops(net: nn.Module, example: Tensor) -> int:
-    """FLOPs of one forward of the first sample of `example` [B,C,H,W]: 2 × MACs.
+def count_embedding_parameters(net: nn.Module) -> int:
+    """Number of parameters of lookup tables (words, positions, types), which no multiplication goes through."""
+    tables = (module.weight for module in net.modules() if isinstance(module, nn.Embedding))
+    return sum(table.numel() for table in dict.fromkeys(tables))
+
+
+def count_flops(net: nn.Module, forward: Callable[[], object]) -> int:
+    """FLOPs of one `forward` of `net`: 2 × MACs.
 
     Convolutions, matrix products and attention count; biases, normalisation and element-wise operations do
     not, as in the tables of the literature (many of which give MACs, half of this, under the name FLOPs).
@@ -30,31 +37,32 @@ def count_flops(net: nn.Module, example: Tensor) -> int:
     try:
         counter = FlopCounterMode(display=False)
         with evaluating(net), sdpa_kernel(SDPBackend.MATH), counter:
-            net(example[:1])
+            forward()
         return counter.get_total_flops()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def measure_latency(net: nn.Module, example: Tensor, repeats: int = 100) -> float:
-    """Median milliseconds of `repeats` forwards of the first sample of `example` [B,C,H,W], on one thread.
+def measure_latency(net: nn.Module, forward: Callable[[], object], repeats: int = 100) -> float:
+    """Median milliseconds of `repeats` times `forward` of `net`, on one thread.
 
-    Runs where `example` and `net` are: on a GPU the time runs until the device has finished.
+    Runs where `net` is: on a GPU the time runs until the device has finished.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with evaluating(net):
-            sample = example[:1]
-            times = [_seconds(net, sample) for _ in range(WARM_UP + repeats)]
+            devices = {parameter.device for parameter in net.parameters()}
+            times = [_seconds(forward, devices) for _ in range(WARM_UP + repeats)]
         return 1000 * statistics.median(times[WARM_UP:])
     finally:
         torch.set_num_threads(threads)
 
 
-def _seconds(net: nn.Module, sample: Tensor) -> float:
+def _seconds(forward: Callable[[], object], devices: Set[torch.device]) -> float:
     start = perf_counter()
-    net(sample)
-    if sample.is_cuda:
-        torch.cuda.synchronize(sample.device)
+    forward()
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     return perf_counter() - start

@@ -1,16 +1,17 @@
-"""What the labels mean: the hard-label loss, the score, and which rows of logits count."""
-
-from collections.abc import Mapping
+"""One class for each sample."""
 
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from distillery.errors import UserError
+from distillery.losses.numerics import at_least_float32
 from distillery.signals import Signals
+from distillery.tasks.task import Batch, Labelled
 
 
 class Classification:
-    """One class for each sample. Score: top-1 accuracy in [0, 1].
+    """One class for each sample, an image or a text. Score: top-1 accuracy in [0, 1].
 
     Args:
         weight: of the hard-label loss in the objective (the literature's gamma, or 1 - alpha).
@@ -21,6 +22,7 @@ class Classification:
     """
 
     score = "accuracy"
+    head = "sequence_classification"
 
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing <= 1:
@@ -28,17 +30,23 @@ class Classification:
         self.weight = weight
         self.label_smoothing = label_smoothing
 
-    def rows(self, signals: Signals, batch: Mapping[str, Tensor]) -> tuple[Signals, Tensor]:
-        """The rows of logits that count [N, C] and their targets [N]: here every sample, so N = B."""
-        return signals, batch["target"]
+    def outputs(self, data: Labelled) -> int:
+        if not data.classes:
+            raise UserError(f"task=classification: the samples of '{data.name}' have no classes.")
+        return len(data.classes)
+
+    def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
+        """Every sample is a row: N = B."""
+        return signals, batch
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of each row [N], in at least float32."""
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        return nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="none")
+        return nn.functional.cross_entropy(
+            at_least_float32(logits), target, label_smoothing=self.label_smoothing, reduction="none"
+        )
 
-    def metric(self, num_classes: int) -> MulticlassAccuracy:
-        return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+    def metric(self, outputs: int | None) -> Metric:
+        return MulticlassAccuracy(outputs, average="micro", validate_args=False)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The predicted class of each row, [N]."""

@@ -1,0 +1,70 @@
+"""What stands in front of a network: it brings a batch to what the network takes."""
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")  # of a text batch: what networks may ask for
+
+
+class Adapter(nn.Module):
+    """Makes the arguments that a network is called with; parameter-free, and no part of an export or of costs."""
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments."""
+        raise NotImplementedError
+
+    def mask(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """[B, L], non-zero where a token counts; None: every one."""
+        raise NotImplementedError
+
+
+class ImageAdapter(Adapter):
+    """Resizes (bilinear) and normalises on the device, so that a teacher and a student of different resolutions and
+    statistics share one batch of plain images in [0, 1].
+
+    Args:
+        mean, std: per channel, of images in [0, 1].
+        size: side length in pixels that the network wants; None leaves the images as they are.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor([*map(float, mean)]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([*map(float, std)]).view(-1, 1, 1), persistent=False)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[Tensor], dict[str, Any]]:
+        """Images [B, C, H, W] in [0, 1] → what the network was trained on: its resolution, channels and statistics."""
+        image = batch["image"]
+        if self.size and image.shape[-2:] != (self.size, self.size):
+            image = nn.functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
+        image = (image - self.mean) / self.std  # a grey image broadcasts to the statistics' three channels
+        return (image.to(self.mean.dtype),), {}  # float32 images do not lift a network of 16 bits
+
+    def mask(self, batch: Mapping[str, Tensor]) -> None:
+        return None
+
+
+class TextAdapter(Adapter):
+    """Hands a network the tokens by name: of `TOKENS` those that its `forward` names.
+
+    Args:
+        net: the network in question; it is only looked at.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.taken: Collection[str] = inspect.signature(net.forward).parameters.keys() & set(TOKENS)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[()], dict[str, Tensor]]:
+        return (), {name: batch[name] for name in TOKENS if name in self.taken and name in batch}
+
+    def mask(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["attention_mask"]

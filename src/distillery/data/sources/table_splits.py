@@ -1,0 +1,142 @@
+"""Tables of texts made into splits: without duplicates, apart from each other, labels numbered."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillery.data.raw import RawData, Split
+from distillery.data.sources.duplicates import distinct
+from distillery.data.sources.table import SHOWN, Columns, Samples, Table, read_samples
+from distillery.data.splits import SPLIT_SEED, stratified
+from distillery.data.texts import Texts
+from distillery.errors import UserError, did_you_mean
+
+
+def table_data(
+    name: str,
+    columns: Columns,
+    tables: Mapping[str, Table],
+    test_fraction: float = 0.0,
+    drop_duplicates: bool = True,
+    remarks: Sequence[str] = (),
+) -> RawData:
+    """The splits of `tables`, by the names train, val and test; only train must be there.
+
+    Without test it is `test_fraction` of train, drawn by class and always the same. `drop_duplicates` leaves out
+    repeated texts (all of those whose labels differ), from val what is in test too, and from train what is in
+    val or test; without it they are only counted. An index is a position in the list of those that remain.
+
+    Raises:
+        UserError: what `read_samples` refuses, labels outside the classes, fewer than two classes, nothing left.
+    """
+    notes = list(remarks)
+    parts: dict[str, Samples] = {}
+    for part, table in tables.items():
+        parts[part], empty = read_samples(table, columns)
+        if empty:
+            notes.append(f"{part}: {empty:,} rows with an empty text left out")
+    parts = _apart(parts, drop_duplicates, notes)
+    for part, samples in parts.items():
+        if not samples:
+            raise UserError(f"{samples.table.where} has no text for the {part} split. " + ". ".join(notes))
+    classes = _classes(columns, parts["train"])
+    splits = {part: Split.whole(*_encode(samples, columns, classes)) for part, samples in parts.items()}
+    if "test" not in splits:
+        splits["train"], splits["test"] = _cut(splits["train"], test_fraction)
+        notes.append(f"test: {len(splits['test'].indices):,} of the texts of train, always the same")
+    return RawData(name, classes, splits["train"], splits["test"], splits.get("val"), tuple(notes))
+
+
+def _apart(parts: Mapping[str, Samples], drop: bool, notes: list[str]) -> dict[str, Samples]:
+    """The parts without repeated texts and without those of another part; test comes before val before train."""
+    verb = "left out" if drop else "found and kept"
+    kept: dict[str, Samples] = {}
+    for part in [name for name in ("test", "val", "train") if name in parts]:
+        unique = distinct(parts[part].keys(), parts[part].labels)
+        if unique.repeated or unique.contradictory:
+            notes.append(
+                f"{part}: {unique.repeated:,} repeated texts and {unique.contradictory:,} with contradictory labels "
+                f"{verb}"
+            )
+        remaining = parts[part].take(unique.kept)
+        for other, others in kept.items():
+            held = set(others.keys())
+            foreign = [position for position, key in enumerate(remaining.keys()) if key not in held]
+            if shared := len(remaining) - len(foreign):
+                notes.append(f"{part}: {shared:,} texts that are in {other} too {verb}")
+            remaining = remaining.take(foreign)
+        kept[part] = remaining if drop else parts[part]
+    return {part: kept[part] for part in parts}
+
+
+def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:
+    if train.labels is None or columns.regression:
+        return ()
+    if columns.classes is None:
+        classes = _sorted({label for labels in train.labels for label in _each(labels)})
+    else:
+        classes = tuple(map(str, columns.classes))
+        if len(set(classes)) != len(classes):
+            raise UserError(f"data.source.classes={list(classes)} names a class twice.")
+    if len(classes) < 2:
+        raise UserError(f"{train.table.where}: the labels are all {list(classes)}; at least two classes are needed.")
+    return classes
+
+
+def _each(labels: Any) -> Sequence[str]:
+    """The labels of one text: its own, or those of its words."""
+    return (labels,) if isinstance(labels, str) else labels
+
+
+def _sorted(labels: set[str]) -> tuple[str, ...]:
+    """Whole numbers by size, everything else by the alphabet."""
+    try:
+        return tuple(sorted(labels, key=int))
+    except ValueError:
+        return tuple(sorted(labels))
+
+
+def _encode(samples: Samples, columns: Columns, classes: Sequence[str]) -> tuple[Texts, Tensor]:
+    texts, zeros = Texts(samples.first, samples.second), torch.zeros(len(samples), dtype=torch.int64)
+    if samples.labels is None:
+        return texts, zeros
+    if columns.regression:
+        return texts, torch.tensor(samples.labels, dtype=torch.float32)
+    number = {label: position for position, label in enumerate(classes)}
+    _refuse_foreign(samples, samples.labels, number)
+    if columns.words is not None:
+        return Texts(samples.first, labels=[[number[tag] for tag in tags] for tags in samples.labels]), zeros
+    return texts, torch.tensor([number[label] for label in samples.labels])
+
+
+def _refuse_foreign(samples: Samples, labels: Sequence[Any], classes: Mapping[str, int]) -> None:
+    foreign: dict[str, list[int]] = {}
+    for row, own in zip(samples.rows, labels, strict=True):
+        for label in _each(own):
+            if label not in classes:
+                foreign.setdefault(label, []).append(row)
+    if foreign:
+        rows = sorted({row for found in foreign.values() for row in found})
+        shown = ", ".join(f"{label!r} ({len(found):,})" for label, found in list(foreign.items())[:SHOWN])
+        raise UserError(
+            f"{samples.table.where}: labels outside the {len(classes)} classes in {samples.table.places(rows)}: "
+            f"{shown}{', …' if len(foreign) > SHOWN else ''}.{did_you_mean(next(iter(foreign)), classes)}"
+        )
+
+
+def _cut(train: Split, fraction: float) -> tuple[Split, Split]:
+    """(train, test) of one set: by class, or of all alike where the targets are no classes."""
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"data.source.test_fraction={fraction} is not between 0 and 1, and no test texts are given: set "
+            "data.source.test, or the share of the texts to test on."
+        )
+    try:
+        test, rest = stratified(train.targets, train.indices, round(fraction * len(train.indices)), SPLIT_SEED)
+    except UserError as error:
+        raise UserError(f"data.source.test_fraction={fraction}: {error}") from error
+    if not len(rest):
+        raise UserError(f"data.source.test_fraction={fraction} leaves none of {len(train.indices)} texts to train on.")
+    return Split(train.inputs, train.targets, rest), Split(train.inputs, train.targets, test)

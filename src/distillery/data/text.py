@@ -1,0 +1,207 @@
+"""The LightningDataModule of every set of texts."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from distillery.data.loader import BatchDataset
+from distillery.data.module import Data, Stage
+from distillery.data.raw import RawData, Split
+from distillery.data.sampler import BatchKey
+from distillery.data.texts import Texts
+from distillery.data.tokenizers import load_tokenizer
+from distillery.data.tokens import CHUNK, Masking, Tokens, token_batch, tokenised
+from distillery.errors import UserError
+from distillery.tasks.task import IGNORED
+
+
+class TextData(Data):
+    """Serves `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer gives them) [B,L], `target`, `index`.
+
+    L is the length of the longest text of the global batch. `target` is [B]; where words have labels, or tokens are
+    masked, it is [B,L], with -100 where a token does not count (of a word, its first token counts).
+
+    Args:
+        source, batch_size, eval_batch_size, seed, and all that is not named here: see `Data`.
+        tokenizer: a name of the hub, or a folder.
+        max_length: the most tokens of a sample; None: as many as the tokenizer says that its model has positions.
+        too_long: what is done with longer ones. They are counted in either case.
+        bucket: how many batches are sorted by length together; 0: none (see `SeededBatchSampler`).
+        mask: the share of tokens to be masked and predicted (task=masked_lm); None: none.
+    """
+
+    kind = "texts"
+
+    def __init__(
+        self,
+        source: Callable[..., RawData],
+        tokenizer: str,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        root: str | None = None,
+        train_size: int | None = None,
+        train_fraction: float | None = None,
+        train_index: str | None = None,
+        val_size: int | float | None = None,
+        max_length: int | None = 128,
+        too_long: Literal["truncate", "refuse"] = "truncate",
+        bucket: int = 50,
+        mask: float | None = None,
+        num_workers: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(
+            source,
+            batch_size,
+            eval_batch_size,
+            seed,
+            root=root,
+            train_size=train_size,
+            train_fraction=train_fraction,
+            train_index=train_index,
+            val_size=val_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+        )
+        if too_long not in ("truncate", "refuse"):
+            raise UserError(f"data.too_long={too_long}: choose truncate or refuse.")
+        if mask is not None and not 0 < mask < 1:
+            raise UserError(
+                f"data.mask={mask}: it is the share of tokens to predict, between 0 and 1; BERT masks 0.15."
+            )
+        self.tokenizer_name = tokenizer
+        self.max_length = max_length
+        self.too_long = too_long
+        self.bucket = bucket
+        self.mask = mask
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer_name, "data.tokenizer")
+
+    @property
+    def vocab_size(self) -> int:  # type: ignore[override]
+        return len(self.tokenizer)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return self.raw.remarks + self._cut
+
+    @property
+    def input(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer_name}
+
+    @property
+    def varies(self) -> str | None:
+        return None if self.mask is None else "mask"
+
+    def served(self, splits: dict[str, Split]) -> dict[str, Split]:
+        """The splits with their texts tokenised, each text once."""
+        texts: Texts = self.raw.train.inputs
+        shared = all(split.inputs is texts for split in splits.values())
+        self._longer: list[int] = []
+        self._cut: tuple[str, ...] = ()
+        if shared:
+            tokens = self._tokens(texts, torch.cat([split.indices for split in splits.values()]))
+            stores = dict.fromkeys(splits, tokens)
+        else:
+            stores = {stage: self._tokens(split.inputs, split.indices) for stage, split in splits.items()}
+        if self._longer:
+            self._say_too_long(sum(len(split.indices) for split in splits.values()))
+        return {stage: Split(stores[stage], split.targets, split.indices) for stage, split in splits.items()}
+
+    def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
+        masking = self.masking
+        if masking is None or stage == "train":
+            return partial(token_batch, self.splits[stage].inputs, masking, self.seed)
+        return partial(_as_in_first_epoch, self.splits[stage].inputs, masking)
+
+    @cached_property
+    def masking(self) -> Masking | None:
+        """How tokens are masked, if they are."""
+        if self.mask is None:
+            return None
+        if self.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"data.mask={self.mask}: the tokenizer {self.tokenizer_name} has no mask token, since it belongs to "
+                "another kind of language model. Choose one of a masked model, as BERT's."
+            )
+        return Masking(self.mask, self.tokenizer.mask_token_id, self.vocab_size, tuple(self.tokenizer.all_special_ids))
+
+    def order(self, stage: Stage) -> dict[str, Any]:
+        return {"lengths": self.splits[stage].inputs.lengths, "bucket": self.bucket}
+
+    def example(self, samples: int = 8) -> dict[str, Tensor]:
+        """Training samples of the median length, so that what is measured on them does not depend on the order."""
+        tokens, indices = self.splits["train"].inputs, self.splits["train"].indices
+        middle = len(indices) // 2
+        ordered = indices[tokens.lengths[indices].argsort(stable=True)]
+        chosen = ordered[max(0, middle - samples + 1) : middle + 1]  # none is longer than the median
+        dataset = BatchDataset(self.inputs_of("train"), self.splits["train"].targets)
+        return dataset[BatchKey(0, chosen.tolist(), int(tokens.lengths[chosen].max()))]
+
+    def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
+        """The texts at `indices`, tokenised."""
+        order = indices.tolist()
+        columns: dict[str, list[Tensor]] = {}
+        lengths = torch.zeros(len(texts), dtype=torch.int64)
+        for positions in (order[at : at + CHUNK] for at in range(0, len(order), CHUNK)):
+            for position, sample in zip(positions, self._samples(texts, positions), strict=True):
+                lengths[position] = len(sample["input_ids"])
+                for name, values in sample.items():
+                    columns.setdefault(name, []).append(torch.tensor(values, dtype=torch.int32))
+        starts = torch.zeros(len(texts), dtype=torch.int64)
+        starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
+        vocabulary = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.tokenizer_name
+        identity = hashlib.sha256(texts.content() + f"{vocabulary} {self.max_length}".encode()).digest()
+        padding = {"input_ids": self.tokenizer.pad_token_id, "target": IGNORED}
+        return Tokens(
+            {name: torch.cat(values) for name, values in columns.items()},
+            starts,
+            lengths,
+            {name: padding.get(name, 0) for name in columns},
+            identity,
+        )
+
+    def _samples(self, texts: Texts, positions: list[int]) -> Iterator[dict[str, list[int]]]:
+        """Each text's columns, without the mask, which is all ones before padding."""
+        first = [texts.first[position] for position in positions]
+        second = None if texts.second is None else [texts.second[position] for position in positions]
+        whole = tokenised(self.tokenizer, first, second, None)
+        longer = [i for i, ids in enumerate(whole["input_ids"]) if self.max_length and len(ids) > self.max_length]
+        self._longer += [positions[i] for i in longer]
+        given = whole if not longer else tokenised(self.tokenizer, first, second, self.max_length)
+        names = [name for name in given if name != "attention_mask"]
+        for i, position in enumerate(positions):
+            sample = {name: given[name][i] for name in names}
+            if texts.labels is not None:
+                sample["target"] = _labels(given.word_ids(i), texts.labels[position])
+            yield sample
+
+    def _say_too_long(self, samples: int) -> None:
+        said = f"{len(self._longer):,} of {samples:,} texts have more than {self.max_length} tokens"
+        if self.too_long == "refuse":
+            raise UserError(
+                f"{said}, the one at position {self._longer[0]} for one. Set data.max_length to more (the model must "
+                "have as many positions), or cut them with data.too_long=truncate."
+            )
+        self._cut = (f"{said}: cut there (data.max_length)",)
+
+
+def _labels(words: list[int | None], labels: Any) -> list[int]:
+    """The label of each token: of a word's first token that of the word, of the others (and special ones) none."""
+    before = chain([None], words)
+    return [
+        IGNORED if word is None or word == last else labels[word] for word, last in zip(words, before, strict=False)
+    ]
+
+
+def _as_in_first_epoch(tokens: Tokens, masking: Masking, index: Tensor, key: Any) -> dict[str, Tensor]:
+    """What is evaluated is masked in the same way whenever, and whatever the seed."""
+    return token_batch(tokens, masking, 0, index, key._replace(epoch=0))

@@ -1,0 +1,62 @@
+"""Tokenizers: loaded by name or folder, and compared."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from transformers import AutoTokenizer
+
+from distillery.errors import UserError
+
+SHOWN = 3
+
+
+@cache
+def load_tokenizer(name: str, setting: str) -> Any:
+    """The tokenizer of that name on the hub, or in that folder.
+
+    Args:
+        name: of a model on the hub, or a folder.
+        setting: which setting of the config names it, for the error.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON errors and its own
+        if Path(name).is_dir():
+            raise UserError(
+                f"{setting}={name}: this folder has no tokenizer that transformers can load (tokenizer.json, or "
+                f"vocab.txt and tokenizer_config.json): {error}"
+            ) from error
+        raise UserError(
+            f"{setting}={name}: there is no such folder, and no tokenizer of that name in the cache "
+            f"{constants.HF_HUB_CACHE}; the hub could not be asked, or does not know it. Give a folder; or, where "
+            "there is a network, unset HF_HUB_OFFLINE; or set HF_HOME to a cache that has it."
+        ) from error
+
+
+def refuse_other_tokenizer(ours: Any, theirs: Any, who: str, name: str, texts: Sequence[Any]) -> None:
+    """Raise UserError unless both tokenizers cut each of `texts` into the same ids; `who` wants `theirs`, `name`."""
+    if ours is theirs:
+        return
+    texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
+    pairs = ((text, ours(text)["input_ids"], theirs(text)["input_ids"]) for text in texts)
+    other = [(text, a, b) for text, a, b in pairs if a != b]
+    if not other:
+        return
+    shown = "\n".join(
+        f"  {text[:60]!r}\n    data: {_pieces(ours, a)}\n    {who}: {_pieces(theirs, b)}"
+        for text, a, b in other[:SHOWN]
+    )
+    raise UserError(
+        f"The {who} network was made for another tokenizer, {name}, than the data's: {len(other)} of {len(texts)} "
+        f"texts become other tokens:\n{shown}\nSet data.tokenizer={name}, and train the other network on that one too."
+    )
+
+
+def _pieces(tokenizer: Any, ids: list[int]) -> str:
+    return " ".join(tokenizer.convert_ids_to_tokens(ids[:8])) + (" …" if len(ids) > 8 else "")

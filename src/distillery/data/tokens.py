@@ -1,0 +1,88 @@
+"""Tokenised texts of any length in flat tensors, and the batches made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillery.data.random import uniforms
+from distillery.data.sampler import BatchKey
+from distillery.tasks.task import IGNORED
+
+CHUNK = 1000  # texts that are tokenised at once
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of some samples, one after the other: those of position p begin at `starts[p]`.
+
+    `columns` holds `input_ids`, and whatever else the tokenizer gives for each token (`token_type_ids`), and `target`
+    where words have labels. `lengths` is 0 for a position that was not tokenised. `identity` is that of the texts and
+    of the tokenizer.
+    """
+
+    columns: dict[str, Tensor]  # int64 or int32 [tokens]
+    starts: Tensor  # int64 [N]
+    lengths: Tensor  # int64 [N]
+    padding: dict[str, int]  # the value of each column where there is no token
+    identity: bytes
+
+    def content(self) -> bytes:
+        """What identifies the tokens, for the fingerprint."""
+        return self.identity
+
+    def batch(self, index: Tensor, length: int) -> dict[str, Tensor]:
+        """The columns of the samples `index` [B], padded to `length`, and `attention_mask`: each int64 [B, length]."""
+        lengths = self.lengths[index]
+        mask = torch.arange(length) < lengths[:, None]
+        places = (self.starts[index][:, None] + torch.arange(length))[mask]
+        padded = {
+            name: torch.full(mask.shape, self.padding[name]).masked_scatter(mask, column[places].long())
+            for name, column in self.columns.items()
+        }
+        return {"input_ids": padded.pop("input_ids"), "attention_mask": mask.long(), **padded}
+
+
+def token_batch(
+    tokens: Tokens, masking: "Masking | None", seed: int, index: Tensor, key: BatchKey
+) -> dict[str, Tensor]:
+    """A batch of tokenised texts: positions [B] and the key that names them."""
+    batch = tokens.batch(index, key.length)
+    return batch if masking is None else masking(batch, uniforms(seed, key.epoch, index, 0, 3 * key.length))
+
+
+@dataclass(frozen=True)
+class Masking:
+    """BERT's masked tokens (Devlin et al. 2019, section 3.1): what is to be predicted, and what is seen in its place.
+
+    Each token that is not special is chosen with probability `share`; in every text the likeliest one at least. Of
+    those, 80 % become `mask_id`, 10 % a random token, and 10 % stay. The draw is a pure function of the uniform
+    numbers: another one in each epoch (RoBERTa's dynamic masking), the same in a resumed run.
+    """
+
+    share: float
+    mask_id: int
+    vocab_size: int
+    special_ids: tuple[int, ...]
+
+    def __call__(self, batch: dict[str, Tensor], uniform: Tensor) -> dict[str, Tensor]:
+        """`uniform` [B, 3·L] in [0, 1): three for each token. Adds `target` [B, L], -100 where nothing was chosen."""
+        ids = batch["input_ids"]
+        choice, kind, which = uniform.view(*ids.shape, 3).unbind(-1)
+        choice = choice.masked_fill(
+            torch.isin(ids, torch.tensor(self.special_ids)) | (batch["attention_mask"] == 0), 2.0
+        )
+        chosen = choice < self.share
+        chosen |= (choice == choice.amin(1, keepdim=True)) & (choice < 1)
+        random = (which * self.vocab_size).long()
+        seen = torch.where(kind < 0.8, self.mask_id, torch.where(kind < 0.9, random, ids))
+        return batch | {"input_ids": torch.where(chosen, seen, ids), "target": torch.where(chosen, ids, IGNORED)}
+
+
+def tokenised(tokenizer: Any, texts: Sequence[Any], pairs: Sequence[str] | None, length: int | None) -> Any:
+    """The lists that the tokenizer gives for texts (or lists of words), cut to `length` tokens if that is given."""
+    words = {} if isinstance(texts[0], str) else {"is_split_into_words": True}
+    cut = {} if length is None else {"truncation": True, "max_length": length}
+    return tokenizer(list(texts), list(pairs) if pairs is not None else None, verbose=False, **words, **cut)

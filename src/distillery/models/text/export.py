@@ -1,0 +1,59 @@
+"""A network as a folder that `from_pretrained` reads."""
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from distillery.errors import UserError
+from distillery.models.text.sentence_encoder import pretrained_model
+from distillery.models.text.sources import CONFIG, quiet
+
+CARD = "README.md"
+WEIGHTS = "model.safetensors"
+
+
+def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path, card: str) -> None:
+    """Write config.json, model.safetensors, the tokenizer's files and the model card, all or nothing.
+
+    `AutoModel.from_pretrained` reads the folder, and so does the Auto class of the network's head; a
+    `SentenceEncoder` is saved as its encoder, of which the reader takes the mean. A pooler that the network does
+    not have (BERT's under the heads of tokens) is a new one in `AutoModel`, as with any of transformers' folders.
+
+    Args:
+        card: the model card, Markdown.
+        folder: is made; an earlier export there is replaced.
+
+    Raises:
+        UserError: a network that is not of transformers, or a folder that holds something else.
+    """
+    model, folder = pretrained_model(net), Path(folder)
+    if model is None:
+        raise UserError(
+            f"A {type(net).__name__} is no network of transformers, and AutoModel could not read it. Its run folder "
+            "(config.yaml, student.safetensors) rebuilds it: model/teacher=run, or distill-evaluate."
+        )
+    if folder.exists() and not _is_export(folder):
+        raise UserError(f"{folder} exists and is no earlier export: nothing is replaced. Name another folder.")
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "replaced"))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        with quiet():
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+        (unfinished / CARD).write_text(card, encoding="utf-8")
+        (unfinished / WEIGHTS).chmod((unfinished / CARD).stat().st_mode)  # safetensors lets only its owner read it
+        if folder.exists():
+            folder.replace(replaced)
+        unfinished.replace(folder)
+    finally:
+        for leftover in (unfinished, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder may be replaced: it is empty, or has what an export has."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    return not names or {CONFIG, WEIGHTS, CARD} <= names

@@ -1,0 +1,67 @@
+"""Word embeddings as the product of two narrow matrices (ALBERT, Lan et al. 2020), by truncated SVD."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distillery.errors import UserError
+
+
+def leading_directions(table: Tensor, rank: int) -> Tensor:
+    """The first `rank` right singular vectors of `table` [V, D], as orthonormal rows [rank, D].
+
+    `table` projected to them and back is the nearest matrix of that rank (Eckart and Young 1936).
+    """
+    return torch.linalg.svd(table.double(), full_matrices=False).Vh[:rank].to(table.dtype)
+
+
+def factorised_embeddings(
+    student: PreTrainedModel, source: PreTrainedModel, outside: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The values of the student's embeddings [V, k] and of its projection from k to its D hidden neurons, by name.
+
+    The product of the two is the nearest of rank k to the source's word embeddings (to their first D columns, where
+    those are more). Positions and token types are projected to the same space. The source normalises all D neurons,
+    the student its k before the projection: its gain is the mean of the source's times √(D / k), which keeps the
+    length, and the offset is that of the projection.
+
+    Args:
+        student, source: the networks without heads.
+        outside: the source's parameters in no layer, its tables with the student's number of rows.
+
+    Raises:
+        UserError: a student without such a projection, or a source whose embeddings are narrow themselves.
+    """
+    words, width, hidden = word_table(source), word_table(student).embedding_dim, student.config.hidden_size
+    path = next((path for path, module in student.named_children() if isinstance(module, nn.Linear)), None)
+    if path is None or width >= hidden:
+        raise UserError(
+            f"student.initialise.embeddings=factorise: the student's embeddings are {width} wide, its hidden states "
+            f"{hidden}, and there is no projection between them. Give it an embedding_size below its hidden_size "
+            "(model/student=encoder, an ELECTRA), or take embeddings=copy."
+        )
+    if words.embedding_dim != source.config.hidden_size:
+        raise UserError(
+            "student.initialise.embeddings=factorise: those of the source are factorised already, "
+            f"{words.embedding_dim} wide. Give the student this embedding_size, and take embeddings=copy."
+        )
+    directions = leading_directions(words.weight.detach()[:, :hidden], width)
+    values: dict[str, Tensor] = {f"{path}.weight": directions.mT}
+    for name, module in student.named_modules():
+        weight = f"{name}.weight"
+        if isinstance(module, nn.Embedding) and weight in outside:
+            values[weight] = outside[weight][:, :hidden] @ directions.mT
+        elif isinstance(module, nn.LayerNorm) and weight in outside and module.normalized_shape == (width,):
+            gain = outside[weight][:hidden].mean() * (hidden / width) ** 0.5
+            values |= {weight: gain.expand(width), f"{name}.bias": torch.zeros(width)}
+            values[f"{path}.bias"] = outside[f"{name}.bias"][:hidden]
+    return values
+
+
+def word_table(net: PreTrainedModel) -> nn.Embedding:
+    """The embeddings of the words, [V, D] or narrower."""
+    table = net.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    return table

@@ -1,0 +1,180 @@
+"""Transformers of Hugging Face, by a name of the hub, a folder or a model type, with the head of a task."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from distillery.errors import UserError, did_you_mean
+from distillery.models.text.sentence_encoder import SentenceEncoder
+from distillery.models.text.sources import FAILURES, find_config, folder_or_name, is_type, quiet, why_not
+
+HEADS: dict[str, Any] = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "masked_lm": AutoModelForMaskedLM,
+    "sentence_embedding": AutoModel,  # inside a SentenceEncoder
+}
+LABELS = ("num_labels", "id2label", "label2id")  # what num_classes says
+OURS = frozenset((*LABELS, "model_type", "architectures", "transformers_version", "dtype", "return_dict"))
+
+
+def transformer(
+    model: str,
+    head: str,
+    num_classes: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """A network in float32 whose attention runs through SDPA, so that it can be read without being changed.
+
+    Its attribute `new_weights` names the parameters that are newly initialised although `pretrained`: a new head,
+    or the layers by which `config` exceeds the pretrained model. Without `pretrained` everything is new, and the
+    list is empty.
+
+    Args:
+        model: a name of the hub, a folder with config.json, or a model type ('bert'), which has no weights.
+        head: a key of `HEADS`.
+        num_classes: of classification; the size of the vocabulary for masked_lm; the width for sentence_embedding.
+            None: what the model's own config says.
+        config: settings of the model's config class that differ.
+        pretrained: with the weights of the hub or of the folder.
+
+    Raises:
+        UserError: see `transformer_config`; weights that cannot be had, or are of another network.
+    """
+    made = transformer_config(model, head, num_classes, config)
+    if pretrained and is_type(model):
+        raise UserError(f"{model!r} is a model type, which has no weights. Name a model of the hub, or a folder.")
+    with quiet():
+        net = _pretrained(model, head, made) if pretrained else _new(head, made)
+    return SentenceEncoder(net) if head == "sentence_embedding" else net
+
+
+def transformer_config(
+    model: str, head: str, num_classes: int | None = None, config: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """The config that `transformer` builds from; takes no weights, and little time.
+
+    Raises:
+        UserError: no such head, model or setting; a hub that cannot be reached; settings that exclude each other.
+    """
+    if head not in HEADS:
+        raise UserError(f"There is no head {head!r}." + did_you_mean(head, HEADS))
+    with quiet():
+        given = find_config(model)
+        kind = CONFIG_MAPPING[given["model_type"]]
+        if kind not in HEADS[head]._model_mapping:
+            raise UserError(f"transformers has no {head} for the model type {given['model_type']!r} ({model}).")
+        default = _built(kind, given)
+        settings = {**(config or {})}
+        _refuse_unknown(default, settings)
+        settings = {default.attribute_map.get(key, key): value for key, value in settings.items()}
+        made = _built(kind, given | settings | _size(default, head, num_classes, settings))
+    _refuse_heads(made)
+    if head == "sentence_embedding" and num_classes not in (None, made.hidden_size):
+        raise UserError(
+            f"The sentences' embeddings of {model} have the width {made.hidden_size}, not {num_classes}: set "
+            "config.hidden_size, or net.num_classes=null."
+        )
+    return made
+
+
+def _built(kind: type[PreTrainedConfig], settings: Mapping[str, Any]) -> PreTrainedConfig:
+    try:
+        return kind.from_dict({**settings})
+    except FAILURES as error:
+        raise UserError(f"The settings of model type {kind.model_type!r} cannot be so: {error}") from error
+
+
+def _refuse_unknown(default: PreTrainedConfig, settings: Mapping[str, Any]) -> None:
+    known = {key for key in vars(default) if not key.startswith("_")} | default.attribute_map.keys()
+    for key, value in settings.items():
+        if key in LABELS:
+            raise UserError(f"config.{key}: the number of classes is net.num_classes, which the data fill in.")
+        if key not in known - OURS:
+            raise UserError(
+                f"{default.model_type!r} has no setting config.{key}={value}." + did_you_mean(key, known - OURS)
+            )
+        if key == "vocab_size" and value is None:
+            raise UserError("config.vocab_size is null: it is the number of the tokenizer's tokens.")
+
+
+def _size(default: PreTrainedConfig, head: str, num_classes: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that `num_classes` stands for."""
+    if num_classes is None or head == "sentence_embedding":
+        return {}
+    if head == "masked_lm":
+        if settings.get("vocab_size", num_classes) != num_classes:
+            raise UserError(
+                f"config.vocab_size={settings['vocab_size']}, and masked_lm predicts {num_classes} tokens: "
+                "they are the same. Leave config.vocab_size out."
+            )
+        return {"vocab_size": num_classes}
+    if num_classes == default.num_labels:
+        return {}  # its own names of the classes stay
+    return {"num_labels": num_classes, "id2label": None, "label2id": None}
+
+
+def _refuse_heads(config: PreTrainedConfig) -> None:
+    width, heads = (getattr(config, key, None) for key in ("hidden_size", "num_attention_heads"))
+    if width and heads and getattr(config, "head_dim", None) is None and width % heads:
+        raise UserError(
+            f"config.hidden_size={width} is not a multiple of the {heads} attention heads: "
+            f"set it to {width - width % heads or heads} or {width - width % heads + heads}, or set "
+            f"config.num_attention_heads to one of {', '.join(str(n) for n in range(1, width + 1) if width % n == 0)}."
+        )
+
+
+def _new(head: str, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        net = HEADS[head].from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    except FAILURES as error:
+        if "scaled_dot_product_attention" in str(error):
+            raise UserError(
+                f"The attention of model type {config.model_type!r} does not run through PyTorch's "
+                "scaled_dot_product_attention, where it is read. Choose another: bert, electra, roberta, distilbert, …"
+            ) from error
+        raise UserError(f"The model type {config.model_type!r} cannot be built with these settings: {error}") from error
+    net.new_weights = []
+    return net
+
+
+def _pretrained(model: str, head: str, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        net, info = HEADS[head].from_pretrained(
+            folder_or_name(model),
+            config=config,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # a head for other classes is a new one; the rest is refused below
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(why_not(model, "The weights", error)) from error
+    mismatched = {name: (theirs, ours) for name, theirs, ours in info["mismatched_keys"]}
+    base = set(net.base_model.parameters())
+    for name, parameter in net.named_parameters():
+        if name in mismatched and parameter in base:
+            theirs, ours = (list(shape) for shape in mismatched[name])
+            raise UserError(
+                f"The weights of {model} do not fit these settings: {name} is {theirs} there, {ours} here. "
+                "Leave its sizes as they are, and its vocabulary with its own tokenizer. A smaller student takes "
+                "pretrained=false (weights=null), and student.initialise fills it."
+            )
+    new = info["missing_keys"] | mismatched.keys()
+    if all(name in new for name, parameter in net.named_parameters() if parameter in base):
+        raise UserError(f"The weights of {model} are of another network: none is a {type(net).__name__}'s.")
+    net.new_weights = [name for name, _ in net.named_parameters() if name in new]
+    return net

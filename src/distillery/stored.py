@@ -1,0 +1,56 @@
+"""Signals kept for many samples: a row for each, or, of texts, the tokens that count one after the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Stored:
+    """`values` of all samples: [N, ...], or [tokens, ...] where `lengths` [N] says how many each sample has.
+
+    `transposed`: a token's dimension comes after that of the heads, as in attention's [B, H, L, D].
+    """
+
+    values: Tensor
+    lengths: Tensor | None = None
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        self.starts = None if self.lengths is None else self.lengths.cumsum(0) - self.lengths
+
+    @classmethod
+    def joined(cls, parts: Sequence["Stored"]) -> "Stored":
+        """The samples of all parts, in their order."""
+        lengths = [part.lengths for part in parts if part.lengths is not None]
+        values = torch.cat([part.values for part in parts])
+        return cls(values, torch.cat(lengths) if lengths else None, parts[0].transposed)
+
+    def rows(self, row: Tensor, mask: Tensor | None) -> Tensor:
+        """The samples `row` [B], on the CPU; their tokens where `mask` [B, L] is not 0, and 0 elsewhere."""
+        if self.starts is None:
+            return self.values[row]
+        assert mask is not None
+        counts = mask.bool().cpu()
+        places = (self.starts[row][:, None] + torch.arange(counts.shape[1]))[counts]
+        padded = self.values.new_zeros(*counts.shape, *self.values.shape[1:])
+        padded[counts] = self.values[places]
+        return padded.transpose(1, 2) if self.transposed else padded
+
+
+def stored(name: str, tensor: Tensor, mask: Tensor | None) -> Stored:
+    """One batch's `tensor`, to be joined to others.
+
+    Args:
+        name: of the signal; one of attention has its tokens in the third dimension, any other in the second.
+        mask: [B, L], non-zero where a token counts; None: the samples are no texts.
+    """
+    tensor = tensor.cpu()
+    heads = name.startswith("attention.")
+    tokens = tensor.transpose(1, 2) if heads else tensor
+    if mask is None or tokens.dim() < 3 or tokens.shape[1] != mask.shape[1]:
+        return Stored(tensor)
+    counts = mask.bool().cpu()
+    return Stored(tokens[counts], counts.sum(1), heads)

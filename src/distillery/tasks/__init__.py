@@ -1,0 +1,1 @@
+"""What the labels mean, one file a task."""

@@ -1,0 +1,83 @@
+"""One number for each sample."""
+
+import warnings
+
+from torch import Tensor
+from torchmetrics import SpearmanCorrCoef
+
+from distillery.errors import UserError
+from distillery.losses.numerics import at_least_float32, require_same_shape
+from distillery.signals import Signals
+from distillery.tasks.task import Batch, Labelled
+
+
+class RankCorrelation(SpearmanCorrCoef):
+    """Spearman's rank correlation of predictions [N,1] with targets [N], and 0 where it is negative."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings(action="ignore"):  # that it keeps all samples: two numbers of each
+            super().__init__()
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        # Ranks of NaN would be those of their positions: a broken network on sorted data would score 1.
+        super().update(_numbers(preds).nan_to_num(), target)
+
+    def compute(self) -> Tensor:
+        return super().compute().clamp_min(0.0)
+
+
+class Regression:
+    """A number for each sample, as the similarity of two sentences. Score: Spearman's rank correlation, in [0, 1].
+
+    This is what is reported on STS-B (Cer et al. 2017). A negative one counts as 0: it is worse than chance. Constant
+    predictions have 0 too.
+
+    Args:
+        weight: of the hard-label loss in the objective.
+    """
+
+    score = "Spearman correlation"
+    head = "sequence_classification"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def outputs(self, data: Labelled) -> int:
+        """1."""
+        if data.classes:
+            raise UserError(
+                f"task=regression: the samples of '{data.name}' have classes, not numbers. Use task=classification."
+            )
+        return 1
+
+    def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
+        """Every sample is a row: N = B.
+
+        Raises:
+            UserError: the targets are no numbers, or not one for each sample.
+        """
+        target = batch["target"]
+        if target.dim() != 1 or not target.is_floating_point():
+            raise UserError(
+                f"task=regression: the targets of this batch, {list(target.shape)} of {target.dtype}, are not one "
+                "number for each sample. Choose data that have these."
+            )
+        return signals, batch
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The squared error of each row [N], in the square of the targets' unit and at least float32."""
+        numbers = _numbers(logits)
+        require_same_shape(numbers, target)
+        return (numbers - target).square()
+
+    def metric(self, outputs: int | None) -> RankCorrelation:
+        return RankCorrelation()
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The number of each row, [N], in at least float32."""
+        return _numbers(logits)
+
+
+def _numbers(logits: Tensor) -> Tensor:
+    """[N,1] → [N], in at least float32."""
+    return at_least_float32(logits).squeeze(-1)

@@ -1,0 +1,292 @@
+"""One's own texts: what is read, what is left out and said, what is refused and where."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distillery.data.raw import RawData, Split
+from distillery.data.sources.text_files import jsonl, text_csv
+from distillery.errors import UserError
+
+ROWS = [("good film", "pos"), ("bad, bad film", "neg"), ('a "so-so"\nfilm', "neutral"), ("NA", "neg")]
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]], heading: Sequence[str] = ("text", "label")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([heading, *rows])
+    return path
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def test_file(tmp_path: Path) -> Path:
+    return write_csv(tmp_path / "held.csv", [("fine", "pos"), ("poor", "neg"), ("so-so", "neutral")])
+
+
+def labelled(data: RawData, split: Split) -> list[tuple[str, str]]:
+    return [(split.inputs.first[i], data.classes[split.targets[i]]) for i in split.indices.tolist()]
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.TSV"])
+def test_csv_is_read_as_it_stands(tmp_path: Path, test_file: Path, name: str) -> None:
+    path = tmp_path / name
+    write_csv(tmp_path / name.lower(), ROWS).rename(path)
+    data = text_csv(path, test=test_file)
+    assert data.name == "own"
+    assert data.classes == ("neg", "neutral", "pos")
+    assert labelled(data, data.train) == ROWS
+    assert labelled(data, data.test) == [("fine", "pos"), ("poor", "neg"), ("so-so", "neutral")]
+    assert data.val is None
+    assert data.remarks == ()
+
+
+def test_other_columns_separators_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    lines = ["id;b;a;stars", "1;yes;no;10", "2;oui;non;9", "3;ja;nein;-1", "4;si;no;10", "5;a;b;9", "6;c;d;-1"]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    data = text_csv(path, text="a", second="b", label="stars", test_fraction=0.5, separator=";")
+    assert data.train.inputs.first == ["no", "non", "nein", "no", "b", "d"]
+    assert data.train.inputs.second == ["yes", "oui", "ja", "si", "a", "c"]
+    assert data.classes == ("-1", "9", "10")  # by size, not by the alphabet
+    assert data.train.targets.tolist() == [2, 1, 0, 2, 1, 0]
+    first = text_csv(path, text="id", label=None, separator=";").train.inputs.first
+    assert first == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_quotes_as_characters(tmp_path: Path) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text('text\tlabel\n"open\tyes\nhe said "no" twice\tno\n', encoding="utf-8")
+    data = text_csv(path, label=None, test_fraction=0.5, quotes=False)
+    assert data.train.inputs.first == ['"open', 'he said "no" twice']
+    with pytest.raises(UserError, match=r"line 2.*data\.source\.quotes=false"):
+        text_csv(path, label=None, test_fraction=0.5)
+
+
+def test_the_test_split_is_cut_by_class_always_alike(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "own.csv", [(f"text {i}", "rare" if i % 10 == 0 else "often") for i in range(100)])
+    data = text_csv(path)
+    assert sorted(data.train.indices.tolist() + data.test.indices.tolist()) == list(range(100))
+    assert torch.bincount(data.test.targets[data.test.indices]).tolist() == [18, 2]
+    assert torch.equal(text_csv(path).test.indices, data.test.indices)
+    assert "20 of the texts of train" in data.remarks[0]
+    with pytest.raises(UserError, match=r"test_fraction=0\.01: Cannot draw 1 of 100"):
+        text_csv(path, test_fraction=0.01)
+    with pytest.raises(UserError, match=r"data\.source\.test"):
+        text_csv(path, test_fraction=0)
+
+
+def test_numbers_and_texts_without_labels(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "own.csv", [(f"text {i}", i / 4) for i in range(20)])
+    data = text_csv(path, regression=True)
+    assert data.classes == ()
+    assert data.train.targets.dtype == torch.float32
+    assert data.train.targets.tolist() == [i / 4 for i in range(20)]
+    assert len(data.test.indices) == 4
+    plain = text_csv(path, label=None)
+    assert plain.classes == ()
+    assert plain.train.targets.tolist() == [0] * 20
+    assert plain.train.targets.dtype == torch.int64
+    assert len(plain.test.indices) == 4
+    with pytest.raises(UserError, match=r"no number in column 'text' of 20 rows \(line 2, 3, 4, …\): 'text 0'"):
+        text_csv(path, label="text", regression=True)
+    write_csv(path, [("a", "1"), ("b", "nan")])
+    with pytest.raises(UserError, match=r"1 row \(line 3\): 'nan'"):
+        text_csv(path, regression=True)
+
+
+def test_duplicates_are_left_out_and_counted(tmp_path: Path) -> None:
+    train = [("a", 0), ("b", 1), ("a", 0), ("c", 0), ("c", 1), ("d", 0), ("e", 1), ("f", 1), ("b", 1)]
+    val = [("e", 1), ("t", 0), ("v", 0), ("v", 0)]
+    test = [("t", 0), ("d", 1), ("u", 1), ("u", 1)]
+    paths = {
+        part: write_csv(tmp_path / f"{part}.csv", rows)
+        for part, rows in {"train": train, "val": val, "test": test}.items()
+    }
+    data = text_csv(paths["train"], val=paths["val"], test=paths["test"])
+    assert data.val is not None
+    assert labelled(data, data.test) == [("t", "0"), ("d", "1"), ("u", "1")]
+    assert labelled(data, data.val) == [("e", "1"), ("v", "0")]
+    assert labelled(data, data.train) == [("a", "0"), ("b", "1"), ("f", "1")]
+    assert data.remarks == (
+        "test: 1 repeated texts and 0 with contradictory labels left out",
+        "val: 1 repeated texts and 0 with contradictory labels left out",
+        "val: 1 texts that are in test too left out",
+        "train: 2 repeated texts and 2 with contradictory labels left out",
+        "train: 1 texts that are in test too left out",
+        "train: 1 texts that are in val too left out",
+    )
+    few = write_csv(tmp_path / "few.csv", [("a", 0), ("b", 1)])
+    with pytest.raises(UserError, match=r"few\.csv' has no text for the train split.*2 texts that are in test too"):
+        text_csv(few, test=paths["train"])
+
+
+def test_a_pair_is_repeated_when_both_texts_are(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "own.csv", [("a", "b", 0), ("a", "c", 1), ("a", "b", 0)], ("text", "other", "label"))
+    data = text_csv(
+        path, second="other", test=write_csv(tmp_path / "t.csv", [("a", "d", 1)], ("text", "other", "label"))
+    )
+    assert list(zip(data.train.inputs.first, data.train.inputs.second, strict=True)) == [("a", "b"), ("a", "c")]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"text": "Text"}, r"data\.source\.text=Text: '.*own\.csv' has no such column\. Did you mean 'text'"),
+        ({"label": "labels"}, r"data\.source\.label=labels: .*Did you mean 'label'"),
+        ({"second": "zzz"}, r"data\.source\.second=zzz: .*Choose from: label, text"),
+        (
+            {"classes": ["neg", "positive"]},
+            r"the 2 classes in 2 rows \(line 2, 4\): 'pos' \(1\), 'neutral' \(1\)\. Did",
+        ),
+        ({"classes": ["neg", "neg"]}, "names a class twice"),
+        ({"classes": ["neg", "pos", "neutral"], "regression": True}, "regression and data.source.classes exclude"),
+        ({"label": None, "regression": True}, "regression and data.source.label=null exclude"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    path = write_csv(tmp_path / "own.csv", ROWS)
+    with pytest.raises(UserError, match=words):
+        text_csv(path, **options)
+
+
+def test_given_classes_keep_their_order(tmp_path: Path, test_file: Path) -> None:
+    path = write_csv(tmp_path / "own.csv", ROWS)
+    data = text_csv(path, test=test_file, classes=["pos", "unseen", "neg", "neutral"])
+    assert data.classes == ("pos", "unseen", "neg", "neutral")
+    assert data.train.targets.tolist() == [0, 2, 3, 2]
+
+
+def test_a_label_of_the_test_texts_alone_is_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "own.csv", ROWS)
+    other = write_csv(tmp_path / "held.csv", [("fine", "pos"), ("poor", "negative")])
+    with pytest.raises(UserError, match=r"held\.csv': .*1 row \(line 3\): 'negative' \(1\)\. Did you mean 'neg'"):
+        text_csv(path, test=other)
+
+
+def test_empty_texts_are_refused_or_left_out(tmp_path: Path) -> None:
+    rows = [("a", "x"), ("two\nlines", "y"), ("", "x"), ("  ", "y"), ("b", "y"), ("\t", "x"), ("", "y")]
+    path = write_csv(tmp_path / "own.csv", rows)
+    # The second text has two lines, so that the third row stands in line 5.
+    with pytest.raises(UserError, match=r"empty in 4 rows \(line 5, 6, 8, …\).*data\.source\.drop_empty=true"):
+        text_csv(path)
+    data = text_csv(path, drop_empty=True, test_fraction=0.67)
+    assert data.train.inputs.first == ["a", "two\nlines", "b"]
+    assert "train: 4 rows with an empty text left out" in data.remarks
+    path = write_csv(tmp_path / "own.csv", [("a", "b", "0"), ("a", "", "1")], ("text", "second", "label"))
+    with pytest.raises(UserError, match=r"empty in 1 row \(line 3\)"):
+        text_csv(path, second="second")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("text,label\n", "no text for the train split"),
+        ("text,label\na,b\nc\n", r"line 3: 1 fields, but the heading has 2"),
+        ('text,label\n"a\nb",c\n\na, b,c\n', r"line 5: 3 fields.*'\,' in it in quotes"),
+        ("text,text\na,b\n", "names a column twice"),
+        ("text,label\na,\nb,c\n", r"no label in column 'label' of 1 row \(line 2\)"),
+        ("text,label\na,b\nc,b\n", r"labels are all \['b'\]; at least two"),
+        ('text,label\n"a" b,c\n', r"line 2: .*quotes=false"),
+        ('text,label\na,b\n"c,d\n', r"line 3: .*quotes=false"),
+    ],
+)
+def test_files_that_are_no_table_are_refused_with_the_line(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=words) as caught:
+        text_csv(path)
+    assert "own.csv" in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for read in (text_csv, jsonl):
+        with pytest.raises(UserError, match=r"nowhere' cannot be read"):
+            read(tmp_path / "nowhere")
+        (tmp_path / "latin").write_bytes("text,label\nné,a\n".encode("latin-1"))
+        with pytest.raises(UserError, match=r"latin' cannot be read: .*utf-8"):
+            read(tmp_path / "latin")
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    rows = [{"text": "a\u2028b", "label": 10}, {"label": 9, "text": "null", "more": [1]}, {"text": "c", "label": 10}]
+    data = jsonl(write_jsonl(tmp_path / "own.jsonl", rows), test_fraction=0.67)
+    assert data.train.inputs.first == ["a\u2028b", "null", "c"]
+    assert data.classes == ("9", "10")
+    assert data.train.targets.tolist() == [1, 0, 1]
+    pairs = [{"a": f"a{i}", "b": f"b{i}", "score": i / 2} for i in range(10)]
+    data = jsonl(write_jsonl(tmp_path / "pairs.jsonl", pairs), "a", label="score", second="b", regression=True)
+    assert data.train.inputs.second == [f"b{i}" for i in range(10)]
+    assert data.train.targets.tolist() == [i / 2 for i in range(10)]
+
+
+TAGGED = [
+    {"words": ["Ann", "lives", "in", "Rome"], "tags": ["B-PER", "O", "O", "B-LOC"]},
+    {"words": ["It", "rains"], "tags": ["O", "O"]},
+    {"words": ["It", "rains"], "tags": ["O", "O"]},
+    {"words": ["Bo", "Li"], "tags": ["B-PER", "I-PER"]},
+]
+
+
+def test_words_with_a_label_each(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "own.jsonl", TAGGED)
+    test = write_jsonl(tmp_path / "test.jsonl", [{"words": ["Ann"], "tags": ["B-PER"]}])
+    data = jsonl(path, words="words", label="tags", test=test)
+    assert data.classes == ("B-LOC", "B-PER", "I-PER", "O")
+    assert data.train.inputs.first == [row["words"] for row in (TAGGED[0], TAGGED[1], TAGGED[3])]
+    assert data.train.inputs.labels == [[1, 3, 3, 0], [3, 3], [1, 2]]
+    assert data.train.targets.tolist() == [0, 0, 0]
+    assert data.test.inputs.labels == [[1]]
+    assert data.remarks == ("train: 1 repeated texts and 0 with contradictory labels left out",)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"words": ["a", "b"], "tags": ["O"]}, "line 5: 2 words, but 1 labels in column 'tags'"),
+        ({"words": ["a", "b"], "tags": "O O"}, "line 5: 2 words, but 'O O' in column"),
+        ({"words": "a b", "tags": ["O", "O"]}, r"no list of words in column 'words' of 1 row \(line 5\): 'a b'"),
+        ({"words": ["a", " "], "tags": ["O", "O"]}, r"no list of words"),
+        ({"words": [], "tags": []}, r"empty in 1 row \(line 5\)"),
+        ({"tags": []}, r"empty in 1 row \(line 5\)"),
+        ({"words": ["a"]}, r"no label in column 'tags' of 1 row \(line 5\)"),
+    ],
+)
+def test_words_and_labels_that_do_not_agree(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    path = write_jsonl(tmp_path / "own.jsonl", [*TAGGED, row])
+    with pytest.raises(UserError, match=words):
+        jsonl(path, words="words", label="tags")
+
+
+def test_a_tag_outside_the_set(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "own.jsonl", TAGGED)
+    with pytest.raises(UserError, match=r"3 classes in 1 row \(line 4\): 'I-PER' \(1\)\. Did you mean 'B-PER'"):
+        jsonl(path, words="words", label="tags", classes=["O", "B-PER", "B-LOC"])
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "words"),
+    [
+        ("{'text': 1}", {}, "line 2: no JSON"),
+        ('["a", "b"]', {}, r"line 2: it must be a JSON object, not '\[\"a\""),
+        ('{"text": 7, "label": "x"}', {}, r"no text in column 'text' of 1 row \(line 2\): 7"),
+        ('{"text": "b"}', {}, r"no label in column 'label' of 1 row \(line 2\)"),
+        ('{"text": "b", "label": ["x"]}', {}, "more than one label.*data.source.words"),
+        ('{"text": "b", "label": "x"}', {"words": "text", "second": "text"}, "words and data.source.second exclude"),
+        ('{"text": "b", "label": "x"}', {"label": "tags"}, "has no such column"),
+    ],
+)
+def test_wrong_lines_of_json(tmp_path: Path, line: str, options: dict[str, Any], words: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"text": "a", "label": "y"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        jsonl(path, **options)

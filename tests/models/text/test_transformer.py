@@ -1,0 +1,270 @@
+"""Transformers by name, folder and type: weights where they belong, quiet loading, and what is refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedConfig
+from transformers.utils import logging
+
+from distillery.errors import UserError
+from distillery.models.text.transformer import HEADS, transformer, transformer_config
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 16,
+}
+CLASSIFY = "sequence_classification"
+
+
+def size(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A folder of transformers' own making: a BERT of three named classes, in half precision."""
+    torch.manual_seed(0)
+    names = {0: "bad", 1: "middling", 2: "good"}
+    net = BertForSequenceClassification(BertConfig(**SMALL, id2label=names))
+    net.half().save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+class TestPretrained:
+    def test_weights_are_those_of_the_file(self, minilm: str) -> None:
+        net = transformer(minilm, CLASSIFY, 3, pretrained=True)
+        stored = load_file(Path(minilm) / "model.safetensors")
+        found = {name.removeprefix("bert."): value for name, value in net.named_parameters()}
+        assert net.new_weights == ["classifier.weight", "classifier.bias"]
+        assert found.keys() - stored.keys() == set(net.new_weights)
+        assert all(torch.equal(value, stored[name]) for name, value in found.items() if name in stored)
+        assert found["classifier.weight"].shape == (3, 384)
+
+    def test_fewer_layers_are_the_first(self, minilm: str) -> None:
+        net = transformer(minilm, "token_classification", 5, {"num_hidden_layers": 2}, pretrained=True)
+        stored = load_file(Path(minilm) / "model.safetensors")
+        assert len(net.bert.encoder.layer) == 2
+        assert torch.equal(net.bert.encoder.layer[1].output.dense.weight, stored["encoder.layer.1.output.dense.weight"])
+        assert net.new_weights == ["classifier.weight", "classifier.bias"]
+
+    def test_more_layers_are_new(self, classifier: Path) -> None:
+        net = transformer(str(classifier), CLASSIFY, 3, {"num_hidden_layers": 3}, pretrained=True)
+        assert len(net.new_weights) == 16
+        assert all(name.startswith("bert.encoder.layer.2.") for name in net.new_weights)
+
+    def test_trained_head_is_kept_in_float32(self, classifier: Path, tokens: Mapping[str, Tensor]) -> None:
+        net = transformer(str(classifier), CLASSIFY, 3, pretrained=True)
+        assert net.new_weights == []
+        assert net.config.id2label == {0: "bad", 1: "middling", 2: "good"}
+        assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+        theirs = BertForSequenceClassification.from_pretrained(
+            classifier, dtype=torch.float32, attn_implementation="eager"
+        )
+        torch.testing.assert_close(net.eval()(**tokens).logits, theirs(**tokens).logits)
+        assert torch.equal(
+            transformer(str(classifier), CLASSIFY, pretrained=True).classifier.weight, net.classifier.weight
+        )
+
+    def test_head_for_other_classes_is_new(self, classifier: Path) -> None:
+        net = transformer(str(classifier), CLASSIFY, 5, pretrained=True)
+        assert net.new_weights == ["classifier.weight", "classifier.bias"]
+        assert len(net.config.id2label) == 5
+
+    def test_sentence_encoder_has_no_new_weight(self, minilm: str) -> None:
+        assert transformer(minilm, "sentence_embedding", pretrained=True).new_weights == []
+        assert transformer(minilm, "sentence_embedding", 384).new_weights == []
+
+    def test_sentence_encoder_names_its_new_weights(self, minilm: str) -> None:
+        net = transformer(minilm, "sentence_embedding", None, {"num_hidden_layers": 7}, pretrained=True)
+        assert len(net.new_weights) == 16
+        assert set(net.new_weights) < dict(net.named_parameters()).keys()
+
+    def test_nothing_is_printed_and_all_is_as_before(self, minilm: str, capfd: pytest.CaptureFixture[str]) -> None:
+        logging.set_verbosity_info()
+        try:
+            transformer(minilm, CLASSIFY, 3, pretrained=True)
+            assert capfd.readouterr() == ("", "")
+            assert logging.get_verbosity() == logging.INFO
+            assert logging.is_progress_bar_enabled()
+            assert not are_progress_bars_disabled()
+            logging.disable_progress_bar()
+            transformer("bert", CLASSIFY, 3, SMALL)
+            assert not logging.is_progress_bar_enabled()
+        finally:
+            logging.set_verbosity_warning()
+            logging.enable_progress_bar()
+
+    def test_weights_of_another_width(self, minilm: str) -> None:
+        with pytest.raises(UserError, match=r"word_embeddings.weight is \[30522, 384\] there, \[30522, 96\] here"):
+            transformer(minilm, CLASSIFY, 3, {"hidden_size": 96}, pretrained=True)
+
+    def test_weights_of_another_network(self, classifier: Path) -> None:
+        save_file({"conv.weight": torch.ones(2)}, classifier / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match="of another network: none is a BertForSequenceClassification's"):
+            transformer(str(classifier), CLASSIFY, 3, pretrained=True)
+
+    @pytest.mark.parametrize(("content", "what"), [(None, "no file named model.safetensors"), (b"xx", "Safetensor")])
+    def test_no_weights_that_can_be_read(self, content: bytes | None, what: str, classifier: Path) -> None:
+        (classifier / "model.safetensors").unlink()
+        if content:
+            (classifier / "model.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=f"weights cannot be read from the folder.*{what}"):
+            transformer(str(classifier), CLASSIFY, 3, pretrained=True)
+
+
+class TestNew:
+    def test_sizes(self) -> None:
+        """BERT's own formula: embeddings, layers, pooler, classifier."""
+        net = transformer("bert", CLASSIFY, 4, SMALL)
+        norm = 2 * 12
+        layer = 4 * (12 * 12 + 12) + norm + (12 * 20 + 20) + (20 * 12 + 12) + norm
+        assert size(net) == (50 + 16 + 2) * 12 + norm + 2 * layer + (12 * 12 + 12) + 4 * 12 + 4
+        assert net.new_weights == []
+
+    def test_narrow_embeddings(self) -> None:
+        net = transformer("electra", CLASSIFY, 4, {**SMALL, "embedding_size": 6})
+        assert net.electra.embeddings.word_embeddings.weight.shape == (50, 6)
+        assert net.electra.embeddings_project.weight.shape == (12, 6)
+
+    def test_every_name_of_a_setting(self) -> None:
+        """DistilBERT calls the width `dim`; transformers knows it as hidden_size too."""
+        names = {"vocab_size": 50, "dim": 12, "num_hidden_layers": 2, "n_heads": 3, "hidden_dim": 20}
+        others = {"vocab_size": 50, "hidden_size": 12, "n_layers": 2, "num_attention_heads": 3, "hidden_dim": 20}
+        assert size(transformer("distilbert", CLASSIFY, 2, names)) == size(
+            transformer("distilbert", CLASSIFY, 2, others)
+        )
+
+    @pytest.mark.parametrize("head", HEADS)
+    def test_heads(self, head: str, tokens: Mapping[str, Tensor]) -> None:
+        classes = {"masked_lm": 50, "sentence_embedding": 12}.get(head, 3)
+        output = transformer("bert", head, classes, SMALL)(**tokens)
+        logits = output if isinstance(output, Tensor) else output.logits
+        expected = {CLASSIFY: (2, 3), "token_classification": (2, 7, 3), "masked_lm": (2, 7, 50)}
+        assert logits.shape == expected.get(head, (2, 12))
+
+    def test_settings_of_a_folder_and_what_differs(self, classifier: Path) -> None:
+        net = transformer(str(classifier), CLASSIFY, 2, {"num_hidden_layers": 1})
+        assert (net.config.hidden_size, net.config.num_hidden_layers, net.config.num_labels) == (12, 1, 2)
+
+    def test_same_seed_same_weights(self) -> None:
+        nets = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            nets.append(transformer("bert", CLASSIFY, 2, SMALL))
+        first, same, other = (net.classifier.weight for net in nets)
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("model", "head", "classes", "config", "message"),
+        [
+            ("bert", "sequence", 2, {}, "no head 'sequence'. Did you mean 'sequence_classification'"),
+            ("bert", CLASSIFY, 2, {"hidden_siz": 8}, r"no setting config.hidden_siz=8. Did you mean 'hidden_size'"),
+            ("bert", CLASSIFY, 2, {"dim": 8}, "'bert' has no setting config.dim=8"),
+            ("bert", CLASSIFY, 2, {"num_labels": 3}, "config.num_labels: the number of classes is net.num_classes"),
+            ("bert", CLASSIFY, 2, {"hidden_size": "big"}, "'bert' cannot be so: .*'hidden_size'"),
+            ("bert", CLASSIFY, 2, {"vocab_size": None}, "config.vocab_size is null"),
+            (
+                "bert",
+                CLASSIFY,
+                2,
+                {"hidden_size": 100},
+                "=100 is not a multiple of the 12 attention heads: .* 96 or 108",
+            ),
+            ("bert", "masked_lm", 50, {"vocab_size": 60}, "vocab_size=60, and masked_lm predicts 50 tokens"),
+            ("bert", "sentence_embedding", 5, {}, "have the width 768, not 5"),
+            ("vit", CLASSIFY, 2, {}, "no sequence_classification for the model type 'vit'"),
+            ("deberta-v2", CLASSIFY, 2, {}, "attention of model type 'deberta-v2' does not run through"),
+            ("bert", CLASSIFY, 2, {**SMALL, "pad_token_id": 70}, "cannot be built with these settings: Padding_idx"),
+        ],
+    )
+    def test_settings(self, model: str, head: str, classes: int, config: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            transformer(model, head, classes, config)
+
+    def test_type_without_weights(self) -> None:
+        with pytest.raises(UserError, match="'bert' is a model type, which has no weights"):
+            transformer("bert", CLASSIFY, 2, pretrained=True)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("clasifier", None, "There is no folder .*clasifier. Did you mean 'classifier'"),
+            ("no/such/folder", None, "There is no folder .* Nor is there a folder"),
+            ("empty", None, r"empty holds no config.json"),
+            ("classifier/config.json", None, "is a file: name the folder"),
+            ("classifier", "{", "config.json cannot be read from the folder"),
+            ("classifier", "[]", "no model type 'none'"),
+            ("classifier", '{"model_type": "brt"}', "no model type 'brt'. Did you mean .*'bert'"),
+        ],
+    )
+    def test_folder(self, name: str, content: str | None, message: str, classifier: Path) -> None:
+        (classifier.parent / "empty").mkdir()
+        if content:
+            (classifier / "config.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            transformer_config(str(classifier.parent / name), CLASSIFY, 2)
+
+
+class TestHub:
+    @pytest.fixture(autouse=True)
+    def offline(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The hub's cache, and no asking the hub."""
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        return tmp_path / "hub"
+
+    def test_name_that_is_not_in_the_cache(self, offline: Path) -> None:
+        with pytest.raises(UserError, match=rf"'user/net': not in .*{offline}.*HF_HUB_OFFLINE=1 forbids.*set HF_HOME"):
+            transformer_config("user/net", CLASSIFY, 2)
+
+    def test_misspelt_type(self) -> None:
+        with pytest.raises(UserError, match=r"'brt'.* It is no model type either. Did you mean .*'bert'"):
+            transformer_config("brt", CLASSIFY, 2)
+
+    def test_cached_config_without_weights(self, offline: Path) -> None:
+        snapshot = offline / "models--user--net" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (offline / "models--user--net" / "refs").mkdir()
+        (offline / "models--user--net" / "refs" / "main").write_text("abc")
+        (snapshot / "config.json").write_text(json.dumps({"model_type": "bert", **SMALL}))
+        assert size(transformer("user/net", CLASSIFY, 4)) == size(transformer("bert", CLASSIFY, 4, SMALL))
+        with pytest.raises(UserError, match=rf"The weights of 'user/net': not in .*{offline}"):
+            transformer("user/net", CLASSIFY, 4, pretrained=True)
+        BertModel(BertConfig(**SMALL)).save_pretrained(snapshot)
+        assert transformer("user/net", CLASSIFY, 4, pretrained=True).new_weights == [
+            "classifier.weight",
+            "classifier.bias",
+        ]
+
+    @pytest.mark.parametrize(
+        ("cause", "message"),
+        [
+            (LocalEntryNotFoundError("no entry"), "the hub cannot be reached"),
+            (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "The hub has no model 'user/net'"),
+            (ValueError("odd"), "config.json of 'user/net' cannot be loaded: it failed"),
+        ],
+    )
+    def test_online(self, cause: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("it failed") from cause
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(PreTrainedConfig, "get_config_dict", fail)
+        with pytest.raises(UserError, match=message):
+            transformer_config("user/net", CLASSIFY, 2)

@@ -1,0 +1,47 @@
+"""Every config of a task makes a task; found by walking package and configs."""
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import distillery.tasks
+from distillery.tasks.task import Task
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "task").glob("*.yaml"))
+MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path__)} - {"task", "tokens"}
+MEMBERS = sorted(name for name in vars(Task) if inspect.isfunction(vars(Task)[name]) and not name.startswith("_"))
+
+
+def test_every_task_has_its_config() -> None:
+    assert {path.stem for path in CONFIGS} == MODULES
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_holds_every_setting_with_its_default(path: Path) -> None:
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    module, _, name = config.pop("_target_").rpartition(".")
+    assert module == f"distillery.tasks.{path.stem}"
+    task = getattr(importlib.import_module(module), name)
+    assert config == {name: given.default for name, given in inspect.signature(task).parameters.items()}
+    made = task(**config)
+    assert {name: getattr(made, name) for name in config} == config
+    assert MEMBERS == ["loss", "metric", "outputs", "predict", "rows"]
+    assert all(callable(getattr(made, member)) for member in MEMBERS)
+    assert made.score
+    assert made.head
+
+
+def test_tasks_are_told_apart_by_score_or_head() -> None:
+    tasks = [importlib.import_module(f"distillery.tasks.{name}") for name in sorted(MODULES)]
+    made = [
+        (member.score, member.head)
+        for module in tasks
+        for member in vars(module).values()
+        if inspect.isclass(member) and member.__module__ == module.__name__ and hasattr(member, "head")
+    ]
+    assert len(made) == len(MODULES) == len(set(made))
