@@ -16,7 +16,7 @@ from distillery.distiller import Distiller, Optim
 from distillery.errors import UserError
 from distillery.making import make, make_scheduled, make_term
 from distillery.monitored import refuse_unlogged
-from distillery.names import FROZEN, SELF, losses_of, role_of, teachers_of
+from distillery.names import EMA, FROZEN, SELF, losses_of, role_of, teachers_of
 from distillery.networks import build_moving, build_student, build_teacher, complete, complete_teacher
 from distillery.objective import Objective
 from distillery.recall import Recall
@@ -74,7 +74,13 @@ def build(cfg: DictConfig) -> Parts:
     }
     networks = dict.fromkeys((student, *teachers.values()))  # the student may be among its teachers
     for network in networks:
-        _refuse_other_outputs(network, batch, outputs)
+        _refuse_other_outputs(network, batch, data.kind, outputs)
+    if data.kind == "texts":
+        from distillery.check_texts import check_texts  # transformers takes seconds: only where it is asked for
+
+        for network in networks:
+            made_for = cfg.student if network is student or network.role == EMA else cfg.teachers[network.name]
+            check_texts(network, made_for.input.tokenizer, data)
 
     terms = {}
     for name, loss in cfg.loss.items():
@@ -149,18 +155,18 @@ def _refuse_optim(distiller: Distiller) -> None:
         raise UserError(f"optim: these settings of optimizer and scheduler are refused: {error}") from error
 
 
-def _refuse_other_outputs(network: Network, batch: Mapping[str, Tensor], outputs: int | None) -> None:
+def _refuse_other_outputs(network: Network, batch: Mapping[str, Tensor], kind: str, outputs: int | None) -> None:
     try:
         found = probe(network, batch).logits.shape
     except (RuntimeError, AssertionError, IndexError) as error:  # timm asserts the size of the images
-        image = batch.get("image")
-        given = f"images {tuple(image.shape)}" if image is not None else f"texts {tuple(batch['input_ids'].shape)}"
-        mend = (
-            "Do `net.in_chans` and `input` (mean, std, size) fit the data?"
-            if image is not None
-            else "Does its vocabulary fit the tokenizer, and has it as many positions as data.max_length?"
-        )
-        raise UserError(f"The {network.name} network cannot read a batch of {given}: {error}\n{mend}") from error
+        given = {key: tuple(value.shape) for key, value in batch.items() if key in ("image", "input_ids")}
+        mend = {
+            "images": "Do `net.in_chans` and `input` (mean, std, size) fit the data?",
+            "texts": "Has its vocabulary as many entries as the tokenizer, and does it read a text of this length?",
+        }[kind]
+        raise UserError(
+            f"The {network.name} network cannot read a batch of {kind} {next(iter(given.values()))}: {error}\n{mend}"
+        ) from error
     if outputs is not None and found[-1] != outputs:
         raise UserError(
             f"The {network.name} network gives logits {tuple(found)} where the task has {outputs} classes or values. "

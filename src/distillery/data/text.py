@@ -19,6 +19,8 @@ from distillery.data.tokens import CHUNK, Masking, Tokens, token_batch, tokenise
 from distillery.errors import UserError
 from distillery.tasks.task import IGNORED
 
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
+
 
 class TextData(Data):
     """Serves `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer gives them) [B,L], `target`, `index`.
@@ -139,12 +141,28 @@ class TextData(Data):
 
     def example(self, samples: int = 8) -> dict[str, Tensor]:
         """Training samples of the median length, so that what is measured on them does not depend on the order."""
-        tokens, indices = self.splits["train"].inputs, self.splits["train"].indices
+        indices = self.splits["train"].indices
         middle = len(indices) // 2
-        ordered = indices[tokens.lengths[indices].argsort(stable=True)]
-        chosen = ordered[max(0, middle - samples + 1) : middle + 1]  # none is longer than the median
-        dataset = BatchDataset(self.inputs_of("train"), self.splits["train"].targets)
-        return dataset[BatchKey(0, chosen.tolist(), int(tokens.lengths[chosen].max()))]
+        ordered = indices[self.splits["train"].inputs.lengths[indices].argsort(stable=True)]
+        return self._batch("train", ordered[max(0, middle - samples + 1) : middle + 1])
+
+    def longest(self) -> dict[str, Tensor]:
+        """The longest text of all splits, in a batch of its own."""
+        longest = {stage: int(self._lengths(stage).max()) for stage in STAGES if self.sizes[stage]}
+        stage = max(longest, key=lambda stage: longest[stage])
+        return self._batch(stage, self.splits[stage].indices[self._lengths(stage).argmax()][None])
+
+    def used_lengths(self) -> Tensor:
+        """The number of tokens of each text, of all splits."""
+        return torch.cat([self._lengths(stage) for stage in STAGES])
+
+    def _lengths(self, stage: Stage) -> Tensor:
+        lengths: Tensor = self.splits[stage].inputs.lengths[self.splits[stage].indices]
+        return lengths
+
+    def _batch(self, stage: Stage, positions: Tensor) -> dict[str, Tensor]:
+        dataset = BatchDataset(self.inputs_of(stage), self.splits[stage].targets)
+        return dataset[BatchKey(0, positions.tolist(), int(self.splits[stage].inputs.lengths[positions].max()))]
 
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
         """The texts at `indices`, tokenised."""

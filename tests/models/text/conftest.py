@@ -24,9 +24,9 @@ def tokenizer(minilm: str) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def sentences(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """Three sentences of 9, 15 and 4 tokens, padded to the longest."""
+    """Three sentences of 9, 17 and 4 tokens, padded to the longest."""
     batch = {**tokenizer(SENTENCES, padding=True, return_tensors="pt")}
-    assert batch["attention_mask"].sum(1).tolist() == [9, 15, 4]
+    assert batch["attention_mask"].sum(1).tolist() == [9, 17, 4]
     return batch
 
 

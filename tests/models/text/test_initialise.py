@@ -166,40 +166,22 @@ class TestFactorised:
         np.testing.assert_allclose(ours, positions @ right[:3].T @ right[:3], atol=1e-5)
 
     def test_minilm(self, minilm: str, sentences: Mapping[str, Tensor]) -> None:
-        """What the first layer reads has the source's length, and the direction that its best two thirds leave it."""
+        """The loss is what singular values say; the first layer reads what is near the source's."""
         source = transformer(minilm, "sentence_embedding", pretrained=True).encoder.eval()
         sizes = {**MINILM, "num_hidden_layers": 3, "embedding_size": 256}
         student = transformer("electra", "sentence_embedding", None, sizes).encoder.eval()
         initialise(student, source, embeddings="factorise")
-        table = source.embeddings.word_embeddings.weight.detach()
-        product = student.embeddings.word_embeddings.weight.detach() @ student.embeddings_project.weight.detach().T
-        lost = np.linalg.svd(table.numpy(), compute_uv=False)[256:]
-        np.testing.assert_allclose((table - product).norm(), np.sqrt((lost.astype(np.float64) ** 2).sum()), rtol=1e-4)
+        table = source.embeddings.word_embeddings.weight.detach().double()
+        factors = student.embeddings.word_embeddings.weight, student.embeddings_project.weight
+        product = factors[0].detach().double() @ factors[1].detach().double().T
+        squares = np.linalg.eigvalsh((table.T @ table).numpy())  # of the singular values, the smallest first
+        assert (table - product).norm().item() == pytest.approx(squares[: 384 - 256].sum() ** 0.5, rel=1e-6)
         with torch.no_grad():
             ids, counts = sentences["input_ids"], sentences["attention_mask"].bool()
             theirs = source.embeddings(ids)[counts]
             ours = student.embeddings_project(student.embeddings(ids))[counts]
-        assert ours.norm() / theirs.norm() == pytest.approx(1, abs=0.05)
+        assert (ours - theirs).norm() < 0.87 * theirs.norm()  # of 1.2 with a normalisation and an offset left as new
         assert torch.cosine_similarity(ours, theirs).mean() > 0.6
-
-    def test_exact_where_the_rank_suffices(self, tokens: Mapping[str, Tensor]) -> None:
-        """Embeddings of rank 3 and mean 0 in both spaces, gain 1.5: nothing is lost, and the outputs are equal."""
-        source, student = made(layers=2), made("electra", 2, embedding_size=3)
-        basis = torch.linalg.qr(torch.cat([torch.ones(8, 1), torch.randn(8, 3)], 1)).Q[:, 1:]
-        table = source.bert.embeddings
-        with torch.no_grad():
-            for parameter in (table.word_embeddings, table.position_embeddings, table.token_type_embeddings):
-                parameter.weight.copy_(torch.randn(len(parameter.weight), 3) @ basis.T)
-            table.LayerNorm.weight.fill_(1.5)
-        initialise(student, source, embeddings="factorise")
-        centred = student.electra.embeddings
-        sums = centred.word_embeddings.weight[tokens["input_ids"]] + centred.position_embeddings.weight[:7]
-        sums = sums + centred.token_type_embeddings.weight[0]
-        ours = student.electra.embeddings_project(centred(tokens["input_ids"]))
-        theirs = table(tokens["input_ids"])
-        exact = 1.5 * (8 / 3) ** 0.5 * (sums - sums.mean(-1, keepdim=True)) / sums.std(-1, correction=0, keepdim=True)
-        torch.testing.assert_close(ours, exact @ student.electra.embeddings_project.weight.T + table.LayerNorm.bias)
-        assert theirs.shape == ours.shape
 
 
 class TestHead:
@@ -221,7 +203,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("student", "source", "settings", "message"),
         [
-            ({"vocab_size": 40}, {}, {}, "vocabulary has 40 tokens, the source's 50. .*same|the source's tokenizer"),
+            (
+                {"vocab_size": 40},
+                {},
+                {},
+                "vocabulary has 40 tokens, the source's 50. Give the student the source's tokenizer",
+            ),
             ({"layers": 8}, {}, {}, "the student has 8 layers, the source 6"),
             ({}, {}, {"layers": [0, 9]}, "2 layers are named, and the student has 6"),
             ({"layers": 2}, {}, {"layers": [0, 9]}, "no layer 9"),
@@ -263,5 +250,5 @@ class TestRefusals:
         source = made("modernbert", 2, **special)
         same, narrower = made("modernbert", 2, **special), made("modernbert", 2, hidden_size=4, **special)
         assert initialise(same, source)
-        with pytest.raises(UserError, match="ModernBertModel and ModernBertModel differ"):
+        with pytest.raises(UserError, match="not known which parameters in the layers of ModernBertModel are"):
             initialise(narrower, source)

@@ -34,7 +34,7 @@ def _without_padding(scores: Tensor) -> Tensor:
 
 
 class TinyBERTAttention(AttentionTerm):
-    """`tinybert_attention` of the masked scores of pairs of attention layers."""
+    """`tinybert_attention` of the masked scores of pairs of attention layers; those of padded queries, too, are 0."""
 
     auto = "all"
     contract = Contract(
@@ -53,4 +53,8 @@ class TinyBERTAttention(AttentionTerm):
     )
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        return tinybert_attention(student.masked_scores(mask), teacher.masked_scores(mask), reduction="none")
+        ours, theirs = student.masked_scores(mask), teacher.masked_scores(mask)
+        if mask is not None:  # what a padded token looks for means nothing, and a cached teacher does not know it
+            padding = ~mask.bool()[:, None, :, None]
+            ours, theirs = (scores.masked_fill(padding, PADDING) for scores in (ours, theirs))
+        return tinybert_attention(ours, theirs, reduction="none")

@@ -24,8 +24,8 @@ def factorised_embeddings(
 
     The product of the two is the nearest of rank k to the source's word embeddings (to their first D columns, where
     those are more). Positions and token types are projected to the same space. The source normalises all D neurons,
-    the student its k before the projection: its gain is the mean of the source's times √(D / k), which keeps the
-    length, and the offset is that of the projection.
+    the student its k before the projection: its gain is the mean of the source's, times √(D / k) for fewer neurons,
+    times the share of the word embeddings' length that is left; the source's offset becomes the projection's.
 
     Args:
         student, source: the networks without heads.
@@ -47,14 +47,16 @@ def factorised_embeddings(
             "student.initialise.embeddings=factorise: those of the source are factorised already, "
             f"{words.embedding_dim} wide. Give the student this embedding_size, and take embeddings=copy."
         )
-    directions = leading_directions(words.weight.detach()[:, :hidden], width)
+    table = words.weight.detach()[:, :hidden]
+    directions = leading_directions(table, width)
+    left = (table @ directions.mT).norm() / table.norm()
     values: dict[str, Tensor] = {f"{path}.weight": directions.mT}
     for name, module in student.named_modules():
         weight = f"{name}.weight"
         if isinstance(module, nn.Embedding) and weight in outside:
             values[weight] = outside[weight][:, :hidden] @ directions.mT
         elif isinstance(module, nn.LayerNorm) and weight in outside and module.normalized_shape == (width,):
-            gain = outside[weight][:hidden].mean() * (hidden / width) ** 0.5
+            gain = outside[weight][:hidden].mean() * (hidden / width) ** 0.5 * left
             values |= {weight: gain.expand(width), f"{name}.bias": torch.zeros(width)}
             values[f"{path}.bias"] = outside[f"{name}.bias"][:hidden]
     return values

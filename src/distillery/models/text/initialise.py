@@ -107,8 +107,12 @@ def _layer(
     """The values of the parameters of one layer, by the student's names."""
     wanted = dict(ours.get_submodule(our_layer[:-1]).named_parameters())
     given = dict(theirs.get_submodule(their_layer[:-1]).named_parameters())
-    narrower = not keep.same and not any(is_of_heads(name, 0) for name in wanted)
-    if different := sorted(wanted.keys() ^ given.keys()) or (["its queries"] if narrower else []):
+    if not keep.same and not any(is_of_heads(name, 0) for name in given):
+        raise UserError(
+            f"student.initialise: it is not known which parameters in the layers of {type(theirs).__name__} are those "
+            "of attention heads, to leave some out. Give the student the source's widths, and fewer layers only."
+        )
+    if different := sorted(wanted.keys() ^ given.keys()):
         raise UserError(
             f"student.initialise: the layers of {type(ours).__name__} and {type(theirs).__name__} differ: "
             f"{different[0]} is known in one only. Take a student of the source's family: "

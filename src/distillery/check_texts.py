@@ -1,0 +1,36 @@
+"""What texts a network can be refused for: another tokenizer than the data's, more tokens than it has positions."""
+
+from distillery.data.module import Data
+from distillery.data.text import TextData
+from distillery.data.tokenizers import load_tokenizer, refuse_other_tokenizer
+from distillery.errors import UserError
+from distillery.tapped import Network, probe
+
+COMPARED = 200  # texts on which two tokenizers are compared
+
+
+def check_texts(network: Network, tokenizer: str, data: Data) -> None:
+    """Refuse a network that was made for another tokenizer, and texts that are too long for it.
+
+    Args:
+        tokenizer: what the network was made for: a name of the hub, or a folder.
+
+    Raises:
+        UserError: with three texts that become other tokens, or the number of texts that are too long.
+    """
+    assert isinstance(data, TextData)
+    if tokenizer != data.tokenizer_name:
+        theirs = load_tokenizer(tokenizer, f"the {network.name} network's input.tokenizer")
+        texts = data.raw.train.inputs.first[:COMPARED]
+        refuse_other_tokenizer(data.tokenizer, theirs, network.name, tokenizer, texts)
+    try:
+        probe(network, data.longest())
+    except (IndexError, RuntimeError) as error:
+        positions = getattr(getattr(network.net, "config", None), "max_position_embeddings", None)
+        lengths = data.used_lengths()
+        longer = f"{int((lengths > positions).sum()):,} of {len(lengths):,}" if positions else "some"
+        raise UserError(
+            f"The {network.name} network cannot read the longest text, of {int(lengths.max())} tokens: {error}. It has "
+            f"{positions or 'too few'} positions, and {longer} texts have more tokens. Cut them with "
+            f"data.max_length={positions or '…'}, or choose a network that reads more."
+        ) from error

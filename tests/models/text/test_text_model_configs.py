@@ -1,0 +1,63 @@
+"""Each student and teacher of texts composes at its place, and builds once its open places are filled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(overrides=list(overrides))
+
+
+def logits(net: DictConfig, tokens: Mapping[str, Tensor], **settings: str) -> Tensor:
+    output = instantiate(net, num_classes=3, **settings)(**tokens)
+    return output if isinstance(output, Tensor) else output.logits
+
+
+@pytest.mark.parametrize("choice", ["transformer", "encoder", "bilstm"])
+def test_student(choice: str, minilm: str, tokens: Mapping[str, Tensor]) -> None:
+    student = composed(f"+model/student={choice}").student
+    assert student.keys() == {"net", "weights", "initialise", "input"}
+    assert student.weights is None
+    assert student.initialise is None
+    assert student.input == {"tokenizer": None}
+    if choice == "bilstm":
+        student.net.vocab_size = 50
+        assert logits(student.net, tokens).shape == (2, 3)
+        return
+    assert student.net.head is None
+    if choice == "encoder":
+        student.net.config.vocab_size = 50
+    else:
+        assert OmegaConf.is_missing(student.net, "model")
+        student.net.model = minilm
+    assert logits(student.net, tokens, head="sequence_classification").shape == (2, 3)
+
+
+def test_settings_and_initialisation_on_the_command_line(minilm: str, tokens: Mapping[str, Tensor]) -> None:
+    student = composed(
+        "+model/student=transformer",
+        f"student.net.model={minilm}",
+        "+student.net.config.num_hidden_layers=1",
+        "student.initialise={source: folder, layers: [5]}",
+    ).student
+    assert student.initialise == {"source": "folder", "layers": [5]}
+    net = instantiate(student.net, num_classes=3, head="sequence_classification")
+    assert len(net.bert.encoder.layer) == 1
+
+
+def test_teacher(minilm: str, tokens: Mapping[str, Tensor]) -> None:
+    teacher = composed("+model/teacher=transformer").teachers.main
+    assert teacher.keys() == {"net", "weights", "input", "bn_mode", "cache"}
+    assert (teacher.weights, teacher.bn_mode, teacher.cache) == ("pretrained", "eval", False)
+    teacher.net.model = minilm
+    net = instantiate(teacher.net, head="masked_lm", num_classes=30522, pretrained=True)
+    assert net(**tokens).logits.shape == (2, 7, 30522)
