@@ -66,6 +66,8 @@ def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
         "name": "digits",
         "fingerprint": finished.parts.data.fingerprint,
         "num_classes": 10,
+        "classes": [str(digit) for digit in range(10)],
+        "score_name": "accuracy",
         "remarks": [],
         "train": 100,
         "val": 200,

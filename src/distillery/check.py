@@ -28,7 +28,7 @@ OPTIM = frozenset("optimizer scheduler interval".split())
 INTERVALS = ("epoch", "step")
 OBJECTIVE = frozenset("balance balance_steps".split())
 TRAINER = frozenset(
-    "logger callbacks default_root_dir use_distributed_sampler enable_model_summary".split()
+    "logger callbacks default_root_dir use_distributed_sampler enable_model_summary enable_checkpointing".split()
 )  # run.py's
 MOST = 2**32 - 1  # NumPy takes no greater seed
 HYDRA = frozenset("_target_ _partial_ _convert_ _recursive_ _args_".split())

@@ -100,8 +100,8 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
     for seed in cfg.seeds:
         for method, overrides in cfg.methods.items():
             own = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
-            if not any(f"model/teacher={role}" in own for role in ("none", EMA, PEER, SELF)):
-                own.append(f"teachers.main.weights='{teacher.folder}'")
+            if not any(f"model/teacher={role}" in own for role in (EMA, PEER, SELF)):
+                own.append(f"++teachers.main.weights='{teacher.folder}'")  # a baseline may begin with its layers
             students.append(_job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", own))
     for job in students:
         tracking.join_study(job.cfg, cfg.name)

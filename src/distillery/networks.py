@@ -33,6 +33,7 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         UserError: a network that is neither configured nor to be found in a run folder, or one of images for texts.
     """
     cfg = cfg.copy()
+    OmegaConf.resolve(cfg)  # what it borrows from a teacher that is left out of a baseline
     with open_dict(cfg):
         if cfg.net is None and cfg.weights is None:
             raise UserError(f"The {name} network is taken from a run folder, and {name}.weights names none.")

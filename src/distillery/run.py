@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -112,6 +113,8 @@ def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord
             "name": data.name,
             "fingerprint": data.fingerprint,
             "num_classes": len(data.classes),
+            "classes": list(data.classes),
+            "score_name": parts.distiller.task.score,
             "remarks": list(data.remarks),
             **data.sizes,
         },
@@ -189,6 +192,7 @@ def make_trainer(
             default_root_dir=cfg.paths.run,
             use_distributed_sampler=False,  # the data module's own sampler gives each rank its share
             enable_model_summary=False,
+            enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),  # or Lightning makes one
         )
     except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
         raise UserError(

@@ -18,7 +18,10 @@ Predictions = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as the report sees it. `agreement` is None where no teacher's predictions are known."""
+    """A run folder as the report sees it.
+
+    `agreement` is None where no teacher's predictions are known, or what is predicted are no classes.
+    """
 
     folder: Path
     record: RunRecord
@@ -79,5 +82,12 @@ def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predict
         teachers = [theirs[name] for name in other.record.frozen_teachers if name in theirs]
         same_data = other.record.data.get("name") == run.record.data.get("name")
         if teachers and same_data and np.array_equal(theirs["index"], own["index"]):
+            if not all(_classes_alike(own["student"], teacher) for teacher in teachers):
+                return None
             return float(np.mean([top1_agreement(own["student"], teacher) for teacher in teachers]))
     return None
+
+
+def _classes_alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether both are classes of the same rows, and not numbers or vectors, of which hardly any two are equal."""
+    return a.shape == b.shape and all(np.issubdtype(array.dtype, np.integer) for array in (a, b))

@@ -1,17 +1,25 @@
 """The table's numbers in readable units, for Markdown, terminal and plot alike."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
-from distillery.results.table import BASELINE, TEACHER
+from distillery.results.table import BASELINE, TEACHER, TEXT_COLUMNS
 
-HEADER = (
-    "method", "seeds", "score %", "Δ baseline", "retention %", "gap recovered %", "agreement %", "params",
-    "FLOPs", "latency ms",
-)  # fmt: skip
 NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the shown table: its heading, the same for 80 columns, and the cell of a row of the method table."""
+
+    heading: str
+    narrow: str
+    cell: Callable[[Any], str]
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -31,27 +39,60 @@ def si(value: float) -> str:
     return NONE if pd.isna(value) else EngFormatter(sep="")(float(f"{value:.3g}"))
 
 
-def cells(table: pd.DataFrame) -> list[list[str]]:
-    """The rows of the method table as text, in the order of `HEADER`."""
-    return [
-        [
-            row.method,
-            str(row.n_seeds),
-            percent(row.score_mean, 2) + _spread(row.score_std),
-            points(row.diff_mean, row.diff_ci95),
-            percent(row.retention),
-            percent(row.gap_recovered, 0),
-            percent(row.agreement),
-            si(row.params),
-            si(row.flops),
-            NONE if math.isnan(row.latency_ms) else f"{row.latency_ms:.3g}",
-        ]
-        for row in table.itertuples()
+def is_of_texts(table: pd.DataFrame) -> bool:
+    """Whether a method table has the columns of runs on texts."""
+    return set(TEXT_COLUMNS) <= set(table.columns)
+
+
+def columns(table: pd.DataFrame) -> list[Column]:
+    """What is shown of a method table, in order; of texts, what the student saves stands beside what it keeps."""
+    scores = [
+        Column("method", "method", lambda row: row.method),
+        Column("seeds", "seeds", lambda row: str(row.n_seeds)),
+        Column("score %", "score %\n± std", lambda row: percent(row.score_mean, 2) + _spread(row.score_std)),
+        Column("Δ baseline", "Δ baseline\n± ci95", lambda row: points(row.diff_mean, row.diff_ci95)),
+        Column("retention %", "reten-\ntion %", lambda row: percent(row.retention)),
     ]
+    fidelity = [
+        Column("gap recovered %", "gap re-\ncovered %", lambda row: percent(row.gap_recovered, 0)),
+        Column("agreement %", "agree-\nment %", lambda row: percent(row.agreement)),
+    ]
+    params = [Column("params", "params", lambda row: si(row.params))]
+    cost = [
+        Column("FLOPs", "FLOPs", lambda row: si(row.flops)),
+        Column("latency ms", "latency\nms", lambda row: _figure(row.latency_ms, "{:.3g}")),
+    ]
+    if not is_of_texts(table):
+        return [*scores, *fidelity, *params, *cost]
+    savings = [
+        Column("speed-up", "speed-\nup", lambda row: _figure(row.speed_up, "{:.2f}×")),
+        Column(
+            "non-embedding params",
+            "non-emb.\nparams",
+            lambda row: si(row.non_embedding_params) + _share(row.non_embedding_ratio),
+        ),
+        Column("params", "params", lambda row: si(row.params) + _share(row.params_ratio)),
+    ]
+    return [*scores, *savings, *fidelity, *cost]
+
+
+def cells(table: pd.DataFrame) -> list[list[str]]:
+    """The rows of the method table as text, in the order of `columns`."""
+    shown = columns(table)
+    return [[column.cell(row) for column in shown] for row in table.itertuples()]
 
 
 def _spread(std: float) -> str:
     return "" if math.isnan(std) else f" ± {percent(std, 2)}"
+
+
+def _figure(value: float, form: str) -> str:
+    return NONE if math.isnan(value) else form.format(value)
+
+
+def _share(ratio: float) -> str:
+    """What part of the teacher's this is; unbreakable, for narrow columns."""
+    return "" if math.isnan(ratio) else f" ({percent(ratio, 0)}\N{NO-BREAK SPACE}%)"
 
 
 def best_method(table: pd.DataFrame) -> str:

@@ -10,25 +10,24 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from distillery.results.collect import Run, collect
-from distillery.results.formats import HEADER, best_method, cells, points, verdicts
+from distillery.results.formats import best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.plot import plot
 from distillery.results.selection import Selection, select
 from distillery.results.table import TEACHER, method_table
 
-NARROW_HEADER = (
-    "method", "seeds", "score %\n± std", "Δ baseline\n± ci95", "reten-\ntion %", "gap re-\ncovered %", "agree-\nment %",
-    "params", "FLOPs", "latency\nms",
-)  # fmt: skip
 DEFINITIONS = """\
-- **score**: on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
+- **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
   test.
 - **Δ baseline**: difference to the same student trained without a teacher, in percentage points, paired by
   seed: mean ± half-width of its 95 % t interval. The intervals are not corrected for the number of methods.
 - **retention**: student ÷ teacher. **Gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty
   unless the teacher is above the baseline by more than the interval of that difference.
-- **agreement**: share of the test samples for which student and teacher predict the same class.
+- **agreement**: share of the test {rows} for which student and teacher predict the same class.
 - **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread.
 - **seeds** of the teacher: how many teachers were trained."""
+TEXT_DEFINITIONS = """
+- **speed-up**: latency of the teacher ÷ that of the student. **Params**: all, and their share of the teacher's;
+  **non-embedding**: those outside of the tables of words, positions and types, which cost memory and hardly any time."""
 
 
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
@@ -50,9 +49,9 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
 def terminal_table(table: pd.DataFrame, title: str) -> Table:
     """The table for the terminal, the best method in bold; in 80 columns the ± parts go to a second line."""
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for name in NARROW_HEADER:
-        justify: Literal["left", "right"] = "left" if name == "method" else "right"
-        shown.add_column(name, justify=justify, min_width=len("+12.34 ±") if "\n±" in name else None)
+    for column in columns(table):
+        justify: Literal["left", "right"] = "left" if column.heading == "method" else "right"
+        shown.add_column(column.narrow, justify=justify, min_width=len("+12.34 ±") if "\n±" in column.narrow else None)
     best = best_method(table)
     for row in cells(table):
         shown.add_row(*row, style="bold" if row[0] == best else "dim" if row[0] == TEACHER else None)
@@ -68,10 +67,20 @@ def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
         _list("## Not in the table", _left_out(selection)),
-        f"## Definitions\n\n{DEFINITIONS}",
+        f"## Definitions\n\n{_definitions(table, selection.students)}",
         f"Made by `{command}`. The numbers, unrounded: [report.csv](report.csv).",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
+    names = [run.record.data.get("score_name") for run in students]
+    name = next((name for name in names if name not in (None, "accuracy")), None)
+    words = {"score": f"{name}, " if name else "", "rows": "samples"}
+    if not is_of_texts(table):
+        return DEFINITIONS.format(**words)
+    words["rows"] = "samples (of their tokens, where each of these is predicted)"
+    return DEFINITIONS.format(**words) + TEXT_DEFINITIONS
 
 
 def _setting(students: Sequence[Run]) -> str:
@@ -97,8 +106,9 @@ def markdown_table(table: pd.DataFrame) -> str:
     """The table alone, the best method in bold; also of a table that was read back from report.csv."""
     best = best_method(table)
     rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table)]
-    rule = ["---"] + ["---:"] * (len(HEADER) - 1)
-    return "".join(f"| {' | '.join(row)} |\n" for row in [list(HEADER), rule, *rows])
+    header = [column.heading for column in columns(table)]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
 
 
 def _findings(table: pd.DataFrame) -> list[str]:

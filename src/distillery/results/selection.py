@@ -28,7 +28,8 @@ def select(runs: Sequence[Run]) -> Selection:
     """Sorts the runs of one experiment.
 
     Raises:
-        UserError: no finished run, runs on different data, or students of different size in one method.
+        UserError: no finished run, runs on different data or with different scores, or students of different size in
+            one method.
     """
     selection = Selection()
     hashes = {teacher.get("sha256") for run in runs for teacher in run.record.frozen_teachers.values()}
@@ -54,7 +55,10 @@ def _check_comparable(students: Sequence[Run]) -> None:
         raise UserError("None of the runs is finished: there is nothing to report yet.")
     data: dict[str, Run] = {}
     sizes: dict[str, Run] = {}
+    scores: dict[str, Run] = {}
     for run in students:
+        if name := run.record.data.get("score_name"):  # records of version 0.1 do not say
+            scores.setdefault(name, run)
         data.setdefault(f"{run.record.data.get('name')} ({run.record.data.get('test')} test samples)", run)
         first = sizes.setdefault(run.record.method, run)
         if first.record.cost.get("params") != run.record.cost.get("params"):
@@ -67,3 +71,6 @@ def _check_comparable(students: Sequence[Run]) -> None:
         raise UserError(
             f"The runs are on different data: {found}. One report is one experiment: report each by itself."
         )
+    if len(scores) > 1:
+        found = ", ".join(f"{name} in {run.folder}" for name, run in scores.items())
+        raise UserError(f"The runs have different scores: {found}. They cannot be compared: report each by itself.")

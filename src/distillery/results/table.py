@@ -13,6 +13,8 @@ COLUMNS = (
     "method", "n_seeds", "score_mean", "score_std", "diff_mean", "diff_ci95", "retention", "gap_recovered",
     "agreement", "params", "flops", "latency_ms",
 )  # fmt: skip
+# Of texts, whose embeddings are many parameters that cost no time: what a student saves of its teacher.
+TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up")
 TEACHER, BASELINE = "teacher", "baseline"
 NAN = float("nan")
 
@@ -29,6 +31,9 @@ def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
 
 def method_table(students: Sequence[Run]) -> pd.DataFrame:
     """One row a method, with the columns `COLUMNS`; NaN where a figure is not defined.
+
+    Where a network has embeddings (`nn.Embedding`: runs on texts) the columns `TEXT_COLUMNS` follow: the parameters
+    outside of them, student ÷ teacher of these and of all parameters, and teacher ÷ student of the latency.
 
     Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds.
     `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval.
@@ -62,7 +67,20 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["retention"] = frame["score_mean"] / teacher_mean
-    return frame.astype({"n_seeds": "int64", "params": "Int64", "flops": "Int64"})
+    frame = frame.astype({"n_seeds": "int64", "params": "Int64", "flops": "Int64"})
+    embeddings = [row["embedding_params"] for row in rows]
+    return _with_text_columns(frame, embeddings) if any(embeddings) else frame
+
+
+def _with_text_columns(frame: pd.DataFrame, embeddings: Sequence[int | None]) -> pd.DataFrame:
+    """`TEXT_COLUMNS` beside the others; ratios are to the teacher, which has the first row if there is one."""
+    frame["non_embedding_params"] = frame["params"] - pd.array(embeddings, dtype="Int64")
+    numbers = frame[["non_embedding_params", "params", "latency_ms"]].astype("float64")
+    teacher = numbers.iloc[0] if frame["method"].iloc[0] == TEACHER else numbers.iloc[0] * NAN
+    frame["non_embedding_ratio"] = numbers["non_embedding_params"] / teacher["non_embedding_params"]
+    frame["params_ratio"] = numbers["params"] / teacher["params"]
+    frame["speed_up"] = teacher["latency_ms"] / numbers["latency_ms"]
+    return frame
 
 
 def _teacher_rows(students: Sequence[Run], baseline: dict[int, float]) -> list[dict[str, Any]]:
@@ -81,21 +99,27 @@ def _teacher_rows(students: Sequence[Run], baseline: dict[int, float]) -> list[d
         own = {teacher["sha256"]: teacher["score"] for other, teacher in entries if other == seed}
         gaps.append(_mean(own.values() or scores) - score)
     row["diff_mean"], row["diff_ci95"] = mean_and_ci95(gaps)
-    return [{**row, "agreement": 1.0}]
+    compared = any(run.agreement is not None for run in students)
+    return [{**row, "agreement": 1.0 if compared else NAN}]
 
 
 def _row(method: str, n: int, scores: list[float | None], costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     known = [score for score in scores if score is not None]
-    latencies = [cost["latency_ms"] for cost in costs if cost.get("latency_ms") is not None]
+    latencies = _known(costs, "latency_ms")
     return {
         "method": method,
         "n_seeds": n,
         "score_mean": _mean(known),
         "score_std": float(np.std(known, ddof=1)) if len(known) > 1 else NAN,
         "params": costs[0].get("params"),
+        "embedding_params": next(iter(_known(costs, "embedding_params")), None),
         "flops": costs[0].get("flops"),
         "latency_ms": float(np.median(latencies)) if latencies else NAN,
     }
+
+
+def _known(costs: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    return [cost[name] for cost in costs if cost.get(name) is not None]
 
 
 def _scores(runs: Sequence[Run]) -> dict[int, float]:

@@ -37,4 +37,4 @@ class BiLSTM(nn.Module):
         packed = pack_padded_sequence(words, counts.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         _, (last, _) = self.lstm(packed)
         states = last.transpose(0, 1).flatten(1)  # [B, 2 hidden]: where each direction ends
-        return self.classifier(self.dropout(self.dense(states)))
+        return self.classifier(self.dropout(self.dense(states).relu()))
