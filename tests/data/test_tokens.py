@@ -15,6 +15,7 @@ from fixtures.texts import sentences, write_tokenizer
 
 PAD, CLS, SEP, MASK, FIRST, SIZE = 0, 2, 3, 4, 5, 1000  # ids below FIRST are special; SIZE of them in all
 SPECIAL = (0, 1, 2, 3, 4)
+PADDING = {"input_ids": PAD, "token_type_ids": 0, "target": -100}
 
 
 class TestBatch:
@@ -29,7 +30,7 @@ class TestBatch:
             column: torch.tensor([value for sample in samples for value in sample[name]], dtype=torch.int32)
             for column, name in names.items()
         }
-        tokens = Tokens(flat, lengths.cumsum(0) - lengths, lengths, {"input_ids": PAD, "target": -100} | TYPES, b"")
+        tokens = Tokens(flat, lengths.cumsum(0) - lengths, lengths, PADDING, b"")
         for index in ([3], [7, 2, 19, 0], list(range(20))):
             expected = DataCollatorForTokenClassification(tokenizer)([samples[i] for i in index])
             batch = tokens.batch(torch.tensor(index), int(lengths[index].max()))
@@ -45,9 +46,6 @@ class TestBatch:
         batch = tokens.batch(torch.tensor([1, 0]), 5)
         assert batch["input_ids"].tolist() == [[11, 12, 13, 9, 9], [14, 9, 9, 9, 9]]
         assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
-
-
-TYPES = {"token_type_ids": 0}
 
 
 class Masked(NamedTuple):
@@ -133,11 +131,26 @@ class TestMasking:
         assert (found.target[1, 1:4] != -100).all()
 
     def test_the_draw_is_of_seed_epoch_and_text(self) -> None:
-        lengths = torch.full((200,), 20)
+        lengths = torch.full((200,), 60)
         first = masked(lengths)
         assert torch.equal(masked(lengths).target, first.target)
         for other in (masked(lengths, epoch=1), masked(lengths, seed=1)):
             assert torch.equal(other.ids, first.ids)
             both = (other.target != -100) & (first.target != -100)
             assert likely(both, first.plain, 0.15**2)
-        assert len((first.target != -100).unique(dim=0)) > 190  # of 200 texts
+        assert len((first.target != -100).unique(dim=0)) == 200
+
+    def test_the_draw_is_not_of_the_padding_and_the_other_texts(self) -> None:
+        lengths = 5 + torch.arange(40) % 30
+        whole = masked(lengths)
+        batch = texts(lengths)
+        for index in (torch.tensor([17]), torch.arange(39, -1, -3), torch.tensor([4, 5, 6])):
+            for length in (int(lengths[index].max()) + 2, 50):
+                own = {name: torch.zeros(len(index), length, dtype=torch.int64) for name in batch}
+                shown = min(length, batch["input_ids"].shape[1])
+                for name, values in own.items():
+                    values[:, :shown] = batch[name][index, :shown]
+                found = Masking(0.15, MASK, SIZE, SPECIAL)(own, uniforms(0, 0, index, 0, 3 * length))
+                assert torch.equal(found["input_ids"][:, :shown], whole.seen[index, :shown])
+                assert torch.equal(found["target"][:, :shown], whole.target[index, :shown])
+                assert (found["target"][:, shown:] == -100).all()

@@ -136,10 +136,17 @@ class SeededBatchSampler(Sampler[BatchKey]):
         ordered = self.indices[permutation(self.seed, epoch, total)] if self.shuffle else self.indices
         if self.lengths is None or not self.bucket:
             return [ordered[first:end] for first, end in self.bounds]
-        chunks = ordered.split(self.bucket * self.batch_size) if self.shuffle else [ordered]
-        ordered = torch.cat([chunk[self.lengths[chunk].argsort(stable=True)] for chunk in chunks])
-        batches = [ordered[first:end] for first, end in self.bounds]
         if not self.shuffle:
-            return batches
-        *full, last = batches  # an incomplete one stays the last
-        return [*(full[i] for i in permutation(hash_key(self.seed, BATCHES), epoch, len(full)).tolist()), last]
+            ordered = self._by_length(ordered)
+            return [ordered[first:end] for first, end in self.bounds]
+        whole = total - total % self.batch_size
+        chunks = map(self._by_length, ordered[:whole].split(self.bucket * self.batch_size))
+        # In the last, incomplete batch, or left out with it, are samples of any length: not the longest of each epoch.
+        ordered = torch.cat([*chunks, ordered[whole:]])
+        batches = [ordered[first:end] for first, end in self.bounds]
+        order = permutation(hash_key(self.seed, BATCHES), epoch, whole // self.batch_size)
+        return [*(batches[i] for i in order.tolist()), *batches[len(order) :]]
+
+    def _by_length(self, positions: Tensor) -> Tensor:
+        assert self.lengths is not None
+        return positions[self.lengths[positions].argsort(stable=True)]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.data.loader import BatchDataset
 from distillery.data.module import Data, Stage
@@ -87,12 +88,27 @@ class TextData(Data):
     def tokenizer(self) -> Any:
         return load_tokenizer(self.tokenizer_name, "data.tokenizer")
 
+    @cached_property
+    def limit(self) -> int | None:
+        """The most tokens of a sample; None: any number, since the tokenizer does not know its model's positions."""
+        if self.max_length is not None:
+            special = self.tokenizer.num_special_tokens_to_add(pair=True)
+            if self.max_length <= special:
+                raise UserError(
+                    f"data.max_length={self.max_length}: {special} of these are special tokens, and none is left for a "
+                    "text. Choose more; or null, for as many as the model has positions."
+                )
+            return self.max_length
+        positions: int = self.tokenizer.model_max_length
+        return positions if positions < LARGE_INTEGER else None
+
     @property
     def vocab_size(self) -> int:  # type: ignore[override]
         return len(self.tokenizer)
 
     @property
     def remarks(self) -> tuple[str, ...]:
+        _ = self.splits  # which texts are too long is known when they have been tokenised
         return self.raw.remarks + self._cut
 
     @property
@@ -177,8 +193,9 @@ class TextData(Data):
         starts = torch.zeros(len(texts), dtype=torch.int64)
         starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
         vocabulary = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.tokenizer_name
-        identity = hashlib.sha256(texts.content() + f"{vocabulary} {self.max_length}".encode()).digest()
-        padding = {"input_ids": self.tokenizer.pad_token_id, "target": IGNORED}
+        identity = hashlib.sha256(texts.content() + f"{vocabulary} {self.limit}".encode()).digest()
+        any_token = 0  # of a tokenizer without a padding token, as GPT-2's: the mask says what counts
+        padding = {"input_ids": self.tokenizer.pad_token_id or any_token, "target": IGNORED}
         return Tokens(
             {name: torch.cat(values) for name, values in columns.items()},
             starts,
@@ -192,9 +209,9 @@ class TextData(Data):
         first = [texts.first[position] for position in positions]
         second = None if texts.second is None else [texts.second[position] for position in positions]
         whole = tokenised(self.tokenizer, first, second, None)
-        longer = [i for i, ids in enumerate(whole["input_ids"]) if self.max_length and len(ids) > self.max_length]
+        longer = [i for i, ids in enumerate(whole["input_ids"]) if self.limit is not None and len(ids) > self.limit]
         self._longer += [positions[i] for i in longer]
-        given = whole if not longer else tokenised(self.tokenizer, first, second, self.max_length)
+        given = whole if not longer else tokenised(self.tokenizer, first, second, self.limit)
         names = [name for name in given if name != "attention_mask"]
         for i, position in enumerate(positions):
             sample = {name: given[name][i] for name in names}
@@ -203,7 +220,7 @@ class TextData(Data):
             yield sample
 
     def _say_too_long(self, samples: int) -> None:
-        said = f"{len(self._longer):,} of {samples:,} texts have more than {self.max_length} tokens"
+        said = f"{len(self._longer):,} of {samples:,} texts have more than {self.limit} tokens"
         if self.too_long == "refuse":
             raise UserError(
                 f"{said}, the one at position {self._longer[0]} for one. Set data.max_length to more (the model must "

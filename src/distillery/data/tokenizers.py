@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from distillery.errors import UserError
+from distillery.models.text.sources import find_config, quiet
 
 SHOWN = 3
 
@@ -25,17 +25,16 @@ def load_tokenizer(name: str, setting: str) -> Any:
         UserError: there is none, or the hub cannot be reached.
     """
     try:
-        return AutoTokenizer.from_pretrained(name)
+        if not Path(name).is_dir():
+            find_config(name)  # asks the hub once, where a tokenizer would ask for each of its files, with pauses
+        with quiet():
+            return AutoTokenizer.from_pretrained(name)
+    except UserError as error:
+        raise UserError(f"{setting}={name}: {error}") from None
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON errors and its own
-        if Path(name).is_dir():
-            raise UserError(
-                f"{setting}={name}: this folder has no tokenizer that transformers can load (tokenizer.json, or "
-                f"vocab.txt and tokenizer_config.json): {error}"
-            ) from error
         raise UserError(
-            f"{setting}={name}: there is no such folder, and no tokenizer of that name in the cache "
-            f"{constants.HF_HUB_CACHE}; the hub could not be asked, or does not know it. Give a folder; or, where "
-            "there is a network, unset HF_HUB_OFFLINE; or set HF_HOME to a cache that has it."
+            f"{setting}={name}: there is no tokenizer that transformers can load (tokenizer.json, or vocab.txt and "
+            f"tokenizer_config.json): {error}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The table's numbers in readable units, for Markdown, terminal and plot alike."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,13 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the shown table: its heading, the same for 80 columns, and the cell of a row of the method table."""
+    """A column of the shown table.
+
+    Attributes:
+        heading: in Markdown.
+        narrow: on a terminal; empty: it is left out there.
+        cell: the text for a row of the method table.
+    """
 
     heading: str
     narrow: str
@@ -57,28 +63,27 @@ def columns(table: pd.DataFrame) -> list[Column]:
         Column("gap recovered %", "gap re-\ncovered %", lambda row: percent(row.gap_recovered, 0)),
         Column("agreement %", "agree-\nment %", lambda row: percent(row.agreement)),
     ]
-    params = [Column("params", "params", lambda row: si(row.params))]
+    texts = is_of_texts(table)
     cost = [
-        Column("FLOPs", "FLOPs", lambda row: si(row.flops)),
-        Column("latency ms", "latency\nms", lambda row: _figure(row.latency_ms, "{:.3g}")),
+        Column("FLOPs", "" if texts else "FLOPs", lambda row: si(row.flops)),
+        Column("latency ms", "" if texts else "latency\nms", lambda row: _figure(row.latency_ms, "{:.3g}")),
     ]
-    if not is_of_texts(table):
-        return [*scores, *fidelity, *params, *cost]
+    if not texts:
+        return [*scores, *fidelity, Column("params", "params", lambda row: si(row.params)), *cost]
     savings = [
         Column("speed-up", "speed-\nup", lambda row: _figure(row.speed_up, "{:.2f}×")),
         Column(
-            "non-embedding params",
-            "non-emb.\nparams",
+            "non-embedding params (% of teacher)",
+            "non-\nemb.\nparams\n(%)",
             lambda row: si(row.non_embedding_params) + _share(row.non_embedding_ratio),
         ),
-        Column("params", "params", lambda row: si(row.params) + _share(row.params_ratio)),
+        Column("params (% of teacher)", "params\n(%)", lambda row: si(row.params) + _share(row.params_ratio)),
     ]
     return [*scores, *savings, *fidelity, *cost]
 
 
-def cells(table: pd.DataFrame) -> list[list[str]]:
-    """The rows of the method table as text, in the order of `columns`."""
-    shown = columns(table)
+def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:
+    """The rows of the method table as text, in the order of the columns."""
     return [[column.cell(row) for column in shown] for row in table.itertuples()]
 
 
@@ -91,8 +96,7 @@ def _figure(value: float, form: str) -> str:
 
 
 def _share(ratio: float) -> str:
-    """What part of the teacher's this is; unbreakable, for narrow columns."""
-    return "" if math.isnan(ratio) else f" ({percent(ratio, 0)}\N{NO-BREAK SPACE}%)"
+    return "" if math.isnan(ratio) else f" ({percent(ratio, 0)})"
 
 
 def best_method(table: pd.DataFrame) -> str:

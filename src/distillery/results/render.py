@@ -26,8 +26,8 @@ DEFINITIONS = """\
 - **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread.
 - **seeds** of the teacher: how many teachers were trained."""
 TEXT_DEFINITIONS = """
-- **speed-up**: latency of the teacher ÷ that of the student. **Params**: all, and their share of the teacher's;
-  **non-embedding**: those outside of the tables of words, positions and types, which cost memory and hardly any time."""
+- **speed-up**: latency of the teacher ÷ that of the student. **Params**: all, and what part of the teacher's they are;
+  **non-embedding**: those outside of the tables of words, positions and types, which cost memory, but hardly time."""
 
 
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
@@ -49,11 +49,12 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
 def terminal_table(table: pd.DataFrame, title: str) -> Table:
     """The table for the terminal, the best method in bold; in 80 columns the ± parts go to a second line."""
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for column in columns(table):
+    narrow = [column for column in columns(table) if column.narrow]
+    for column in narrow:
         justify: Literal["left", "right"] = "left" if column.heading == "method" else "right"
         shown.add_column(column.narrow, justify=justify, min_width=len("+12.34 ±") if "\n±" in column.narrow else None)
     best = best_method(table)
-    for row in cells(table):
+    for row in cells(table, narrow):
         shown.add_row(*row, style="bold" if row[0] == best else "dim" if row[0] == TEACHER else None)
     return shown
 
@@ -79,7 +80,7 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     words = {"score": f"{name}, " if name else "", "rows": "samples"}
     if not is_of_texts(table):
         return DEFINITIONS.format(**words)
-    words["rows"] = "samples (of their tokens, where each of these is predicted)"
+    words["rows"] = "samples (tokens, where these are predicted)"
     return DEFINITIONS.format(**words) + TEXT_DEFINITIONS
 
 
@@ -105,8 +106,9 @@ def _commit(git: Mapping[str, Any]) -> str:
 def markdown_table(table: pd.DataFrame) -> str:
     """The table alone, the best method in bold; also of a table that was read back from report.csv."""
     best = best_method(table)
-    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table)]
-    header = [column.heading for column in columns(table)]
+    shown = columns(table)
+    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table, shown)]
+    header = [column.heading for column in shown]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
 

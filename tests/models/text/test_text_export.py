@@ -103,6 +103,29 @@ class TestFolder:
             save_pretrained_folder(self.net(), tokenizer, tmp_path / "net", "old")
         assert (tmp_path / "net" / "README.md").read_text() == "old"
 
+    def test_interrupted_between_old_and_new(
+        self, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The old one is aside then, and the next export goes through."""
+        save_pretrained_folder(self.net(), tokenizer, tmp_path / "net", "old")
+        rename = Path.replace
+
+        def fails_on_the_new_one(path: Path, to: Path) -> Path:
+            if path.name.endswith("unfinished"):
+                raise KeyboardInterrupt
+            return rename(path, to)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", fails_on_the_new_one)
+            with pytest.raises(KeyboardInterrupt):
+                save_pretrained_folder(self.net(), tokenizer, tmp_path / "net", "new")
+        assert [(path.name, (path / "README.md").read_text()) for path in tmp_path.iterdir()] == [
+            (".net.replaced", "old")
+        ]
+        for card in ("new", "newer"):
+            save_pretrained_folder(self.net(), tokenizer, tmp_path / "net", card)
+        assert [(path.name, (path / "README.md").read_text()) for path in tmp_path.iterdir()] == [("net", "newer")]
+
     @pytest.mark.parametrize("name", ["notes", "notes/mine.txt"])
     def test_what_is_no_export_is_not_replaced(
         self, name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path

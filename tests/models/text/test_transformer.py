@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from logging import Handler, LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ CLASSIFY = "sequence_classification"
 
 def size(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
+
+
+class Told(Handler):
+    """What transformers has logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[str] = []
+
+    def emit(self, record: LogRecord) -> None:
+        self.records.append(record.getMessage())
 
 
 @pytest.fixture
@@ -92,19 +104,22 @@ class TestPretrained:
         assert len(net.new_weights) == 16
         assert set(net.new_weights) < dict(net.named_parameters()).keys()
 
-    def test_nothing_is_printed_and_all_is_as_before(self, minilm: str, capfd: pytest.CaptureFixture[str]) -> None:
-        logging.set_verbosity_info()
+    def test_nothing_is_told_and_all_is_as_before(self, minilm: str, capfd: pytest.CaptureFixture[str]) -> None:
+        told = Told()
+        logging.add_handler(told)
         try:
             transformer(minilm, CLASSIFY, 3, pretrained=True)
+            assert told.records == []
             assert capfd.readouterr() == ("", "")
-            assert logging.get_verbosity() == logging.INFO
+            assert logging.get_verbosity() == logging.WARNING
             assert logging.is_progress_bar_enabled()
             assert not are_progress_bars_disabled()
             logging.disable_progress_bar()
             transformer("bert", CLASSIFY, 3, SMALL)
             assert not logging.is_progress_bar_enabled()
+            assert are_progress_bars_disabled()
         finally:
-            logging.set_verbosity_warning()
+            logging.remove_handler(told)
             logging.enable_progress_bar()
 
     def test_weights_of_another_width(self, minilm: str) -> None:

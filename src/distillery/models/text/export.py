@@ -46,11 +46,12 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
         (unfinished / CARD).write_text(card, encoding="utf-8")
         (unfinished / WEIGHTS).chmod((unfinished / CARD).stat().st_mode)  # safetensors lets only its owner read it
         if folder.exists():
-            folder.replace(replaced)
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.replace(replaced)  # there is always one of the two, whole
         unfinished.replace(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        for leftover in (unfinished, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_export(folder: Path) -> bool:
