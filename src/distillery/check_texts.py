@@ -1,9 +1,12 @@
 """What texts a network can be refused for: another tokenizer than the data's, more tokens than it has positions."""
 
+from torch import nn
+
 from distillery.data.module import Data
 from distillery.data.text import TextData
 from distillery.data.tokenizers import load_tokenizer, refuse_other_tokenizer
 from distillery.errors import UserError
+from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.tapped import Network, probe
 
 COMPARED = 200  # texts on which two tokenizers are compared
@@ -26,7 +29,7 @@ def check_texts(network: Network, tokenizer: str, data: Data) -> None:
     try:
         probe(network, data.longest())
     except (IndexError, RuntimeError) as error:
-        positions = getattr(getattr(network.net, "config", None), "max_position_embeddings", None)
+        positions = _positions(network.net)
         lengths = data.used_lengths()
         longer = f"{int((lengths > positions).sum()):,} of {len(lengths):,}" if positions else "some"
         raise UserError(
@@ -34,3 +37,14 @@ def check_texts(network: Network, tokenizer: str, data: Data) -> None:
             f"{positions or 'too few'} positions, and {longer} texts have more tokens. Cut them with "
             f"data.max_length={positions or '…'}, or choose a network that reads more."
         ) from error
+
+
+def _positions(net: nn.Module) -> int | None:
+    """How many tokens of a text a network has positions for; None: that is not known."""
+    model = pretrained_model(net)
+    positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if model is None or positions is None:
+        return None
+    tables = (module for path, module in model.named_modules() if path.endswith("position_embeddings"))
+    padding = next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
+    return positions if padding is None else positions - padding - 1  # RoBERTa counts on from that of padding

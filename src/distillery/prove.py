@@ -25,11 +25,7 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
     """
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}." + did_you_mean(split, SPLITS))
-    record = RunRecord.read(folder)
-    if record.status != "finished":
-        raise UserError(
-            f"The run in {folder} is {record.status}, not finished: {record.error or 'it has no score yet'}."
-        )
+    record = finished(folder)
     recorded = record.metrics["last"][f"{split}_score"]
     if recorded is None:
         raise UserError(f"The run in {folder} has no score on {split}: its data have no such split.")
@@ -42,9 +38,7 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
             f"The data of {record.data['name']} are not those of the run in {folder}: their hashes differ. "
             "Point data.root to the data set that the run used."
         )
-    student = student_of(folder, cfg)
-    if weights_hash(student.net) != record.student_sha256:
-        raise UserError(f"{folder / EXPORT} does not hold the weights that the run exported: their hashes differ.")
+    student = student_of(folder, cfg, record)
     task = instantiate(cfg.task)
     found = evaluate(
         student,
@@ -58,12 +52,32 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
     return found
 
 
-def student_of(folder: Path, cfg: DictConfig) -> Network:
-    """The trained student of a run folder, in the precision that it was exported in."""
+def finished(folder: Path) -> RunRecord:
+    """The record of the finished run in a folder.
+
+    Raises:
+        UserError: no run, one that still goes on, or one that has failed.
+    """
+    record = RunRecord.read(folder)
+    if record.status != "finished":
+        raise UserError(
+            f"The run in {folder} is {record.status}, not finished: {record.error or 'it has no score yet'}."
+        )
+    return record
+
+
+def student_of(folder: Path, cfg: DictConfig, record: RunRecord) -> Network:
+    """The trained student of a run folder with that config and record, in the precision that it was exported in.
+
+    Raises:
+        UserError: weights other than the run's.
+    """
     own = cfg.student.copy()
     own.weights = None
     own.pop("initialise", None)
     exported = read_weights(folder / EXPORT).values()
     student = build_student(own).to(next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
     load_weights(student.net, folder / EXPORT)
+    if weights_hash(student.net) != record.student_sha256:
+        raise UserError(f"{folder / EXPORT} does not hold the weights that the run exported: their hashes differ.")
     return student

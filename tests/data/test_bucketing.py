@@ -1,7 +1,7 @@
 """Batches of texts of like length: what is gained, and that the order is still one that a run can be resumed in."""
 
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -80,7 +80,7 @@ def test_the_batches_come_in_any_order(lengths: Tensor) -> None:
     longest = [max(range(25), key=each.__getitem__) for each in found]
     assert len(set(longest)) > 8
     for each in found:
-        rises = sum(after > before for before, after in zip(each, each[1:], strict=False))
+        rises = sum(after > before for before, after in pairwise(each))
         assert 6 <= rises <= 18
 
 

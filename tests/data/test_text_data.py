@@ -148,7 +148,7 @@ class TestLength:
             assert found[index]["input_ids"] == ids
             assert found[index]["token_type_ids"] == expected["token_type_ids"][index]
         longer = sum(len(ids) > 11 for ids in tokenizer(FIRST, second)["input_ids"])
-        assert 25 < longer
+        assert longer > 25
         assert remarks == (f"{2 * longer} of 100 texts have more than 11 tokens: cut there (data.max_length)",)
 
     def test_all_are_counted_across_chunks(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

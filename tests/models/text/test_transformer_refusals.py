@@ -1,0 +1,122 @@
+"""Transformers that cannot be had or cannot be so: each is refused with what is wrong and how to mend it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import nn
+from transformers import BertConfig, BertModel, PreTrainedConfig
+
+from distillery.errors import UserError
+from distillery.models.text.transformer import transformer, transformer_config
+from fixtures.small_transformers import SMALL
+
+CLASSIFY = "sequence_classification"
+
+
+def size(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("model", "head", "classes", "config", "message"),
+        [
+            ("bert", "sequence", 2, {}, "no head 'sequence'. Did you mean 'sequence_classification'"),
+            ("bert", CLASSIFY, 2, {"hidden_siz": 8}, r"no setting config.hidden_siz=8. Did you mean 'hidden_size'"),
+            ("bert", CLASSIFY, 2, {"dim": 8}, "'bert' has no setting config.dim=8"),
+            ("bert", CLASSIFY, 2, {"num_labels": 3}, "config.num_labels: the number of classes is net.num_classes"),
+            ("bert", CLASSIFY, 2, {"hidden_size": "big"}, "'bert' cannot be so: .*'hidden_size'"),
+            ("bert", CLASSIFY, 2, {"vocab_size": None}, "config.vocab_size is null"),
+            (
+                "bert",
+                CLASSIFY,
+                2,
+                {"hidden_size": 100},
+                "=100 is not a multiple of the 12 attention heads: .* 96 or 108",
+            ),
+            ("bert", "masked_lm", 50, {"vocab_size": 60}, "vocab_size=60, and masked_lm predicts 50 tokens"),
+            ("bert", "sentence_embedding", 5, {}, "have the width 768, not 5"),
+            ("vit", CLASSIFY, 2, {}, "no sequence_classification for the model type 'vit'"),
+            ("deberta-v2", CLASSIFY, 2, {}, "attention of model type 'deberta-v2' does not run through"),
+            ("bert", CLASSIFY, 2, {**SMALL, "pad_token_id": 70}, "cannot be built with these settings: Padding_idx"),
+        ],
+    )
+    def test_settings(self, model: str, head: str, classes: int, config: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            transformer(model, head, classes, config)
+
+    def test_type_without_weights(self) -> None:
+        with pytest.raises(UserError, match="'bert' is a model type, which has no weights"):
+            transformer("bert", CLASSIFY, 2, pretrained=True)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("clasifier", None, "There is no folder .*clasifier. Did you mean 'classifier'"),
+            ("no/such/folder", None, "There is no folder .* Nor is there a folder"),
+            ("empty", None, r"empty holds no config.json"),
+            ("classifier/config.json", None, "is a file: name the folder"),
+            ("classifier", "{", "config.json cannot be read from the folder"),
+            ("classifier", "[]", "no model type 'none'"),
+            ("classifier", '{"model_type": "brt"}', "no model type 'brt'. Did you mean .*'bert'"),
+        ],
+    )
+    def test_folder(self, name: str, content: str | None, message: str, classifier: Path) -> None:
+        (classifier.parent / "empty").mkdir()
+        if content:
+            (classifier / "config.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            transformer_config(str(classifier.parent / name), CLASSIFY, 2)
+
+
+class TestHub:
+    @pytest.fixture(autouse=True)
+    def offline(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The hub's cache, and no asking the hub."""
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        return tmp_path / "hub"
+
+    def test_name_that_is_not_in_the_cache(self, offline: Path) -> None:
+        with pytest.raises(UserError, match=rf"'user/net': not in .*{offline}.*HF_HUB_OFFLINE=1 forbids.*set HF_HOME"):
+            transformer_config("user/net", CLASSIFY, 2)
+
+    def test_misspelt_type(self) -> None:
+        with pytest.raises(UserError, match=r"'brt'.* It is no model type either. Did you mean .*'bert'"):
+            transformer_config("brt", CLASSIFY, 2)
+
+    def test_cached_config_without_weights(self, offline: Path) -> None:
+        snapshot = offline / "models--user--net" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (offline / "models--user--net" / "refs").mkdir()
+        (offline / "models--user--net" / "refs" / "main").write_text("abc")
+        (snapshot / "config.json").write_text(json.dumps({"model_type": "bert", **SMALL}))
+        assert size(transformer("user/net", CLASSIFY, 4)) == size(transformer("bert", CLASSIFY, 4, SMALL))
+        with pytest.raises(UserError, match=rf"The weights of 'user/net': not in .*{offline}"):
+            transformer("user/net", CLASSIFY, 4, pretrained=True)
+        BertModel(BertConfig(**SMALL)).save_pretrained(snapshot)
+        assert transformer("user/net", CLASSIFY, 4, pretrained=True).new_weights == [
+            "classifier.weight",
+            "classifier.bias",
+        ]
+
+    @pytest.mark.parametrize(
+        ("cause", "message"),
+        [
+            (LocalEntryNotFoundError("no entry"), "the hub cannot be reached"),
+            (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "The hub has no model 'user/net'"),
+            (ValueError("odd"), "config.json of 'user/net' cannot be loaded: it failed"),
+        ],
+    )
+    def test_online(self, cause: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("it failed") from cause
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(PreTrainedConfig, "get_config_dict", fail)
+        with pytest.raises(UserError, match=message):
+            transformer_config("user/net", CLASSIFY, 2)
