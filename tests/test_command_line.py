@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from distillery import evaluate, report, study, train
+from distillery import evaluate, export, report, study, train
 from distillery.compat import CONFIGS
 from distillery.models.cnn import SmallCNN
 from distillery.results.schema import FILE, RunRecord
@@ -122,7 +122,9 @@ def test_help_lists_every_option_of_every_group() -> None:
     assert "temperature: 4.0" in shown
 
 
-@pytest.mark.parametrize(("name", "setting"), [("evaluate", "run"), ("report", "runs"), ("study", "replace")])
+@pytest.mark.parametrize(
+    ("name", "setting"), [("evaluate", "run"), ("export", "out"), ("report", "runs"), ("study", "replace")]
+)
 def test_the_other_commands_help_with_what_is_theirs(name: str, setting: str) -> None:
     shown = light(f"distill-{name}", "--help")
     assert f"distill-{name}" in shown
@@ -183,6 +185,9 @@ OTHERS = [
     (evaluate, [], r"Which run\? Name a run folder"),
     (evaluate, ["run=nowhere"], r"nowhere is not a run folder"),
     (evaluate, ["runs=x"], r"Unknown setting 'runs'\. Did you mean 'run'\?"),
+    (export, [], r"Which run\? Name a run folder"),
+    (export, ["run=nowhere"], r"nowhere is not a run folder"),
+    (export, ["run=x", "outt=y"], r"Unknown setting 'outt'\. Did you mean 'out'\?"),
     (report, [], r"Which runs\?"),
     (report, ["runs=nowhere"], r"nowhere is no folder"),
     (study, ["study=digit_demo"], r"Unknown option 'digit_demo' for study\. Did you mean 'digits_demo'\?"),

@@ -65,7 +65,7 @@ IMAGENET = (  # 96 pixels: few images, one step an epoch
 TEXTS = (*DIGITS, "data.train_size=48", "data.batch_size=16", "trainer.precision=32-true")
 MOVIES = (*TEXTS, "data.val_size=20")
 WORDNET = (*TEXTS, "data.train_index=null", "data.train_size=90", "data.val_size=90")
-SPEECHES = (*TEXTS, "data.root='{root}/sotu'")
+SPEECHES = (*TEXTS, "data.root='{root}/sotu'", "data.source.words=8", "data.max_length=16")
 CIFAR = ("data.root='{root}'", "data.batch_size=16", "trainer.max_epochs=2")
 TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
 EXPERIMENTS = {

@@ -36,7 +36,13 @@ from distillery.run import train
 from fixtures.runs import config
 from fixtures.texts import sentences, tiny_bert, write_csv, write_tokenizer
 
-SHORT = ("trainer.max_epochs=1", "logger=none", "callbacks.checkpoint_last=null", "callbacks.checkpoint_best=null")
+SHORT = (
+    "trainer.max_epochs=5",
+    "data.batch_size=8",
+    "logger=none",
+    "callbacks.checkpoint_last=null",
+    "callbacks.checkpoint_best=null",
+)
 SIZES = ("hidden_size=16", "embedding_size=8", "num_attention_heads=2", "intermediate_size=24")
 NAMES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
 EMBEDDINGS = "{electra.embeddings: electra.embeddings}"
@@ -57,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = train(config(folder / "teacher", *own), own).folder
     own = [*given, f"teachers.main.weights='{teacher}'", "student.net.config.num_hidden_layers=1", "name=tiny"]
     own += [f"student.initialise={{source: '{teacher}', layers: last}}", "task.weight=0.3", "loss.kd.weight=0.7"]
-    own += ["loss/feature=[hidden_mse]", f"loss.hidden_mse.layers={EMBEDDINGS}", "loss.hidden_mse.weight=0.001"]
+    own += ["loss/feature=[hidden_mse]", f"loss.hidden_mse.layers={EMBEDDINGS}", "loss.hidden_mse.weight=0.1"]
     train(config(folder / "student", *own), own)
     return folder
 
@@ -110,6 +116,7 @@ def test_it_predicts_what_the_run_recorded(runs: Path, run: Path, command: Calla
     with torch.no_grad():
         predicted = model(**inputs).logits.argmax(1).tolist()
     assert predicted == recorded["student"].tolist()
+    assert set(predicted) == {0, 1}
     assert [model.config.id2label[target] for target in recorded["target"]] == [row["label"] for row in texts]
 
 
@@ -130,7 +137,7 @@ def test_its_logits_are_the_students(runs: Path, tmp_path: Path) -> None:
 
 def test_an_earlier_export_is_replaced_and_nothing_else(run: Path, command: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    tokenizer = AutoTokenizer.from_pretrained(run.parent / "out" if out.exists() else _tokenizer(run))
+    tokenizer = AutoTokenizer.from_pretrained(run_config(str(run), "").student.input.tokenizer)
     save_pretrained_folder(tiny_bert(), tokenizer, out, "# A model of somebody's\n")
     (out / "vectors.bin").write_text("precious")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -145,10 +152,6 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run: Path, command: Call
     command(f"run={run}", f"out={run / 'export'}")
     assert card_of(run / "export") == card
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
-
-
-def _tokenizer(run: Path) -> str:
-    return str(run_config(str(run), "").student.input.tokenizer)
 
 
 # The card.
@@ -181,7 +184,7 @@ def test_the_card_says_what_the_run_recorded(runs: Path, tmp_path: Path) -> None
     )
     assert "- labels (`Classification`), weight 0.3;" in text
     assert "- `kd`, weight 0.7: [Knowledge distillation from softened logits (Hinton, Vinyals and Dean, 2015)]" in text
-    assert re.search(r"- `hidden_mse`, weight 0\.001: \[.*\]\(https://arxiv\.org/abs/1909\.10351\); .*embeddings", text)
+    assert re.search(r"- `hidden_mse`, weight 0\.1: \[.*\]\(https://arxiv\.org/abs/1909\.10351\); .*embeddings", text)
     assert f"weights of another network; `source={runs / 'teacher'}`, `layers=last`" in text
     data = record.data
     assert f"- texts: {data['train']} train, {data['val']} val, {data['test']} test samples, in 2 classes\n" in text
@@ -237,7 +240,7 @@ def test_a_card_with_teachers_of_other_roles_and_unknown_figures(described: Call
 def test_balanced_weights_are_those_that_were_found(described: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "balance.json").write_text(json.dumps({"loss.kd.weight": 0.0123}))
     assert "`kd`, weight 0.0123: " in described()
-    assert "`hidden_mse`, weight 0.001: " in described()
+    assert "`hidden_mse`, weight 0.1: " in described()
 
 
 def test_a_number_has_no_class_to_name(described: Callable[..., str]) -> None:
@@ -300,7 +303,7 @@ def test_a_tokenizer_that_has_gone(run: Path, tmp_path: Path) -> None:
     cfg = run_config(str(run), "")
     cfg.student.input.tokenizer = str(tmp_path / "gone")
     OmegaConf.save(cfg, run / "config.yaml")
-    with pytest.raises(UserError, match=r"student\.input\.tokenizer=.*gone: there is no such folder"):
+    with pytest.raises(UserError, match=r"student\.input\.tokenizer=\S*/gone"):
         exported(run, run / "export")
     assert not (run / "export").exists()
 

@@ -66,7 +66,7 @@ def build(cfg: DictConfig) -> Parts:
     cfg.student = complete_reuse(cfg.student, cfg.teachers, batch)
 
     L.seed_everything(cfg.seed, verbose=False)
-    student = build_student(cfg.student)
+    student = build_student(cfg.student, data)
     frozen = {name: build_teacher(own, name) for name, own in cfg.teachers.items() if role_of(own) == FROZEN}
     reuse_classifier(student, frozen, batch)
     teachers: dict[str, Network] = {

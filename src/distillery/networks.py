@@ -68,8 +68,12 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
         cfg.net.config.vocab_size = data.vocab_size
 
 
-def build_student(cfg: DictConfig) -> Network:
-    """A completed config → the student, from scratch unless `weights` or `initialise` says otherwise."""
+def build_student(cfg: DictConfig, data: Data | None = None) -> Network:
+    """A completed config → the student, from scratch unless `weights` or `initialise` says otherwise.
+
+    Args:
+        data: what it will be trained on, for a student that is initialised: its words are counted.
+    """
     net = _net(cfg, "student")
     if settings := cfg.get("initialise"):
         from distillery.models.text.initialise import (
@@ -79,7 +83,8 @@ def build_student(cfg: DictConfig) -> Network:
         if cfg.weights is not None:
             raise UserError("student.weights and student.initialise both fill the student: set one of them to null.")
         given = {key: value for key, value in settings.items() if key != "source"}
-        initialise(net, _source(settings.source, cfg), **given)
+        counts = data.word_counts() if data is not None else None
+        initialise(net, _source(settings.source, cfg), counts=counts, **given)
     return Network(net, adapter(cfg, net), name="student")
 
 

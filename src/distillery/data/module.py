@@ -179,6 +179,10 @@ class Data(LightningDataModule):
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("test")
 
+    def word_counts(self) -> Tensor | None:
+        """How often each word of the vocabulary occurs in the training texts, [V]; None: there are no texts."""
+        return None
+
     def order(self, stage: Stage) -> dict[str, Any]:
         """What the order of a split depends on besides the seed: arguments of `SeededBatchSampler`."""
         return {}

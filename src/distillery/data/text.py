@@ -162,6 +162,11 @@ class TextData(Data):
         ordered = indices[self.splits["train"].inputs.lengths[indices].argsort(stable=True)]
         return self._batch("train", ordered[max(0, middle - samples + 1) : middle + 1])
 
+    def word_counts(self) -> Tensor:
+        tokens, indices = self.splits["train"].inputs, self.splits["train"].indices
+        words = tokens.batch(indices, int(tokens.lengths[indices].max()))
+        return words["input_ids"][words["attention_mask"] > 0].bincount(minlength=self.vocab_size)
+
     def longest(self) -> dict[str, Tensor]:
         """The longest text of all splits, in a batch of its own."""
         longest = {stage: int(self._lengths(stage).max()) for stage in STAGES if self.sizes[stage]}

@@ -89,6 +89,19 @@ class TestFactorised:
         ours = (embeddings.position_embeddings.weight @ projection.weight.T).detach().numpy()
         np.testing.assert_allclose(ours, positions @ right[:3].T @ right[:3], atol=1e-5)
 
+    def test_words_that_occur_are_kept(self) -> None:
+        """With counts, NumPy's best approximation of each row as often as its word occurs, and once more."""
+        source = made(layers=1)
+        student = made("electra", 1, embedding_size=3)
+        table = source.bert.embeddings.word_embeddings.weight.detach()
+        counts = torch.arange(len(table)) % 4
+        initialise(student, source, embeddings="factorise", counts=counts)
+        repeated = np.repeat(table.numpy().astype(np.float64), counts.numpy() + 1, axis=0)
+        right = np.linalg.svd(repeated, full_matrices=False)[2][:3]
+        embeddings, projection = student.electra.embeddings, student.electra.embeddings_project
+        product = (embeddings.word_embeddings.weight @ projection.weight.T).detach().numpy()
+        np.testing.assert_allclose(product, table.numpy() @ right.T @ right, atol=1e-5)
+
     def test_minilm(self, minilm: str, sentences: Mapping[str, Tensor]) -> None:
         """The loss is what singular values say; the first layer reads what is near the source's."""
         source = transformer(minilm, "sentence_embedding", pretrained=True).encoder.eval()

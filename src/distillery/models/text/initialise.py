@@ -22,6 +22,7 @@ def initialise(
     source: nn.Module,
     layers: Layers | Sequence[int] = "even",
     embeddings: Embeddings = "copy",
+    counts: Tensor | None = None,
 ) -> list[str]:
     """Fill `student` with weights of `source`; returns the names of the parameters that were filled.
 
@@ -32,6 +33,7 @@ def initialise(
     Args:
         layers: which of the source's layers; numbers count from 0.
         embeddings: copy, or factorise (see `factorised_embeddings`), for a student whose embedding_size is smaller.
+        counts: how often each word of the vocabulary occurs in the texts, [V]: what is kept in a factorisation.
 
     Raises:
         UserError: networks that do not fit. Nothing has been filled then.
@@ -48,7 +50,7 @@ def initialise(
     inside: dict[str, Tensor] = {}
     for number, chosen in enumerate(numbers):
         inside |= _layer(ours, f"{our_stack}.{number}.", theirs, f"{their_stack}.{chosen}.", keep)
-    outside = _outside(_without(ours, our_stack), ours, _without(theirs, their_stack), theirs, keep, embeddings)
+    outside = _outside(_without(ours, our_stack), ours, _without(theirs, their_stack), theirs, keep, embeddings, counts)
     prefix, their_prefix = _prefix(student, ours), _prefix(source, theirs)
     values = {prefix + name: value for name, value in (inside | outside).items()}
     values |= _head(student, prefix, source, their_prefix)
@@ -128,13 +130,14 @@ def _outside(
     theirs: PreTrainedModel,
     keep: Truncation,
     embeddings: Embeddings,
+    counts: Tensor | None,
 ) -> dict[str, Tensor]:
     """The values of the parameters outside of the layers that both networks have."""
     common = {name: value for name, value in given.items() if name in wanted}
     for path, table in ours.named_modules():
         if isinstance(table, nn.Embedding) and (name := f"{path}.weight") in common:
             common[name] = _rows(path, table, theirs.get_submodule(path), common[name])
-    narrow = factorised_embeddings(ours, theirs, common) if embeddings == "factorise" else {}
+    narrow = factorised_embeddings(ours, theirs, common, counts) if embeddings == "factorise" else {}
     rest = {name: value for name, value in common.items() if name not in narrow}
     return narrow | {name: keep(name, value, wanted[name].shape) for name, value in rest.items()}
 
