@@ -214,6 +214,7 @@ def described(runs: Path, tmp_path: Path) -> Callable[..., str]:
 def test_a_card_without_a_teacher(described: Callable[..., str]) -> None:
     card = described(teachers={}, config={"teachers": {"main": {"none": True}}})
     assert "It had no teacher but its labels." in card
+    assert "knowledge-distillation" not in card
     assert "`kd`" not in card
     assert "retention" not in card
 

@@ -22,6 +22,7 @@ from distillery.results.formats import NONE, percent, si
 from distillery.results.schema import RunRecord
 
 MADE_BY = "Written by `distill-export`"
+TAGS = "tags:\n- knowledge-distillation\n"
 LICENCE = """\
 None is stated here: it is yours to choose, as far as the licences of the teacher, of the initial weights and of the
 data allow. Name it as `license:` at the head of this file."""
@@ -40,7 +41,7 @@ def model_card(
     """
     head = head_of(cfg)
     sections = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {PIPELINES[head]}\ntags:\n- knowledge-distillation\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {PIPELINES[head]}\n{TAGS if record.teachers else ''}---",
         f"# {record.name}: {record.method}, seed {record.seed}",
         _summary(record, cfg, net, head),
         "## Use\n\n" + loading_snippet(head, net, tokenizer, cfg.data.get("max_length")),

@@ -25,6 +25,11 @@ class TestLoading:
         found = load_tokenizer(write_tokenizer(tmp_path), "data.tokenizer")
         assert found(TEXTS)["input_ids"] == ours(TEXTS)["input_ids"]
 
+    def test_from_a_folder_at_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        write_tokenizer(tmp_path / "own")
+        assert len(load_tokenizer("~/own", "data.tokenizer")) == len(VOCABULARY)
+
     def test_a_name_that_is_not_in_the_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Offline: the cache and the flag are named, for the hub cannot be asked."""
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -13,8 +13,8 @@ from distillery.data.random import uniforms
 from distillery.data.tokens import Masking, Tokens
 from fixtures.texts import sentences, write_tokenizer
 
-PAD, CLS, SEP, MASK, FIRST, SIZE = 0, 2, 3, 4, 5, 1000  # ids below FIRST are special; SIZE of them in all
-SPECIAL = (0, 1, 2, 3, 4)
+PAD, CLS, SEP, MASK, FIRST, SIZE = 0, 2, 3, 4, 5, 1000  # SIZE in all
+SPECIAL = (1, 2, 3, 4)  # that of padding is none of them, so that it is the mask which keeps it out
 PADDING = {"input_ids": PAD, "token_type_ids": 0, "target": -100}
 
 

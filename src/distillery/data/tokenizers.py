@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from distillery.errors import UserError
-from distillery.models.text.sources import find_config, quiet
+from distillery.models.text.sources import find_config, folder_or_name, quiet
 
 SHOWN = 3
 
@@ -25,10 +25,10 @@ def load_tokenizer(name: str, setting: str) -> Any:
         UserError: there is none, or the hub cannot be reached.
     """
     try:
-        if not Path(name).is_dir():
+        if not Path(place := folder_or_name(name)).is_dir():
             find_config(name)  # asks the hub once, where a tokenizer would ask for each of its files, with pauses
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(place)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # it is made of nothing where a network's config.json is
             raise ValueError("the files of the vocabulary are missing")
         return tokenizer

@@ -26,7 +26,8 @@ DEFINITIONS = """\
 - **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread.
 - **seeds** of the teacher: how many teachers were trained."""
 TEXT_DEFINITIONS = """
-- **speed-up**: latency of the teacher ÷ that of the student. **Params**: all, and what part of the teacher's they are;
+- **speed-up**: latency of the teacher ÷ that of the student, measured in one run (the baseline's: in different ones);
+  median over seeds. **Params**: all, and what part of the teacher's they are;
   **non-embedding**: those outside of the tables of words, positions and types, which cost memory, but hardly time."""
 
 

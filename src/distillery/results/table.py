@@ -33,7 +33,9 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
     """One row a method, with the columns `COLUMNS`; NaN where a figure is not defined.
 
     Where a network has embeddings (`nn.Embedding`: runs on texts) the columns `TEXT_COLUMNS` follow: the parameters
-    outside of them, student ÷ teacher of these and of all parameters, and teacher ÷ student of the latency.
+    outside of them, student ÷ teacher of these and of all parameters, and the median over seeds of teacher ÷ student
+    of the latencies that one run has measured: a machine is not equally busy at all times. A baseline's are medians of
+    different runs.
 
     Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds.
     `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval.
@@ -64,23 +66,34 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
             row["diff_mean"], row["diff_ci95"] = mean_and_ci95(pairs)
             row["gap_recovered"] = (row["score_mean"] - base_mean) / gap
         row["agreement"] = _mean(run.agreement for run in runs)
+        row["speed_up"] = _speed_up(runs)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["retention"] = frame["score_mean"] / teacher_mean
     frame = frame.astype({"n_seeds": "int64", "params": "Int64", "flops": "Int64"})
-    embeddings = [row["embedding_params"] for row in rows]
-    return _with_text_columns(frame, embeddings) if any(embeddings) else frame
+    return _with_text_columns(frame, rows) if any(row["embedding_params"] for row in rows) else frame
 
 
-def _with_text_columns(frame: pd.DataFrame, embeddings: Sequence[int | None]) -> pd.DataFrame:
+def _with_text_columns(frame: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """`TEXT_COLUMNS` beside the others; ratios are to the teacher, which has the first row if there is one."""
-    frame["non_embedding_params"] = frame["params"] - pd.array(embeddings, dtype="Int64")
+    embeddings = pd.array([row["embedding_params"] for row in rows], dtype="Int64")
+    frame["non_embedding_params"] = frame["params"] - embeddings
     numbers = frame[["non_embedding_params", "params", "latency_ms"]].astype("float64")
     teacher = numbers.iloc[0] if frame["method"].iloc[0] == TEACHER else numbers.iloc[0] * NAN
     frame["non_embedding_ratio"] = numbers["non_embedding_params"] / teacher["non_embedding_params"]
     frame["params_ratio"] = numbers["params"] / teacher["params"]
-    frame["speed_up"] = teacher["latency_ms"] / numbers["latency_ms"]
+    paired = pd.Series([row.get("speed_up", NAN) for row in rows])
+    frame["speed_up"] = paired.fillna(teacher["latency_ms"] / numbers["latency_ms"])
     return frame
+
+
+def _speed_up(runs: Sequence[Run]) -> float:
+    found = []
+    for run in runs:
+        own, theirs = run.record.cost.get("latency_ms"), _known([*run.record.frozen_teachers.values()], "latency_ms")
+        if own and theirs:
+            found.append(np.mean(theirs) / own)
+    return float(np.median(found)) if found else NAN
 
 
 def _teacher_rows(students: Sequence[Run], baseline: dict[int, float]) -> list[dict[str, Any]]:
