@@ -63,12 +63,13 @@ def assert_same_where_it_counts(found: Signals, expected: Signals, mask: Tensor)
     pairs |= {tap: (found.layers[tap], expected.layers[tap]) for tap in LAYERS}
     assert found.attention.keys() == expected.attention.keys()
     for tap in ATTENTION:
-        ours, theirs = found.attention[tap], expected.attention[tap]
-        assert ours.scale == theirs.scale
+        both = found.attention[tap], expected.attention[tap]
+        assert both[0].scale == both[1].scale
         for part in ("query", "key", "value"):
-            pairs[f"{tap} {part}"] = (getattr(ours, part).transpose(1, 2), getattr(theirs, part).transpose(1, 2))
-        probabilities = (attention.masked_scores().softmax(-1).transpose(1, 2) for attention in (ours, theirs))
-        pairs[f"{tap} probabilities"] = tuple(probabilities)  # type: ignore[assignment]
+            one, other = (getattr(attention, part).transpose(1, 2) for attention in both)
+            pairs[f"{tap} {part}"] = one, other
+        one, other = (attention.masked_scores().softmax(-1).transpose(1, 2) for attention in both)
+        pairs[f"{tap} probabilities"] = one, other
     for name, (ours, theirs) in pairs.items():
         assert ours.shape == theirs.shape, name
         if ours.shape[:2] == counts.shape:

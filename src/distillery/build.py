@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from distillery.check_task import check_task
 from distillery.data.module import Data
 from distillery.distiller import Distiller, Optim
 from distillery.errors import UserError
@@ -88,6 +89,7 @@ def build(cfg: DictConfig) -> Parts:
         schedules |= own
     if any(SELF in term.by_teacher for term in terms.values()):
         teachers[SELF] = student
+    check_task(task, data, terms, schedules, student, teachers, batch)
     wire(terms, student, teachers, batch, stop=not cfg.compile)
     peers = [name for name, teacher in teachers.items() if isinstance(teacher, Peer)]
     objective = Objective(task, terms, schedules, balance=cfg.objective.balance == "auto", peers=peers)

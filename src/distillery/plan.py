@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -52,7 +53,7 @@ def network_table(parts: Parts) -> Table:
     for heading in ("parameters", "trained", "FLOPs a sample"):
         table.add_column(heading, justify="right")
     sample = {key: value[:1] for key, value in parts.example.items()}
-    rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, parts.cfg.student.weights or "new")]
+    rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, _origin(parts.cfg.student))]
     rows += [
         (f"teacher {name}" + (f" ({teacher.role})" if teacher.role != FROZEN else ""), teacher, _source(teacher))
         for name, teacher in parts.distiller.teachers.items()
@@ -112,6 +113,13 @@ def _shapes(network: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
     shapes = {tap: tensor.shape for tap, tensor in signals.layers.items()}
     shapes |= {tap: attention.query.shape for tap, attention in signals.attention.items()}
     return {tap: "×".join(map(str, shape[1:])) for tap, shape in shapes.items()}
+
+
+def _origin(student: DictConfig) -> str:
+    """Where its weights come from."""
+    if settings := student.get("initialise"):
+        return f"layers of {settings.source} ({settings.get('layers', 'even')})"
+    return student.weights or "new"
 
 
 def _source(teacher: Network) -> str:

@@ -114,7 +114,7 @@ def test_ranks_share_the_batches_and_their_length(lengths: Tensor, shuffle: bool
 
 def test_without_a_bucket_the_order_is_that_of_images(lengths: Tensor) -> None:
     for shuffle in (True, False):
-        given = {"batch_size": SIZE, "seed": 3, "shuffle": shuffle}
+        given: dict[str, Any] = {"batch_size": SIZE, "seed": 3, "shuffle": shuffle}
         plain, images = keys(lengths, bucket=0, **given), list(SeededBatchSampler(INDICES, **given))
         assert [key.positions for key in plain] == [key.positions for key in images]
         assert [key.length for key in plain] == [int(lengths[key.positions].max()) for key in images]

@@ -235,9 +235,10 @@ class TestSplits:
             text_data(folder, Texts(WORDS, labels=LABELS)).fingerprint,
             text_data(folder, raw_texts(Texts(FIRST), [0] * 49 + [1])).fingerprint,
             text_data(folder, Texts(FIRST), max_length=8).fingerprint,
+            text_data(folder, Texts(FIRST), max_length=100).fingerprint,  # nothing is cut, but it might have been
             text_data(folder, Texts(FIRST), train_size=40).fingerprint,
         }
-        assert len(changed | {base}) == 8
+        assert len(changed | {base}) == 9
 
 
 class TestMaskedTexts:

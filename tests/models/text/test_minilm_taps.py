@@ -126,12 +126,8 @@ class TestByHand:
                 divergences.append((teacher * np.log(teacher / student)).sum(1))
             samples.append(np.mean(divergences))
         attention = probe(network, sentences).attention
-        found = minilmv2(
-            *(operands(attention[self_attention(layer)]) for layer in TAPPED),
-            relation_heads=heads,
-            relations=[name],
-            mask=sentences["attention_mask"],
-        )
+        ours, theirs = (operands(attention[self_attention(layer)]) for layer in TAPPED)
+        found = minilmv2(ours, theirs, heads, [name], sentences["attention_mask"])
         assert found.item() == pytest.approx(np.mean(samples), rel=1e-4)
         assert found > 0.05
 
