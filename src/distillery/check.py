@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -206,9 +207,15 @@ def _parameters(target: Any) -> frozenset[str] | None:
         parameters = inspect.signature(target).parameters.values()
     except ValueError:
         return None
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return frozenset(parameter.name for parameter in parameters)
+    names: set[str] = set()
+    for parameter in parameters:
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            names.add(parameter.name)
+        elif typing.get_origin(parameter.annotation) is typing.Unpack:  # of a TypedDict, which says the names
+            names |= typing.get_args(parameter.annotation)[0].__annotations__.keys()
+        else:
+            return None
+    return frozenset(names)
 
 
 def _refuse_unknown(path: str, node: Mapping[str, Any], known: Set[str] | None) -> None:

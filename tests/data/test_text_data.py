@@ -158,7 +158,11 @@ class TestLength:
         assert by_index(chunked.train_dataloader()) == by_index(plain.train_dataloader())
         assert chunked.remarks == plain.remarks
 
-    def test_longer_ones_are_refused(self, folder: str, tokenizer: Any) -> None:
+    @pytest.mark.parametrize("chunk", [1000, 1])
+    def test_longer_ones_are_refused(
+        self, chunk: int, folder: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("distillery.data.text.CHUNK", chunk)
         lengths = [len(ids) for ids in tokenizer(FIRST)["input_ids"]]
         position = next(position for position, length in enumerate(lengths) if length > 20)
         longer = sum(length > 20 for length in lengths)

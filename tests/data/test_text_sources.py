@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distillery.compat import CONFIGS
+from distillery.data.module import Common
 from distillery.data.raw import RawData, Split
 from distillery.data.sources import movie_reviews as reviews_source
 from distillery.data.sources import wordnet as wordnet_source
@@ -313,6 +314,6 @@ def test_each_config_names_every_option_with_its_default(name: str) -> None:
     assert {key: value for key, value in given.items() if value != "???"} == {
         key: option.default for key, option in options.items() if option.default is not option.empty and key != "root"
     }
-    served = inspect.signature(TextData).parameters
-    assert cfg.keys() - {"_target_", "root"} == served.keys() - {"root"}
+    served = (inspect.signature(TextData).parameters.keys() - {"common"}) | Common.__annotations__.keys()
+    assert cfg.keys() - {"_target_", "root"} == served - {"root"}
     assert (cfg["mask"] is not None) == (name == "sotu")

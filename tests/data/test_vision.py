@@ -101,7 +101,7 @@ def test_impossible_settings_are_refused_at_setup(cifar_data: Make, given: dict[
 def test_an_own_validation_split_excludes_val_size(cifar_data: Make) -> None:
     given = {"source": digits, "root": None, "mean": [0.3], "std": [0.4], "augment": None}
     assert cifar_data(**given, val_size=None).sizes == {"train": 800, "val": 200, "test": 797}
-    with pytest.raises(UserError, match=r"200 validation images of its own"):
+    with pytest.raises(UserError, match=r"200 validation samples of its own"):
         cifar_data(**given, val_size=100).setup()
 
 
@@ -145,7 +145,13 @@ def test_workers_name_a_broken_image(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
     (tmp_path / "train" / "bee" / "0001.png").write_text("not an image")
     data = VisionData(
-        lambda: image_folder(tmp_path, size=28, check=False), [0.5] * 3, [0.5] * 3, 6, 6, seed=0, num_workers=1
+        lambda: image_folder(tmp_path, size=28, check=False),
+        [0.5] * 3,
+        [0.5] * 3,
+        batch_size=6,
+        eval_batch_size=6,
+        seed=0,
+        num_workers=1,
     )
     loader = data.train_dataloader()
     with pytest.raises(UserError, match=r"bee/0001\.png' cannot be decoded"):
@@ -172,7 +178,9 @@ def test_the_fingerprint_of_a_folder_knows_names_and_sizes(tmp_path: Path) -> No
     write_image_folder(tmp_path)
 
     def fingerprint() -> str:
-        return VisionData(lambda: image_folder(tmp_path), [0.5] * 3, [0.5] * 3, 6, 6, seed=0).fingerprint
+        return VisionData(
+            lambda: image_folder(tmp_path), [0.5] * 3, [0.5] * 3, batch_size=6, eval_batch_size=6, seed=0
+        ).fingerprint
 
     base = fingerprint()
     assert fingerprint() == base

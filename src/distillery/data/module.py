@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Required, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,21 @@ from distillery.data.splits import SPLIT_SEED, read_index, stratified
 from distillery.errors import UserError
 
 Stage = Literal["train", "val", "test"]
+
+
+class Common(TypedDict, total=False):
+    """The settings of all data sets, with which those of images and of texts hand them on to `Data`."""
+
+    batch_size: Required[int]
+    eval_batch_size: Required[int]
+    seed: Required[int]
+    root: str | None
+    train_size: int | None
+    train_fraction: float | None
+    train_index: str | None
+    val_size: int | float | None
+    num_workers: int
+    drop_last: bool
 
 
 class Data(LightningDataModule):

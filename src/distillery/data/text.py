@@ -4,14 +4,14 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.data.loader import BatchDataset
-from distillery.data.module import Data, Stage
+from distillery.data.module import Common, Data, Stage
 from distillery.data.raw import RawData, Split
 from distillery.data.sampler import BatchKey
 from distillery.data.texts import Texts
@@ -30,7 +30,7 @@ class TextData(Data):
     masked, it is [B,L], with -100 where a token does not count (of a word, its first token counts).
 
     Args:
-        source, batch_size, eval_batch_size, seed, and all that is not named here: see `Data`.
+        source, common: see `Data`.
         tokenizer: a name of the hub, or a folder.
         max_length: the most tokens of a sample; None: as many as the tokenizer says that its model has positions.
         too_long: what is done with longer ones. They are counted in either case.
@@ -44,34 +44,13 @@ class TextData(Data):
         self,
         source: Callable[..., RawData],
         tokenizer: str,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        root: str | None = None,
-        train_size: int | None = None,
-        train_fraction: float | None = None,
-        train_index: str | None = None,
-        val_size: int | float | None = None,
         max_length: int | None = 128,
         too_long: Literal["truncate", "refuse"] = "truncate",
         bucket: int = 50,
         mask: float | None = None,
-        num_workers: int = 0,
-        drop_last: bool = False,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            source,
-            batch_size,
-            eval_batch_size,
-            seed,
-            root=root,
-            train_size=train_size,
-            train_fraction=train_fraction,
-            train_index=train_index,
-            val_size=val_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-        )
+        super().__init__(source, **common)
         if too_long not in ("truncate", "refuse"):
             raise UserError(f"data.too_long={too_long}: choose truncate or refuse.")
         if mask is not None and not 0 < mask < 1:

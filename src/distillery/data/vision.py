@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from distillery.data.images import image_batch
-from distillery.data.module import Data, Stage
+from distillery.data.module import Common, Data, Stage
 from distillery.data.raw import RawData, Split
 from distillery.errors import UserError
 
@@ -16,7 +16,7 @@ class VisionData(Data):
     """Serves `image` [B,C,H,W] in [0,1], `target` [B] and `index` [B] from the splits of `source`.
 
     Args:
-        source, batch_size, eval_batch_size, seed, and all that is not named here: see `Data`.
+        source, common: see `Data`.
         mean, std: of each channel; the networks normalise with them, the batches are not normalised.
         augment: options of the source's training augmentation; None for none.
     """
@@ -28,31 +28,10 @@ class VisionData(Data):
         source: Callable[..., RawData],
         mean: Sequence[float],
         std: Sequence[float],
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        root: str | None = None,
-        train_size: int | None = None,
-        train_fraction: float | None = None,
-        train_index: str | None = None,
-        val_size: int | float | None = None,
         augment: Mapping[str, Any] | None = None,
-        num_workers: int = 0,
-        drop_last: bool = False,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            source,
-            batch_size,
-            eval_batch_size,
-            seed,
-            root=root,
-            train_size=train_size,
-            train_fraction=train_fraction,
-            train_index=train_index,
-            val_size=val_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-        )
+        super().__init__(source, **common)
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.augment = augment
