@@ -7,7 +7,7 @@ from torch import nn
 
 from distillery.adapters import TextAdapter
 from distillery.build import build
-from distillery.check_texts import check_texts
+from distillery.check_texts import check_lengths, check_tokenizer
 from distillery.data.text import TextData
 from distillery.data.texts import Texts
 from distillery.errors import UserError
@@ -50,13 +50,13 @@ def longer(data: TextData, positions: int) -> int:
 class TestTokenizer:
     def test_the_data_s_own_and_an_equal_one(self, folder: str, tmp_path: Path) -> None:
         data = text_data(folder, Texts(TEXTS))
-        check_texts(network(tiny_bert()), folder, data)
-        check_texts(network(tiny_bert()), write_tokenizer(tmp_path), data)
+        check_tokenizer("main", folder, data)
+        check_tokenizer("main", write_tokenizer(tmp_path), data)
 
     def test_another_one(self, folder: str, tmp_path: Path) -> None:
         other = write_tokenizer(tmp_path, TURNED)
         with pytest.raises(UserError) as caught:
-            check_texts(network(tiny_bert()), other, text_data(folder, Texts(TEXTS)))
+            check_tokenizer("main", other, text_data(folder, Texts(TEXTS)))
         lines = str(caught.value).split("\n")
         assert f"The main network was made for another tokenizer, {other}" in lines[0]
         assert "40 of 40 texts" in lines[0]
@@ -66,7 +66,7 @@ class TestTokenizer:
 
     def test_one_that_is_not_there(self, folder: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"the main network's input\.tokenizer=.*nowhere"):
-            check_texts(network(tiny_bert()), str(tmp_path / "nowhere"), text_data(folder, Texts(TEXTS)))
+            check_tokenizer("main", str(tmp_path / "nowhere"), text_data(folder, Texts(TEXTS)))
 
     def test_in_a_build(self, folder: str, compose_train: Compose, tmp_path: Path) -> None:
         rows = write_csv(tmp_path / "own.csv", sentences(60))
@@ -99,15 +99,13 @@ class TestLength:
             rf"positions, and {2 * number} of 80 texts have more tokens\. Cut them with data\.max_length=30"
         )
         with pytest.raises(UserError, match=words):
-            check_texts(network(tiny_bert(max_position_embeddings=30)), folder, data)
-        check_texts(
-            network(tiny_bert(max_position_embeddings=30)), folder, text_data(folder, Texts(LONG), max_length=30)
-        )
+            check_lengths(network(tiny_bert(max_position_embeddings=30)), data)
+        check_lengths(network(tiny_bert(max_position_embeddings=30)), text_data(folder, Texts(LONG), max_length=30))
 
     def test_of_a_sentence_encoder(self, folder: str) -> None:
         net = tiny_bert("sentence_embedding", None, max_position_embeddings=30)
         with pytest.raises(UserError, match=r"It has 30 positions.*data\.max_length=30"):
-            check_texts(network(net), folder, text_data(folder, Texts(LONG)))
+            check_lengths(network(net), text_data(folder, Texts(LONG)))
 
     def test_of_a_network_that_counts_its_positions_from_two(self, folder: str) -> None:
         """RoBERTa's embeddings have two more than it can use: of 514, 512."""
@@ -115,12 +113,12 @@ class TestLength:
         net = transformer("roberta", "sequence_classification", 2, settings)
         data = text_data(folder, Texts(LONG))
         with pytest.raises(UserError, match=rf"It has 30 positions, and {2 * longer(data, 30)} of 80 texts"):
-            check_texts(network(net), folder, data)
-        check_texts(network(net), folder, text_data(folder, Texts(LONG), max_length=30))
+            check_lengths(network(net), data)
+        check_lengths(network(net), text_data(folder, Texts(LONG), max_length=30))
 
     def test_of_a_network_without_positions(self, folder: str) -> None:
         data = text_data(folder, Texts(LONG))
-        check_texts(network(BiLSTM(TINY["vocab_size"], 2, embedding_width=4, hidden=3)), folder, data)
+        check_lengths(network(BiLSTM(TINY["vocab_size"], 2, embedding_width=4, hidden=3)), data)
         net = BiLSTM(TINY["vocab_size"] - 8, 2, embedding_width=4, hidden=3)
         with pytest.raises(UserError, match=r"It has too few positions, and some texts have more tokens"):
-            check_texts(network(net), folder, data)
+            check_lengths(network(net), data)

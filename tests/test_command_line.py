@@ -170,7 +170,10 @@ TRAIN = [
     (["loss/response=[kd,kd]", "teachers.main.weights=x"], r"'kd' is named twice"),
     ([], r"no value yet: teachers\.main\.weights=…"),
     (["logger=null"], r"^error logger=null: name one of its options\. Did you mean 'none'\?$"),
-    (["optim=null"], r"^error optim=null: name one of its options\. Choose from: adamw, sgd, sgd_steps\.$"),
+    (
+        ["optim=null"],
+        r"^error optim=null: name one of its options\. Choose from: adamw, adamw_linear, sgd, sgd_steps\.$",
+    ),
     (
         ["loss.kd=null", "teachers.main.weights=x"],
         r"loss\.kd=None: here are settings\. A loss is left out where it is chosen: loss/response=\[\]",

@@ -118,7 +118,7 @@ def test_the_score_of_another_precision_is_proven(precision: str, run: Callable[
     result = run(f"trainer.precision={precision}", "trainer.max_epochs=2")
     cfg = OmegaConf.load(result.folder / "config.yaml")
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
-    assert student_of(result.folder, cfg).adapter.mean.dtype == dtype
+    assert student_of(result.folder, cfg, result.record).adapter.mean.dtype == dtype
     assert prove(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"])
 
 

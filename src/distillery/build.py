@@ -17,7 +17,7 @@ from distillery.distiller import Distiller, Optim
 from distillery.errors import UserError
 from distillery.making import make, make_scheduled, make_term
 from distillery.monitored import refuse_unlogged
-from distillery.names import EMA, FROZEN, SELF, losses_of, role_of, teachers_of
+from distillery.names import FROZEN, SELF, losses_of, role_of, teachers_of
 from distillery.networks import build_moving, build_student, build_teacher, complete, complete_teacher
 from distillery.objective import Objective
 from distillery.recall import Recall
@@ -62,6 +62,12 @@ def build(cfg: DictConfig) -> Parts:
     cfg.teachers = {
         name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in teachers_of(cfg).items()
     }
+    if data.kind == "texts":
+        from distillery.check_texts import check_lengths, check_tokenizer  # transformers takes seconds: only for texts
+
+        for name, own in {"student": cfg.student, **cfg.teachers}.items():
+            if "input" in own:  # an average of the student is made for what the student is
+                check_tokenizer(name, own.input.tokenizer, data)
 
     batch = data.example()
     cfg.student = complete_reuse(cfg.student, cfg.teachers, batch)
@@ -77,11 +83,8 @@ def build(cfg: DictConfig) -> Parts:
     for network in networks:
         _refuse_other_outputs(network, batch, data.kind, outputs)
     if data.kind == "texts":
-        from distillery.check_texts import check_texts  # transformers takes seconds: only where it is asked for
-
         for network in networks:
-            made_for = cfg.student if network is student or network.role == EMA else cfg.teachers[network.name]
-            check_texts(network, made_for.input.tokenizer, data)
+            check_lengths(network, data)
 
     terms = {}
     for name, loss in cfg.loss.items():

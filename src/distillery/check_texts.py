@@ -12,20 +12,29 @@ from distillery.tapped import Network, probe
 COMPARED = 200  # texts on which two tokenizers are compared
 
 
-def check_texts(network: Network, tokenizer: str, data: Data) -> None:
-    """Refuse a network that was made for another tokenizer, and texts that are too long for it.
+def check_tokenizer(name: str, tokenizer: str, data: Data) -> None:
+    """Refuse the network `name` if it was made for another tokenizer than the data's.
 
     Args:
         tokenizer: what the network was made for: a name of the hub, or a folder.
 
     Raises:
-        UserError: with three texts that become other tokens, or the number of texts that are too long.
+        UserError: with three texts that become other tokens.
     """
     assert isinstance(data, TextData)
     if tokenizer != data.tokenizer_name:
-        theirs = load_tokenizer(tokenizer, f"the {network.name} network's input.tokenizer")
+        theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
         texts = data.raw.train.inputs.first[:COMPARED]
-        refuse_other_tokenizer(data.tokenizer, theirs, network.name, tokenizer, texts)
+        refuse_other_tokenizer(data.tokenizer, theirs, name, tokenizer, texts)
+
+
+def check_lengths(network: Network, data: Data) -> None:
+    """Refuse texts that are too long for the network.
+
+    Raises:
+        UserError: with their number.
+    """
+    assert isinstance(data, TextData)
     try:
         probe(network, data.longest())
     except (IndexError, RuntimeError) as error:
