@@ -10,6 +10,7 @@ from distillery.build import build
 from distillery.check_texts import check_lengths, check_tokenizer
 from distillery.data.text import TextData
 from distillery.data.texts import Texts
+from distillery.data.tokenizers import load_tokenizer
 from distillery.errors import UserError
 from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.transformer import transformer
@@ -87,6 +88,25 @@ class TestTokenizer:
             UserError, match=r"The main network was made for another tokenizer.*\n.*\n    data: \[CLS\]"
         ):
             build(compose_train(*given, f"teachers.main.input.tokenizer={write_tokenizer(tmp_path / 'other', TURNED)}"))
+
+    def test_a_pretrained_network_s_own(self, folder: str, compose_train: Compose, tmp_path: Path) -> None:
+        rows, model = write_csv(tmp_path / "own.csv", sentences(60)), tmp_path / "model"
+        tiny_bert().save_pretrained(model)
+        given = [
+            "data=text_csv",
+            f"data.source.path={rows}",
+            f"data.tokenizer={folder}",
+            "model/teacher=none",
+            "model/student=transformer",
+            f"student.net.model={model}",
+            "student.weights=pretrained",
+        ]
+        write_tokenizer(model)
+        build(compose_train(*given))
+        load_tokenizer.cache_clear()
+        write_tokenizer(model, TURNED)
+        with pytest.raises(UserError, match=r"The student network was made for another tokenizer"):
+            build(compose_train(*given))
 
 
 class TestLength:

@@ -57,6 +57,8 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
             f"The {name} network reads {wanted}, and the data '{data.name}' are {data.kind}. Choose another "
             f"{'model/student' if name == 'student' else 'model/teacher'} or another data set."
         )
+    if wanted == "texts" and cfg.weights == "pretrained":
+        cfg.input.tokenizer = cfg.input.tokenizer or cfg.net.model  # its own, to be compared with the data's
     for key, value in data.input.items():
         cfg.input[key] = cfg.input[key] or value
     if wanted == "images":
