@@ -170,6 +170,7 @@ TRAIN = [
     (["loss/response=[kd,kd]", "teachers.main.weights=x"], r"'kd' is named twice"),
     ([], r"no value yet: teachers\.main\.weights=…"),
     (["logger=null"], r"^error logger=null: name one of its options\. Did you mean 'none'\?$"),
+    (["experiment/glue=mrpc"], r"^error Nothing of experiment/glue is chosen .* \+experiment/glue=… adds it\.$"),
     (
         ["optim=null"],
         r"^error optim=null: name one of its options\. Choose from: adamw, adamw_linear, sgd, sgd_steps\.$",

@@ -20,6 +20,8 @@ def explain(error: Exception, config_name: str) -> str:
         group, name = option[1], option[2]
         return f"Unknown option {name!r} for {group}." + did_you_mean(name, _options(group))
     if setting := re.search(r"Could not override '([^']+)'", message):
+        if setting[1] in _groups():  # `experiment/glue=mrpc`, where no experiment chooses one of them
+            return f"Nothing of {setting[1]} is chosen here that this could replace. +{setting[1]}=… adds it."
         key = getattr(error.__cause__, "full_key", None) or setting[1]  # in `data.augment={crap: 1}` the inner one
         return f"Unknown setting {key!r}." + _nearest(_composed(config_name), key)
     return message if error.__cause__ is None else f"{message}\n{error.__cause__}"
