@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -85,7 +86,8 @@ class Recall:
         held = self.held().signals
         missing = _flat(first).keys() - held.keys()
         parts: dict[str, list[Stored]] = {name: [] for name in missing}
-        for key in track(keys, "The teacher's signals", transient=True) if missing else ():
+        hidden = not Console().is_terminal  # where it would leave an empty line
+        for key in track(keys, "The teacher's signals", transient=True, disable=hidden) if missing else ():
             batch = dataset[key]
             flat = _flat(first if key is keys[0] else self._seen(batch, device))
             for name, chunks in parts.items():
