@@ -26,7 +26,7 @@ from distillery.ranks import VARIABLES, is_main, processes, ranks
 from distillery.results.schema import RunRecord, config_hash
 from distillery.run import train
 from fixtures.runs import STUDENT, config, train_teacher
-from fixtures.two_ranks import Notes
+from fixtures.two_ranks import Notes, alive
 
 TESTS = Path(__file__).parent
 # In float32 the last bits decide which way Adam takes a gradient near 0, and the curves of one process and two part.
@@ -84,14 +84,6 @@ def files(folder: Path) -> list[str]:
 
 def figures(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "metrics" / "version_0" / "metrics.csv")
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def note(folder: Path, stamp: str = "") -> str:

@@ -20,7 +20,7 @@ from distillery.ranks import NUMBERS
 from distillery.results.schema import FILE, RunRecord
 from distillery.run import train
 from fixtures.runs import config
-from fixtures.two_ranks import Notes
+from fixtures.two_ranks import Notes, alive
 
 TESTS = Path(__file__).parent
 SCRIPTS = Path(sys.executable).parent
@@ -216,14 +216,6 @@ def terminated(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     process.terminate()
     output, errors = process.communicate(timeout=20)
     return process.returncode, output, errors
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.slow

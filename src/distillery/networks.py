@@ -78,14 +78,14 @@ def build_student(cfg: DictConfig, data: Data | None = None) -> Network:
     """
     net = _net(cfg, "student")
     if settings := cfg.get("initialise"):
-        from distillery.models.text.initialise import (
-            initialise,  # transformers takes seconds: only where it is asked for
-        )
+        # transformers takes seconds: only where it is asked for
+        from distillery.models.text.initialise import initialise
 
         if cfg.weights is not None:
             raise UserError("student.weights and student.initialise both fill the student: set one of them to null.")
         given = {key: value for key, value in settings.items() if key != "source"}
-        counts = data.word_counts() if data is not None else None
+        factorised = given.get("embeddings") == "factorise"  # which alone reads the counts
+        counts = data.word_counts() if data is not None and factorised else None
         initialise(net, _source(settings.source, cfg), counts=counts, **given)
     return Network(net, adapter(cfg, net), name="student")
 

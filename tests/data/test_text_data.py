@@ -1,5 +1,6 @@
 """Texts as batches: what the tokenizer itself makes of them, cut, counted, masked, and the same in a resumed run."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def by_index(batches: Iterable[Batch]) -> dict[int, dict[str, list[int]]]:
             columns = {name: values[row] for name, values in batch.items() if values.shape == counts.shape}
             found[index] = {name: values[counts[row]].tolist() for name, values in columns.items()}
     return found
+
+
+def test_words_are_counted_in_the_training_texts_alone(folder: str, tokenizer: Any, monkeypatch: Any) -> None:
+    """Whatever the size of the pieces in which they are counted."""
+    monkeypatch.setattr("distillery.data.text.CHUNK", 7)
+    counts = text_data(folder, raw_texts(Texts(FIRST), test=Texts(SECOND))).word_counts()
+    expected = Counter(token for text in FIRST for token in tokenizer(text)["input_ids"])
+    assert counts.tolist() == [expected[token] for token in range(len(tokenizer))]
 
 
 class TestBatches:

@@ -142,9 +142,11 @@ class TextData(Data):
         return self._batch("train", ordered[max(0, middle - samples + 1) : middle + 1])
 
     def word_counts(self) -> Tensor:
-        tokens, indices = self.splits["train"].inputs, self.splits["train"].indices
-        words = tokens.batch(indices, int(tokens.lengths[indices].max()))
-        return words["input_ids"][words["attention_mask"] > 0].bincount(minlength=self.vocab_size)
+        tokens, counts = self.splits["train"].inputs, torch.zeros(self.vocab_size, dtype=torch.int64)
+        for indices in self.splits["train"].indices.split(CHUNK):  # all at once, padded, would take gigabytes
+            words = tokens.batch(indices, int(tokens.lengths[indices].max()))
+            counts += words["input_ids"][words["attention_mask"] > 0].bincount(minlength=self.vocab_size)
+        return counts
 
     def longest(self) -> dict[str, Tensor]:
         """The longest text of all splits, in a batch of its own."""
