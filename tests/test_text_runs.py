@@ -14,6 +14,7 @@ from distillery.command import resumed
 from distillery.models.weights import save_weights
 from distillery.results.schema import RunRecord
 from distillery.run import Result, train
+from distillery.tasks.task import IGNORED
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import (
     POSITIONS,
@@ -198,6 +199,18 @@ def test_masked_lm(run: Trained) -> None:
         assert target not in known.all_special_ids
     assert result.record.data["num_classes"] == 0
     assert {found[name].max() < len(VOCABULARY) for name in ("student", "main")} == {True}
+    networks = {"student": result.parts.distiller.student, "main": result.parts.distiller.teachers["main"]}
+    surprise: dict[str, list[float]] = {"student": [], "main": []}
+    for batch in result.parts.data.test_dataloader():
+        for name, network in networks.items():
+            with torch.no_grad():
+                chance = network.eval()(batch).logits.double().softmax(-1)
+            surprise[name] += [
+                -float(chance[row, place, batch["target"][row, place]].log())
+                for row, place in (batch["target"] != IGNORED).nonzero().tolist()
+            ]
+    assert result.record.metrics["last"]["perplexity"] == pytest.approx(np.exp(np.mean(surprise["student"])), rel=1e-5)
+    assert result.record.teachers["main"]["perplexity"] == pytest.approx(np.exp(np.mean(surprise["main"])), rel=1e-5)
 
 
 def test_token_classification(run: Trained) -> None:

@@ -74,5 +74,8 @@ def show_result(record: RunRecord, folder: Path) -> None:
     last = record.metrics.get("last")
     if last:
         val = "" if last["val_score"] is None else f", validation {last['val_score']:.4f}"
-        console.print(f"[bold]{record.method}[/] seed {record.seed}: test score {last['test_score']:.4f}{val}")
+        perplexity = f", perplexity {last['perplexity']:.2f}" if "perplexity" in last else ""
+        console.print(
+            f"[bold]{record.method}[/] seed {record.seed}: test score {last['test_score']:.4f}{val}{perplexity}"
+        )
         console.print(f"distill-evaluate run={folder}")

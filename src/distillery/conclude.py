@@ -1,5 +1,6 @@
 """What a run leaves behind when training is over: scores, costs, predictions, the exported student."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -52,6 +53,7 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
             "source": teacher.source,
             "sha256": weights_hash(teacher.net),
             "score": found.score,
+            **_perplexity(parts, found),
             **_cost(teacher, parts.example),
         }
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
@@ -74,7 +76,13 @@ def _scores(parts: Parts, network: Network) -> tuple[dict[str, float | None], Ev
         "val_loss": val.loss if val else None,
         "test_score": test.score,
         "test_loss": test.loss,
+        **_perplexity(parts, test),
     }, test
+
+
+def _perplexity(parts: Parts, test: Evaluation) -> dict[str, float]:
+    """Of the test split, where the task has one."""
+    return {"perplexity": math.exp(test.loss)} if parts.distiller.task.perplexity else {}
 
 
 def _evaluate(parts: Parts, network: Network, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:

@@ -146,3 +146,23 @@ def test_different_scores_are_not_compared(text_run: MakeRun, tmp_path: Path) ->
     text_run("pkd", 0, 0.7, data=data(score_name="accuracy"))
     with pytest.raises(UserError, match=r"different scores: macro F1 in .*kd_seed0, accuracy in .*pkd_seed0"):
         select(collect([tmp_path]))
+
+
+def test_language_models_have_their_perplexity(text_run: MakeRun, tmp_path: Path) -> None:
+    for seed, perplexity in enumerate([20.0, 30.0]):
+        last = {"epoch": 9, "test_score": 0.5, "perplexity": perplexity}
+        text_run("kd", seed, None, metrics={"last": last}, teacher={**TEACHER, "perplexity": 12.0})
+    write_report([tmp_path], tmp_path, "Texts")
+    with (tmp_path / "report.csv").open() as file:
+        rows = {row["method"]: float(row["perplexity"]) for row in csv.DictReader(file)}
+    assert rows == {"teacher": 12, "kd": 25}
+    report = (tmp_path / "report.md").read_text()
+    assert "| perplexity |" in report
+    assert "| **25.00** |" in report
+    assert "**perplexity**: exp(mean loss" in report
+
+
+def test_what_predicts_no_tokens_has_no_perplexity(text_run: MakeRun, tmp_path: Path) -> None:
+    text_run("kd", 0, 0.7)
+    write_report([tmp_path], tmp_path, "Texts")
+    assert "perplexity" not in (tmp_path / "report.md").read_text() + (tmp_path / "report.csv").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
-from distillery.results.table import BASELINE, TEACHER, TEXT_COLUMNS
+from distillery.results.table import BASELINE, PERPLEXITY, TEACHER, TEXT_COLUMNS
 
 NONE = "–"
 
@@ -59,6 +59,8 @@ def columns(table: pd.DataFrame) -> list[Column]:
         Column("Δ baseline", "Δ baseline\n± ci95", lambda row: points(row.diff_mean, row.diff_ci95)),
         Column("retention %", "reten-\ntion %", lambda row: percent(row.retention)),
     ]
+    if PERPLEXITY in table:
+        scores.insert(3, Column("perplexity", "perple-\nxity", lambda row: _figure(row.perplexity, "{:.2f}")))
     fidelity = [
         Column("gap recovered %", "gap re-\ncovered %", lambda row: percent(row.gap_recovered, 0)),
         Column("agreement %", "agree-\nment %", lambda row: percent(row.agreement)),

@@ -13,7 +13,7 @@ from distillery.results.collect import Run, collect
 from distillery.results.formats import best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.plot import plot
 from distillery.results.selection import Selection, select
-from distillery.results.table import TEACHER, method_table
+from distillery.results.table import PERPLEXITY, TEACHER, method_table
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -29,6 +29,11 @@ TEXT_DEFINITIONS = """
 - **speed-up**: latency of the teacher ÷ that of the student, measured in one run (the baseline's: in different ones);
   median over seeds. **Params**: all, and what part of the teacher's they are;
   **non-embedding**: those outside of the tables of words, positions and types, which cost memory, but hardly time."""
+
+
+PERPLEXITY_DEFINITION = """
+- **perplexity**: exp(mean loss in nats a masked token) on the test split, mean over seeds. It compares only where
+  vocabulary and masking are the same."""
 
 
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
@@ -82,7 +87,8 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     if not is_of_texts(table):
         return DEFINITIONS.format(**words)
     words["rows"] = "samples (tokens, where these are predicted)"
-    return DEFINITIONS.format(**words) + TEXT_DEFINITIONS
+    perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
+    return DEFINITIONS.format(**words) + TEXT_DEFINITIONS + perplexity
 
 
 def _setting(students: Sequence[Run]) -> str:

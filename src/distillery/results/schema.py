@@ -41,11 +41,12 @@ class RunRecord:
         git: `commit`, `dirty`; environment: versions and machine (see `environment.py`).
         data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `num_classes` and `classes` (their
             names), `score_name` (what the task calls its score), `remarks` (what the user is told of the data).
-        teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), and its costs like
-            the student's; for the student as its own teacher the role alone.
+        teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
+            (where the task is to predict tokens), and its costs like the student's; for the student as its own teacher
+            the role alone.
         student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
-            `val_loss`.
+            `val_loss`, `test_loss`, and `perplexity` of the test split like a teacher's.
         cost: the student's `params`, `embedding_params` (those of them in lookup tables), `flops` (2 × MACs at
             batch 1), `latency_ms`. Records of version 0.1 lack `embedding_params`.
         seconds: wall-clock time of the run.

@@ -15,6 +15,7 @@ COLUMNS = (
 )  # fmt: skip
 # Of texts, whose embeddings are many parameters that cost no time: what a student saves of its teacher.
 TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up")
+PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
 TEACHER, BASELINE = "teacher", "baseline"
 NAN = float("nan")
 
@@ -35,7 +36,7 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
     Where a network has embeddings (`nn.Embedding`: runs on texts) the columns `TEXT_COLUMNS` follow: the parameters
     outside of them, student ÷ teacher of these and of all parameters, and the median over seeds of teacher ÷ student
     of the latencies that one run has measured: a machine is not equally busy at all times. A baseline's are medians of
-    different runs.
+    different runs. Language models have their `PERPLEXITY`, mean over seeds.
 
     Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds.
     `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval.
@@ -67,11 +68,15 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
             row["gap_recovered"] = (row["score_mean"] - base_mean) / gap
         row["agreement"] = _mean(run.agreement for run in runs)
         row["speed_up"] = _speed_up(runs)
+        row[PERPLEXITY] = _mean(run.record.metrics["last"].get(PERPLEXITY) for run in runs)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["retention"] = frame["score_mean"] / teacher_mean
     frame = frame.astype({"n_seeds": "int64", "params": "Int64", "flops": "Int64"})
-    return _with_text_columns(frame, rows) if any(row["embedding_params"] for row in rows) else frame
+    if any(row["embedding_params"] for row in rows):
+        frame = _with_text_columns(frame, rows)
+    perplexities = pd.Series([row[PERPLEXITY] for row in rows])
+    return frame if perplexities.isna().all() else frame.assign(**{PERPLEXITY: perplexities})
 
 
 def _with_text_columns(frame: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -113,7 +118,8 @@ def _teacher_rows(students: Sequence[Run], baseline: dict[int, float]) -> list[d
         gaps.append(_mean(own.values() or scores) - score)
     row["diff_mean"], row["diff_ci95"] = mean_and_ci95(gaps)
     compared = any(run.agreement is not None for run in students)
-    return [{**row, "agreement": 1.0 if compared else NAN}]
+    perplexity = _mean(teacher.get(PERPLEXITY) for teacher in distinct.values())
+    return [{**row, "agreement": 1.0 if compared else NAN, PERPLEXITY: perplexity}]
 
 
 def _row(method: str, n: int, scores: list[float | None], costs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Classification:
 
     score = "accuracy"
     head = "sequence_classification"
+    perplexity = False
 
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing <= 1:

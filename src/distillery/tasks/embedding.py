@@ -64,6 +64,7 @@ class Embedding:
 
     score = "nearest-neighbour accuracy"
     head = "sentence_embedding"
+    perplexity = False
 
     def __init__(self, weight: float = 0.0) -> None:
         if weight != 0:

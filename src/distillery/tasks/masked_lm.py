@@ -25,8 +25,8 @@ class Maskable(Protocol):
 class MaskedLM:
     """Predicts the masked tokens of a text (BERT; Devlin et al. 2019). Score: accuracy on these, in [0, 1].
 
-    The perplexity that papers report follows from the loss: exp(mean loss), for the loss is in nats a masked token. It
-    compares only where vocabulary and masking are the same.
+    The perplexity that papers report is exp(mean loss), for the loss is in nats a masked token. It compares only where
+    vocabulary and masking are the same.
 
     Args:
         weight: of the hard-label loss in the objective.
@@ -34,6 +34,7 @@ class MaskedLM:
 
     score = "masked accuracy"
     head = "masked_lm"
+    perplexity = True
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight

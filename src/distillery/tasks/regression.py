@@ -38,6 +38,7 @@ class Regression:
 
     score = "Spearman correlation"
     head = "sequence_classification"
+    perplexity = False
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight

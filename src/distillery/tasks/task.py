@@ -26,6 +26,7 @@ class Task(Protocol):
 
     score: str  # what the score is called in tables; it lies in [0, 1], the more the better
     head: str  # of a transformer for this task: a key of `distillery.models.text.transformer.HEADS`
+    perplexity: bool  # whether exp(mean loss) is a figure that people read: predicts tokens
     weight: float  # of the hard-label loss in the objective
 
     def outputs(self, data: Labelled) -> int | None:

@@ -26,6 +26,7 @@ class TokenClassification(Classification):
 
     score = "macro F1"
     head = "token_classification"
+    perplexity = False
 
     def outputs(self, data: Labelled) -> int:
         if not data.classes:
