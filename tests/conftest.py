@@ -1,14 +1,20 @@
 """Fixtures for the tests of whole runs."""
 
+import logging
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from fixtures.command_line import Cli
 from fixtures.composing import Compose
 from fixtures.runs import train_teacher
 
@@ -40,3 +46,30 @@ def compose_train(tmp_path: Path) -> Iterator[Compose]:
 
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
         yield composed
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """`cli("train", "seed=1", …)` in an empty folder: exit code, and all that was printed.
+
+    In this process, since importing torch anew takes seconds. An error that is no `UserError` is raised.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it: to be put back
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])
+    monkeypatch.setattr(logging.root, "level", logging.root.level)
+
+    def run(command: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"distill-{command}", *arguments])
+        capfd.readouterr()
+        try:
+            import_module(f"distillery.{command}").main()
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code
+        printed = capfd.readouterr()
+        return int(code or 0), printed.out + printed.err
+
+    return run

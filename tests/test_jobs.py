@@ -1,48 +1,16 @@
 """What the commands leave behind: the steps that were planned, a folder for each job, the same job resumed."""
 
-import logging
 import re
-import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 
 from distillery.results.schema import FILE, RunRecord
+from fixtures.command_line import Cli
 from fixtures.runs import STUDENT
 
 READABLE = re.compile(r"[A-Za-z0-9._+-]+")
-Cli = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`cli("train", "seed=1", …)` in an empty folder: exit code, and all that was printed.
-
-    In this process, since importing torch anew takes seconds. An error that is no `UserError` is raised.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it: to be put back
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])
-    monkeypatch.setattr(logging.root, "level", logging.root.level)
-
-    def run(command: str, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [f"distill-{command}", *arguments])
-        capfd.readouterr()
-        try:
-            import_module(f"distillery.{command}").main()
-            code: Any = 0
-        except SystemExit as ended:
-            code = ended.code
-        printed = capfd.readouterr()
-        return int(code or 0), printed.out + printed.err
-
-    return run
 
 
 @pytest.fixture
@@ -111,8 +79,6 @@ def test_a_sweep_leaves_a_readable_folder_a_job(cli: Cli, student: Sequence[str]
 def test_a_run_is_resumed_by_its_folder(cli: Cli, student: Sequence[str], tmp_path: Path) -> None:
     assert cli("train", *student, "hydra.run.dir=first", "optim.optimizer.lr=1e30")[0] == 2
     assert RunRecord.read(tmp_path / "first").status == "failed"
-    code, said = cli("train", "resume=first")
-    assert (code, "cannot be resumed: it has no checkpoints/last.ckpt" in said) == (2, True)
 
     assert cli("train", *student, "hydra.run.dir=second")[0] == 0
     before = RunRecord.read(tmp_path / "second")

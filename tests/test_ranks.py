@@ -54,8 +54,8 @@ JOB = (
     PRECISION,
     "callbacks.checkpoint_best.mode=min",  # so that the best student is not the last
 )
-FILES = "checkpoints/best.ckpt checkpoints/last.ckpt config.yaml metrics/version_0/hparams.yaml \
-metrics/version_0/metrics.csv predictions.npz run.json student.safetensors".split()
+FILES = "checkpoints/best.ckpt checkpoints/last.before.ckpt checkpoints/last.ckpt config.yaml \
+metrics/version_0/hparams.yaml metrics/version_0/metrics.csv predictions.npz run.json student.safetensors".split()
 
 
 def started(cwd: Path, command: Sequence[str], *overrides: str, **variables: str) -> subprocess.Popen[str]:

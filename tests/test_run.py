@@ -51,6 +51,7 @@ def test_the_folder_is_complete(finished: Result) -> None:
         "student.safetensors",
         "predictions.npz",
         "checkpoints/last.ckpt",
+        "checkpoints/last.before.ckpt",
         "checkpoints/best.ckpt",
         "metrics/version_0/metrics.csv",
         "metrics/version_0/hparams.yaml",

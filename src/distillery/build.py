@@ -43,17 +43,29 @@ class Parts:
         return self.distiller.task.outputs(self.data)
 
 
-def build(cfg: DictConfig) -> Parts:
-    """Build everything a run needs, and refuse what cannot work before anything is trained.
+def build_data(cfg: DictConfig) -> Data:
+    """The data set, read and split."""
+    data: Data = make("data", cfg.data)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def build(cfg: DictConfig, data: Data | None = None, former: Network | None = None, seed: int | None = None) -> Parts:
+    """Build everything a run, or a stage of one, needs, and refuse what cannot work before anything is trained.
 
     The student is initialised first after seeding: the same for every method that shares the seed.
+
+    Args:
+        cfg: is completed in place.
+        data: those of `cfg`, where they have been read before.
+        former: the student that goes on; None: it is a new one.
+        seed: of the student's first weights; None: `cfg.seed`.
 
     Raises:
         UserError: data, networks or losses that do not fit; says which and how to mend it.
     """
-    data = make("data", cfg.data)
-    data.prepare_data()
-    data.setup("fit")
+    data = build_data(cfg) if data is None else data
     task, schedules = make_scheduled("task", cfg.task)
     outputs = task.outputs(data)
     cfg.student = complete(cfg.student, data, task, "student")
@@ -72,10 +84,11 @@ def build(cfg: DictConfig) -> Parts:
     batch = data.example()
     cfg.student = complete_reuse(cfg.student, cfg.teachers, batch)
 
-    L.seed_everything(cfg.seed, verbose=False)
-    student = build_student(cfg.student, data)
+    L.seed_everything(cfg.seed if seed is None else seed, verbose=False)
+    student = build_student(cfg.student, data) if former is None else former
     frozen = {name: build_teacher(own, name) for name, own in cfg.teachers.items() if role_of(own) == FROZEN}
-    reuse_classifier(student, frozen, batch)
+    if former is None:
+        reuse_classifier(student, frozen, batch)
     teachers: dict[str, Network] = {
         name: frozen[name] if name in frozen else build_moving(own, name, student) for name, own in cfg.teachers.items()
     }
@@ -101,7 +114,7 @@ def build(cfg: DictConfig) -> Parts:
         if teacher.get("cache"):
             frozen[name].recall = _recall(frozen[name], teacher, data, str(cfg.trainer.precision))
     if cfg.compile:
-        for network in networks:
+        for network in networks.keys() - {former}:
             network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
     distiller = Distiller(student, teachers, task, objective, optim, outputs)

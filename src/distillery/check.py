@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -16,12 +15,15 @@ from distillery.check_roles import check_role
 from distillery.compat import CONFIGS
 from distillery.errors import UserError, did_you_mean
 from distillery.models.timm_names import check_timm
-from distillery.names import EMA, FROZEN, SELF, SETTINGS, role_of, teachers_of
+from distillery.names import EMA, FROZEN, NAME, SELF, SETTINGS, role_of, teachers_of
 from distillery.schedules import schedules_in
+from distillery.stages import stages_of
 from distillery.teaching import per_teacher
 
 SECTIONS = frozenset("data task teachers student loss objective optim trainer callbacks paths".split())
-ROOT = SECTIONS | frozenset("name method seed threads compile plan resume min_teacher_score logger".split())
+ROOT = SECTIONS | frozenset(
+    "name method seed threads compile plan resume min_teacher_score logger stages ensemble".split()
+)
 NETWORK = SETTINGS[FROZEN]
 INPUT = frozenset("mean std size".split())  # of a network of images
 PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that are no teacher's
@@ -74,6 +76,11 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         _refuse_input(f"{name}.input", network["input"])
     _refuse_optim(plain["optim"])
     _refuse_objective(plain["objective"], plain["compile"])
+    if plain["objective"].get("balance") and plain.get("stages"):
+        raise UserError(
+            "objective.balance=auto finds one weight for each loss, and stages have their own. Find them in runs of "
+            "one stage (stages=none), and give them by hand: stages.<name>.loss.<loss>.weight"
+        )
     _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
     if own := sorted(TRAINER & plain["trainer"].keys()):
         raise UserError(f"trainer.{own[0]} is not yours to set: see `callbacks`, `logger` and `paths.run` instead.")
@@ -88,11 +95,17 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     for path, node in [("task", plain["task"]), *((f"loss.{name}", loss) for name, loss in plain["loss"].items())]:
         if "_target_" in node:
             schedules_in(path, node, get_object(node["_target_"]))
+    _refuse_ensemble(plain)
+    for stage in stages_of(cfg) if plain.get("stages") else ():
+        try:
+            check(stage.cfg)
+        except UserError as error:
+            raise UserError(f"{stage.label}{error}") from None
 
 
 def _refuse_values(plain: Mapping[str, Any]) -> None:
     for key in ("name", "method"):
-        if not re.fullmatch(r"[A-Za-z0-9._+-]+", str(plain[key])):
+        if not NAME.fullmatch(str(plain[key])):
             raise UserError(f"{key}={plain[key]}: folders are called by it; use letters, digits and . _ + - only.")
     for key, value, least in (
         ("seed", plain["seed"], 0),
@@ -146,6 +159,17 @@ def _refuse_objective(objective: Mapping[str, Any], compiled: bool) -> None:
         )
     if type(steps := objective.get("balance_steps")) is not int or steps < 1:
         raise UserError(f"objective.balance_steps={steps}: it must be a whole number from 1 on.")
+
+
+def _refuse_ensemble(plain: Mapping[str, Any]) -> None:
+    if (named := plain.get("ensemble")) is None:
+        return
+    earlier = [*plain.get("stages", {})][:-1]
+    if not isinstance(named, list) or not named:
+        raise UserError(f"ensemble={named}: give a list of stages whose students vote with the last one, as {earlier}.")
+    for name in named:
+        if name not in earlier:
+            raise UserError(f"ensemble: there is no stage {name!r} before the last." + did_you_mean(str(name), earlier))
 
 
 def _refuse_input(path: str, given: Any) -> None:

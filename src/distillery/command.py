@@ -1,71 +1,99 @@
-"""What `distill-train` does with its config: show the plan, go on with a run, or start one."""
+"""What `distill-train` does with its config: show the plan, go on with a run, or start one, alone or in a sweep."""
 
+import math
 import os
+import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from distillery.build import build
 from distillery.check import check
+from distillery.checkpoints import FOLDER, LAST, moved
+from distillery.entry import show, told
 from distillery.errors import UserError
+from distillery.job import Job
 from distillery.networks import run_config
-from distillery.plan import show_plan
+from distillery.programme import Programme
+from distillery.ranks import is_main
 from distillery.results.schema import RunRecord
 from distillery.run import train
+from distillery.sweep import note
 
 
 def command(cfg: DictConfig) -> float | None:
     """Returns the score that a sweeper maximises: the validation score of the last epoch."""
+    own, overrides = HydraConfig.get(), list(HydraConfig.get().overrides.task)
     try:
-        return _run(cfg, list(HydraConfig.get().overrides.task))
+        if cfg.resume:
+            cfg = resumed(Path(cfg.resume), overrides)
+        elif own.mode == RunMode.MULTIRUN and not cfg.plan:
+            folder = Path(cfg.paths.run)
+            return sweep_job(Job(folder.name, folder, overrides, cfg))
+        if cfg.plan:
+            check(cfg, overrides)
+            Programme(cfg).rehearse(show=True)
+            return None
+        result = train(cfg, overrides)
+        show_result(result.record, result.folder)
+        return val_score(result.record)
     finally:
         with suppress(OSError):  # Hydra made the folders, also for a run that was refused or only planned
-            os.removedirs(os.path.relpath(HydraConfig.get().runtime.output_dir))  # up to the first that is not empty
+            os.removedirs(os.path.relpath(own.runtime.output_dir))  # up to the first that is not empty
 
 
-def _run(cfg: DictConfig, overrides: list[str]) -> float | None:
-    if cfg.resume:
-        cfg = resumed(Path(cfg.resume), overrides)
-    if cfg.plan:
-        check(cfg, overrides)
-        show_plan(build(cfg))
-        return None
-    result = train(cfg, overrides)
-    show_result(result.record, result.folder)
-    return result.record.metrics.get("last", {}).get("val_score")
+def sweep_job(job: Job) -> float | None:
+    """Run what is missing of a sweep's job. Of one that fails the error is told and recorded, and the others go on.
+
+    Returns:
+        The validation score, also of a job that was finished before; of one that fails the worst there is: optuna
+        takes neither NaN nor an exception for an answer.
+    """
+    try:
+        kept = job.finished()
+        record = kept or job.go_on()
+    except Exception as error:
+        if is_main():
+            show(f"{job.label}: " + (told(error, "train") or "".join(traceback.format_exception(error))))
+            note("failed", job.folder)
+        return -math.inf
+    if is_main():
+        if kept:
+            print(f"{job.label}: kept")
+        else:
+            show_result(record, job.folder)
+        note("kept" if kept else "run", job.folder)
+    return val_score(record)
+
+
+def val_score(record: RunRecord) -> float | None:
+    score: float | None = record.metrics.get("last", {}).get("val_score")
+    return score
 
 
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     """The config of the run in `folder`, which may have been moved.
 
     Raises:
-        UserError: an override which that run did not have: its config is what is resumed.
+        UserError: an override which that run did not have: its config is what is resumed; a finished run without
+            a checkpoint, which would begin again.
     """
-    own = RunRecord.read(folder).overrides
-    if foreign := [o for o in overrides if o not in own and not o.startswith("resume=")]:
+    record = RunRecord.read(folder)
+    if foreign := [o for o in overrides if o not in record.overrides and not o.startswith("resume=")]:
         raise UserError(
             f"A resumed run takes its config from its folder, and {', '.join(foreign)} is not part of it. "
             "Leave it out, or start a new run with it."
         )
+    if record.status == "finished" and not (folder / FOLDER / LAST).exists():
+        raise UserError(f"{folder} is finished, and has no checkpoint to go on from. distill-evaluate run={folder}")
     plain = OmegaConf.to_container(run_config(str(folder), "student"))
     assert isinstance(plain, dict)
-    cfg: DictConfig = OmegaConf.create(_moved(plain, plain["paths"]["run"], str(folder)))
+    cfg: DictConfig = OmegaConf.create(moved(plain, plain["paths"]["run"], str(folder)))
     cfg.resume = str(folder)
     return cfg
-
-
-def _moved(value: Any, old: str, new: str) -> Any:
-    """`value` with every path in `old` replaced by the same in `new`."""
-    if isinstance(value, dict):
-        return {key: _moved(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, old, new) for item in value]
-    inside = isinstance(value, str) and Path(value).is_relative_to(old)
-    return str(Path(new) / Path(value).relative_to(old)) if inside else value
 
 
 def show_result(record: RunRecord, folder: Path) -> None:
@@ -78,4 +106,6 @@ def show_result(record: RunRecord, folder: Path) -> None:
         console.print(
             f"[bold]{record.method}[/] seed {record.seed}: test score {last['test_score']:.4f}{val}{perplexity}"
         )
+        if ensemble := record.metrics.get("ensemble"):
+            console.print(f"ensemble of stages: test score {ensemble['test_score']:.4f}")
         console.print(f"distill-evaluate run={folder}")

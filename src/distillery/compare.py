@@ -1,57 +1,21 @@
 """A study: one teacher, then every method with every seed, one bar for all of it, and the report at the end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from distillery import tracking
 from distillery.check import check
 from distillery.errors import UserError
+from distillery.job import Job
 from distillery.names import EMA, PEER, SELF
 from distillery.results.render import terminal_table, write_report
-from distillery.results.schema import FILE, RunRecord, config_hash
+from distillery.results.schema import FILE, RunRecord
 from distillery.run import train
 from distillery.studybar import StudyBar
-
-
-@dataclass
-class Job:
-    """One run of a study: what to call it, where it goes, and what it is composed of."""
-
-    label: str
-    folder: Path
-    overrides: list[str]
-    cfg: DictConfig
-
-    def record(self) -> RunRecord | None:
-        """What an earlier call left in the folder."""
-        return RunRecord.read(self.folder) if (self.folder / FILE).is_file() else None
-
-    def finished(self) -> RunRecord | None:
-        """The record of this very job, where it has been run to its end."""
-        record = self.record()
-        return record if record and record.status == "finished" and record.config_hash == self.identity() else None
-
-    def identity(self) -> str:
-        return config_hash(OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
-
-    def run(self, bar: StudyBar) -> RunRecord:
-        """Train it. What an earlier run left in the folder no longer counts, however this one ends."""
-        (self.folder / FILE).unlink(missing_ok=True)
-        record = train(self.cfg, self.overrides, callbacks=[bar.follow(self.label)]).record
-        bar.finished(self.label, record.metrics["last"]["val_score"])
-        return record
-
-    def failed(self, error: Exception) -> None:
-        """Leave a record of a failure that came before training, for which `train` has none."""
-        if self.record() is None:
-            record = RunRecord(self.cfg.name, self.cfg.method, self.cfg.seed, self.identity(), self.overrides, "failed")
-            record.error = f"{type(error).__name__}: {error}"
-            record.write(self.folder)
 
 
 def compare(cfg: DictConfig) -> None:
@@ -82,7 +46,7 @@ def compare(cfg: DictConfig) -> None:
                 bar.skip(job.label)
                 continue
             try:
-                job.run(bar)
+                run(job, bar)
             except Exception as error:  # out of memory, say: no reason to lose the other runs
                 job.failed(error)
                 bar.failed(job.label, error)
@@ -115,8 +79,16 @@ def teacher_hash(teacher: Job, bar: StudyBar) -> str | None:
     if record:
         bar.skip(teacher.label)
     else:
-        record = teacher.run(bar)
+        record = run(teacher, bar)
     return record.student_sha256
+
+
+def run(job: Job, bar: StudyBar) -> RunRecord:
+    """Train it. What an earlier run left in the folder no longer counts, however this one ends."""
+    (job.folder / FILE).unlink(missing_ok=True)
+    record = train(job.cfg, job.overrides, callbacks=[bar.follow(job.label)]).record
+    bar.finished(job.label, record.metrics["last"]["val_score"])
+    return record
 
 
 def _job(label: str, folder: Path, overrides: Sequence[str]) -> Job:

@@ -12,23 +12,38 @@ import torch
 from torch import Tensor
 
 from distillery.build import Parts
+from distillery.checkpoints import BEST, FOLDER
+from distillery.drafts import draft
+from distillery.ensemble import Ensemble
 from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import save_weights, weights_hash
-from distillery.names import SELF
+from distillery.names import SELF, STAGE
 from distillery.networks import EXPORT
 from distillery.recall import scored
 from distillery.results.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.results.schema import PREDICTIONS, RunRecord
 from distillery.roles import Peer
+from distillery.stages import PLACE
 from distillery.tapped import Network
 from distillery.teacher import Teacher
 
 
-def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
+def conclude(
+    record: RunRecord,
+    parts: Parts,
+    epoch: int,
+    folder: Path,
+    teachers: Mapping[str, Network],
+    ensemble: Ensemble | None = None,
+) -> None:
     """Complete `record` and the run folder from the student as it is after `epoch` epochs.
 
     Nothing is selected on the test split: `last` is the student of the last epoch, `best` the checkpoint that
     scored highest on validation (where the data have a validation split).
+
+    Args:
+        teachers: those to be scored, of all stages; a student of an earlier stage is called `stage:<name>`.
+        ensemble: of students of several stages, to be scored too.
     """
     student, data = parts.distiller.student, parts.data
     data.setup("test")
@@ -39,7 +54,7 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
     record.student_sha256 = weights_hash(student.net)
 
     predictions = {"index": test.index, "target": test.target, "student": test.predicted}
-    for name, teacher in parts.distiller.teachers.items():
+    for name, teacher in teachers.items():
         if teacher is student:
             record.teachers[name] = {"role": SELF}
             continue
@@ -49,7 +64,7 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
         found = scored(recall, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
         predictions[name] = found.predicted
         record.teachers[name] = {
-            "role": teacher.role,
+            "role": STAGE if name.startswith(PLACE) else teacher.role,
             "source": teacher.source,
             "sha256": weights_hash(teacher.net),
             "score": found.score,
@@ -57,16 +72,20 @@ def conclude(record: RunRecord, parts: Parts, epoch: int, folder: Path) -> None:
             **_cost(teacher, parts.example),
         }
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
-    np.savez(folder / PREDICTIONS, **arrays)
+    with draft(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
 
-    best = folder / "checkpoints" / "best.ckpt"
+    if ensemble is not None:
+        record.metrics["ensemble"] = {"epoch": epoch, **_scores(parts, ensemble)[0]}
+
+    best = folder / FOLDER / BEST
     if best.is_file():
         checkpoint = torch.load(best, weights_only=True, map_location=student.device)
         with _weights(student, checkpoint["state_dict"]):
             record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
 
 
-def _scores(parts: Parts, network: Network) -> tuple[dict[str, float | None], Evaluation]:
+def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:
     """The figures of both splits, and the test split's predictions."""
     test = _evaluate(parts, network, parts.data.test_dataloader())
     loader = parts.data.val_dataloader()
@@ -85,7 +104,7 @@ def _perplexity(parts: Parts, test: Evaluation) -> dict[str, float]:
     return {"perplexity": math.exp(test.loss)} if parts.distiller.task.perplexity else {}
 
 
-def _evaluate(parts: Parts, network: Network, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
+def _evaluate(parts: Parts, network: Network | Ensemble, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
     return evaluate(network, loader, parts.distiller.task, parts.outputs)
 
 

@@ -53,6 +53,22 @@ class Distiller(L.LightningModule):
         self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
         self.val_score = task.metric(outputs)
         self.losses: Losses | None = None  # between a forward and its backward
+        self.stage = ""  # the name of the stage that is trained; a run of one stage has none
+        self.began = 0  # at which update that stage did
+
+    def become(self, other: "Distiller") -> None:
+        """Take the place of the one that a stage is trained with by that of the next, whose parts it takes over.
+
+        What both have by the same name and shape and no network starts anew goes on: projectors and memory banks of a
+        loss that stays, the average of a student that stays.
+        """
+        if other.student is self.student:
+            before, names = self.state_dict(), {name for name, _ in self.student.named_parameters(prefix="student")}
+            after = other.state_dict()
+            kept = {k: v for k, v in before.items() if k not in names and k in after and after[k].shape == v.shape}
+            other.load_state_dict(kept, strict=False)
+        self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
+        self.task, self.objective, self.optim = other.task, other.objective, other.optim
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that are trained, by name: the student's, its peers' and the losses' projectors'."""

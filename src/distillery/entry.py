@@ -37,24 +37,29 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler below
             try:
                 hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION, **WHITELIST)(function)()
-            except UserError as error:
-                sys.exit(_show(str(error)))
-            except (HydraException, OmegaConfBaseException) as error:
-                sys.exit(_show(explain(error, config_name)))
-            except ValueError as error:
-                if (told := explain_null(error)) is None:
+            except Exception as error:
+                if (message := told(error, config_name)) is None:
                     raise
-                sys.exit(_show(told))
+                show(message)
+                sys.exit(2)
 
         return main
 
     return decorate
 
 
-def _show(message: str) -> int:
+def told(error: Exception, config_name: str) -> str | None:
+    """What the user is told of an error that is theirs to mend; None of any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain(error, config_name)
+    return explain_null(error) if isinstance(error, ValueError) else None
+
+
+def show(message: str) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True)
     console.print("[bold red]error[/] ", end="")
     console.print(message, markup=False, highlight=False)
-    return 2

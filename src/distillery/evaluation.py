@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distillery.ensemble import Ensemble
 from distillery.tapped import Network, evaluating
 from distillery.tasks.task import Task
 
@@ -21,7 +22,9 @@ class Evaluation:
     predicted: Tensor
 
 
-def evaluate(network: Network, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None) -> Evaluation:
+def evaluate(
+    network: Network | Ensemble, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None
+) -> Evaluation:
     """Score `network` in evaluation mode, where its parameters lie.
 
     Not under a Trainer: samples that a distributed loader repeats to fill a batch would be counted twice.

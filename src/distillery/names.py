@@ -1,5 +1,6 @@
 """What a config's parts are called."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,10 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 BASELINE = "baseline"
+NAME = re.compile(r"[A-Za-z0-9._+-]+")  # of what folders are called by
 FAMILIES = ("response", "feature", "attention", "relation")  # of losses: what they look at
 FROZEN, EMA, PEER, SELF = "frozen", "ema", "peer", "self"  # the roles of a teacher; `self` is also a teacher's name
+STAGE = "stage"  # the role on record of a teacher that is the student of an earlier stage of the same run
 # What the config of each role says. `model/teacher=ema` takes the place of an experiment's teacher: what the experiment
 # has said of that one (its weights, say) is then no setting of this one.
 SETTINGS = {
@@ -40,10 +43,12 @@ def losses_of(cfg: DictConfig) -> Mapping[str, Any]:
 
 
 def method_name(cfg: DictConfig) -> str:
-    """The short names of the run's losses, `kd+at`; `baseline` without a teacher.
+    """The short names of the run's losses, `kd+at`; `baseline` without a teacher; of stages their names, `hint-kd`.
 
     A loss under a key of its own (`loss.kd_b`) is called by that key.
     """
+    if stages := cfg.get("stages"):
+        return "-".join(map(str, stages))
     return "+".join(_short_name(key, loss._target_) for key, loss in losses_of(cfg).items()) or BASELINE
 
 

@@ -27,7 +27,8 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
     """The network's config with every open place filled, so that it rebuilds the network without the data.
 
     Statistics, channels, tokenizer and vocabulary come from the data set, the number of outputs from the task; where
-    `net` is null and `weights` is a run folder, network and input come from that run's own student.
+    `net` is null and `weights` is a run folder, or a checkpoint of a run, network and input come from that run's own
+    student.
 
     Raises:
         UserError: a network that is neither configured nor to be found in a run folder, or one of images for texts.
@@ -38,7 +39,7 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         if cfg.net is None and cfg.weights is None:
             raise UserError(f"The {name} network is taken from a run folder, and {name}.weights names none.")
         if cfg.net is None:
-            own = run_config(cfg.weights, name).student
+            own = run_config(_run_folder(cfg.weights), name).student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         _complete_input(cfg, data, name)
@@ -147,6 +148,12 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             f"teachers.{name}.weights=<run folder>"
         )
     return Teacher(net, adapter(cfg, net), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
+
+
+def _run_folder(weights: str) -> str:
+    """Of weights that are a run folder, or a checkpoint in one: `<run>/checkpoints/<file>`."""
+    path = Path(weights)
+    return str(path.parents[1]) if path.is_file() and len(path.parents) > 1 else weights
 
 
 def run_config(folder: str, name: str) -> DictConfig:

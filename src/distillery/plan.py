@@ -1,6 +1,6 @@
 """`plan=true`: the wiring of a run, before a single step of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -19,9 +19,11 @@ from distillery.tapped import Network, probe
 from distillery.teacher import Teacher
 
 
-def show_plan(parts: Parts, console: Console | None = None) -> None:
+def show_plan(parts: Parts, heading: str = "", console: Console | None = None) -> None:
     """Print data, networks, loss terms with layers, shapes and projectors, weights, and what a run costs."""
     console = console or Console()
+    if heading:
+        console.rule(heading, align="left", style="dim")
     for table in (data_table(parts), network_table(parts), term_table(parts), schedule_table(parts)):
         if table.row_count:
             console.print(table)
@@ -42,6 +44,39 @@ def data_table(parts: Parts) -> Table:
         str(trainer.max_epochs),
         f"{total:,}",
     )
+    return table
+
+
+def programme_row(name: str, parts: Parts) -> list[str]:
+    """A stage in a line: its length, what teaches what by which losses, and the forward and backward FLOPs in all."""
+    student, teachers = parts.distiller.student, parts.distiller.teachers
+    _, total = updates(parts.data, parts.cfg.trainer)
+    sample = {key: value[:1] for key, value in parts.example.items()}
+    once = 3 * count_flops(student.net, student.bound(sample))  # a backward is two forwards
+    once += sum(count_flops(each.net, each.bound(sample)) for each in parts.distiller.frozen.values())
+    samples = parts.data.sizes["train"] * parts.cfg.trainer.max_epochs
+    return [
+        name,
+        str(parts.cfg.trainer.max_epochs),
+        f"{total:,}",
+        ", ".join(f"{count_parameters(each.net):,}" for each in teachers.values() if each is not student) or "none",
+        f"{count_parameters(student.net):,}",
+        f"{sum(p.numel() for p in student.parameters() if p.requires_grad):,}",
+        "+".join(["task"] * (parts.distiller.task.weight != 0) + list(parts.distiller.objective.terms)),
+        si(once * samples),
+    ]
+
+
+def programme_table(rows: Sequence[Sequence[str]]) -> Table:
+    """All stages, see `programme_row`."""
+    table = Table(title="Stages", title_justify="left")
+    table.add_column("stage", overflow="fold")
+    for heading in ("epochs", "steps", "teacher", "student", "trained"):
+        table.add_column(heading, justify="right")
+    table.add_column("losses", overflow="fold")
+    table.add_column("FLOPs in all", justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -19,16 +19,21 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from distillery import tracking
-from distillery.build import Parts, build
+from distillery.build import Parts
 from distillery.callbacks.balance import Balance
 from distillery.callbacks.follow_schedules import FollowSchedules
+from distillery.callbacks.progressive import Position, ProgressiveDistillation, StagedData
+from distillery.callbacks.random_state import RandomState
 from distillery.callbacks.termination import Termination
+from distillery.callbacks.timeline import Timeline
 from distillery.check import check
+from distillery.checkpoints import FOLDER, Resumption, WholeCheckpoints, last_checkpoint
 from distillery.compat import CONFIGS
 from distillery.conclude import conclude
+from distillery.drafts import remove_drafts
 from distillery.errors import UserError
-from distillery.networks import CONFIG
 from distillery.plan import show_plan
+from distillery.programme import Programme, save_config
 from distillery.ranks import SameJob, is_main, processes, ranks
 from distillery.results.environment import environment, git_state
 from distillery.results.schema import RunRecord, config_hash
@@ -58,30 +63,53 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     """
     check(cfg, overrides)
     folder = Path(cfg.paths.run)
-    identity = config_hash(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    identity = config_hash(plain(cfg))
     checkpoint = last_checkpoint(folder) if cfg.resume else None
+    position = Position.saved(checkpoint)
+    programme = Programme(cfg)
     with cpu_threads(cfg):
-        parts = build(cfg.copy())
-        record = describe(parts, identity, overrides)
+        prepare(programme, position, show=cfg.trainer.enable_progress_bar and is_main())
+        whole = programme.config()
+        record = describe(programme, identity, overrides)
         if cfg.resume:
             record = continued(record, folder)
-        if cfg.trainer.enable_progress_bar and is_main():
-            show_plan(parts)
         with (
             Termination(folder) as termination,
-            tracking.tracked(parts.cfg, record, folder) as loggers,
-            recorded(record, parts, folder) as failed,
-            ranks(cfg, failed) as all_ranks,
+            tracking.tracked(whole, record, folder) as loggers,
+            recorded(record, programme, folder) as failed,
+            ranks(programme.given, failed) as all_ranks,
         ):
-            own = [*callbacks, SameJob(identity), *objective_callbacks(cfg)]
-            trainer = make_trainer(parts.cfg, loggers, own, first=[termination])
-            trainer.fit(parts.distiller, datamodule=parts.data, ckpt_path=checkpoint)
+            stages = ProgressiveDistillation(programme, position)
+            own = [*callbacks, SameJob(config_hash(plain(programme.given))), *objective_callbacks(cfg)]
+            own += [Timeline(record.timeline), Resumption(), RandomState()]
+            trainer = make_trainer(whole, loggers, own, first=[termination, stages])
+            data = StagedData(stages) if programme.several else programme.parts.data
+            trainer.fit(programme.parts.distiller, datamodule=data, ckpt_path=checkpoint)
             all_ranks.join()  # the splits are scored by one process: each sample exactly once
             if is_main():
-                conclude(record, parts, trainer.current_epoch, folder)
+                done = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+                conclude(record, programme.parts, done, folder, programme.teachers(), programme.ensemble())
                 tracking.log_scores(loggers, record, trainer.global_step)
                 record.status = "finished"
-    return Result(record, parts, folder)
+    return Result(record, programme.parts, folder)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain data."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def prepare(programme: Programme, position: Position, show: bool) -> None:
+    """Build the parts of the stage at the position; of a new run with stages all of them once, before the first.
+
+    Args:
+        show: print the plan.
+    """
+    if programme.several and position == Position():
+        programme.rehearse(show)
+    programme.begin(position.place, position.students)
+    if show and not programme.several:
+        show_plan(programme.parts)
 
 
 @contextmanager
@@ -98,9 +126,9 @@ def cpu_threads(cfg: DictConfig) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord:
+def describe(programme: Programme, identity: str, overrides: Sequence[str]) -> RunRecord:
     """What is known of a run before it starts."""
-    cfg, data = parts.cfg, parts.data
+    cfg, data = programme.parts.cfg, programme.data(-1)
     return RunRecord(
         name=cfg.name,
         method=cfg.method,
@@ -114,7 +142,7 @@ def describe(parts: Parts, identity: str, overrides: Sequence[str]) -> RunRecord
             "fingerprint": data.fingerprint,
             "num_classes": len(data.classes),
             "classes": list(data.classes),
-            "score_name": parts.distiller.task.score,
+            "score_name": programme.parts.distiller.task.score,
             "remarks": list(data.remarks),
             **data.sizes,
         },
@@ -134,7 +162,7 @@ def continued(record: RunRecord, folder: Path) -> RunRecord:
 
 
 @contextmanager
-def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[Callable[[str], None]]:
+def recorded(record: RunRecord, programme: Programme, folder: Path) -> Iterator[Callable[[str], None]]:
     """Keeps the run folder true: config and record from the first moment, the error if it ends in one.
 
     Within: a function that records the error of a run which is about to be ended without an exception.
@@ -152,10 +180,11 @@ def recorded(record: RunRecord, parts: Parts, folder: Path) -> Iterator[Callable
         write()
 
     if is_main():
-        if not parts.cfg.resume:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        record.write(folder)
-        OmegaConf.save(parts.cfg, folder / CONFIG, resolve=True)
+        remove_drafts(folder)
+        if not programme.given.resume:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        save_config(programme.config(), folder)
+        record.write(folder)  # after the config, without which a run cannot be resumed
     try:
         yield failed
     except BaseException as error:
@@ -184,9 +213,14 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     callbacks = [*first, *_made(cfg.callbacks), *callbacks]
+    # The last checkpoint after those by a metric: what it stores of them would be that of the epoch before.
+    callbacks.sort(key=lambda each: isinstance(each, ModelCheckpoint) and each.monitor is None)
     try:
+        settings = dict(instantiate(cfg.trainer))
+        plugins = [WholeCheckpoints(), *settings.pop("plugins", [])]
         return L.Trainer(
-            **instantiate(cfg.trainer),
+            **settings,
+            plugins=plugins,
             logger=loggers,
             callbacks=callbacks,
             default_root_dir=cfg.paths.run,
@@ -204,14 +238,6 @@ def objective_callbacks(cfg: DictConfig) -> list[L.Callback]:
     """Those that change the objective's numbers during training."""
     balance = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
     return [FollowSchedules(), *balance]
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """Where a resumed run goes on from."""
-    path = folder / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise UserError(f"{folder} cannot be resumed: it has no {path.relative_to(folder)}. Start the run again.")
-    return path
 
 
 def _made(configs: Mapping[str, Any]) -> list[Any]:

@@ -263,11 +263,17 @@ class Network(nn.Module):
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is back in the mode it had."""
+    with in_evaluation_mode(network), torch.no_grad():
+        yield
+
+
+@contextmanager
+def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is back in the mode it had."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode

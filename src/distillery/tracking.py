@@ -17,6 +17,7 @@ from distillery.errors import UserError
 from distillery.networks import CONFIG, EXPORT
 from distillery.ranks import is_main
 from distillery.results.schema import FILE, PREDICTIONS, RunRecord
+from distillery.results.timeline import PICTURE
 
 WANDB = "wandb"  # its key under `logger`
 ID = "wandb_id.txt"  # in a run folder: which W&B run a resumed run goes on with
@@ -120,7 +121,8 @@ def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
     run = _opened("logger.wandb", config).experiment
     try:
         run.log({"report": wandb.Table(dataframe=table), "report_plot": wandb.Image(str(out / REPORT[-1]))})
-        run.log_artifact(_artifact(f"{config.group}-report", "report", out, REPORT))
+        files = [*REPORT, PICTURE] if (out / PICTURE).exists() else REPORT
+        run.log_artifact(_artifact(f"{config.group}-report", "report", out, files))
     finally:
         run.finish()
 

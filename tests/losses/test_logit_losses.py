@@ -66,6 +66,12 @@ def test_rows_of_mse(logits: tuple[Tensor, Tensor]) -> None:
     assert logit_mse(*logits).item() == pytest.approx(squares.mean(), rel=1e-12)
 
 
+def test_mse_to_the_scaled_teacher(logits: tuple[Tensor, Tensor]) -> None:
+    squares = (logits[0].numpy() - 0.3 * logits[1].numpy()) ** 2
+    signals = Signals(logits[0]), Signals(logits[1])
+    np.testing.assert_allclose(LogitMSE(scale=0.3)(*signals, {}).numpy(), squares.mean(1), rtol=1e-12)
+
+
 def test_half_precision_does_not_overflow() -> None:
     student, teacher = torch.full((1, 2), 400.0).half(), torch.full((1, 2), -400.0).half()
     assert logit_mse(student, teacher).item() == 800.0**2

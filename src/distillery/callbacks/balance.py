@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from distillery.distiller import Distiller
+from distillery.drafts import draft
 from distillery.errors import UserError
 from distillery.gradients import gradient_norms
 from distillery.losses.term import Term
@@ -97,7 +98,8 @@ class Balance(L.Callback):
             )
         found = {f"loss.{name}.weight": weight for name, weight in weights.items()}
         if trainer.is_global_zero:
-            (self.folder / FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            with draft(self.folder / FILE) as unfinished:
+                unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             if trainer.progress_bar_callback is not None:
                 overrides = " ".join(f"{path}={weight:g}" for path, weight in found.items())
                 Console(soft_wrap=True).print(f"Balanced; the same by hand: {overrides}", highlight=False)

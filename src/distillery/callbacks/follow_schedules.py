@@ -10,7 +10,7 @@ from distillery.schedules import Latch, Progress
 
 
 class FollowSchedules(L.Callback):
-    """The numbers are functions of the updates done: a resumed run finds them as they were.
+    """The numbers are functions of the updates done in the stage: a resumed run finds them as they were.
 
     What a schedule that waits for a metric has seen is state, and in the checkpoint. The metric is read after each
     validation.
@@ -22,7 +22,13 @@ class FollowSchedules(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        module.objective.follow(Progress(trainer.global_step, steps), self._met)
+        module.objective.follow(Progress(trainer.global_step - module.began, steps), self._met)
+
+    def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
+        self._met.clear()
+
+    def on_stage_start(self, trainer: L.Trainer, module: Distiller) -> None:
+        pass
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)

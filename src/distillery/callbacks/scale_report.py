@@ -20,10 +20,11 @@ APART = 100  # times: a loss that pulls so much less than another may as well be
 class ScaleReport(L.Callback):
     """Means over the first steps of each loss, raw and weighted, of its gradient's norm, and of its share in them.
 
-    The norm is that of the weighted loss at the student's own parameters; the shares sum to 1. Printed as a table,
-    and logged as `scale/<loss>/<figure>`. It warns of a loss whose share is less than a hundredth of another's, but
-    for those whose weight is 0 or has a schedule. Training is not touched by it, and costs what it did after these
-    steps, whose cost grows by one backward a loss. Nothing is measured of a compiled student.
+    Each stage has first steps of its own. The norm is that of the weighted loss at the student's own parameters; the
+    shares sum to 1. Printed as a table, and logged as `scale/<loss>/<figure>`. It warns of a loss whose share is less
+    than a hundredth of another's, but for those whose weight is 0 or has a schedule. Training is not touched by it, and
+    costs what it did after these steps, whose cost grows by one backward a loss. Nothing is measured of a compiled
+    student.
 
     Args:
         steps: how many.
@@ -40,9 +41,9 @@ class ScaleReport(L.Callback):
             Console().print("No scale report: a compiled student goes backward only once a step.")
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        if trainer.global_step >= self.steps or not self._measures:
-            return
         assert isinstance(module, Distiller)
+        if trainer.global_step - module.began >= self.steps or not self._measures:
+            return
         assert module.losses is not None
         weights = module.losses.weights
         raw = trainer.strategy.reduce(torch.stack([module.losses.terms[name] for name in weights]), reduce_op="mean")
@@ -55,8 +56,15 @@ class ScaleReport(L.Callback):
             self._rows.append(row)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if self._rows and trainer.global_step >= self.steps:
+        assert isinstance(module, Distiller)
+        if self._rows and trainer.global_step - module.began >= self.steps:
             self._report(trainer, module)
+
+    def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
+        self.on_train_end(trainer, module)
+
+    def on_stage_start(self, trainer: L.Trainer, module: Distiller) -> None:
+        pass
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._rows:  # training had fewer steps

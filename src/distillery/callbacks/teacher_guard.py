@@ -17,6 +17,8 @@ from distillery.recall import scored
 class TeacherGuard(L.Callback):
     """Scores each teacher on the student's own validation batches before the first step; compares hashes at the end.
 
+    The same in each stage.
+
     Only the frozen ones: the others change with the student, and know nothing at first.
 
     Args:
@@ -54,6 +56,12 @@ class TeacherGuard(L.Callback):
                     f"gives {chance:.3f}. " + likely_cause(found, classes),
                     stacklevel=1,
                 )
+
+    def on_stage_start(self, trainer: L.Trainer, module: Distiller) -> None:
+        self.on_train_start(trainer, module)
+
+    def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
+        self.on_fit_end(trainer, module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)

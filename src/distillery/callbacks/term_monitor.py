@@ -103,5 +103,5 @@ def _stopped(trainer: L.Trainer, what: str) -> UserError:
         f"Training stopped in epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {what}. "
         "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "
         "(trainer.precision=32-true). "
-        + (f"The last good checkpoint is {saved[0]}." if saved else "No checkpoint had been written yet.")
+        + (f"The last good checkpoint is {saved[-1]}." if saved else "No checkpoint had been written yet.")
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Required, TypedDict
 
@@ -150,6 +151,11 @@ class Data(LightningDataModule):
             name = "train_size" if self.train_fraction is None else "train_fraction"
             raise UserError(f"data.{name}={getattr(self, name)}: {error}") from error
         return Split(train.inputs, train.targets, drawn)
+
+    def narrow(self, positions: Tensor) -> None:
+        """Train on these positions alone, [N], of those that there are to train on; before a loader is made."""
+        train = self.splits["train"]
+        self.splits["train"] = replace(train, indices=positions)
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distillery.drafts import draft
 from distillery.errors import UserError, did_you_mean
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -73,15 +74,12 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
 
     Tied weights are written under each of their names, so that the file loads without knowing the network.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in net.state_dict().items()
     }
-    unfinished = path.with_name(path.name + ".tmp")
-    save_file(state, unfinished, metadata={"format": "pt"})
-    unfinished.replace(path)
+    with draft(Path(path)) as unfinished:
+        save_file(state, unfinished, metadata={"format": "pt"})
 
 
 def weights_hash(net: nn.Module) -> str:

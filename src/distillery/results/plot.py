@@ -67,7 +67,7 @@ def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colo
             up, score = name == best, 100 * rows[name]["score_mean"]
             ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
             ax.annotate(
-                f"{_short(name)} {percent(rows[name]['score_mean'])}", (costs[name], score),
+                f"{short(name)} {percent(rows[name]['score_mean'])}", (costs[name], score),
                 xytext=(7, -2 if up else 2), textcoords="offset points", va="bottom" if up else "top",
                 color=colours[name], weight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )  # fmt: skip
@@ -159,7 +159,7 @@ def _gains(
                 points(row["diff_mean"], row["diff_ci95"]) + gap, (1.02, height),
                 xycoords=("axes fraction", "data"), va="center", color=colour, annotation_clip=False,
             )  # fmt: skip
-    ax.set_yticks(range(len(methods)), [_short(name) for name in methods])
+    ax.set_yticks(range(len(methods)), [short(name) for name in methods])
     ax.set_ylim(-0.7, len(methods) - 0.4)
     ax.grid(axis="y", color="#EEEEEE", zorder=0)
     if BASELINE in rows and len(methods) > 1:
@@ -191,5 +191,5 @@ def _reference_lines(ax: Axes, rows: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

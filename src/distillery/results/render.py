@@ -12,8 +12,10 @@ from rich.table import Table
 from distillery.results.collect import Run, collect
 from distillery.results.formats import best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.plot import plot
+from distillery.results.plot_timeline import MOST, plot_timeline
 from distillery.results.selection import Selection, select
 from distillery.results.table import PERPLEXITY, TEACHER, method_table
+from distillery.results.timeline import PICTURE
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -39,6 +41,8 @@ PERPLEXITY_DEFINITION = """
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
     """Writes `report.md`, `report.csv` and `report.png` on all runs below the folders; returns the table.
 
+    And `timeline.png`, where something changes during the runs.
+
     Raises:
         UserError: what `collect` or `select` refuse.
     """
@@ -47,8 +51,9 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "report.csv", index=False)
     plot(table, selection.students, out / "report.png")
+    methods = plot_timeline(selection.students, out / PICTURE)
     command = shlex.join(["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"])
-    (out / "report.md").write_text(markdown(table, selection, title, command), encoding="utf-8")
+    (out / "report.md").write_text(markdown(table, selection, title, command, methods), encoding="utf-8")
     return table
 
 
@@ -65,8 +70,8 @@ def terminal_table(table: pd.DataFrame, title: str) -> Table:
     return shown
 
 
-def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str) -> str:
-    """The whole report as Markdown."""
+def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str, timelines: Sequence[str]) -> str:
+    """The whole report as Markdown; `timelines`: the methods with something to show in the second picture."""
     parts = [
         f"# {title}",
         _setting(selection.students),
@@ -74,10 +79,22 @@ def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
         _list("## Not in the table", _left_out(selection)),
+        _timeline(timelines),
         f"## Definitions\n\n{_definitions(table, selection.students)}",
         f"Made by `{command}`. The numbers, unrounded: [report.csv](report.csv).",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _timeline(methods: Sequence[str]) -> str:
+    if not methods:
+        return ""
+    some = f" The first {MOST} of {len(methods)} methods are shown." if len(methods) > MOST else ""
+    return (
+        f"## Timeline\n\n![Stages, validation score, weights, learning rate and temperatures by epoch]({PICTURE})\n\n"
+        "Validation score: a thin line for each seed, a thick one for their mean. The rest is of the first seed: each "
+        f"number as it was in the last batch of an epoch.{some}"
+    )
 
 
 def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:

@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from distillery.drafts import draft
 from distillery.errors import UserError
 from distillery.names import FROZEN, role_of
 
@@ -46,13 +46,16 @@ class RunRecord:
             the role alone.
         student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
-            `val_loss`, `test_loss`, and `perplexity` of the test split like a teacher's.
+            `val_loss`, `test_loss`, and `perplexity` of the test split like a teacher's; `ensemble`, where the
+            config asks for one.
         cost: the student's `params`, `embedding_params` (those of them in lookup tables), `flops` (2 × MACs at
             batch 1), `latency_ms`. Records of version 0.1 lack `embedding_params`.
         seconds: wall-clock time of the run.
+        timeline: one entry an epoch, by the field names of `timeline.Epoch`. Records of version 0.1 lack it.
     """
 
     VERSION: ClassVar[int] = 1
+    ADDED: ClassVar[frozenset[str]] = frozenset({"timeline"})  # older records of this version lack it
 
     name: str
     method: str
@@ -70,6 +73,7 @@ class RunRecord:
     cost: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     error: str | None = None
+    timeline: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def frozen_teachers(self) -> dict[str, dict[str, Any]]:
@@ -78,11 +82,9 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half."""
-        folder.mkdir(parents=True, exist_ok=True)
         content = {"version": self.VERSION, **dataclasses.asdict(self)}
-        draft = folder / f".{FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        draft.replace(folder / FILE)
+        with draft(folder / FILE) as unfinished:
+            unfinished.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -107,7 +109,7 @@ class RunRecord:
                 "Run that job again, or read it with the version that wrote it."
             )
         names = {f.name for f in dataclasses.fields(cls)}
-        if wrong := sorted(names ^ content.keys()):
+        if wrong := sorted((names ^ content.keys()) - cls.ADDED):
             raise UserError(
                 f"{path} lacks these fields or has them too much: {', '.join(wrong)}. "
                 "Run that job again, or remove its folder."
@@ -127,6 +129,8 @@ def _finite(value: Any) -> Any:
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """SHA-256 of a resolved config without its paths: equal for two jobs that compute the same thing."""
     identity = {key: _without_places(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
+    if not identity.get("stages"):  # as it was before there were any
+        identity.pop("stages", None)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,19 +10,23 @@ from distillery.losses.term import Contract, Term
 from distillery.signals import Signals
 
 
-def logit_mse(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
+def logit_mse(
+    student_logits: Tensor, teacher_logits: Tensor, scale: float = 1.0, reduction: Reduction = "mean"
+) -> Tensor:
     """Mean squared error of the logits themselves: their common shift counts too.
 
     Args:
         student_logits: [N,C].
         teacher_logits: [N,C].
+        scale: what the teacher's logits are multiplied by. Annealed KD lets it rise to 1, as the temperature falls.
         reduction: 'mean' over rows, or 'none' for the mean over each row's classes: [N].
 
     Paper: Do Deep Nets Really Need to be Deep?, https://arxiv.org/abs/1312.6184. Values as TextBrewer's, a mean over
-    classes; the paper (equation 1) has half of the sum.
+    classes; the paper (equation 1) has half of the sum. The scale: Annealing Knowledge Distillation,
+    https://arxiv.org/abs/2104.07163.
     """
     require_same_shape(student_logits, teacher_logits)
-    student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    student, teacher = at_least_float32(student_logits), scale * at_least_float32(teacher_logits)
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").mean(-1), reduction)
 
 
@@ -44,8 +48,9 @@ class LogitMSE(Term):
         values_of="TextBrewer",
     )
 
-    def __init__(self, weight: float = 1.0, teacher: str = "main") -> None:
+    def __init__(self, weight: float = 1.0, teacher: str = "main", scale: float = 1.0) -> None:
         super().__init__(weight, teacher)
+        self.scale = scale
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return logit_mse(student.logits, teacher.logits, reduction="none")
+        return logit_mse(student.logits, teacher.logits, self.scale, reduction="none")

@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all, whenever the process that writes them is killed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SUFFIX = ".draft"
+
+
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """Within: the name of a file to write. At its end the file is on the disk, and then takes the place of `path`.
+
+    A reader of `path` sees the former file or the new one. If the block raises, the former one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Those which processes that were killed have left anywhere in `folder`."""
+    for unfinished in folder.rglob(f".*{SUFFIX}"):
+        unfinished.unlink()

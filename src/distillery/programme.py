@@ -1,0 +1,230 @@
+"""The stages of a run, built one after the other: what each is made of, and how long it is."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from distillery.build import Parts, build, build_data, updates
+from distillery.curriculum import confidences, easiest
+from distillery.data.module import Data
+from distillery.drafts import draft
+from distillery.ensemble import Ensemble
+from distillery.errors import UserError
+from distillery.making import make_scheduled
+from distillery.models.weights import save_weights, weights_hash
+from distillery.names import FROZEN, role_of, teachers_of
+from distillery.networks import CONFIG, EXPORT, build_teacher, complete_teacher
+from distillery.plan import programme_row, programme_table, show_plan
+from distillery.stages import FOLDER, PLACE, RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
+from distillery.tapped import Network
+from distillery.trained import freeze_rest, thaw
+
+
+class Programme:
+    """The stages of a run and the parts of the one that is trained now. A run without stages has a single one.
+
+    Args:
+        cfg: the composed config.
+
+    Raises:
+        UserError: see `stages_of`.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.folder = Path(cfg.paths.run)
+        self.stages = stages_of(cfg)
+        self.given = expanded(cfg, self.stages) if self.several else cfg  # what other processes make the same of
+        self.place = 0  # of the stage that is trained now
+        self.parts: Parts
+        self.students: dict[str, str] = {}  # SHA-256 of what finished stages have left, by stage
+        self._data: dict[str, Data] = {}
+
+    @property
+    def several(self) -> bool:
+        """Whether it has stages at all."""
+        return bool(self.stages[0].name)
+
+    @property
+    def stage(self) -> Stage:
+        """The one that is trained now."""
+        return self.stages[self.place]
+
+    def config(self) -> DictConfig:
+        """What is written down of the run: the config of the stage that is trained now, and all stages.
+
+        Its `trainer` is that of the one fit.
+        """
+        if not self.several:
+            return self.parts.cfg
+        cfg = expanded(self.parts.cfg, self.stages)
+        cfg.ensemble = self.given.ensemble
+        cfg.trainer.max_epochs = sum(map(self.epochs, range(len(self.stages))))
+        cfg.trainer.reload_dataloaders_every_n_epochs = 1  # each stage may have data of its own
+        return cfg
+
+    def data(self, place: int) -> Data:
+        """The data of a stage; stages with the same settings share them."""
+        stage = self.stages[place]
+        teacher = OmegaConf.to_yaml(stage.cfg.teachers, resolve=True) if stage.easiest else ""
+        key = f"{OmegaConf.to_yaml(stage.cfg.data, resolve=True)} {stage.easiest} {teacher}"
+        if key not in self._data:
+            with said_of(stage):
+                self._data[key] = build_data(stage.cfg)
+                if stage.easiest:
+                    self._narrow(self._data[key], stage)
+        return self._data[key]
+
+    def _narrow(self, data: Data, stage: Stage) -> None:
+        """Leave the samples of which the stage's teacher is most confident."""
+        teacher = teachers_of(stage.cfg).get("main")
+        if teacher is None or role_of(teacher) != FROZEN or "main" in stage_teachers(stage.cfg):
+            raise UserError(
+                "easiest: it asks for a frozen teacher, teachers.main, that is there before the run: that one says "
+                "what is easy."
+            )
+        task, _ = make_scheduled("task", stage.cfg.task)
+        whole = complete_teacher(teacher, data, task, "main", stage.cfg.student)
+        index, confidence, classes = confidences(build_teacher(whole, "main"), data, task)
+        data.narrow(index[easiest(confidence, classes, stage.easiest or 1)].sort().values)
+
+    def epochs(self, place: int) -> int:
+        """The length of a stage in epochs; where it waits for a metric, the greatest."""
+        stage = self.stages[place]
+        if stage.steps is None:
+            return int(stage.cfg.trainer.max_epochs)
+        return math.ceil(stage.steps / updates(self.data(place), stage.cfg.trainer)[0])
+
+    def begin(self, place: int = 0, students: Mapping[str, str] | None = None) -> None:
+        """Build the parts of the stage with this number, without those before it being trained.
+
+        Weights of the student that went through these are to be filled in from a checkpoint.
+
+        Args:
+            students: what earlier stages have left, see `students`.
+
+        Raises:
+            UserError: a student of an earlier stage is another than it was.
+        """
+        self.students = dict(students or {})
+        first = max(number for number in range(place + 1) if self.stages[number].fresh)
+        former = None
+        for number in range(first, place + 1):
+            self.parts = self._build(number, self.folder, former)
+            former = self.parts.distiller.student
+        self.place = place
+        for teacher, stage in self.own_teachers().items():
+            if self.parts.distiller.frozen[teacher].fingerprint() != self.students[stage]:
+                raise UserError(
+                    f"{self.folder / FOLDER / stage} does not hold the student that stage {stage!r} has left: their "
+                    "hashes differ. Put back that file, or start the run again without resume."
+                )
+
+    def rehearse(self, show: bool) -> None:
+        """Build every stage once, so that what cannot work is refused before the first is trained.
+
+        Students that are not yet trained stand in for the trained ones.
+
+        Args:
+            show: print what each is made of, and what it costs.
+        """
+        former = None
+        rows = []
+        with TemporaryDirectory(prefix="distillery-") as folder:
+            for number, stage in enumerate(self.stages):
+                parts = self._build(number, Path(folder), None if stage.fresh else former)
+                former = parts.distiller.student
+                if show:
+                    show_plan(parts, f"Stage {number + 1}: {stage.name}" if self.several else "")
+                    rows.append(programme_row(stage.name, parts))
+                leave(parts, stage.name, Path(folder))
+        if show and self.several:
+            Console().print(programme_table(rows))
+
+    def advance(self, is_main: bool, wait: Callable[[], None]) -> None:
+        """Leave the student of this stage to later ones, and build the next.
+
+        Args:
+            is_main: whether this process writes.
+            wait: returns when all processes have called it.
+        """
+        if is_main:
+            leave(self.parts, self.stage.name, self.folder)
+        self.students[self.stage.name] = weights_hash(self.parts.distiller.student.net)
+        wait()
+        self.place += 1
+        student = self.parts.distiller.student
+        self.parts = self._build(self.place, self.folder, None if self.stage.fresh else student)
+        if is_main:
+            save_config(self.config(), self.folder)
+
+    def own_teachers(self) -> dict[str, str]:
+        """The teachers of this stage that are students of earlier ones: the stage's name by the teacher's."""
+        return stage_teachers(self.stage.cfg) if self.several else {}
+
+    def teachers(self) -> dict[str, Network]:
+        """Those that a finished run is held against: of this stage, and the frozen ones that only earlier stages had.
+
+        A student of an earlier stage is called `stage:<name>`. Where two stages have different teachers of one name,
+        it is the later stage's.
+        """
+        own = self.own_teachers()
+        found = {
+            PLACE + own[name] if name in own else name: each for name, each in self.parts.distiller.teachers.items()
+        }
+        for number in reversed(range(self.place)):
+            cfg = self.stages[number].cfg
+            for name, teacher in teachers_of(cfg).items():
+                if role_of(teacher) == FROZEN and name not in stage_teachers(cfg) and name not in found:
+                    task, student = self.parts.distiller.task, self.parts.cfg.student
+                    found[name] = build_teacher(complete_teacher(teacher, self.data(number), task, name, student), name)
+        return found
+
+    def ensemble(self) -> Ensemble | None:
+        """The students of the stages that the config names together with the last one; None if it names none."""
+        task, student = self.parts.distiller.task, self.parts.distiller.student
+        found: list[Network] = []
+        for name in self.given.ensemble or ():
+            cfg = OmegaConf.create({**RUN_TEACHER, "weights": str(self.folder / FOLDER / name)})
+            whole = complete_teacher(cfg, self.parts.data, task, name, self.parts.cfg.student)
+            found.append(build_teacher(whole, name).to(student.device))
+        return Ensemble([*found, student]) if found else None
+
+    def _build(self, place: int, folder: Path, former: Network | None) -> Parts:
+        stage = self.stages[place]
+        if not self.several:
+            return build(stage.cfg.copy())
+        cfg = placed(stage.cfg, folder)
+        cfg.trainer.max_epochs, cfg.resume = self.epochs(place), self.given.resume
+        with said_of(stage):
+            parts = build(cfg, self.data(place), former, stage.seed)
+            thaw(parts.distiller.student)
+            freeze_rest(parts.distiller, stage.train, parts.example)
+        return parts
+
+
+def leave(parts: Parts, name: str, folder: Path) -> None:
+    """Write the student of a stage as a run folder, from which a network is rebuilt."""
+    own = folder / FOLDER / name
+    own.mkdir(parents=True, exist_ok=True)
+    save_config(parts.cfg, own)
+    save_weights(parts.distiller.student.net, own / EXPORT)
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Write the resolved config of a run to its folder, whole or not at all."""
+    with draft(folder / CONFIG) as unfinished:
+        OmegaConf.save(cfg, unfinished, resolve=True)
+
+
+@contextmanager
+def said_of(stage: Stage) -> Iterator[None]:
+    """Errors within name the stage."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{stage.label}{error}") from error

@@ -1,0 +1,76 @@
+"""Which parts of the student a stage trains: what it names, of that what a loss reaches."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from distillery.distiller import Distiller
+from distillery.errors import UserError, did_you_mean
+from distillery.tapped import in_evaluation_mode
+from distillery.teacher import BatchNorm
+
+
+def freeze_rest(module: Distiller, wildcards: Sequence[str] | None, batch: Mapping[str, Tensor]) -> None:
+    """Freeze the student's parameters that match none of the wildcards, and those that no active loss reaches.
+
+    A BatchNorm whose parameters are frozen stays in evaluation mode: its statistics do not move either. A loss is
+    active if its weight is not 0, or has a schedule.
+
+    Args:
+        wildcards: of the names of parameters, as `layer1.*`; None: all.
+
+    Raises:
+        UserError: a wildcard that matches no parameter, or nothing is left to train.
+    """
+    net = module.student.net
+    named = dict(net.named_parameters())
+    for wildcard in wildcards or ():
+        if not any(fnmatchcase(name, wildcard) for name in named):
+            parts = [path for path, _ in net.named_modules() if path]
+            raise UserError(
+                f"train: no parameter of the student is called {wildcard!r}."
+                + did_you_mean(wildcard.removesuffix(".*"), [*parts, *named])
+                + " A layer with all that is in it: '<layer>.*'."
+            )
+    reached = _reached(module, list(named.values()), batch)
+    for (name, parameter), is_reached in zip(named.items(), reached, strict=True):
+        chosen = wildcards is None or any(fnmatchcase(name, wildcard) for wildcard in wildcards)
+        parameter.requires_grad_(chosen and is_reached)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise UserError(
+            "Nothing of the student would be trained: no loss whose weight is not 0 reaches "
+            + (f"what train={list(wildcards)} names." if wildcards else "any of its parameters.")
+        )
+    for part in net.modules():
+        own = list(part.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            for each in part.modules():
+                if isinstance(each, BatchNorm):
+                    each.eval()
+
+
+def thaw(student: nn.Module) -> None:
+    """Every parameter is trained, every module in training mode."""
+    student.requires_grad_(True)
+    student.train()
+
+
+def _reached(module: Distiller, parameters: list[nn.Parameter], batch: Mapping[str, Tensor]) -> list[bool]:
+    """Whether there is a way back from the active losses to each of the parameters; leaves no trace."""
+    objective = copy.deepcopy(module.objective)  # memory banks take in what they are shown
+    with in_evaluation_mode(module.student), torch.random.fork_rng(devices=[]):
+        student = module.student(batch)
+        others = {name: each(batch) for name, each in module.teachers.items() if each is not module.student}
+        losses = objective(student, dict.fromkeys(module.teachers, student) | others, batch)
+        active = [
+            loss
+            for name, loss in losses.raw.items()
+            if (losses.weights[name] != 0 or f"{name}.weight" in objective.schedules) and loss.requires_grad
+        ]
+        if not active:
+            return [False] * len(parameters)
+        found = torch.autograd.grad(sum(active, torch.zeros(())), parameters, allow_unused=True)
+    return [gradient is not None for gradient in found]
