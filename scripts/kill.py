@@ -5,7 +5,7 @@
 
 Moments are drawn by the seed, place by place, and each run ends to the bit as the one that was not killed, or else the
 table says what differs, and the command ends with 1. What follows the options are overrides of `distill-train`; without
-any it is the run of `tests/test_killed.py`. A teacher is trained for it.
+any it is the run of three stages of `tests/test_killed.py`. A teacher is trained for it.
 """
 
 import argparse
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fixtures.killed import differences, drawn, killed, server
 from fixtures.runs import config, train_teacher
-from test_killed import RICH
+from test_killed import STAGES
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     table = Table("killed at", "by signal", "goes on for", "differs", title="Killed and resumed")
     with TemporaryDirectory() as name, server(Path(name)) as runs:
         place = Path(name) / "runs"
-        overrides = [*(asked.overrides or RICH), f"teachers.main.weights='{train_teacher(place / 'teacher')}'"]
+        overrides = [*(asked.overrides or STAGES), f"teachers.main.weights='{train_teacher(place / 'teacher')}'"]
         whole = runs.run(config(place / "whole", *overrides))
         if whole.code:
             sys.exit(whole.said)

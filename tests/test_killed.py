@@ -27,7 +27,26 @@ RICH = (
     "trainer.max_epochs=4",
 )
 EVERY_THIRD = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=3")
-SAVED = {"each epoch": (), "every third step": EVERY_THIRD}
+# What of these a stage leaves as it is goes on in the next; a student of its own, data of its own, a part frozen, a
+# stage that waits for its metric.
+STAGES = (
+    *STUDENT,
+    "student.net._target_=fixtures.dropout.DroppingCNN",
+    "loss/feature=[hint]",
+    "+stages={hint: {epochs: 2, task: {weight: 0}, loss: {hint: {weight: 1}}},"
+    " assistant: {epochs: 3, until: {patience: 1, min_delta: 2}, student: {net: {widths: [12, 24]}}, task: null,"
+    " data: {train_size: 200, batch_size: 20}, optim: {optimizer: {lr: 0.005}}, loss: {kd: {}}},"
+    " final: {steps: 15, student: {}, teacher: 'stage:assistant', data: null, loss: {kd: {}, hint: {weight: 1}}}}",
+)
+RUNS = {
+    "three stages": STAGES,
+    "three stages, saved every third step": (*STAGES, *EVERY_THIRD),
+    "saved each epoch": RICH,
+    "saved every third step": (*RICH, *EVERY_THIRD),
+}
+
+
+TURNS = 14  # each of the places once, at a time of its own; of stages that is twice for two ways of saving
 
 
 class Trials:
@@ -59,11 +78,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield each
 
 
-@pytest.fixture(scope="module", params=SAVED)
+@pytest.fixture(scope="module", params=RUNS)
 def trials(
     request: pytest.FixtureRequest, runs: Server, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trials:
-    given = (*RICH, f"teachers.main.weights='{teacher}'", *SAVED[request.param])
+    given = (*RUNS[request.param], f"teachers.main.weights='{teacher}'")
     return Trials(runs, tmp_path_factory.mktemp("trials"), given)
 
 
@@ -75,12 +94,12 @@ def assert_equal_to_the_whole(trials: Trials, *moments: Moment) -> None:
     assert differences(folder, trials.folder) == []
 
 
-@pytest.mark.parametrize("turn", range(24))
+@pytest.mark.parametrize("turn", range(TURNS))
 def test_it_ends_as_the_run_that_was_not_killed(turn: int, trials: Trials) -> None:
-    assert_equal_to_the_whole(trials, drawn(trials.whole, 24, seed=0)[turn])
+    assert_equal_to_the_whole(trials, drawn(trials.whole, TURNS, seed=0)[turn])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_may_be_killed_again(seed: int, trials: Trials) -> None:
     one, *_, other = drawn(trials.whole, 5, seed)
     assert_equal_to_the_whole(trials, one, other, one)
@@ -93,8 +112,8 @@ def test_the_moments_are_those_that_are_meant(trials: Trials) -> None:
     assert (first.code, second.code) == (-signal.SIGKILL, 0), second.said
     assert writes > 500
     assert not list((folder / FOLDER).glob("*.draft"))
-    assert {moment.place for moment in drawn(trials.whole, 24, 0)} == {*trials.whole.visits, TIME}
-    assert len(trials.whole.visits) == 11
+    assert {moment.place for moment in drawn(trials.whole, TURNS, 0)} == {*trials.whole.visits, TIME}
+    assert len(trials.whole.visits) in (11, 13)  # two at the borders of stages
 
 
 def test_a_run_that_is_killed_before_its_update(runs: Server, teacher: Path, tmp_path: Path) -> None:

@@ -163,6 +163,32 @@ def test_balanced_weights_are_those_of_one_process(teacher: str, tmp_path: Path)
     assert_same_weights(tmp_path / "two", tmp_path / "one")
 
 
+STAGES = (
+    "hint: {epochs: 1, task: {weight: 0}, loss: {hint: {}}}",  # the head is frozen, and thawed again
+    "assistant: {epochs: 1, student: {net: {widths: [12, 24]}}, task: {weight: 1}, loss: {rkd: {}, kd: {}}}",
+    "head: {epochs: 1, student: {}, teacher: 'stage:assistant', train: ['head.*'], loss: {kd: {}}}",
+    "all: {epochs: 1, train: null, loss: {kd: {}, hint: {}}}",
+)
+
+
+@pytest.mark.slow
+def test_stages_are_those_of_one_process(teacher: str, tmp_path: Path) -> None:
+    job = (*JOB, teacher, f"+stages={{{', '.join(STAGES)}}}")
+    hashes = f"+callbacks.hashes={{_target_: fixtures.two_ranks.Hashes, folder: '{tmp_path / 'hashes'}'}}"
+    code, output = ended(started(tmp_path, SCRIPT, *job, *TWO, hashes, f"paths.run='{tmp_path / 'two'}'"), 300)
+    assert code == 0, output
+    train(config(tmp_path / "one", *job))
+    for place in (".", "stages/hint", "stages/assistant", "stages/head"):
+        assert_same_weights(tmp_path / "two" / place, tmp_path / "one" / place)
+    found, expected = (RunRecord.read(tmp_path / name) for name in ("two", "one"))
+    assert found.metrics["last"] == pytest.approx(expected.metrics["last"], rel=1e-5)
+    assert [epoch["stage"] for epoch in found.timeline] == ["hint", "assistant", "head", "all"]
+    for epoch, stage in enumerate(("hint", "assistant", "head", "all")):
+        one, other = ((tmp_path / "hashes" / f"epoch{epoch}_rank{rank}").read_text() for rank in (0, 1))
+        assert one == other  # to the bit
+        assert one.startswith(f"{stage} ")
+
+
 @pytest.mark.slow
 def test_only_the_first_rank_writes_and_prints(alone: Callable[[float], Path], together: tuple[Path, str]) -> None:
     folder, output = together

@@ -62,7 +62,7 @@ class Programme:
         if not self.several:
             return self.parts.cfg
         cfg = expanded(self.parts.cfg, self.stages)
-        cfg.ensemble = self.given.ensemble
+        cfg.ensemble, cfg.resume = self.given.ensemble, self.given.resume
         cfg.trainer.max_epochs = sum(map(self.epochs, range(len(self.stages))))
         cfg.trainer.reload_dataloaders_every_n_epochs = 1  # each stage may have data of its own
         return cfg
@@ -157,7 +157,7 @@ class Programme:
         self.students[self.stage.name] = weights_hash(self.parts.distiller.student.net)
         wait()
         self.place += 1
-        student = self.parts.distiller.student
+        student = self.parts.distiller.student.cpu()  # where all is built
         self.parts = self._build(self.place, self.folder, None if self.stage.fresh else student)
         if is_main:
             save_config(self.config(), self.folder)
@@ -199,7 +199,7 @@ class Programme:
         if not self.several:
             return build(stage.cfg.copy())
         cfg = placed(stage.cfg, folder)
-        cfg.trainer.max_epochs, cfg.resume = self.epochs(place), self.given.resume
+        cfg.trainer.max_epochs = self.epochs(place)
         with said_of(stage):
             parts = build(cfg, self.data(place), former, stage.seed)
             thaw(parts.distiller.student)

@@ -60,7 +60,8 @@ def thaw(student: nn.Module) -> None:
 
 def _reached(module: Distiller, parameters: list[nn.Parameter], batch: Mapping[str, Tensor]) -> list[bool]:
     """Whether there is a way back from the active losses to each of the parameters; leaves no trace."""
-    objective = copy.deepcopy(module.objective)  # memory banks take in what they are shown
+    first = next(iter(parameters))  # a student that goes on may have another precision than what is new
+    objective = copy.deepcopy(module.objective).to(first.dtype)  # a copy: memory banks take in what they are shown
     with in_evaluation_mode(module.student), torch.random.fork_rng(devices=[]):
         student = module.student(batch)
         others = {name: each(batch) for name, each in module.teachers.items() if each is not module.student}
