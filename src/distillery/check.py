@@ -82,6 +82,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             "one stage (stages=none), and give them by hand: stages.<name>.loss.<loss>.weight"
         )
     _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
+    _refuse_sharded(plain)
     if own := sorted(TRAINER & plain["trainer"].keys()):
         raise UserError(f"trainer.{own[0]} is not yours to set: see `callbacks`, `logger` and `paths.run` instead.")
     losses = {path.stem for path in CONFIGS.glob("loss/*/*.yaml")}
@@ -159,6 +160,18 @@ def _refuse_objective(objective: Mapping[str, Any], compiled: bool) -> None:
         )
     if type(steps := objective.get("balance_steps")) is not int or steps < 1:
         raise UserError(f"objective.balance_steps={steps}: it must be a whole number from 1 on.")
+
+
+def _refuse_sharded(plain: Mapping[str, Any]) -> None:
+    """What does not go with parameters that are shared out between the processes (hardware=fsdp2)."""
+    strategy = plain["trainer"].get("strategy")
+    if not isinstance(strategy, dict) or not str(strategy.get("_target_")).endswith(".FSDP2"):
+        return
+    moving = [name for name, teacher in plain["teachers"].items() if teacher and role_of(teacher) != FROZEN]
+    if moving:
+        raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
+    if plain["objective"].get("balance"):
+        raise UserError("objective.balance=auto goes backward several times a step, which hardware=fsdp2 cannot.")
 
 
 def _refuse_ensemble(plain: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distillery.names import EMA, FROZEN, PEER
 from distillery.objective import Losses, Objective
 from distillery.roles import EMATeacher
+from distillery.sharding import shard, whole_state
 from distillery.tapped import Network
 from distillery.tasks.task import Task
 from distillery.teacher import Teacher
@@ -56,16 +57,16 @@ class Distiller(L.LightningModule):
         self.stage = ""  # the name of the stage that is trained; a run of one stage has none
         self.began = 0  # at which update that stage did
 
-    def become(self, other: "Distiller") -> None:
-        """Take the place of the one that a stage is trained with by that of the next, whose parts it takes over.
+    def become(self, other: "Distiller", goes_on: bool) -> None:
+        """Take over the parts of `other`, which the next stage is to be trained with.
 
-        What both have by the same name and shape and no network starts anew goes on: projectors and memory banks of a
-        loss that stays, the average of a student that stays.
+        Args:
+            goes_on: its student is this one's. Then so does what both have by the same name and shape: projectors and
+                memory banks of a loss that stays, the average of the student.
         """
-        if other.student is self.student:
-            before, names = self.state_dict(), {name for name, _ in self.student.named_parameters(prefix="student")}
-            after = other.state_dict()
-            kept = {k: v for k, v in before.items() if k not in names and k in after and after[k].shape == v.shape}
+        before, after = whole_state(self), other.state_dict()
+        if goes_on:
+            kept = {name: value for name, value in before.items() if name in after and after[name].shape == value.shape}
             other.load_state_dict(kept, strict=False)
         self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
         self.task, self.objective, self.optim = other.task, other.objective, other.optim
@@ -98,6 +99,10 @@ class Distiller(L.LightningModule):
         self.log("val/score", self.val_score, prog_bar=True)
         loss = self.task.loss(rows.logits, target).sum() / max(1, count)
         self.log("val/loss", loss, batch_size=count, sync_dist=True)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # FSDP2's
+            shard(self.student, self.objective, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer([parameter for _, parameter in self.trainable()])

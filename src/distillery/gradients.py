@@ -6,15 +6,17 @@ import torch.distributed as dist
 
 from distillery.distiller import Distiller
 from distillery.losses.numerics import at_least_float32
+from distillery.sharding import is_sharded
 
 
 def is_measurable(module: Distiller) -> bool:
-    """False for a compiled student: its backward writes into what its forward has saved, and runs once only.
+    """False for a sharded student, and for a compiled one: its backward writes into what its forward has saved, and
+    runs once only.
 
     torch's own switch against that (`donated_buffer`) is not safe: code that was compiled without it is taken from the
     cache all the same, and gives wrong gradients.
     """
-    return all(each._compiled_call_impl is None for each in module.student.modules())
+    return not is_sharded(module) and all(each._compiled_call_impl is None for each in module.student.modules())
 
 
 def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:

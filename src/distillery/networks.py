@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
@@ -89,6 +90,14 @@ def build_student(cfg: DictConfig, data: Data | None = None) -> Network:
         counts = data.word_counts() if data is not None and factorised else None
         initialise(net, _source(settings.source, cfg), counts=counts, **given)
     return Network(net, adapter(cfg, net), name="student")
+
+
+def blank_student(cfg: DictConfig, dtype: torch.dtype) -> Network:
+    """The student of a completed config, for a state of this type to be filled in."""
+    own = cfg.copy()
+    own.weights = None
+    own.pop("initialise", None)
+    return build_student(own).to(dtype)
 
 
 def _source(source: str, cfg: DictConfig) -> nn.Module:

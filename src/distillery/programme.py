@@ -18,8 +18,9 @@ from distillery.errors import UserError
 from distillery.making import make_scheduled
 from distillery.models.weights import save_weights, weights_hash
 from distillery.names import FROZEN, role_of, teachers_of
-from distillery.networks import CONFIG, EXPORT, build_teacher, complete_teacher
+from distillery.networks import CONFIG, EXPORT, blank_student, build_teacher, complete_teacher
 from distillery.plan import programme_row, programme_table, show_plan
+from distillery.sharding import is_sharded, whole_state
 from distillery.stages import FOLDER, PLACE, RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
 from distillery.tapped import Network
 from distillery.trained import freeze_rest, thaw
@@ -152,6 +153,7 @@ class Programme:
             is_main: whether this process writes.
             wait: returns when all processes have called it.
         """
+        self.gather()
         if is_main:
             leave(self.parts, self.stage.name, self.folder)
         self.students[self.stage.name] = weights_hash(self.parts.distiller.student.net)
@@ -161,6 +163,15 @@ class Programme:
         self.parts = self._build(self.place, self.folder, None if self.stage.fresh else student)
         if is_main:
             save_config(self.config(), self.folder)
+
+    def gather(self) -> None:
+        """Where the student of this stage is sharded, a whole one takes its place; to be called by all processes."""
+        student = self.parts.distiller.student
+        if is_sharded(student):
+            state = {name: value.cpu() for name, value in whole_state(student).items()}
+            whole = blank_student(self.parts.cfg.student, next(student.parameters()).dtype)
+            whole.load_state_dict(state)
+            self.parts.distiller.student = whole
 
     def own_teachers(self) -> dict[str, str]:
         """The teachers of this stage that are students of earlier ones: the stage's name by the teacher's."""

@@ -9,7 +9,7 @@ from rich import print
 from distillery.errors import UserError, did_you_mean
 from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import load_weights, read_weights, weights_hash
-from distillery.networks import EXPORT, build_student, run_config
+from distillery.networks import EXPORT, blank_student, run_config
 from distillery.results.schema import RunRecord
 from distillery.tapped import Network
 
@@ -72,11 +72,8 @@ def student_of(folder: Path, cfg: DictConfig, record: RunRecord) -> Network:
     Raises:
         UserError: weights other than the run's.
     """
-    own = cfg.student.copy()
-    own.weights = None
-    own.pop("initialise", None)
     exported = read_weights(folder / EXPORT).values()
-    student = build_student(own).to(next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
+    student = blank_student(cfg.student, next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
     load_weights(student.net, folder / EXPORT)
     if weights_hash(student.net) != record.student_sha256:
         raise UserError(f"{folder / EXPORT} does not hold the weights that the run exported: their hashes differ.")

@@ -85,6 +85,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
             trainer = make_trainer(whole, loggers, own, first=[termination, stages])
             data = StagedData(stages) if programme.several else programme.parts.data
             trainer.fit(programme.parts.distiller, datamodule=data, ckpt_path=checkpoint)
+            programme.gather()
             all_ranks.join()  # the splits are scored by one process: each sample exactly once
             if is_main():
                 done = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]

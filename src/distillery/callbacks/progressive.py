@@ -132,9 +132,10 @@ class ProgressiveDistillation(L.Callback):
         self.position = Position(
             self.programme.place, trainer.current_epoch, trainer.global_step, students=self.programme.students
         )
-        module.become(self.programme.parts.distiller)
+        module.become(self.programme.parts.distiller, goes_on=not self.programme.stage.fresh)
         module.stage, module.began = self.programme.stage.name, trainer.global_step
         trainer.strategy.connect(module)  # without what it had wrapped around
+        module.configure_model()
         trainer.strategy.setup(trainer)
         module.on_fit_start()
         for checkpoint in trainer.checkpoint_callbacks:

@@ -34,11 +34,11 @@ class ScaleReport(L.Callback):
         self.steps = steps
         self._rows: list[dict[str, tuple[float, float, float]]] = []  # one a batch: raw, weighted, gradient
 
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
         self._measures = is_measurable(module)
         if not self._measures and _shown(trainer):
-            Console().print("No scale report: a compiled student goes backward only once a step.")
+            Console().print("No scale report: a compiled or sharded student goes backward only once a step.")
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
         assert isinstance(module, Distiller)

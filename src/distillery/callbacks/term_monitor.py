@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distillery.distiller import Distiller
 from distillery.errors import UserError
+from distillery.sharding import local
 
 
 class TermMonitor(L.Callback):
@@ -90,9 +91,11 @@ class TermMonitor(L.Callback):
 
     def _refuse_broken_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        finite = {name: parameter.isfinite().all() for name, parameter in module.trainable()}
-        if not torch.stack(list(finite.values())).all():
-            broken = next(name for name, good in finite.items() if not good)
+        names = [name for name, _ in module.trainable()]
+        finite = torch.stack([local(parameter).isfinite().all() for _, parameter in module.trainable()]).float()
+        finite = trainer.strategy.reduce(finite, reduce_op="mean")  # sharded, each rank knows of its own part only
+        if not finite.eq(1).all():
+            broken = names[int(finite.argmin())]
             raise _stopped(trainer, f"the weights {broken} are not finite after an update")
 
 
