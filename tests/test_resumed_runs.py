@@ -185,7 +185,11 @@ def test_dropout_drops_the_same(
 
 
 @pytest.mark.slow
-def test_two_ranks_drop_the_same_each(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hardware", "stages"),
+    [("ddp", ()), ("fsdp2", ("loss/feature=[hint]", "+stages={hint: {epochs: 1, loss: {hint: {}}}, kd: {epochs: 1}}"))],
+)
+def test_two_ranks_drop_the_same_each(hardware: str, stages: tuple[str, ...], teacher: Path, tmp_path: Path) -> None:
     """Of a batch of 25 one has 13 images and the other 12: their generators do not stay the same."""
 
     def ran(*overrides: str) -> int:
@@ -194,7 +198,12 @@ def test_two_ranks_drop_the_same_each(teacher: Path, tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, check=False).returncode
 
     given = [*STUDENT, *EVERY_THIRD, f"teachers.main.weights='{teacher}'", "data.batch_size=25"]
-    given += ["student.net._target_=fixtures.dropout.DroppingCNN", "trainer.max_epochs=2", "hardware=ddp"]
+    given += [
+        "student.net._target_=fixtures.dropout.DroppingCNN",
+        "trainer.max_epochs=2",
+        f"hardware={hardware}",
+        *stages,
+    ]
     given += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
     killed = f"+callbacks.killed={{_target_: fixtures.killed.KilledOnce, after: 7, done: '{tmp_path / 'done'}'}}"
     assert ran(*given, killed, "paths.run=run") == -signal.SIGKILL

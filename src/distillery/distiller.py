@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distillery.names import EMA, FROZEN, PEER
 from distillery.objective import Losses, Objective
 from distillery.roles import EMATeacher
-from distillery.sharding import shard, whole_state
+from distillery.sharding import shard, share_buffers, whole_state
 from distillery.tapped import Network
 from distillery.tasks.task import Task
 from distillery.teacher import Teacher
@@ -80,6 +80,10 @@ class Distiller(L.LightningModule):
         """The teachers that nothing changes."""
         return {name: each for name, each in self.teachers.items() if isinstance(each, Teacher) and each.role == FROZEN}
 
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        if self.device_mesh is not None:
+            share_buffers(self.student)
+
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Any]:
         others = {name: each(batch, training=True) for name, each in self.teachers.items() if each is not self.student}
         student = self.student(batch)
@@ -123,4 +127,7 @@ class Distiller(L.LightningModule):
         for teacher in self.teachers.values():
             teacher.to(device=self.device, dtype=cast(torch.dtype, self.dtype))
 
-    on_validation_start = on_fit_start
+    def on_validation_start(self) -> None:
+        self.on_fit_start()
+        if self.device_mesh is not None:
+            share_buffers(self.student)

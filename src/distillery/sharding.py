@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -53,6 +55,17 @@ def whole_state(module: nn.Module) -> dict[str, Any]:
     if not is_sharded(module):
         return module.state_dict()
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers of floating point, as DDP does: BatchNorm's statistics, above all."""
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.broadcast(flat, src=0)
+    for buffer, value in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(value.view_as(buffer))
 
 
 def local(tensor: Tensor) -> Tensor:
