@@ -25,7 +25,7 @@ from fixtures.runs import STUDENT, Died, Dies, config, sha256
 pytestmark = pytest.mark.filterwarnings("ignore:Teacher .* scores")
 
 VISION = ("fitnets", "teacher_assistant", "born_again", "layerwise", "curriculum", "annealed_kd", "route")
-TEXT = ("tinybert", "layerwise_bert", "shrink")
+TEXT = ("tinybert", "layerwise_bert", "shrink", "teacher_assistant_bert")
 CNN = (*STUDENT, "student.net.widths=[8,16,16]", "trainer.max_epochs=6", "logger=none", "data.augment=null")
 TEXTS = ("data.train_size=48", "data.val_size=20", "data.batch_size=16", "trainer.max_epochs=6", "threads=1")
 TEXTS += ("trainer.precision=32-true", "trainer.check_val_every_n_epoch=3", "min_teacher_score=0", "logger=none")

@@ -220,6 +220,12 @@ def test_the_best_student_is_one_of_the_last_stage(staged: Staged) -> None:
     assert max(epoch["score"] for epoch in record.timeline) > record.metrics["best"]["val_score"]
 
 
+def test_the_bar_is_for_teachers_from_outside(staged: Staged) -> None:
+    stages = "{big: {epochs: 1}, small: {epochs: 1, student: {}, teacher: 'stage:big'}}"
+    record = train(staged(stages, "min_teacher_score=0.8")).record
+    assert record.teachers["stage:big"]["score"] < 0.8 < record.teachers["main"]["score"]
+
+
 def test_generations_learn_from_each_other_without_a_teacher_from_outside(staged: Staged) -> None:
     stages = "{one: {epochs: 1, teacher: none}, two: {epochs: 1, student: {}, teacher: 'stage:one'}}"
     folder = train(staged(stages)).folder

@@ -56,6 +56,7 @@ class Distiller(L.LightningModule):
         self.losses: Losses | None = None  # between a forward and its backward
         self.stage = ""  # the name of the stage that is trained; a run of one stage has none
         self.began = 0  # at which update that stage did
+        self.grown: frozenset[str] = frozenset()  # the teachers that are students of earlier stages
 
     def become(self, other: "Distiller", goes_on: bool) -> None:
         """Take over the parts of `other`, which the next stage is to be trained with.

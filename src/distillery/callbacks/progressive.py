@@ -69,7 +69,7 @@ class ProgressiveDistillation(L.Callback):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         assert isinstance(module, Distiller)
-        module.stage, module.began = self.programme.stage.name, self.position.step
+        self._tell(module)
 
     def data(self, epoch: int) -> Data:
         """What the epoch with this number, from 0 on, is trained on."""
@@ -124,6 +124,10 @@ class ProgressiveDistillation(L.Callback):
             until is not None and self.position.waited >= until.patience
         )
 
+    def _tell(self, module: Distiller) -> None:
+        module.stage, module.began = self.programme.stage.name, self.position.step
+        module.grown = frozenset(self.programme.own_teachers())
+
     def _enter_next(self, trainer: L.Trainer, module: Distiller) -> None:
         staged = [callback for callback in trainer.callbacks if isinstance(callback, Staged)]  # type: ignore[attr-defined]
         for callback in staged:
@@ -133,7 +137,7 @@ class ProgressiveDistillation(L.Callback):
             self.programme.place, trainer.current_epoch, trainer.global_step, students=self.programme.students
         )
         module.become(self.programme.parts.distiller, goes_on=not self.programme.stage.fresh)
-        module.stage, module.began = self.programme.stage.name, trainer.global_step
+        self._tell(module)
         trainer.strategy.connect(module)  # without what it had wrapped around
         module.configure_model()
         trainer.strategy.setup(trainer)
