@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from distillery.check import check
 from distillery.errors import UserError
-from distillery.names import method_name
+from distillery.names import method_name, teachers_of
 from distillery.results.schema import config_hash
 from distillery.stages import GENERATION, Stage, expanded, stages_of
 from fixtures.composing import Compose
@@ -64,6 +64,15 @@ def test_a_new_student_starts_from_the_runs_own(compose_train: Compose) -> None:
     assert (one.cfg.student.net.widths, two.cfg.student.net.widths) == ([9], [16, 32])
 
 
+def test_a_student_begins_with_the_layers_of_the_runs_teacher(compose_train: Compose) -> None:
+    cfg = compose_train(
+        "experiment=movie_reviews",
+        "teachers.main.weights=there",
+        "+stages={a: {epochs: 1, teacher: none}, b: {epochs: 1, student: {}, teacher: 'stage:a'}}",
+    )
+    assert [stage.cfg.student.initialise.source for stage in stages_of(cfg)] == ["there", "there"]
+
+
 def test_generations_begin_with_other_weights_and_other_students_with_the_runs_seed(compose_train: Compose) -> None:
     stages = made(
         compose_train,
@@ -81,7 +90,7 @@ def test_teachers_by_name_by_their_settings_and_none(compose_train: Compose) -> 
         "{one: {epochs: 1, teacher: none}, two: {epochs: 1, student: {}, teacher: 'stage:one'},"
         " three: {epochs: 1, teacher: {cache: true}}, four: {epochs: 1, teacher: {weights: elsewhere, cache: true}}}",
     )
-    assert one.cfg.teachers.main == {"none": True}
+    assert teachers_of(one.cfg) == {}
     assert (two.cfg.teachers.main.weights, two.cfg.teachers.main.net) == ("stage:one", None)
     assert (three.cfg.teachers.main.weights, three.cfg.teachers.main.cache) == ("stage:one", True)
     assert (four.cfg.teachers.main.weights, four.cfg.teachers.main.cache) == ("elsewhere", True)

@@ -97,7 +97,8 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
         return [_restored(str(name), node) for name, node in given.items()]
     root: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     root |= {"name": cfg.name, "method": cfg.method, "paths": OmegaConf.to_container(cfg.paths, resolve=True)}
-    root["ensemble"] = None
+    # a stage's teacher is not what the run's own student begins with
+    root |= {"ensemble": None, "student": OmegaConf.to_container(cfg.student, resolve=True)}
     nodes: dict[Any, Any] = root.pop("stages")
     _refuse_names(nodes)
     resolved: Any = OmegaConf.to_container(given, resolve=True)
@@ -209,7 +210,7 @@ def _lengths(nodes: Any, total: int) -> dict[str, int]:
 def _teacher(before: dict[str, Any] | None, given: Any) -> dict[str, Any]:
     """A stage's teacher: named by its weights, `none`, or changes to the one before."""
     if given == "none":
-        return {"none": True}
+        return {**(before or {}), "none": True}
     if isinstance(given, str):
         return {**RUN_TEACHER, "weights": given}
     if "weights" in given or before is None or "none" in before:
