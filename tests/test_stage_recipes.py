@@ -71,7 +71,13 @@ def run_of(recipe: str, route: Path, folder: Path, *more: str) -> DictConfig:
     return config(folder, *CNN, f"stages={recipe}", f"teachers.main.weights='{route}'", *more)
 
 
-@pytest.mark.parametrize("recipe", VISION)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=[] if name in ("fitnets", "teacher_assistant", "annealed_kd") else [pytest.mark.slow])
+        for name in VISION
+    ],
+)
 def test_a_recipe_for_images(recipe: str, route: Path, tmp_path: Path) -> None:
     moves = Moves()
     result = train(run_of(recipe, route, tmp_path / "run"), callbacks=[moves])

@@ -22,6 +22,7 @@ from distillery.prove import prove
 from distillery.results.collect import collect
 from distillery.results.schema import RunRecord
 from distillery.run import train
+from fixtures.killed import differences
 from fixtures.runs import STEPS, STUDENT, Died, Dies, config, sha256
 
 # 10 steps an epoch; a stage that freezes the head, one with a student of its own, one that learns from that one.
@@ -74,29 +75,6 @@ def weights_of(module: Distiller) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.student.net.state_dict().items()}
 
 
-def state(folder: Path) -> dict[str, Any]:
-    """The last checkpoint, without what names its folder."""
-    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["callbacks"] = {k: v for k, v in checkpoint["callbacks"].items() if "ModelCheckpoint" not in k}
-    return checkpoint
-
-
-def assert_equal(a: Any, b: Any, path: str = "") -> None:
-    """Nested plain data and tensors, bit for bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_equal(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for number, (one, other) in enumerate(zip(a, b, strict=True)):
-            assert_equal(one, other, f"{path}[{number}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
-
-
 def test_one_fit_leaves_each_stages_student_and_a_record_of_all(whole: Path, teacher: Path) -> None:
     record = RunRecord.read(whole)
     assert (record.status, record.method) == ("finished", "hint-assistant-final")
@@ -130,6 +108,7 @@ def test_the_first_stage_is_what_a_run_of_its_own_is(whole: Path, teacher: Path,
         assert torch.equal(ours[name], theirs[name]) == (name not in head), name
 
 
+@pytest.mark.slow
 def test_a_later_stage_is_what_a_run_of_its_own_is(staged: Staged, teacher: Path, tmp_path: Path) -> None:
     # one batch an epoch and no augmentation: which epoch it is makes no difference but for the order of a sum
     common = ["data.augment=null", "data.batch_size=100", "trainer.precision=64-true", "loss/feature=[hint]"]
@@ -213,6 +192,7 @@ def test_a_stage_has_data_of_its_own(staged: Staged) -> None:
     assert record.data["train"] == 300
 
 
+@pytest.mark.slow
 def test_the_best_student_is_one_of_the_last_stage(staged: Staged) -> None:
     stages = "{a: {epochs: 5, student: {net: {widths: [12, 24]}}}, b: {epochs: 1, student: {}}}"
     record = train(staged(stages)).record
@@ -281,11 +261,11 @@ def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
     ("overrides", "after"),
     [
         ((), 2 * STEPS),  # in the first step of the second stage
-        ((), 3 * STEPS),  # of the third
-        ((), 4 * STEPS),
-        (EACH_STEP, STEPS + 3),
+        pytest.param((), 3 * STEPS, marks=pytest.mark.slow),  # of the third
+        pytest.param((), 4 * STEPS, marks=pytest.mark.slow),
+        pytest.param(EACH_STEP, STEPS + 3, marks=pytest.mark.slow),
         (EACH_STEP, 2 * STEPS + 5),
-        (EACH_STEP, 3 * STEPS + 1),
+        pytest.param(EACH_STEP, 3 * STEPS + 1, marks=pytest.mark.slow),
         pytest.param(EACH_STEP, 2 * STEPS, marks=pytest.mark.slow),
         pytest.param(EACH_STEP, 3 * STEPS, marks=pytest.mark.slow),
         pytest.param(EACH_STEP, 5 * STEPS - 1, marks=pytest.mark.slow),
@@ -305,8 +285,8 @@ def test_a_run_that_was_stopped_ends_bit_equal(
     before = RunRecord.read(whole)
     assert result.record.metrics == before.metrics
     assert result.record.timeline == before.timeline
-    if not overrides:
-        assert_equal(state(tmp_path / "run"), state(whole))
+    if not overrides:  # nor is anything else another, as the state of optimizer and schedules in the last checkpoint
+        assert differences(tmp_path / "run", whole) == []
     own, theirs = (OmegaConf.load(folder / "config.yaml") for folder in (tmp_path / "run", whole))
     assert own.stages.final.config.loss == theirs.stages.final.config.loss
 
