@@ -152,6 +152,14 @@ def test_a_stage_trains_what_it_names(staged: Staged) -> None:
     assert {name for name in start if not torch.equal(start[name], end[name])} == {"head.weight", "head.bias"}
 
 
+def test_what_a_student_never_trains_is_not_thawed(teacher: Path, staged: Staged) -> None:
+    simkd = ("model/student=simkd", "student.net.backbone.widths=[8,16]", "loss/response=[]", "loss/feature=[simkd]")
+    stages = "{a: {epochs: 1, task: {weight: 0}, loss: {simkd: {}}}, b: {epochs: 1, task: {weight: 1}}}"
+    result = train(staged(stages, *simkd))
+    head = result.parts.distiller.student.net.head.weight
+    assert torch.equal(head, read_weights(teacher / "student.safetensors")["head.weight"])  # type: ignore[arg-type]
+
+
 def test_projectors_go_on_with_a_student_that_goes_on(staged: Staged) -> None:
     def projectors(module: Distiller) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in module.objective.parameters()]
@@ -227,6 +235,7 @@ def test_generations_learn_from_each_other_without_a_teacher_from_outside(staged
             r"Stage 'b': Nothing of the student would be trained: no loss.* what train=\['head\.\*'\] names",
         ),
         ("{a: {epochs: 1}, b: {epochs: 1, teacher: nowhere}}", r"Stage 'b': .*nowhere"),
+        ("{a: {epochs: 1}, b: {epochs: 1, until: {metric: val/scor}}}", r"Stage 'b': until=val/scor: .*'val/score'"),
         ("{a: {epochs: 1}, b: {epochs: 1, data: {train_size: 100000}}}", r"Stage 'b': .*train_size"),
     ],
 )

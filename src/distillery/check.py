@@ -97,6 +97,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         if "_target_" in node:
             schedules_in(path, node, get_object(node["_target_"]))
     _refuse_ensemble(plain)
+    if plain.get("stages") and plain["trainer"].get("max_steps", -1) != -1:
+        raise UserError("trainer.max_steps: stages have lengths of their own, stages.<name>.steps. Leave it at -1.")
     for stage in stages_of(cfg) if plain.get("stages") else ():
         try:
             check(stage.cfg)

@@ -11,7 +11,12 @@ EVER = ("loss", "epoch", "step")  # without any validation: TermMonitor's, and w
 OURS = ("distillery.", "lightning.")  # callbacks that log no metric of their own
 
 
-def refuse_unlogged(callbacks: Mapping[str, Any], schedules: Mapping[str, Schedule], validated: bool) -> None:
+def refuse_unlogged(
+    callbacks: Mapping[str, Any],
+    schedules: Mapping[str, Schedule],
+    validated: bool,
+    others: Mapping[str, str] | None = None,
+) -> None:
     """Refuse a `monitor` or a schedule's `when` that nothing logs, which would show only after an epoch.
 
     A callback of the user's own may log what it likes: then nothing can be known, and nothing is refused.
@@ -20,14 +25,18 @@ def refuse_unlogged(callbacks: Mapping[str, Any], schedules: Mapping[str, Schedu
         callbacks: `cfg.callbacks`.
         schedules: by loss and attribute.
         validated: whether the data have a validation split.
+        others: metrics by the setting that waits for them.
     """
     active = {name: callback for name, callback in callbacks.items() if callback is not None}
     if not all(str(callback.get("_target_")).startswith(OURS) for callback in active.values()):
         return
-    waiting = {f"callbacks.{name}.monitor": callback.get("monitor") for name, callback in active.items()}
+    waiting: dict[str, Any] = {
+        f"callbacks.{name}.monitor": callback.get("monitor") for name, callback in active.items()
+    }
     for path, schedule in schedules.items():
         if isinstance(schedule, Latch):
             waiting[f"{path if path.startswith('task.') else f'loss.{path}'}: when"] = schedule.metric
+    waiting |= others or {}
     known = (*VALIDATED, *EVER) if validated else EVER
     for path, metric in waiting.items():
         if metric in VALIDATED and not validated:

@@ -17,6 +17,7 @@ from distillery.ensemble import Ensemble
 from distillery.errors import UserError
 from distillery.making import make_scheduled
 from distillery.models.weights import save_weights, weights_hash
+from distillery.monitored import refuse_unlogged
 from distillery.names import FROZEN, role_of, teachers_of
 from distillery.networks import CONFIG, EXPORT, blank_student, build_teacher, complete_teacher
 from distillery.plan import programme_row, programme_table, show_plan
@@ -44,6 +45,7 @@ class Programme:
         self.parts: Parts
         self.students: dict[str, str] = {}  # SHA-256 of what finished stages have left, by stage
         self._data: dict[str, Data] = {}
+        self._trainable: set[str] = set()  # of the student: what is trained where no stage freezes it
 
     @property
     def several(self) -> bool:
@@ -213,7 +215,12 @@ class Programme:
         cfg.trainer.max_epochs = self.epochs(place)
         with said_of(stage):
             parts = build(cfg, self.data(place), former, stage.seed)
-            thaw(parts.distiller.student)
+            if former is None:
+                named = parts.distiller.student.named_parameters()
+                self._trainable = {name for name, parameter in named if parameter.requires_grad}
+            thaw(parts.distiller.student, self._trainable)
+            if stage.until:
+                refuse_unlogged(stage.cfg.callbacks, {}, parts.data.sizes["val"] > 0, {"until": stage.until.metric})
             freeze_rest(parts.distiller, stage.train, parts.example)
         return parts
 

@@ -82,7 +82,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
             stages = ProgressiveDistillation(programme, position)
             own = [*callbacks, SameJob(config_hash(plain(programme.given))), *objective_callbacks(cfg)]
             own += [Timeline(record.timeline), Resumption(), RandomState()]
-            trainer = make_trainer(whole, loggers, own, first=[termination, stages])
+            trainer = make_trainer(whole, loggers, own, first=[termination, *([stages] if programme.several else [])])
             data = StagedData(stages) if programme.several else programme.parts.data
             trainer.fit(programme.parts.distiller, datamodule=data, ckpt_path=checkpoint)
             programme.gather()

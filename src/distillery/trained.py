@@ -1,7 +1,7 @@
 """Which parts of the student a stage trains: what it names, of that what a loss reaches."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -35,10 +35,10 @@ def freeze_rest(module: Distiller, wildcards: Sequence[str] | None, batch: Mappi
                 + did_you_mean(wildcard.removesuffix(".*"), [*parts, *named])
                 + " A layer with all that is in it: '<layer>.*'."
             )
-    reached = _reached(module, list(named.values()), batch)
-    for (name, parameter), is_reached in zip(named.items(), reached, strict=True):
+    reached = _reached(module, batch)
+    for name, parameter in named.items():
         chosen = wildcards is None or any(fnmatchcase(name, wildcard) for wildcard in wildcards)
-        parameter.requires_grad_(chosen and is_reached)
+        parameter.requires_grad_(chosen and name in reached)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise UserError(
             "Nothing of the student would be trained: no loss whose weight is not 0 reaches "
@@ -52,15 +52,17 @@ def freeze_rest(module: Distiller, wildcards: Sequence[str] | None, batch: Mappi
                     each.eval()
 
 
-def thaw(student: nn.Module) -> None:
-    """Every parameter is trained, every module in training mode."""
-    student.requires_grad_(True)
+def thaw(student: nn.Module, trainable: Container[str]) -> None:
+    """The parameters of these names are trained again, and every module is in training mode."""
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name in trainable)
     student.train()
 
 
-def _reached(module: Distiller, parameters: list[nn.Parameter], batch: Mapping[str, Tensor]) -> list[bool]:
-    """Whether there is a way back from the active losses to each of the parameters; leaves no trace."""
-    first = next(iter(parameters))  # a student that goes on may have another precision than what is new
+def _reached(module: Distiller, batch: Mapping[str, Tensor]) -> set[str]:
+    """The names of the student's parameters to which there is a way back from an active loss; leaves no trace."""
+    named = {name: each for name, each in module.student.net.named_parameters() if each.requires_grad}
+    first = next(module.student.net.parameters())  # a student that goes on may have another precision than what is new
     objective = copy.deepcopy(module.objective).to(first.dtype)  # a copy: memory banks take in what they are shown
     with in_evaluation_mode(module.student), torch.random.fork_rng(devices=[]):
         student = module.student(batch)
@@ -72,6 +74,6 @@ def _reached(module: Distiller, parameters: list[nn.Parameter], batch: Mapping[s
             if (losses.weights[name] != 0 or f"{name}.weight" in objective.schedules) and loss.requires_grad
         ]
         if not active:
-            return [False] * len(parameters)
-        found = torch.autograd.grad(sum(active, torch.zeros(())), parameters, allow_unused=True)
-    return [gradient is not None for gradient in found]
+            return set()
+        found = torch.autograd.grad(sum(active, torch.zeros(())), list(named.values()), allow_unused=True)
+    return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
