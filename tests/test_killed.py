@@ -41,8 +41,7 @@ STAGES = (
 RUNS = {
     "three stages": STAGES,
     "three stages, saved every third step": (*STAGES, *EVERY_THIRD),
-    "saved each epoch": RICH,
-    "saved every third step": (*RICH, *EVERY_THIRD),
+    "one stage, saved every third step": (*RICH, *EVERY_THIRD),
 }
 
 

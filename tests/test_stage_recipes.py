@@ -92,6 +92,7 @@ def test_a_recipe_for_images(recipe: str, route: Path, tmp_path: Path) -> None:
     for stage, moved in moves.moved.items():
         still = {name for name in everything if name.startswith(tuple(frozen.get(stage, ())))}
         assert moved == everything - still, stage
+    assert result.record.method == recipe
     assert result.record.metrics["last"]["epoch"] == 6
     assert result.record.metrics["last"]["val_score"] > 0.1
 

@@ -12,6 +12,7 @@ from distillery.check import check
 from distillery.errors import UserError
 from distillery.job import Job
 from distillery.names import EMA, PEER, SELF
+from distillery.results.files import report_files
 from distillery.results.render import terminal_table, write_report
 from distillery.results.schema import FILE, RunRecord
 from distillery.run import train
@@ -53,7 +54,7 @@ def compare(cfg: DictConfig) -> None:
     shared = [] if teacher.folder.is_relative_to(out) else [teacher.folder]
     report = write_report([out, *shared], out, cfg.title)
     console.print(terminal_table(report, cfg.title))
-    console.print(f"{out}/report.md  report.csv  report.png", highlight=False, soft_wrap=True)
+    console.print(f"{out}/{'  '.join(report_files(out))}", highlight=False, soft_wrap=True)
     tracking.log_report(students[0].cfg, report, out)
 
 

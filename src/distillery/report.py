@@ -13,6 +13,7 @@ def main(cfg: DictConfig) -> None:
     """Writes report.md, report.csv and report.png, and prints the table."""
     from rich.console import Console
 
+    from distillery.results.files import report_files
     from distillery.results.render import terminal_table, write_report
 
     if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:
@@ -23,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     table = write_report(folders, out, cfg.title)
     console = Console()
     console.print(terminal_table(table, cfg.title))
-    console.print(f"Written: {out}/report.md, report.csv, report.png", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Written: {out}/{', '.join(report_files(out))}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

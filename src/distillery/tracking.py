@@ -16,12 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from distillery.errors import UserError
 from distillery.networks import CONFIG, EXPORT
 from distillery.ranks import is_main
+from distillery.results.files import REPORT, report_files
 from distillery.results.schema import FILE, PREDICTIONS, RunRecord
-from distillery.results.timeline import PICTURE
 
 WANDB = "wandb"  # its key under `logger`
 ID = "wandb_id.txt"  # in a run folder: which W&B run a resumed run goes on with
-REPORT = ("report.md", "report.csv", "report.png")
 
 
 @contextmanager
@@ -121,8 +120,7 @@ def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
     run = _opened("logger.wandb", config).experiment
     try:
         run.log({"report": wandb.Table(dataframe=table), "report_plot": wandb.Image(str(out / REPORT[-1]))})
-        files = [*REPORT, PICTURE] if (out / PICTURE).exists() else REPORT
-        run.log_artifact(_artifact(f"{config.group}-report", "report", out, files))
+        run.log_artifact(_artifact(f"{config.group}-report", "report", out, report_files(out)))
     finally:
         run.finish()
 

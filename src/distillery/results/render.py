@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from distillery.results.collect import Run, collect
+from distillery.results.files import TIMELINE
 from distillery.results.formats import best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.plot import plot
 from distillery.results.plot_timeline import MOST, plot_timeline
 from distillery.results.selection import Selection, select
 from distillery.results.table import PERPLEXITY, TEACHER, method_table
-from distillery.results.timeline import PICTURE
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -51,7 +51,7 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "report.csv", index=False)
     plot(table, selection.students, out / "report.png")
-    methods = plot_timeline(selection.students, out / PICTURE)
+    methods = plot_timeline(selection.students, out / TIMELINE)
     command = shlex.join(["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"])
     (out / "report.md").write_text(markdown(table, selection, title, command, methods), encoding="utf-8")
     return table
@@ -91,7 +91,7 @@ def _timeline(methods: Sequence[str]) -> str:
         return ""
     some = f" The first {MOST} of {len(methods)} methods are shown." if len(methods) > MOST else ""
     return (
-        f"## Timeline\n\n![Stages, validation score, weights, learning rate and temperatures by epoch]({PICTURE})\n\n"
+        f"## Timeline\n\n![Stages, validation score, weights, learning rate and temperatures by epoch]({TIMELINE})\n\n"
         "Validation score: a thin line for each seed, a thick one for their mean. The rest is of the first seed: each "
         f"number as it was in the last batch of an epoch.{some}"
     )

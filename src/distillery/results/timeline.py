@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PICTURE = "timeline.png"  # of a report, beside its other files; only where something changes
-
 
 @dataclass(frozen=True)
 class Epoch:
