@@ -17,13 +17,12 @@ from distillery.drafts import draft
 from distillery.ensemble import Ensemble
 from distillery.evaluation import Evaluation, evaluate
 from distillery.models.weights import save_weights, weights_hash
-from distillery.names import SELF, STAGE
+from distillery.names import PLACE, SELF, STAGE
 from distillery.networks import EXPORT
 from distillery.recall import scored
 from distillery.results.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.results.schema import PREDICTIONS, RunRecord
 from distillery.roles import Peer
-from distillery.stages import PLACE
 from distillery.tapped import Network
 from distillery.teacher import Teacher
 

@@ -18,11 +18,11 @@ from distillery.errors import UserError
 from distillery.making import make_scheduled
 from distillery.models.weights import save_weights, weights_hash
 from distillery.monitored import refuse_unlogged
-from distillery.names import FROZEN, role_of, teachers_of
+from distillery.names import FROZEN, PLACE, role_of, teachers_of
 from distillery.networks import CONFIG, EXPORT, blank_student, build_teacher, complete_teacher
 from distillery.plan import programme_row, programme_table, show_plan
 from distillery.sharding import is_sharded, whole_state
-from distillery.stages import FOLDER, PLACE, RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
+from distillery.stages import FOLDER, RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
 from distillery.tapped import Network
 from distillery.trained import freeze_rest, thaw
 

@@ -5,7 +5,6 @@ What it names as null is again what the run has.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.errors import UserError, did_you_mean
-from distillery.names import FROZEN, NAME, role_of, teachers_of
+from distillery.check_stages import UNTIL, check_stages
+from distillery.names import FROZEN, PLACE, role_of, teachers_of
 
 FOLDER = "stages"  # in a run folder: the student of each finished stage, in a run folder of its own
-PLACE = "stage:"  # `teacher: stage:<name>`, and wherever a config wants weights: the student of that stage
-KEYS = frozenset("epochs steps until teacher teachers student loss task train optim data easiest".split())
-SHARE = re.compile(r"\d+(\.\d+)?%")  # of the run's epochs
-UNTIL = {"metric": "val/score", "mode": "max", "patience": 3, "min_delta": 0.0}
 GENERATION = 10_007  # added to the seed for each earlier student of the same config: generations begin differently
 RUN_TEACHER: dict[str, Any] = {
     "net": None,
@@ -100,10 +95,8 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
     # a stage's teacher is not what the run's own student begins with
     root |= {"ensemble": None, "student": OmegaConf.to_container(cfg.student, resolve=True)}
     nodes: dict[Any, Any] = root.pop("stages")
-    _refuse_names(nodes)
     resolved: Any = OmegaConf.to_container(given, resolve=True)
-    for place, (name, node) in enumerate(resolved.items()):
-        _refuse_node(name, node, root["loss"], [*nodes][:place])
+    check_stages(resolved, root["loss"])
     lengths = _lengths(resolved, cfg.trainer.max_epochs)
     stages: list[Stage] = []
     plain, losses, students = root, dict(root["loss"]), []
@@ -217,69 +210,6 @@ def _teacher(before: dict[str, Any] | None, given: Any) -> dict[str, Any]:
         return {**RUN_TEACHER, **given}
     changed: dict[str, Any] = merged(before, given)
     return changed
-
-
-def _refuse_names(nodes: Mapping[Any, Any]) -> None:
-    for name in nodes:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise UserError(f"stages.{name}: folders are called by it; use letters, digits and . _ + - only.")
-
-
-def _refuse_node(name: str, node: Any, losses: Mapping[str, Any], earlier: Sequence[str]) -> None:
-    path = f"stages.{name}"
-    if not isinstance(node, Mapping):
-        raise UserError(f"{path}={node}: here are settings, as {{epochs: 10, loss: {{kd: {{}}}}}}.")
-    if unknown := [str(key) for key in node if key not in KEYS]:
-        raise UserError(f"Unknown setting '{path}.{unknown[0]}'." + did_you_mean(unknown[0], KEYS))
-    lengths = [key for key in ("epochs", "steps") if node.get(key) is not None]
-    if len(lengths) != 1:
-        more = " `until` ends it earlier." if "until" in node else ""
-        raise UserError(f"{path}: give its length, either as epochs or as steps.{more}")
-    length = node[lengths[0]]
-    is_share = lengths == ["epochs"] and isinstance(length, str) and SHARE.fullmatch(length)
-    if not is_share and (type(length) is not int or length < 1):
-        share = ", or a share of trainer.max_epochs, as 40%" if lengths == ["epochs"] else ""
-        raise UserError(f"{path}.{lengths[0]}={length}: it must be a whole number from 1 on{share}.")
-    _refuse_until(f"{path}.until", node.get("until"))
-    if not isinstance(train := node.get("train"), list | None) or train == []:
-        raise UserError(f"{path}.train={train}: give a list of wildcards for names of parameters, as ['layer1.*'].")
-    part = node.get("easiest")
-    if part is not None and (isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1):
-        raise UserError(f"{path}.easiest={part}: it must be a share of the training samples, above 0 and at most 1.")
-    for loss in node.get("loss") or {}:
-        if loss not in losses:
-            raise UserError(
-                f"{path}.loss.{loss}: every loss of any stage is composed once, at the root."
-                f"{did_you_mean(str(loss), losses)} Choose it there: loss/response=[…], loss/feature=[…]"
-            )
-    for source in _sources(node):
-        if source not in earlier:
-            raise UserError(f"{path}: there is no earlier stage {source!r}." + did_you_mean(source, earlier))
-
-
-def _refuse_until(path: str, until: Any) -> None:
-    if until is None:
-        return
-    if not isinstance(until, Mapping):
-        raise UserError(f"{path}={until}: give {{metric: val/score, patience: 3}}.")
-    if unknown := [str(key) for key in until if key not in UNTIL]:
-        raise UserError(f"Unknown setting '{path}.{unknown[0]}'." + did_you_mean(unknown[0], UNTIL))
-    settings = {**UNTIL, **until}
-    if settings["mode"] not in ("max", "min"):
-        raise UserError(f"{path}.mode={settings['mode']}: max, if greater is better, or min.")
-    if type(settings["patience"]) is not int or settings["patience"] < 1:
-        raise UserError(f"{path}.patience={settings['patience']}: it must be a whole number from 1 on.")
-    if isinstance(settings["min_delta"], bool) or not isinstance(settings["min_delta"], int | float):
-        raise UserError(f"{path}.min_delta={settings['min_delta']}: it must be a number.")
-
-
-def _sources(node: Any) -> list[str]:
-    """The stages that are named anywhere in the settings."""
-    if isinstance(node, Mapping):
-        return [name for value in node.values() for name in _sources(value)]
-    if isinstance(node, list):
-        return [name for value in node for name in _sources(value)]
-    return [node.removeprefix(PLACE)] if isinstance(node, str) and node.startswith(PLACE) else []
 
 
 def _placed(node: Any, folder: Path) -> Any:

@@ -129,8 +129,9 @@ def _finite(value: Any) -> Any:
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """SHA-256 of a resolved config without its paths: equal for two jobs that compute the same thing."""
     identity = {key: _without_places(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
-    if not identity.get("stages"):  # as it was before there were any
-        identity.pop("stages", None)
+    for later in ("stages", "ensemble"):
+        if not identity.get(later):  # as it was before there were any
+            identity.pop(later, None)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
