@@ -73,10 +73,7 @@ def run_of(recipe: str, route: Path, folder: Path, *more: str) -> DictConfig:
 
 @pytest.mark.parametrize(
     "recipe",
-    [
-        pytest.param(name, marks=[] if name in ("fitnets", "teacher_assistant", "annealed_kd") else [pytest.mark.slow])
-        for name in VISION
-    ],
+    [pytest.param(name, marks=[] if name in ("fitnets", "annealed_kd") else [pytest.mark.slow]) for name in VISION],
 )
 def test_a_recipe_for_images(recipe: str, route: Path, tmp_path: Path) -> None:
     moves = Moves()

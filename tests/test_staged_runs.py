@@ -273,7 +273,7 @@ def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
         pytest.param((), 3 * STEPS, marks=pytest.mark.slow),  # of the third
         pytest.param((), 4 * STEPS, marks=pytest.mark.slow),
         pytest.param(EACH_STEP, STEPS + 3, marks=pytest.mark.slow),
-        (EACH_STEP, 2 * STEPS + 5),
+        pytest.param(EACH_STEP, 2 * STEPS + 5, marks=pytest.mark.slow),
         pytest.param(EACH_STEP, 3 * STEPS + 1, marks=pytest.mark.slow),
         pytest.param(EACH_STEP, 2 * STEPS, marks=pytest.mark.slow),
         pytest.param(EACH_STEP, 3 * STEPS, marks=pytest.mark.slow),

@@ -25,8 +25,9 @@ from distillery.names import FROZEN, losses_of, method_name, role_of, teachers_o
 from distillery.results.schema import FILE, RunRecord
 from distillery.studybar import StudyBar
 
+LONG = ("leaderboard", "wordnet_", "movie_reviews_", "text_recipes", "stages_movie")  # many jobs, or like another's
 STUDIES = [
-    pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem.startswith("leaderboard") else [])
+    pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LONG) else [])
     for path in sorted((CONFIGS / "study").glob("*.yaml"))
 ]
 CONTROLS = {  # named by what they are, not by their losses

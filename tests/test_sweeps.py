@@ -66,6 +66,7 @@ def test_what_is_finished_is_kept_and_the_rest_is_run(
     assert scores == [validation[0], *validation], "a sampler is told of the kept ones, too"
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_recorded_and_the_others_go_on(cli: Cli, jobs: Sequence[str]) -> None:
     """The first two are refused before training, the third ends in NaN."""
     sweep = (*jobs, "data.train_size=7,100", f"{NAN},0.01")
