@@ -1,11 +1,14 @@
 """The state of the random generators in the checkpoint: a resumed run's dropout draws what it would have drawn."""
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from distillery.gathering import world_size
 
 KEY = "random_state"  # in a checkpoint
 
@@ -51,7 +54,12 @@ class RandomState(L.Callback):
 
 def _gathered(module: L.LightningModule, state: Tensor) -> Tensor:
     """Those of all ranks, [ranks, bytes]."""
-    return cast(Tensor, module.all_gather(state.to(module.device))).view(-1, len(state)).cpu()
+    own = state.to(module.device)
+    found = [torch.empty_like(own) for _ in range(world_size())]
+    if len(found) == 1:
+        return state[None]
+    dist.all_gather(found, own)
+    return torch.stack(found).cpu()
 
 
 def _kinds(device: torch.device) -> set[str]:

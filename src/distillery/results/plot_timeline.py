@@ -32,6 +32,7 @@ LEFT, RIGHT, TOP, BOTTOM, GAP = 0.68, 0.12, 0.3, 0.42, 0.12  # inches beside a m
 LEGEND = 5  # columns
 FEW = 20  # epochs with a score: each is marked
 DECADE = 10  # what spans more is drawn on a logarithmic axis
+NOTHING = 1e5  # a rate that falls by more has ended at 0, as the schedules of transformers do
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,8 @@ def _numbers(ax: Axes, method: Method, kind: str, looks: Mapping[str, dict[str, 
 def _learning_rate(ax: Axes, method: Method) -> None:
     rates = [each.lr for each in method.epochs]
     ax.stairs(rates, method.edges, baseline=None, color=INK, lw=1.4)
-    if (positive := [rate for rate in rates if rate > 0]) and max(positive) > DECADE * min(positive):
+    positive = [rate for rate in rates if rate > 0]
+    if positive and DECADE * min(positive) < max(positive) < NOTHING * min(positive):
         ax.set_yscale("log")
         ax.yaxis.set_minor_locator(NullLocator())
         ax.margins(y=0.1)
@@ -261,7 +263,7 @@ def _linear(ax: Axes, values: Sequence[float]) -> None:
     margin = 0.1 * (high - low) or 1.0
     ax.set_ylim(low - margin, high + margin)
     ax.yaxis.set_major_locator(MaxNLocator(3))
-    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter(lambda x, _: f"{x:g}" if abs(x) >= 1e-3 or not x else f"{x:.1e}".replace("e-0", "e-"))
 
 
 def _kind(path: str) -> str:
