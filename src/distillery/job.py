@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distillery.errors import UserError
 from distillery.ranks import is_main
 from distillery.results.schema import FILE, RunRecord, config_hash
-from distillery.run import train
+from distillery.run import plain, train
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Job:
     cfg: DictConfig
 
     def identity(self) -> str:
-        return config_hash(OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
+        return config_hash(plain(self.cfg))
 
     def record(self) -> RunRecord | None:
         """What an earlier call left in the folder."""

@@ -144,7 +144,8 @@ class Programme:
                 if show:
                     show_plan(parts, f"Stage {number + 1}: {stage.name}" if self.several else "")
                     rows.append(programme_row(stage.name, parts))
-                leave(parts, stage.name, Path(folder))
+                if number + 1 < len(self.stages):  # no stage comes after the last, to learn from it
+                    leave(parts, stage.name, Path(folder))
         if show and self.several:
             Console().print(programme_table(rows))
 
