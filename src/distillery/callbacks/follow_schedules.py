@@ -27,9 +27,6 @@ class FollowSchedules(L.Callback):
     def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
         self._met.clear()
 
-    def on_stage_start(self, trainer: L.Trainer, module: Distiller) -> None:
-        pass
-
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
         if not trainer.sanity_checking:

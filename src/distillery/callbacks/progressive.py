@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Self
 
 import lightning as L
 import torch
@@ -14,14 +14,6 @@ from distillery.data.module import Data
 from distillery.distiller import Distiller
 from distillery.errors import UserError
 from distillery.programme import Programme
-
-
-@runtime_checkable
-class Staged(Protocol):
-    """A callback that hears of the borders between stages."""
-
-    def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None: ...
-    def on_stage_start(self, trainer: L.Trainer, module: Distiller) -> None: ...
 
 
 @dataclass
@@ -56,7 +48,8 @@ class ProgressiveDistillation(L.Callback):
 
     A stage ends with an epoch; before the next one the student of the stage is written to the run folder, the parts
     of the next stage take its place, and the strategy is set up anew: it wraps what is trained now, and makes new
-    optimizers. Checkpoints by a metric begin anew: the best student is one of the last stage.
+    optimizers. Checkpoints by a metric begin anew: the best student is one of the last stage. Callbacks that have
+    `on_stage_end(trainer, module)` hear of a stage's end, those with `on_stage_start` of the next one's beginning.
 
     Args:
         programme: begun at the position.
@@ -129,9 +122,7 @@ class ProgressiveDistillation(L.Callback):
         module.grown = frozenset(self.programme.own_teachers())
 
     def _enter_next(self, trainer: L.Trainer, module: Distiller) -> None:
-        staged = [callback for callback in trainer.callbacks if isinstance(callback, Staged)]  # type: ignore[attr-defined]
-        for callback in staged:
-            callback.on_stage_end(trainer, module)
+        _call("on_stage_end", trainer, module)
         self.programme.advance(trainer.is_global_zero, lambda: trainer.strategy.barrier("stage"))
         self.position = Position(
             self.programme.place, trainer.current_epoch, trainer.global_step, students=self.programme.students
@@ -145,8 +136,7 @@ class ProgressiveDistillation(L.Callback):
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None:
                 _begin_anew(checkpoint, trainer)
-        for callback in staged:
-            callback.on_stage_start(trainer, module)
+        _call("on_stage_start", trainer, module)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             name, count = self.programme.stage.name, len(self.programme.stages)
             Console().print(f"Stage {self.programme.place + 1} of {count}: {name}", highlight=False)
@@ -173,6 +163,13 @@ class StagedData(L.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         return self.now.val_dataloader()
+
+
+def _call(hook: Literal["on_stage_end", "on_stage_start"], trainer: L.Trainer, module: Distiller) -> None:
+    """As Lightning calls its own hooks, of the callbacks that have this one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if heard := getattr(callback, hook, None):
+            heard(trainer, module)
 
 
 def _begin_anew(checkpoint: ModelCheckpoint, trainer: L.Trainer) -> None:

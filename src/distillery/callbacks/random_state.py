@@ -43,9 +43,6 @@ class RandomState(L.Callback):
     def on_stage_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._restored.clear()  # a stage begins with a seed
 
-    def on_stage_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        pass
-
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for kind in _kinds(module.device):
             if kind in self._restored:

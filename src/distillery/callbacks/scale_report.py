@@ -63,9 +63,6 @@ class ScaleReport(L.Callback):
     def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
         self.on_train_end(trainer, module)
 
-    def on_stage_start(self, trainer: L.Trainer, module: Distiller) -> None:
-        pass
-
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._rows:  # training had fewer steps
             self._report(trainer, module)
