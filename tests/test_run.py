@@ -280,6 +280,7 @@ def test_a_new_run_in_an_old_folder_has_its_own_checkpoints(teacher: Path, tmp_p
 def test_compiled_networks_keep_their_names(
     run: Callable[..., Result], finished: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     compiled: list[nn.Module] = []
     as_it_is = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda net: (compiled.append(net), as_it_is(net, backend="eager")))

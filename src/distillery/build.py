@@ -114,8 +114,9 @@ def build(cfg: DictConfig, data: Data | None = None, former: Network | None = No
         if teacher.get("cache"):
             frozen[name].recall = _recall(frozen[name], teacher, data, str(cfg.trainer.precision))
     if cfg.compile:
-        for network in networks.keys() - {former}:
-            network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
+        for network in networks:
+            if network is not former:
+                network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
     optim = Optim(**instantiate(cfg.optim))
     distiller = Distiller(student, teachers, task, objective, optim, outputs)
     if cfg.trainer.max_epochs:  # without one there is no schedule either: a cosine cannot have the length 0

@@ -1,5 +1,6 @@
 """A network in a role, with taps that record what the losses ask for; `signals.py` says what a tap can be."""
 
+import sys
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import partial
@@ -147,15 +148,18 @@ class Network(nn.Module):
     def last_tap(self, batch: Mapping[str, Tensor]) -> str | None:
         """The tap at which `observe(…, stop=True)` ends from now on, found out on `batch`; None: it runs no layer."""
         self._last_tap: str | None = None
-        probe(self, batch)
-        self._records = -self._to_come
+        self._records = sys.maxsize  # never reached: what is left of it tells how many there were
+        with evaluating(self):
+            self.observe(batch, stop=True)
+        self._records -= self._to_come
         return self._last_tap
 
     def _has_recorded(self, tap: str) -> None:
         self._last_tap = tap
-        self._to_come -= 1
-        if self._to_come == 0:
-            raise _LastTap
+        if self._to_come:  # a forward that runs to its end counts nothing: it would be compiled anew for each count
+            self._to_come -= 1
+            if self._to_come == 0:
+                raise _LastTap
 
     def attention_modules(self, batch: Mapping[str, Tensor]) -> list[str]:
         """The paths of the modules that compute attention, in the order in which they run."""
