@@ -48,6 +48,15 @@ def test_attention_counts_although_it_runs_fused() -> None:
     assert torch.backends.mha.get_fastpath_enabled() == fast_path
 
 
+def test_recurrent_layers_count_for_each_token() -> None:
+    length, width, hidden = 7, 16, 32
+    layer = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True)
+    first, second = 4 * hidden * (width + hidden), 4 * hidden * (2 * hidden + hidden)  # four gates: of input and state
+    assert count_flops(layer, partial(layer, torch.rand(1, length, width))) == 2 * length * 2 * (first + second)
+    assert torch.backends.mkldnn.enabled
+    assert torch.backends.cudnn.enabled
+
+
 def test_latency_is_the_median_without_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     durations = [50.0] * cost.WARM_UP + [1.0, 2.0, 3.0, 100.0, 2.5]
     ticks = iter([tick for i, duration in enumerate(durations) for tick in (1000.0 * i, 1000.0 * i + duration)])

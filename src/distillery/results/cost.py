@@ -1,7 +1,8 @@
 """What a network costs: parameters, FLOPs, latency."""
 
 import statistics
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from time import perf_counter
 
 import torch
@@ -28,17 +29,24 @@ def count_embedding_parameters(net: nn.Module) -> int:
 def count_flops(net: nn.Module, forward: Callable[[], object]) -> int:
     """FLOPs of one `forward` of `net`: 2 × MACs.
 
-    Convolutions, matrix products and attention count; biases, normalisation and element-wise operations do
-    not, as in the tables of the literature (many of which give MACs, half of this, under the name FLOPs).
+    Convolutions, matrix products, attention and recurrent layers count; biases, normalisation and element-wise
+    operations do not, as in the tables of the literature (many of which give MACs, half of this, under the name FLOPs).
     """
+    counter = FlopCounterMode(display=False)
+    with evaluating(net), _plain_kernels(), counter:
+        forward()
+    return counter.get_total_flops()
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Without those that the counter takes for 0: nn.MultiheadAttention's fast path, fused attention, whole LSTMs."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    # the counter takes the CPU's fused attention and nn.MultiheadAttention's fast path for 0: neither is used
+    off = {"enabled": False, "deterministic": None, "allow_tf32": None, "fp32_precision": None}  # None: as it is
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        counter = FlopCounterMode(display=False)
-        with evaluating(net), sdpa_kernel(SDPBackend.MATH), counter:
-            forward()
-        return counter.get_total_flops()
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(**off), torch.backends.cudnn.flags(**off):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
