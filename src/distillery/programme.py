@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from distillery.build import Parts, build, build_data, updates
 from distillery.curriculum import confidences, easiest
@@ -45,6 +46,7 @@ class Programme:
         self.parts: Parts
         self.students: dict[str, str] = {}  # SHA-256 of what finished stages have left, by stage
         self._data: dict[str, Data] = {}
+        self._confidences: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of a teacher in samples, see `curriculum.py`
         self._trainable: set[str] = set()  # of the student: what is trained where no stage freezes it
 
     @property
@@ -74,16 +76,20 @@ class Programme:
         """The data of a stage; stages with the same settings share them."""
         stage = self.stages[place]
         teacher = OmegaConf.to_yaml(stage.cfg.teachers, resolve=True) if stage.easiest else ""
-        key = f"{OmegaConf.to_yaml(stage.cfg.data, resolve=True)} {stage.easiest} {teacher}"
+        judged = OmegaConf.to_yaml(stage.cfg.data, resolve=True) + teacher
+        key = f"{judged}{stage.easiest}"
         if key not in self._data:
             with said_of(stage):
                 self._data[key] = build_data(stage.cfg)
                 if stage.easiest:
-                    self._narrow(self._data[key], stage)
+                    if judged not in self._confidences:
+                        self._confidences[judged] = self._judge(self._data[key], stage)
+                    index, confidence, classes = self._confidences[judged]
+                    self._data[key].narrow(index[easiest(confidence, classes, stage.easiest)].sort().values)
         return self._data[key]
 
-    def _narrow(self, data: Data, stage: Stage) -> None:
-        """Leave the samples of which the stage's teacher is most confident."""
+    def _judge(self, data: Data, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
+        """How confident the stage's teacher is of each sample, see `confidences`."""
         teacher = teachers_of(stage.cfg).get("main")
         if teacher is None or role_of(teacher) != FROZEN or "main" in stage_teachers(stage.cfg):
             raise UserError(
@@ -92,8 +98,7 @@ class Programme:
             )
         task, _ = make_scheduled("task", stage.cfg.task)
         whole = complete_teacher(teacher, data, task, "main", stage.cfg.student)
-        index, confidence, classes = confidences(build_teacher(whole, "main"), data, task)
-        data.narrow(index[easiest(confidence, classes, stage.easiest or 1)].sort().values)
+        return confidences(build_teacher(whole, "main"), data, task)
 
     def epochs(self, place: int) -> int:
         """The length of a stage in epochs; where it waits for a metric, the greatest."""
