@@ -1,5 +1,6 @@
 """Runs of several stages: each is what it would be alone, and a run that was stopped goes on exactly."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,9 +174,36 @@ def test_projectors_go_on_with_a_student_that_goes_on(staged: Staged) -> None:
     assert not torch.equal(end_of_second, third)
 
 
+def test_a_length_in_steps_is_that_of_all_processes_before_they_run(staged: Staged) -> None:
+    one = ("{a: {steps: 22}}", "data.train_size=102")  # two samples are left, enough for one process, not for two
+    assert Programme(staged(*one)).epochs(0) == 2
+    assert Programme(staged(*one, "trainer.devices=2")).epochs(0) == 3
+
+
+def test_a_projector_between_other_layers_is_another(staged: Staged) -> None:
+    looks = Looks(lambda module: [each.detach().clone() for each in module.objective.parameters()], ends=True)
+    first = "a: {epochs: 1, loss: {hint: {weight: 1, layers: {stages.0: stages.1}}}}"
+    second = "b: {epochs: 1, loss: {hint: {weight: 1, layers: {stages.1: stages.1}}}}"
+    train(staged(f"{{{first}, {second}}}", "loss/feature=[hint]", "student.net.widths=[16,16]"), callbacks=[looks])
+    _, end_of_first, second_one, *_ = (parameters[0] for parameters in looks.seen)
+    assert end_of_first.shape == second_one.shape
+    assert not torch.equal(end_of_first, second_one)
+
+
+def test_memory_banks_are_of_one_teacher(staged: Staged, teacher: Path, tmp_path: Path) -> None:
+    other = train(config(tmp_path / "other", "experiment=digits_teacher", "trainer.max_epochs=1", "seed=5")).folder
+    looks = Looks(lambda module: {name: each.clone() for name, each in module.objective.named_buffers()}, ends=True)
+    stages = f"{{a: {{epochs: 1, loss: {{crd: {{}}}}}}, b: {{epochs: 1}}, c: {{epochs: 1, teacher: '{other}'}}}}"
+    train(staged(stages, "loss/response=[]", "loss/feature=[crd]", "loss.crd.num_negatives=20"), callbacks=[looks])
+    _, end_of_a, b, end_of_b, c, *_ = looks.seen
+    assert end_of_a
+    assert all(torch.equal(b[name], each) for name, each in end_of_a.items())
+    assert not all(torch.equal(c[name], each) for name, each in end_of_b.items())
+
+
 def test_numbers_schedules_and_rates_begin_anew_in_each_stage(staged: Staged) -> None:
     weight = "{schedule: linear, start: 0, end: 1, epochs: 2}"
-    stages = f"{{a: {{epochs: 3, loss: {{kd: {{weight: {weight}}}}}}}, b: {{epochs: 2}}}}"
+    stages = f"{{a: {{epochs: 3, loss: {{kd: {{weight: {weight}}}}}}}, b: {{steps: {STEPS + 1}}}}}"
     record = train(staged(stages)).record
     last_batch = [min(1, (step + (STEPS - 1) / STEPS) / 2) for step in (0, 1, 2, 0, 1)]
     assert [epoch["numbers"]["kd.weight"] for epoch in record.timeline] == pytest.approx(last_batch)
@@ -198,6 +226,26 @@ def test_a_stage_has_data_of_its_own(staged: Staged) -> None:
     ).record
     assert [epoch["step"] for epoch in record.timeline] == [10, 12, 14, 20]
     assert record.data["train"] == 300
+
+
+def test_a_stage_with_another_task_has_its_score(staged: Staged) -> None:
+    embedding = "task: {_target_: distillery.tasks.embedding.Embedding}"
+    stages = f"{{a: {{epochs: 1}}, b: {{epochs: 1, {embedding}, loss: {{hint: {{}}}}}}}}"
+    record = train(staged(stages, "loss/feature=[hint]")).record
+    assert record.timeline[-1]["score"] == pytest.approx(record.metrics["last"]["val_score"])
+
+
+def test_what_stops_the_fit_before_its_last_stage_does_not_finish_the_run(staged: Staged, tmp_path: Path) -> None:
+    class Stops(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    stages = "{a: {epochs: 2, student: {net: {widths: [12, 24]}}}, b: {epochs: 1, student: {}}}"
+    with pytest.raises(UserError, match=r"stopped in stage 'a', 1 of 2, after 1 epochs in all.*resume=.*run goes on"):
+        train(staged(stages), callbacks=[Stops()])
+    assert RunRecord.read(tmp_path / "run").status == "failed"
+    record = train(resumed(tmp_path / "run", [])).record
+    assert (record.status, [epoch["stage"] for epoch in record.timeline]) == ("finished", [*"aab"])
 
 
 @pytest.mark.slow
@@ -258,7 +306,7 @@ def test_the_plan_shows_every_stage(staged: Staged, capsys: pytest.CaptureFixtur
 def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
     programme = Programme(staged("{only: {epochs: 3, loss: {kd: {}}}}"))
     programme.begin()
-    row = programme_row("only", programme.parts)
+    row = programme_row(programme.stage, programme.parts)
     assert row[:3] == ["only", "3", "30"]
     # SmallCNN on 8×8 digits: 3×3 convolutions of 1→16 at 8×8 and 16→32 at 4×4, and a head 32→10
     student = 2 * (64 * 16 * 9 + 16 * 32 * 16 * 9 + 32 * 10)
@@ -298,6 +346,60 @@ def test_a_run_that_was_stopped_ends_bit_equal(
         assert differences(tmp_path / "run", whole) == []
     own, theirs = (OmegaConf.load(folder / "config.yaml") for folder in (tmp_path / "run", whole))
     assert own.stages.final.config.loss == theirs.stages.final.config.loss
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_the_student_of_an_earlier_stage_is_known_in_any_precision(precision: str, staged: Staged) -> None:
+    cfg = staged("{a: {epochs: 1}, b: {epochs: 2, student: {}, teacher: 'stage:a'}}", f"trainer.precision={precision}")
+    with pytest.raises(Died):
+        train(cfg, callbacks=[Dies(2 * STEPS + 5)])
+    assert train(resumed(Path(cfg.paths.run), [])).record.status == "finished"
+
+
+def test_a_student_that_only_later_stages_need_is_known_too(staged: Staged) -> None:
+    cfg = staged("{a: {epochs: 1}, b: {epochs: 2}, c: {epochs: 1}}", "ensemble=[a]")
+    with pytest.raises(Died):
+        train(cfg, callbacks=[Dies(2 * STEPS + 5)])
+    place = Path(cfg.paths.run) / "stages/a/student.safetensors"
+    save_file({name: value + 1 for name, value in read_weights(place).items()}, place)
+    with pytest.raises(UserError, match=r"does not hold the student that stage 'a' has left"):
+        train(resumed(Path(cfg.paths.run), []))
+    place.unlink()
+    with pytest.raises(UserError, match=r"There is no .*student\.safetensors, which stage 'a' has left"):
+        train(resumed(Path(cfg.paths.run), []))
+
+
+def test_another_teacher_from_outside_is_refused(staged: Staged, teacher: Path, tmp_path: Path) -> None:
+    own = tmp_path / "teacher"
+    shutil.copytree(teacher, own)
+    cfg = staged("{a: {epochs: 1}, b: {epochs: 2}}", f"teachers.main.weights='{own}'")
+    with pytest.raises(Died):
+        train(cfg, callbacks=[Dies(STEPS + 5)])
+    place = own / "student.safetensors"
+    save_file({name: value + 1 for name, value in read_weights(place).items()}, place)
+    told = r"cannot be resumed: in stage '[ab]' teachers\.main is not the network that it was started with.*weights"
+    with pytest.raises(UserError, match=told):
+        train(resumed(tmp_path / "run", []))
+
+
+def test_an_average_of_a_student_that_goes_on_records_nothing_into_it(staged: Staged) -> None:
+    programme = Programme(
+        staged(
+            "{a: {epochs: 1, loss: {hint: {layers: {stages.1: stages.1}}}}, b: {epochs: 1, loss: {kd: {}}, teachers:"
+            " {average: {role: ema, decay: 0.9}}}}",
+            "loss/feature=[hint]",
+        )
+    )
+    programme.begin(1)
+    average = programme.parts.distiller.teachers["average"]
+    assert not [module for module in average.net.modules() if module._forward_hooks]
+
+
+def test_students_do_not_vote_on_numbers(staged: Staged) -> None:
+    embedding = "task: {_target_: distillery.tasks.embedding.Embedding}, loss: {hint: {}}"
+    cfg = staged(f"{{a: {{epochs: 1}}, b: {{epochs: 1, {embedding}}}}}", "ensemble=[a]", "loss/feature=[hint]")
+    with pytest.raises(UserError, match=r"Stage 'b': ensemble: students vote on classes, and this task has none"):
+        train(cfg)
 
 
 def test_another_student_of_an_earlier_stage_is_refused(teacher: Path, tmp_path: Path) -> None:

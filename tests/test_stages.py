@@ -168,7 +168,18 @@ def test_without_stages_a_job_is_what_it_was_before_there_were_any(compose_train
         ("{a: {epochs: 2, until: {patience: 0}}}", r"stages\.a\.until\.patience=0"),
         ("{a: {epochs: 2, until: {mode: high}}}", r"stages\.a\.until\.mode=high: max"),
         ("{a: {epochs: 2, until: {min_delta: x}}}", r"stages\.a\.until\.min_delta=x"),
+        ("{a: {epochs: 2, until: {min_delta: -1}}}", r"stages\.a\.until\.min_delta=-1: .* 0 or greater"),
         ("{a: {epochs: 2, train: head}}", r"stages\.a\.train=head: give a list"),
+        ("{a: {epochs: 2, train: [1]}}", r"stages\.a\.train=\[1\]: give a list of wildcards"),
+        ("{a: {epochs: 60%}, b: {epochs: 60%}}", r"stages: their shares .*, 60% \+ 60%, make up 120%"),
+        ("{a: {epochs: 0%}}", r"stages\.a\.epochs=0%: it would not be trained"),
+        ("{a: {epochs: 2, loss: [kd]}}", r"stages\.a\.loss=\['kd'\]: here are settings"),
+        ("{a: {epochs: 2, loss: kd}}", r"stages\.a\.loss=kd: here are settings"),
+        ("{a: {epochs: 2, loss: {kd: 3}}}", r"stages\.a\.loss\.kd=3: give its settings"),
+        ("{a: {epochs: 2, data: 3}}", r"stages\.a\.data=3: here are settings"),
+        ("{a: {epochs: 2, teacher: 3}}", r"stages\.a\.teacher=3: give a run folder"),
+        ("{a: {epochs: 2, teachers: x}}", r"stages\.a\.teachers=x: here are settings"),
+        ("{a: {epochs: 2, teachers: {second: null}}}", r"stages\.a\.teachers\.second=None: give a run folder"),
         ("{a: {epochs: 2, loss: {hnt: {}}}}", r"stages\.a\.loss\.hnt: every loss.*'hint'.*Choose it there"),
         ("{a: {epochs: 2, teacher: 'stage:b'}, b: {epochs: 2}}", r"stages\.a: there is no earlier stage 'b'"),
         ("{one: {epochs: 2}, b: {epochs: 2, teacher: 'stage:onne'}}", r"no earlier stage 'onne'.*'one'"),
@@ -180,6 +191,43 @@ def test_without_stages_a_job_is_what_it_was_before_there_were_any(compose_train
 def test_what_cannot_be_is_refused(stages: str, told: str, compose_train: Compose) -> None:
     with pytest.raises(UserError, match=told):
         check(composed(compose_train, stages, "method=m"))
+
+
+@pytest.mark.parametrize(
+    ("stages", "override", "told"),
+    [
+        ("{a: {epochs: 50%}}", "trainer.max_epochs=0", r"stages\.a\.epochs: there is no share of .*max_epochs=0"),
+        ("{a: {epochs: 5, until: {}}}", "trainer.limit_val_batches=0", None),
+        ("{a: {epochs: 5, until: {patience: 2}}}", "trainer.limit_val_batches=0", r"stages\.a\.until: .* is validated"),
+        ("{a: {epochs: 5}}", "trainer.fast_dev_run=true", r"fast_dev_run ends .* with the first stage.*debug=limit"),
+        (
+            "{a: {epochs: 5}}",
+            "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/score}",
+            r"callbacks\.early would stop the run.*stages\.<name>\.until=.*callbacks\.early=null",
+        ),
+    ],
+)
+def test_settings_of_the_run_that_stages_cannot_have(
+    stages: str, override: str, told: str | None, compose_train: Compose
+) -> None:
+    cfg = composed(compose_train, stages, "method=m", override)
+    if told is None:
+        check(cfg)
+    else:
+        with pytest.raises(UserError, match=told):
+            check(cfg)
+
+
+def test_another_teacher_is_normalised_as_the_one_before(compose_train: Compose) -> None:
+    stages = "{a: {epochs: 1, teacher: there}, b: {epochs: 1, teacher: {weights: here, bn_mode: eval}}}"
+    one, two = made(compose_train, stages, "teachers.main.bn_mode=train", "teachers.main.input.size=16")
+    assert (one.cfg.teachers.main.bn_mode, two.cfg.teachers.main.bn_mode) == ("train", "eval")
+    assert one.cfg.teachers.main.input == {}  # that of its own run
+
+
+def test_what_follows_from_a_length_in_steps_waits_for_it(compose_train: Compose) -> None:
+    (stage,) = made(compose_train, "{a: {steps: 30}}")
+    assert stage.lasting(4).cfg.optim.scheduler.T_max == 4
 
 
 @pytest.mark.parametrize(

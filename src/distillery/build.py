@@ -20,6 +20,7 @@ from distillery.monitored import refuse_unlogged
 from distillery.names import FROZEN, SELF, losses_of, role_of, teachers_of
 from distillery.networks import build_moving, build_student, build_teacher, complete, complete_teacher
 from distillery.objective import Objective
+from distillery.ranks import processes
 from distillery.recall import Recall
 from distillery.reuse import complete_reuse, reuse_classifier
 from distillery.roles import Peer
@@ -86,6 +87,8 @@ def build(cfg: DictConfig, data: Data | None = None, former: Network | None = No
 
     L.seed_everything(cfg.seed if seed is None else seed, verbose=False)
     student = build_student(cfg.student, data) if former is None else former
+    student.tap((), batch)  # an average of a former one would go on recording into it
+    student.tap_attention((), batch)
     frozen = {name: build_teacher(own, name) for name, own in cfg.teachers.items() if role_of(own) == FROZEN}
     if former is None:
         reuse_classifier(student, frozen, batch)
@@ -136,7 +139,7 @@ def _recall(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> Re
 
 def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
     """How often the optimizer steps in an epoch, and in the whole run."""
-    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    batches, limit = data.batches(processes(trainer) * trainer.get("num_nodes", 1)), trainer.limit_train_batches
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = math.ceil(batches / trainer.accumulate_grad_batches)

@@ -99,6 +99,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _refuse_ensemble(plain)
     if plain.get("stages") and plain["trainer"].get("max_steps", -1) != -1:
         raise UserError("trainer.max_steps: stages have lengths of their own, stages.<name>.steps. Leave it at -1.")
+    if plain.get("stages"):
+        _refuse_stopping(plain)
     for stage in stages_of(cfg) if plain.get("stages") else ():
         try:
             check(stage.cfg)
@@ -185,6 +187,21 @@ def _refuse_ensemble(plain: Mapping[str, Any]) -> None:
     for name in named:
         if name not in earlier:
             raise UserError(f"ensemble: there is no stage {name!r} before the last." + did_you_mean(str(name), earlier))
+
+
+def _refuse_stopping(plain: Mapping[str, Any]) -> None:
+    """What would end a run with stages in whichever stage it is."""
+    if plain["trainer"].get("fast_dev_run"):
+        raise UserError(
+            "trainer.fast_dev_run ends with the first batch, and so with the first stage. Use "
+            "trainer.limit_train_batches=2, or debug=limit."
+        )
+    for name, callback in plain["callbacks"].items():
+        if callback and str(callback.get("_target_")).endswith(".EarlyStopping"):
+            raise UserError(
+                f"callbacks.{name} would stop the run in whichever stage it is. A stage ends when a metric improves no "
+                f"more with stages.<name>.until={{metric: val/score, patience: 3}}; set callbacks.{name}=null."
+            )
 
 
 def _refuse_input(path: str, given: Any) -> None:

@@ -1,7 +1,9 @@
 """Checkpoints that survive a kill at any moment, and the one that a resumed run goes on from."""
 
+import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         with draft(path) as unfinished:
             with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
             if path.name == LAST and path.exists():
                 path.replace(path.with_name(BEFORE))
 
@@ -54,10 +58,16 @@ class Resumption(L.Callback):
 
     That a callback has stopped it: it would train for one more epoch. The score of the best checkpoint as a logger is
     told it; and, if its folder has been moved, that there is a best one: the next would take its place, however bad.
+
+    Args:
+        ended: whether a run that is stopped has come to its end, and is not to go on.
     """
 
+    def __init__(self, ended: Callable[[], bool]) -> None:
+        self._ended = ended
+
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["stopped"] = trainer.should_stop
+        checkpoint["stopped"] = trainer.should_stop and self._ended()
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         trainer.should_stop = checkpoint.get("stopped", False)  # version 0.1 did not store it

@@ -1,6 +1,6 @@
 """The one LightningModule: batch → signals of teachers and student → objective."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from distillery.tapped import Network
 from distillery.tasks.task import Task
 from distillery.teacher import Teacher
 
+TERMS = "objective.terms."  # how the names of the losses' parameters and buffers begin
 VALIDATED = ("val/score", "val/loss")  # the metrics of a validation
 
 
@@ -58,19 +59,21 @@ class Distiller(L.LightningModule):
         self.began = 0  # at which update that stage did
         self.grown: frozenset[str] = frozenset()  # the teachers that are students of earlier stages
 
-    def become(self, other: "Distiller", goes_on: bool) -> None:
+    def become(self, other: "Distiller", losses: Set[str] | None) -> None:
         """Take over the parts of `other`, which the next stage is to be trained with.
 
         Args:
-            goes_on: its student is this one's. Then so does what both have by the same name and shape: projectors and
-                memory banks of a loss that stays, the average of the student.
+            losses: the losses whose state goes on, if its student is this one's: projectors and memory banks. Then so
+                does the average of the student. None: it has a student of its own.
         """
         before, after = whole_state(self), other.state_dict()
-        if goes_on:
-            kept = {name: value for name, value in before.items() if name in after and after[name].shape == value.shape}
-            other.load_state_dict(kept, strict=False)
+        if losses is not None:
+            begun = tuple(f"{TERMS}{name}." for name in other.objective.terms.keys() - losses)
+            same = (name for name in after if name in before and before[name].shape == after[name].shape)
+            other.load_state_dict({name: before[name] for name in same if not name.startswith(begun)}, strict=False)
         self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
         self.task, self.objective, self.optim = other.task, other.objective, other.optim
+        self.val_score = other.val_score.to(self.device)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that are trained, by name: the student's, its peers' and the losses' projectors'."""
@@ -101,7 +104,7 @@ class Distiller(L.LightningModule):
         count = len(target)
         if count:  # in a batch of texts there may be no token that counts
             self.val_score.update(rows.logits, target)
-        self.log("val/score", self.val_score, prog_bar=True)
+        self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")  # a stage may have another
         loss = self.task.loss(rows.logits, target).sum() / max(1, count)
         self.log("val/loss", loss, batch_size=count, sync_dist=True)
 

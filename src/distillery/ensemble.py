@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from distillery.errors import UserError
 from distillery.signals import Signals
 from distillery.tapped import Network
+from distillery.tasks.embedding import Embedding
+from distillery.tasks.regression import Regression
+from distillery.tasks.task import Task
 
 
 class Ensemble(nn.Module):
@@ -19,3 +23,9 @@ class Ensemble(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Signals:
         logits = torch.stack([network(batch).logits.float().log_softmax(-1) for network in self.networks])
         return Signals(logits.logsumexp(0) - torch.tensor(len(self.networks)).log())
+
+
+def refuse_task(task: Task) -> None:
+    """Refuse an ensemble for a task that has numbers or vectors in the place of class probabilities."""
+    if isinstance(task, Regression | Embedding):
+        raise UserError("ensemble: students vote on classes, and this task has none. Set ensemble=null.")

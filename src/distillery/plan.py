@@ -10,11 +10,12 @@ from torch import Tensor
 from distillery.build import Parts, updates
 from distillery.losses.several import Several
 from distillery.losses.term import Term
-from distillery.names import FROZEN
+from distillery.names import FROZEN, PEER
 from distillery.results.cost import count_flops, count_parameters
 from distillery.results.formats import si
 from distillery.roles import Peer
 from distillery.schedules import Latch, Progress
+from distillery.stages import Stage
 from distillery.tapped import Network, probe
 from distillery.teacher import Teacher
 
@@ -47,17 +48,19 @@ def data_table(parts: Parts) -> Table:
     return table
 
 
-def programme_row(name: str, parts: Parts) -> list[str]:
+def programme_row(stage: Stage, parts: Parts) -> list[str]:
     """A stage in a line: its length, what teaches what by which losses, and the forward and backward FLOPs in all."""
     student, teachers = parts.distiller.student, parts.distiller.teachers
     _, total = updates(parts.data, parts.cfg.trainer)
     sample = {key: value[:1] for key, value in parts.example.items()}
-    once = 3 * count_flops(student.net, student.bound(sample))  # a backward is two forwards
-    once += sum(count_flops(each.net, each.bound(sample)) for each in parts.distiller.frozen.values())
+    networks = dict.fromkeys((student, *teachers.values()))
+    once = sum(  # a backward is two forwards
+        (3 if each.role in (student.role, PEER) else 1) * count_flops(each.net, each.bound(sample)) for each in networks
+    )
     samples = parts.data.sizes["train"] * parts.cfg.trainer.max_epochs
     return [
-        name,
-        str(parts.cfg.trainer.max_epochs),
+        stage.name,
+        f"{'≤ ' if stage.until else ''}{parts.cfg.trainer.max_epochs}",
         f"{total:,}",
         ", ".join(f"{count_parameters(each.net):,}" for each in teachers.values() if each is not student) or "none",
         f"{count_parameters(student.net):,}",

@@ -1,23 +1,26 @@
 """The stages of a run, built one after the other: what each is made of, and how long it is."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillery.build import Parts, build, build_data, updates
 from distillery.curriculum import confidences, easiest
 from distillery.data.module import Data
 from distillery.drafts import draft
-from distillery.ensemble import Ensemble
+from distillery.ensemble import Ensemble, refuse_task
 from distillery.errors import UserError
+from distillery.losses.term import Term
 from distillery.making import make_scheduled
-from distillery.models.weights import save_weights, weights_hash
+from distillery.models.weights import save_weights
 from distillery.monitored import refuse_unlogged
 from distillery.names import FROZEN, PLACE, role_of, teachers_of
 from distillery.networks import CONFIG, EXPORT, blank_student, build_teacher, complete_teacher
@@ -40,13 +43,17 @@ class Programme:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.folder = Path(cfg.paths.run)
+        self.students: dict[str, str] = {}  # SHA-256 of the files that finished stages have left, by stage
+        self._data: dict[str, Data] = {}
+        self._confidences: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of a teacher in samples, see `curriculum.py`
         self.stages = stages_of(cfg)
+        for place, stage in enumerate(self.stages):
+            if stage.steps is not None:
+                self.stages[place] = stage.lasting(math.ceil(stage.steps / updates(self.data(place), cfg.trainer)[0]))
         self.given = expanded(cfg, self.stages) if self.several else cfg  # what other processes make the same of
         self.place = 0  # of the stage that is trained now
         self.parts: Parts
-        self.students: dict[str, str] = {}  # SHA-256 of what finished stages have left, by stage
-        self._data: dict[str, Data] = {}
-        self._confidences: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of a teacher in samples, see `curriculum.py`
+        self._teachers: dict[str, str] = {}  # from outside: SHA-256 by the stage's name and theirs
         self._trainable: set[str] = set()  # of the student: what is trained where no stage freezes it
 
     @property
@@ -102,10 +109,7 @@ class Programme:
 
     def epochs(self, place: int) -> int:
         """The length of a stage in epochs; where it waits for a metric, the greatest."""
-        stage = self.stages[place]
-        if stage.steps is None:
-            return int(stage.cfg.trainer.max_epochs)
-        return math.ceil(stage.steps / updates(self.data(place), stage.cfg.trainer)[0])
+        return int(self.stages[place].cfg.trainer.max_epochs)
 
     def begin(self, place: int = 0, students: Mapping[str, str] | None = None) -> None:
         """Build the parts of the stage with this number, without those before it being trained.
@@ -119,18 +123,18 @@ class Programme:
             UserError: a student of an earlier stage is another than it was.
         """
         self.students = dict(students or {})
+        for name, known in self.students.items():
+            if self._left(name) != known:
+                raise UserError(
+                    f"{self.folder / FOLDER / name} does not hold the student that stage {name!r} has left: their "
+                    "hashes differ. Put back that file, or start the run again without resume."
+                )
         first = max(number for number in range(place + 1) if self.stages[number].fresh)
         former = None
         for number in range(first, place + 1):
             self.parts = self._build(number, self.folder, former)
             former = self.parts.distiller.student
         self.place = place
-        for teacher, stage in self.own_teachers().items():
-            if self.parts.distiller.frozen[teacher].fingerprint() != self.students[stage]:
-                raise UserError(
-                    f"{self.folder / FOLDER / stage} does not hold the student that stage {stage!r} has left: their "
-                    "hashes differ. Put back that file, or start the run again without resume."
-                )
 
     def rehearse(self, show: bool) -> None:
         """Build every stage once, so that what cannot work is refused before the first is trained.
@@ -148,29 +152,40 @@ class Programme:
                 former = parts.distiller.student
                 if show:
                     show_plan(parts, f"Stage {number + 1}: {stage.name}" if self.several else "")
-                    rows.append(programme_row(stage.name, parts))
+                    rows.append(programme_row(stage, parts))
                 if number + 1 < len(self.stages):  # no stage comes after the last, to learn from it
                     leave(parts, stage.name, Path(folder))
         if show and self.several:
             Console().print(programme_table(rows))
 
-    def advance(self, is_main: bool, wait: Callable[[], None]) -> None:
+    def advance(self, is_main: bool, wait: Callable[[], None]) -> set[str] | None:
         """Leave the student of this stage to later ones, and build the next.
 
         Args:
             is_main: whether this process writes.
             wait: returns when all processes have called it.
+
+        Returns: where the student goes on, the losses that do, too: with the same layers and teachers.
         """
         self.gather()
         if is_main:
             leave(self.parts, self.stage.name, self.folder)
-        self.students[self.stage.name] = weights_hash(self.parts.distiller.student.net)
         wait()
+        self.students[self.stage.name] = self._left(self.stage.name)
         self.place += 1
-        student = self.parts.distiller.student.cpu()  # where all is built
+        before, student = self.parts, self.parts.distiller.student.cpu()  # where all is built
         self.parts = self._build(self.place, self.folder, None if self.stage.fresh else student)
         if is_main:
             save_config(self.config(), self.folder)
+        return None if self.stage.fresh else lasting_losses(before, self.parts)
+
+    def _left(self, name: str) -> str:
+        """SHA-256 of the file with the student that a stage has left."""
+        path = self.folder / FOLDER / name / EXPORT
+        if not path.is_file():
+            raise UserError(f"There is no {path}, which stage {name!r} has left. Put it back, or start the run again.")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def gather(self) -> None:
         """Where the student of this stage is sharded, a whole one takes its place; to be called by all processes."""
@@ -180,6 +195,11 @@ class Programme:
             whole = blank_student(self.parts.cfg.student, next(student.parameters()).dtype)
             whole.load_state_dict(state)
             self.parts.distiller.student = whole
+
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of what the run is made from: each stage's data, and the teachers from outside of those built."""
+        data = {f"{stage.name}:data": self.data(place).fingerprint for place, stage in enumerate(self.stages)}
+        return data | self._teachers
 
     def own_teachers(self) -> dict[str, str]:
         """The teachers of this stage that are students of earlier ones: the stage's name by the teacher's."""
@@ -215,12 +235,20 @@ class Programme:
 
     def _build(self, place: int, folder: Path, former: Network | None) -> Parts:
         stage = self.stages[place]
-        if not self.several:
-            return build(stage.cfg.copy())
+        parts = self._staged(place, folder, former) if self.several else build(stage.cfg.copy())
+        for name, teacher in parts.distiller.frozen.items():
+            if name not in stage_teachers(stage.cfg):
+                self._teachers[f"{stage.name}:teachers.{name}"] = teacher.fingerprint()
+        return parts
+
+    def _staged(self, place: int, folder: Path, former: Network | None) -> Parts:
+        stage = self.stages[place]
         cfg = placed(stage.cfg, folder)
-        cfg.trainer.max_epochs = self.epochs(place)
+        data = self.data(place)
         with said_of(stage):
-            parts = build(cfg, self.data(place), former, stage.seed)
+            parts = build(cfg, data, former, stage.seed)
+            if self.given.ensemble and place + 1 == len(self.stages):
+                refuse_task(parts.distiller.task)
             if former is None:
                 named = parts.distiller.student.named_parameters()
                 self._trainable = {name for name, parameter in named if parameter.requires_grad}
@@ -229,6 +257,19 @@ class Programme:
                 refuse_unlogged(stage.cfg.callbacks, {}, parts.data.sizes["val"] > 0, {"until": stage.until.metric})
             freeze_rest(parts.distiller, stage.train, parts.example)
         return parts
+
+
+def lasting_losses(before: Parts, after: Parts) -> set[str]:
+    """The losses of both stages with the same layers and the same teachers."""
+    old, new = before.distiller.objective.terms, after.distiller.objective.terms
+    return {name for name in old.keys() & new.keys() if _compared(before, old[name]) == _compared(after, new[name])}
+
+
+def _compared(parts: Parts, term: nn.Module) -> dict[str, Any]:
+    """What a loss compares, by teacher: which one that is, and its pairs of layers."""
+    assert isinstance(term, Term)
+    teachers = teachers_of(parts.cfg)
+    return {name: (teachers.get(name), one.taps) for name, one in term.by_teacher.items()}
 
 
 def leave(parts: Parts, name: str, folder: Path) -> None:

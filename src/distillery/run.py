@@ -27,7 +27,7 @@ from distillery.callbacks.random_state import RandomState
 from distillery.callbacks.termination import Termination
 from distillery.callbacks.timeline import Timeline
 from distillery.check import check
-from distillery.checkpoints import FOLDER, Resumption, WholeCheckpoints, last_checkpoint
+from distillery.checkpoints import FOLDER, LastCheckpoint, Resumption, WholeCheckpoints, last_checkpoint
 from distillery.compat import CONFIGS
 from distillery.conclude import conclude
 from distillery.drafts import remove_drafts
@@ -66,8 +66,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     identity = config_hash(plain(cfg))
     checkpoint = last_checkpoint(folder) if cfg.resume else None
     position = Position.saved(checkpoint)
-    programme = Programme(cfg)
     with cpu_threads(cfg):
+        programme = Programme(cfg)
         prepare(programme, position, show=cfg.trainer.enable_progress_bar and is_main())
         whole = programme.config()
         record = describe(programme, identity, overrides)
@@ -81,14 +81,16 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
         ):
             stages = ProgressiveDistillation(programme, position)
             own = [*callbacks, SameJob(config_hash(plain(programme.given))), *objective_callbacks(cfg)]
-            own += [Timeline(record.timeline), Resumption(), RandomState()]
+            own += [Timeline(record.timeline), Resumption(lambda: stages.ended), RandomState()]
             trainer = make_trainer(whole, loggers, own, first=[termination, *([stages] if programme.several else [])])
             data = StagedData(stages) if programme.several else programme.parts.data
             trainer.fit(programme.parts.distiller, datamodule=data, ckpt_path=checkpoint)
+            done = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+            if programme.several:
+                stages.refuse_unfinished(done)
             programme.gather()
             all_ranks.join()  # the splits are scored by one process: each sample exactly once
             if is_main():
-                done = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
                 conclude(record, programme.parts, done, folder, programme.teachers(), programme.ensemble())
                 tracking.log_scores(loggers, record, trainer.global_step)
                 record.status = "finished"
@@ -147,19 +149,25 @@ def describe(programme: Programme, identity: str, overrides: Sequence[str]) -> R
             "remarks": list(data.remarks),
             **data.sizes,
         },
+        sources=programme.sources(),
     )
 
 
 def continued(record: RunRecord, folder: Path) -> RunRecord:
-    """`record` as that of the run in `folder`, which goes on: still the job that was started, on the same data."""
+    """`record` as that of the run in `folder`, which goes on: still the job that was started, from the same sources."""
     before = RunRecord.read(folder)
-    if before.data["fingerprint"] != record.data["fingerprint"]:
+    for source, sha256 in record.sources.items():
+        if before.sources.get(source, sha256) == sha256:
+            continue
+        stage, _, name = source.partition(":")
+        told = f"the data of {record.data['name']} are not those" if name == "data" else f"{name} is not the network"
         raise UserError(
-            f"{folder} cannot be resumed: the data of {record.data['name']} are not those that it was started on. "
-            "Point data.root of its config.yaml to those, or start a new run."
+            f"{folder} cannot be resumed: {f'in stage {stage!r} ' if stage else ''}{told} that it was started with. "
+            f"Put back what was there, point {'data.root' if name == 'data' else f'{name}.weights'} of its config.yaml "
+            "to it, or start a new run."
         )
     kept = {name: getattr(before, name) for name in ("config_hash", "overrides", "started", "seconds")}
-    return replace(record, **kept)
+    return replace(record, **kept, sources=record.sources | before.sources)
 
 
 @contextmanager
@@ -214,8 +222,9 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     callbacks = [*first, *_made(cfg.callbacks), *callbacks]
-    # The last checkpoint after those by a metric: what it stores of them would be that of the epoch before.
-    callbacks.sort(key=lambda each: isinstance(each, ModelCheckpoint) and each.monitor is None)
+    # The last checkpoint after all others: what it stores of them would be that of the epoch before, and a run that
+    # was killed between the two would go on without the other.
+    callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
     try:
         settings = dict(instantiate(cfg.trainer))
         plugins = [WholeCheckpoints(), *settings.pop("plugins", [])]

@@ -6,9 +6,9 @@ What it names as null is again what the run has.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -48,10 +48,11 @@ class Stage:
 
     Attributes:
         name: "" for the only one of a run without stages.
-        cfg: the whole config of the stage, as if it were a run of its own; `trainer.max_epochs` is its length.
+        cfg: the whole config of the stage, as if it were a run of its own; `trainer.max_epochs` is its length. It is
+            resolved when that is known.
         fresh: it begins with a student of its own; otherwise with that of the stage before, as it is then.
         train: which parameters of the student are trained, as wildcards for their names; None: all that a loss reaches.
-        steps: its length in updates, where it is not given in epochs; it ends with the epoch in which they are done.
+        steps: its length in updates, as long as it is not known in epochs (see `lasting`).
         until: when it ends before that.
         seed: of a fresh student's first weights.
         easiest: the share of the training samples, of each class, of which the teacher `main` is most confident; None:
@@ -71,6 +72,13 @@ class Stage:
     def label(self) -> str:
         """How errors begin."""
         return f"Stage {self.name!r}: " if self.name else ""
+
+    def lasting(self, epochs: int) -> Self:
+        """The same stage, which was given in updates, so many epochs long."""
+        cfg = self.cfg.copy()
+        cfg.trainer.max_epochs = epochs
+        OmegaConf.resolve(cfg)
+        return replace(self, cfg=cfg, steps=None)
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, from which `stages_of` makes it again."""
@@ -96,7 +104,7 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
     root |= {"ensemble": None, "student": OmegaConf.to_container(cfg.student, resolve=True)}
     nodes: dict[Any, Any] = root.pop("stages")
     resolved: Any = OmegaConf.to_container(given, resolve=True)
-    check_stages(resolved, root["loss"])
+    check_stages(resolved, root["loss"], cfg.trainer)
     lengths = _lengths(resolved, cfg.trainer.max_epochs)
     stages: list[Stage] = []
     plain, losses, students = root, dict(root["loss"]), []
@@ -107,14 +115,16 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
         plain = _merged_stage(plain, root, {**node, **said}, losses)
         plain["trainer"] = {**plain["trainer"], "max_epochs": lengths[name]}
         train, easiest = resolved[name].get("train", train), resolved[name].get("easiest", easiest)
+        steps = resolved[name].get("steps")
         own = OmegaConf.create(plain)
-        OmegaConf.resolve(own)
+        if steps is None:
+            OmegaConf.resolve(own)
         fresh = not stages or "student" in node
         students += [own.student] if fresh else []
         generation = students.count(own.student) - 1 if fresh else 0
         until = Until(**{**UNTIL, **resolved[name]["until"]}) if node.get("until") else None
         seed = (own.seed + GENERATION * generation) % 2**32
-        stages.append(Stage(name, own, fresh, train, resolved[name].get("steps"), until, seed, easiest))
+        stages.append(Stage(name, own, fresh, train, steps, until, seed, easiest))
     return stages
 
 
@@ -185,7 +195,9 @@ def _merged_stage(
 
 
 def _lengths(nodes: Any, total: int) -> dict[str, int]:
-    """Each stage's epochs by name, where a share of the run's is given, as 40%, in whole epochs; all make up `total`.
+    """Each stage's epochs by name, where a share of the run's is given, as 40%, in whole epochs and at least one.
+
+    Shares that make up 100% make up `total`, where it has an epoch for each of them.
 
     Of a stage that is so many steps long it is not yet known: `total`.
     """
@@ -201,13 +213,17 @@ def _lengths(nodes: Any, total: int) -> dict[str, int]:
 
 
 def _teacher(before: dict[str, Any] | None, given: Any) -> dict[str, Any]:
-    """A stage's teacher: named by its weights, `none`, or changes to the one before."""
+    """A stage's teacher: named by its weights, `none`, or changes to the one before.
+
+    Another's weights bring their own network and input; how its BatchNorm normalises is as before. It is not cached
+    unless it says so: what is kept of a teacher that one run alone has would help no other.
+    """
     if given == "none":
         return {**(before or {}), "none": True}
     if isinstance(given, str):
-        return {**RUN_TEACHER, "weights": given}
+        given = {"weights": given}
     if "weights" in given or before is None or "none" in before:
-        return {**RUN_TEACHER, **given}
+        return {**RUN_TEACHER, **({"bn_mode": before["bn_mode"]} if before and "bn_mode" in before else {}), **given}
     changed: dict[str, Any] = merged(before, given)
     return changed
 

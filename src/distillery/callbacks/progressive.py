@@ -59,6 +59,7 @@ class ProgressiveDistillation(L.Callback):
     def __init__(self, programme: Programme, position: Position) -> None:
         self.programme = programme
         self.position = position
+        self.ended = not programme.several  # whether what stops the fit ends the run
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         assert isinstance(module, Distiller)
@@ -93,7 +94,21 @@ class ProgressiveDistillation(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"stage": self.programme.place}, step=trainer.global_step)
         if self._is_last and self._is_over(trainer.current_epoch + 1):
-            trainer.should_stop = True
+            self.ended = trainer.should_stop = True
+
+    def refuse_unfinished(self, epochs: int) -> None:
+        """After a fit of so many epochs: something else than the last stage's end may have stopped it.
+
+        Raises:
+            UserError: the student is not the one that the run was to end with.
+        """
+        stages, place = self.programme.stages, self.programme.place
+        if not self._is_last or not self._is_over(epochs):
+            raise UserError(
+                f"The training was stopped in stage {stages[place].name!r}, {place + 1} of {len(stages)}, after "
+                f"{epochs} epochs in all, by trainer.max_time or a callback. The student of the whole run is not there "
+                f"yet; resume={self.programme.folder} goes on."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.position)
@@ -123,11 +138,11 @@ class ProgressiveDistillation(L.Callback):
 
     def _enter_next(self, trainer: L.Trainer, module: Distiller) -> None:
         _call("on_stage_end", trainer, module)
-        self.programme.advance(trainer.is_global_zero, lambda: trainer.strategy.barrier("stage"))
+        losses = self.programme.advance(trainer.is_global_zero, lambda: trainer.strategy.barrier("stage"))
         self.position = Position(
             self.programme.place, trainer.current_epoch, trainer.global_step, students=self.programme.students
         )
-        module.become(self.programme.parts.distiller, goes_on=not self.programme.stage.fresh)
+        module.become(self.programme.parts.distiller, losses)
         self._tell(module)
         trainer.strategy.connect(module)  # without what it had wrapped around
         module.configure_model()

@@ -208,8 +208,12 @@ class Data(LightningDataModule):
         """What the order of a split depends on besides the seed: arguments of `SeededBatchSampler`."""
         return {}
 
-    def sampler(self, stage: Stage) -> SeededBatchSampler:
-        """The order of a split, shared out between the processes."""
+    def batches(self, processes: int) -> int:
+        """How many there are in an epoch of a job of so many processes, which need not run yet."""
+        return len(self.sampler("train", processes))
+
+    def sampler(self, stage: Stage, processes: int = 1) -> SeededBatchSampler:
+        """The order of a split, shared out between the processes; before there are any, as that of the first."""
         train = stage == "train"
         distributed = dist.is_available() and dist.is_initialized()
         return SeededBatchSampler(
@@ -218,7 +222,7 @@ class Data(LightningDataModule):
             seed=self.seed,
             shuffle=train,
             rank=dist.get_rank() if distributed else 0,
-            world=dist.get_world_size() if distributed else 1,
+            world=dist.get_world_size() if distributed else processes,
             drop_last=train and self.drop_last,
             **self.order(stage),
         )

@@ -41,6 +41,8 @@ class RunRecord:
         git: `commit`, `dirty`; environment: versions and machine (see `environment.py`).
         data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `num_classes` and `classes` (their
             names), `score_name` (what the task calls its score), `remarks` (what the user is told of the data).
+        sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
+            empty where there is but one. Records of version 0.1 lack it.
         teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
             (where the task is to predict tokens), and its costs like the student's; for the student as its own teacher
             the role alone.
@@ -55,7 +57,7 @@ class RunRecord:
     """
 
     VERSION: ClassVar[int] = 1
-    ADDED: ClassVar[frozenset[str]] = frozenset({"timeline"})  # older records of this version lack it
+    ADDED: ClassVar[frozenset[str]] = frozenset({"timeline", "sources"})  # older records of this version lack it
 
     name: str
     method: str
@@ -67,6 +69,7 @@ class RunRecord:
     git: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
     student_sha256: str | None = None
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
