@@ -183,8 +183,11 @@ TRAIN = [
     (["teachers.main=null"], r"teachers\.main=None: here are settings\. model/teacher=none is the baseline"),
     (["seed"], r"Error parsing override 'seed'"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
-    (["experiment=digits_demo"], r"no config\.yaml in it\. Train it first \(`distill-study study=digits_demo`"),
-    (["experiment=digits_demo", "plan=true"], r"no config\.yaml in it\. Train it first"),
+    (["experiment=digits_demo"], r"no config\.yaml in it\. .*train it first: distill-study study=digits_demo does"),
+    (
+        ["experiment=digits_demo", "plan=true"],
+        r"teachers\.main\.weights: .* is no run folder, .* Name another, or",
+    ),
 ]
 OTHERS = [
     (evaluate, [], r"Which run\? Name a run folder"),
@@ -407,8 +410,9 @@ def test_resuming_from_the_command_line(command: Command, teacher: Path, tmp_pat
     answer = command(train, f"resume={folder.relative_to(tmp_path)}", "loss.kd.temperature=2")
     assert_refused(answer, r"config from its folder, and loss\.kd\.temperature=2 is not part of it")
     assert left_behind(tmp_path) == before
-    answer = command(train, f"resume={folder.relative_to(tmp_path)}")  # the demo's first is due after 50 epochs
-    assert_refused(answer, r"is finished, and has no checkpoint to go on from")
+    answer = command(train, f"resume={folder.relative_to(tmp_path)}")
+    assert_refused(answer, r"is finished: there is nothing left to train")
+    assert left_behind(tmp_path) == before
     assert RunRecord.read(folder).status == "finished"
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ ERRORS = [
     (["loss/response=[kd,kd]", TAUGHT], r"'kd' is named twice.*\+loss/response@loss\.kd_b=kd"),
     (["loss.dkd.beta=2"], r"'loss\.dkd.*loss/response=dkd"),
     ([], r"no value yet: teachers\.main\.weights"),
-    ([TAUGHT], r"'teacher', and there is no config\.yaml in it\. Train it first"),
+    ([TAUGHT], r"'teacher' is no run folder, there is no config\.yaml in it"),
     (["model/teacher=cnn", TAUGHT], r"There is no file teacher"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
     (["seed=1", "seed"], r"(?i)seed"),
@@ -82,6 +83,7 @@ def test_a_run_is_resumed_by_its_folder(cli: Cli, student: Sequence[str], tmp_pa
 
     assert cli("train", *student, "hydra.run.dir=second")[0] == 0
     before = RunRecord.read(tmp_path / "second")
+    replace(before, status="running").write(tmp_path / "second")  # killed while it was scored
     code, said = cli("train", "resume=second", "seed=1")
     assert (code, "seed=1 is not part of it" in said) == (2, True)
     code, said = cli("train", "resume=second")

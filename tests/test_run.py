@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def test_a_run_that_breaks_off_is_recorded_as_failed(run: Callable[..., Result],
         ),
         (["loss.kd.teacher=mian"], r"no teacher 'mian'\. Did you mean 'main'"),
         (["data.train_size=7"], r"data\.train_size=7"),
-        (["teachers.main.weights=nowhere"], r"'nowhere'.*Train it first"),
+        (["teachers.main.weights=nowhere"], r"teachers\.main\.weights: 'nowhere' is no run folder.*train it first"),
         (["model/teacher=cnn", "teachers.main.weights=nowhere/net.pth"], r"folder nowhere does not exist"),
         (["loss/feature=[hint]", "loss.hint.weight=.inf"], r"loss\.hint\.weight=\.inf: it must be a finite number"),
     ],
@@ -268,9 +269,37 @@ def test_there_are_no_other_debug_configs() -> None:
     assert {path.stem for path in (CONFIGS / "debug").glob("*.yaml")} == set(DEBUG)
 
 
+def test_a_finished_run_is_replaced_by_itself_alone(teacher: Path, tmp_path: Path) -> None:
+    overrides = (*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1")
+    first = train(config(tmp_path / "run", *overrides)).record
+    with pytest.raises(UserError, match=r"holds a finished run of another config.*hydra\.run\.dir="):
+        train(config(tmp_path / "run", *overrides, "seed=1"))
+    assert RunRecord.read(tmp_path / "run") == first
+    assert train(config(tmp_path / "run", *overrides)).record.student_sha256 == first.student_sha256
+
+
+def test_a_run_that_is_not_finished_teaches_nobody(teacher: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    replace(RunRecord.read(teacher), status="failed").write(copy)
+    with pytest.raises(UserError, match=r"teachers\.main\.weights: the run in '.*teacher' is failed, not finished"):
+        train(config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{copy}'"))
+
+
+def test_a_run_that_fails_leaves_no_former_student(teacher: Path, tmp_path: Path) -> None:
+    overrides = (*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1")
+    before = train(config(tmp_path / "run", *overrides)).record
+    replace(before, status="failed").write(tmp_path / "run")
+    with pytest.raises(UserError, match=r"loss\.task is nan"):
+        train(config(tmp_path / "run", *overrides, "optim.optimizer.lr=1e30"))
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+    assert not (tmp_path / "run" / "predictions.npz").exists()
+
+
 def test_a_new_run_in_an_old_folder_has_its_own_checkpoints(teacher: Path, tmp_path: Path) -> None:
     overrides = (*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1")
-    train(config(tmp_path / "run", *overrides))
+    before = train(config(tmp_path / "run", *overrides)).record
+    replace(before, status="failed").write(tmp_path / "run")
     wider = ("student.net.widths=[8]", "callbacks.checkpoint_best=null")
     record = train(config(tmp_path / "run", *overrides, *wider)).record
     assert record.metrics.keys() == {"last"}, "the best checkpoint was the other run's"

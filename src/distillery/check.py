@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -49,6 +50,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """
     for override in overrides:
         _refuse_duplicates(override)
+        _refuse_unchosen(override, cfg.loss)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
@@ -231,6 +233,16 @@ def _refuse_duplicates(override: str) -> None:
             f"{override}: {name!r} is named twice. A second instance needs a name of its own: "
             f"+{group}@loss.{name}_b={name}"
         )
+
+
+def _refuse_unchosen(override: str, losses: Mapping[str, Any]) -> None:
+    """A setting of a loss that is not chosen, which an experiment has said something of: it would change nothing."""
+    setting = re.match(r"\+*loss\.([^.=@]+)\.", override)
+    loss = losses.get(setting[1]) if setting else None
+    if setting and isinstance(loss, Mapping) and "_target_" not in loss:
+        file = next(iter(CONFIGS.glob(f"loss/*/{setting[1]}.yaml")), None)
+        mend = f" Choose it first: {file.parent.relative_to(CONFIGS)}=[{setting[1]}]" if file else ""
+        raise UserError(f"{override}: the loss {setting[1]!r} is not chosen, so that this would change nothing.{mend}")
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

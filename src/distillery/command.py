@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from distillery.check import check
-from distillery.checkpoints import FOLDER, LAST, moved
+from distillery.checkpoints import moved
 from distillery.entry import show, told
 from distillery.errors import UserError
 from distillery.job import Job
@@ -29,7 +29,10 @@ def command(cfg: DictConfig) -> float | None:
     own, overrides = HydraConfig.get(), list(HydraConfig.get().overrides.task)
     try:
         if cfg.resume:
-            cfg = resumed(Path(cfg.resume), overrides)
+            folder = Path(cfg.resume)
+            cfg = resumed(folder, overrides)
+            if RunRecord.read(folder).status == "finished":
+                raise UserError(f"{folder} is finished: there is nothing left to train. distill-evaluate run={folder}")
         elif own.mode == RunMode.MULTIRUN and not cfg.plan:
             folder = Path(cfg.paths.run)
             return sweep_job(Job(folder.name, folder, overrides, cfg))
@@ -78,8 +81,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     """The config of the run in `folder`, which may have been moved.
 
     Raises:
-        UserError: an override which that run did not have: its config is what is resumed; a finished run without
-            a checkpoint, which would begin again.
+        UserError: an override which that run did not have: its config is what is resumed.
     """
     record = RunRecord.read(folder)
     if foreign := [o for o in overrides if o not in record.overrides and not o.startswith("resume=")]:
@@ -87,9 +89,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
             f"A resumed run takes its config from its folder, and {', '.join(foreign)} is not part of it. "
             "Leave it out, or start a new run with it."
         )
-    if record.status == "finished" and not (folder / FOLDER / LAST).exists():
-        raise UserError(f"{folder} is finished, and has no checkpoint to go on from. distill-evaluate run={folder}")
-    plain = OmegaConf.to_container(run_config(str(folder), "student"))
+    plain = OmegaConf.to_container(run_config(str(folder), "resume"))
     assert isinstance(plain, dict)
     cfg: DictConfig = OmegaConf.create(moved(plain, plain["paths"]["run"], str(folder)))
     cfg.resume = str(folder)

@@ -19,7 +19,9 @@ HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 
 def register_resolvers() -> None:
     """`${method:}`: the run's losses as one word, e.g. `kd+at`; `${run_dir:default}`: where a run goes;
-    `${group:}`: the runs that it belongs to; `${package:name,folder}`: a folder of an installed package."""
+    `${group:}`: the runs that it belongs to; `${package:name,folder}`: a folder of an installed package;
+    `${options:group}`: the options of a config group, as one word."""
+    OmegaConf.register_new_resolver("options", _options, replace=True)
     OmegaConf.register_new_resolver("package", _package, replace=True)
     OmegaConf.register_new_resolver("method", _method, replace=True)
     OmegaConf.register_new_resolver("group", _group, replace=True)
@@ -43,6 +45,10 @@ def _package(name: str, folder: str = "") -> str:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"This recipe needs a package: make setup, or pip install --no-deps {name.replace('_', '-')}")
     return str(Path(spec.submodule_search_locations[0]) / folder)
+
+
+def _options(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
 
 
 def _group(*, _root_: DictConfig) -> str:

@@ -6,7 +6,8 @@ Imports nothing heavy: `--help`, `--cfg job` and TAB are answered before torch i
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -32,20 +33,32 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
+        def told_here(cfg: DictConfig) -> Any:  # Hydra would say of it first, which job it was
+            with mended(config_name):
+                return function(cfg)
+
+        @functools.wraps(function)
         def main() -> None:
             register_resolvers()
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler below
-            try:
-                hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION, **WHITELIST)(function)()
-            except Exception as error:
-                if (message := told(error, config_name)) is None:
-                    raise
-                show(message)
-                sys.exit(2)
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler here
+            with mended(config_name):
+                hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION, **WHITELIST)(told_here)()
 
         return main
 
     return decorate
+
+
+@contextmanager
+def mended(config_name: str) -> Iterator[None]:
+    """Within: what the user can mend is printed, and exits with 2."""
+    try:
+        yield
+    except Exception as error:
+        if (message := told(error, config_name)) is None:
+            raise
+        show(message)
+        sys.exit(2)
 
 
 def told(error: Exception, config_name: str) -> str | None:

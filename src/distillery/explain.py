@@ -65,6 +65,10 @@ def _nearest(cfg: DictConfig, key: str) -> str:
     near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
     near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)
     near = near or [path for path in paths if get_close_matches(_last(key), [_last(path)], cutoff=0.7)]
+    if key.startswith("stages."):
+        near = [path for path in near if not key.startswith(f"{path}.")]
+        own = f" What a recipe does not set is added behind a plus: +{key}=…"
+        return (" Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else "") + own
     return " Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else " `--cfg job` shows all there are."
 
 

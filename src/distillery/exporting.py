@@ -23,7 +23,7 @@ def export(run: Path, out: Path) -> Path:
             is not there any more, or `out` holds something else than an earlier export.
     """
     record = finished(run)
-    cfg = run_config(str(run), "student")
+    cfg = run_config(str(run), "run")
     if TOKENIZER not in cfg.student.input:
         raise UserError(
             f"The student of {run} reads images: only transformers are exported, for AutoModel to load. The run folder "

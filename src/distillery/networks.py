@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from distillery.adapters import Adapter, ImageAdapter, TextAdapter
+from distillery.compat import CONFIGS
 from distillery.data.module import Data
 from distillery.errors import UserError
-from distillery.models.weights import load_weights
+from distillery.models.weights import SUFFIXES, load_weights
 from distillery.names import EMA, FROZEN, PEER, SETTINGS, role_of
+from distillery.results.schema import FILE, RunRecord
 from distillery.roles import EMATeacher, Peer
 from distillery.tapped import Network
 from distillery.tasks.task import Task
@@ -40,7 +43,9 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         if cfg.net is None and cfg.weights is None:
             raise UserError(f"The {name} network is taken from a run folder, and {name}.weights names none.")
         if cfg.net is None:
-            own = run_config(_run_folder(cfg.weights), name).student
+            setting = "student.weights" if name == "student" else f"teachers.{name}.weights"
+            folder = _run_folder(cfg.weights)  # of a checkpoint that its run may have died after
+            own = (trained_config if folder == cfg.weights else run_config)(folder, setting).student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         _complete_input(cfg, data, name)
@@ -103,7 +108,7 @@ def blank_student(cfg: DictConfig, dtype: torch.dtype) -> Network:
 def _source(source: str, cfg: DictConfig) -> nn.Module:
     """The network that the student is initialised from: of a run folder, or a pretrained one by name or folder."""
     if (Path(source) / CONFIG).is_file():
-        own = run_config(source, "student.initialise.source").student.copy()
+        own = trained_config(source, "student.initialise.source").student.copy()
         own.weights = source
         own.pop("initialise", None)
         return _net(own, "student.initialise.source")
@@ -165,15 +170,38 @@ def _run_folder(weights: str) -> str:
     return str(path.parents[1]) if path.is_file() and len(path.parents) > 1 else weights
 
 
-def run_config(folder: str, name: str) -> DictConfig:
-    """The resolved config of the run in `folder`."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
+def run_config(folder: str, setting: str) -> DictConfig:
+    """The resolved config of the run in `folder`, which `setting` names."""
+    path = Path(folder)
+    if path.suffix in SUFFIXES:
         raise UserError(
-            f"The {name} network is to be taken from the run folder {str(folder)!r}, and there is no {CONFIG} in "
-            f"it. Train it first (`distill-study study=digits_demo` does so for the demo's), or name another folder."
+            f"{setting}: there is no file {folder}."
+            + (" A run keeps checkpoints of its way with callbacks=route." if path.suffix == ".ckpt" else "")
         )
-    return OmegaConf.load(path)  # type: ignore[return-value]
+    if not (path / CONFIG).is_file():
+        files = sorted((CONFIGS / "study").glob("*.yaml"))
+        names = {OmegaConf.select(OmegaConf.load(file), "name"): file.stem for file in files}
+        study = next((names[part] for part in path.parts if part in names), None)
+        raise UserError(
+            f"{setting}: {folder!r} is no run folder, there is no {CONFIG} in it. Name another, or train it first"
+            + (f": distill-study study={study} does so." if study else ".")
+        )
+    return OmegaConf.load(path / CONFIG)  # type: ignore[return-value]
+
+
+def trained_config(folder: str, setting: str) -> DictConfig:
+    """`run_config` of a run whose student is to be used.
+
+    Raises:
+        UserError: it has not come to its end: what lies there may be a former run's.
+    """
+    cfg = run_config(folder, setting)
+    if (Path(folder) / FILE).is_file() and (status := RunRecord.read(Path(folder)).status) != "finished":
+        raise UserError(
+            f"{setting}: the run in {folder!r} is {status}, not finished. distill-train resume={folder} goes on with "
+            "it; or name another."
+        )
+    return cfg
 
 
 def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
@@ -194,7 +222,15 @@ def _net(cfg: DictConfig | Mapping[str, Any], name: str) -> Any:
                 f"The pretrained weights of the {name} network could not be fetched: {error}\n"
                 f"Offline? Give a file instead: weights=path/to/model.safetensors"
             ) from error
-    net = instantiate(cfg["net"])
+    try:
+        net = instantiate(cfg["net"])
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        setting = "student" if name == "student" else f"teachers.{name}"
+        raise UserError(
+            f"{setting}.net: {cfg['net']['_target_']} cannot be made with these settings: {error.__cause__ or error}"
+        ) from error
     if cfg["weights"] is not None:
         source = Path(cfg["weights"])
         load_weights(net, source / EXPORT if source.is_dir() else source)

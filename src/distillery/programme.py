@@ -247,6 +247,8 @@ class Programme:
         data = self.data(place)
         with said_of(stage):
             parts = build(cfg, data, former, stage.seed)
+            for name, source in stage_teachers(stage.cfg).items():
+                parts.distiller.frozen[name].source = PLACE + source
             if self.given.ensemble and place + 1 == len(self.stages):
                 refuse_task(parts.distiller.task)
             if former is None:

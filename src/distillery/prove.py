@@ -29,7 +29,7 @@ def prove(folder: Path, split: str = "test") -> Evaluation:
     recorded = record.metrics["last"][f"{split}_score"]
     if recorded is None:
         raise UserError(f"The run in {folder} has no score on {split}: its data have no such split.")
-    cfg = run_config(str(folder), "student")
+    cfg = run_config(str(folder), "run")
     data = instantiate(cfg.data)
     data.prepare_data()
     data.setup("test" if split == "test" else "fit")
@@ -61,7 +61,7 @@ def finished(folder: Path) -> RunRecord:
     record = RunRecord.read(folder)
     if record.status != "finished":
         raise UserError(
-            f"The run in {folder} is {record.status}, not finished: {record.error or 'it has no score yet'}."
+            f"The run in {folder} is {record.status}, not finished: {record.error or 'it has no score yet.'}"
         )
     return record
 

@@ -32,11 +32,13 @@ from distillery.compat import CONFIGS
 from distillery.conclude import conclude
 from distillery.drafts import remove_drafts
 from distillery.errors import UserError
+from distillery.networks import EXPORT
 from distillery.plan import show_plan
 from distillery.programme import Programme, save_config
 from distillery.ranks import SameJob, is_main, processes, ranks
 from distillery.results.environment import environment, git_state
-from distillery.results.schema import RunRecord, config_hash
+from distillery.results.schema import FILE, PREDICTIONS, RunRecord, config_hash
+from distillery.stages import FOLDER as STAGES
 
 
 @dataclass
@@ -64,6 +66,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     check(cfg, overrides)
     folder = Path(cfg.paths.run)
     identity = config_hash(plain(cfg))
+    if not cfg.resume:
+        refuse_overwriting(folder, identity)
     checkpoint = last_checkpoint(folder) if cfg.resume else None
     position = Position.saved(checkpoint)
     with cpu_threads(cfg):
@@ -95,6 +99,18 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
                 tracking.log_scores(loggers, record, trainer.global_step)
                 record.status = "finished"
     return Result(record, programme.parts, folder)
+
+
+def refuse_overwriting(folder: Path, identity: str) -> None:
+    """Refuse a new run in the folder of a finished one of another config: it would take its place."""
+    if not (folder / FILE).is_file():
+        return
+    before = RunRecord.read(folder)
+    if before.status == "finished" and before.config_hash != identity:
+        raise UserError(
+            f"{folder} holds a finished run of another config, which this one would replace. Remove that folder, or "
+            "give this run one of its own, hydra.run.dir=…"
+        )
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -175,7 +191,7 @@ def recorded(record: RunRecord, programme: Programme, folder: Path) -> Iterator[
     """Keeps the run folder true: config and record from the first moment, the error if it ends in one.
 
     Within: a function that records the error of a run which is about to be ended without an exception.
-    Checkpoints that a former run left there are removed: its best one would be taken for this run's.
+    What a former run left there is removed: its best checkpoint, say, would be taken for this run's.
     """
     start = time.monotonic() - (record.seconds or 0)
 
@@ -191,7 +207,10 @@ def recorded(record: RunRecord, programme: Programme, folder: Path) -> Iterator[
     if is_main():
         remove_drafts(folder)
         if not programme.given.resume:
-            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            for name in (FOLDER, STAGES):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in (EXPORT, PREDICTIONS):
+                (folder / name).unlink(missing_ok=True)
         save_config(programme.config(), folder)
         record.write(folder)  # after the config, without which a run cannot be resumed
     try:

@@ -104,7 +104,8 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
     root |= {"ensemble": None, "student": OmegaConf.to_container(cfg.student, resolve=True)}
     nodes: dict[Any, Any] = root.pop("stages")
     resolved: Any = OmegaConf.to_container(given, resolve=True)
-    check_stages(resolved, root["loss"], cfg.trainer)
+    chosen = {name: loss for name, loss in root["loss"].items() if loss and "_target_" in loss}
+    check_stages(resolved, chosen, cfg.trainer)
     lengths = _lengths(resolved, cfg.trainer.max_epochs)
     stages: list[Stage] = []
     plain, losses, students = root, dict(root["loss"]), []

@@ -68,7 +68,7 @@ def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colo
             ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
             ax.annotate(
                 f"{short(name)} {percent(rows[name]['score_mean'])}", (costs[name], score),
-                xytext=(7, -2 if up else 2), textcoords="offset points", va="bottom" if up else "top",
+                xytext=(7, 1 if up else -1), textcoords="offset points", va="bottom" if up else "top",
                 color=colours[name], weight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )  # fmt: skip
         elif name != TEACHER:

@@ -37,11 +37,11 @@ NOTHING = 1e5  # a rate that falls by more has ended at 0, as the schedules of t
 
 @dataclass(frozen=True)
 class Method:
-    """What is drawn of a method: the epochs of its first seed, and of every seed the scores, by epoch."""
+    """What is drawn of a method: the epochs of its first seed, and of every seed the scores, by stage and epoch."""
 
     name: str
     epochs: Sequence[Epoch]
-    scores: Sequence[Mapping[int, float]]
+    scores: Sequence[Mapping[str, Mapping[int, float]]]
 
     @property
     def edges(self) -> list[int]:
@@ -101,10 +101,19 @@ def methods_of(students: Sequence[Run]) -> list[Method]:
     for name in dict.fromkeys(run.record.method for run in students):
         records = sorted((run.record for run in students if run.record.method == name), key=lambda each: each.seed)
         timelines = [epochs_of(record.timeline) for record in records]
-        scores = [{each.epoch: each.score for each in epochs if each.score is not None} for epochs in timelines]
+        scores = [_by_stage(epochs) for epochs in timelines]
         if changes(timelines[0]):
             methods.append(Method(name, timelines[0], scores))
     return methods
+
+
+def _by_stage(epochs: Sequence[Epoch]) -> dict[str, dict[int, float]]:
+    """The scores that there are, by stage and epoch."""
+    scores: dict[str, dict[int, float]] = {}
+    for each in epochs:
+        if each.score is not None:
+            scores.setdefault(each.stage, {})[each.epoch] = each.score
+    return scores
 
 
 def timeline_figure(methods: Sequence[Method]) -> Figure:
@@ -157,7 +166,13 @@ def _panels(
     """Those for which one of the tier has something, from top to bottom."""
     names = list(dict.fromkeys(name for method in methods for name, *_ in method.stages))
     tints = {name: TINTS[i % len(TINTS)] for i, name in enumerate(names)}
-    scores = [100 * score for method in methods for seed in method.scores for score in seed.values()]
+    scores = [
+        100 * score
+        for method in methods
+        for seed in method.scores
+        for stage in seed.values()
+        for score in stage.values()
+    ]
     upright = [_width(name) for method in tier if not _fits(method, axis) for name, *_ in method.stages]
     strip = max([1.6 * STAGE_SIZE, *upright]) / 72
 
@@ -218,14 +233,20 @@ def _apart(places: Sequence[float], distance: float, end: float) -> list[float]:
 
 
 def _scores(ax: Axes, method: Method, scores: Sequence[float]) -> None:
-    """Each seed thin; thick their mean, over the epochs in which all have one. All methods' on one axis."""
+    """Each seed thin; thick their mean, over the epochs in which all have one. All methods' on one axis.
+
+    A stage may have a student of its own: no line goes from one to the next.
+    """
     if not any(method.scores):
         ax.text(0.5, 0.5, "no validation", transform=ax.transAxes, ha="center", va="center", color=GREY)
-    for seed in method.scores:
-        ax.plot(list(seed), [100 * score for score in seed.values()], color=INK, lw=0.6, alpha=0.5)
-    common = sorted(set.intersection(*map(set, method.scores)))
-    means = [100 * sum(seed[epoch] for seed in method.scores) / len(method.scores) for epoch in common]
-    ax.plot(common, means, color=INK, lw=1.6, marker="o" if len(common) <= FEW else None, ms=3, clip_on=False)
+    few = len({epoch for seed in method.scores for stage in seed.values() for epoch in stage}) <= FEW
+    for name in dict.fromkeys(name for seed in method.scores for name in seed):
+        seeds = [seed.get(name, {}) for seed in method.scores]
+        common = sorted(set.intersection(*map(set, seeds)))
+        for seed in seeds:
+            ax.plot(list(seed), [100 * score for score in seed.values()], color=INK, lw=0.6, alpha=0.5)
+        means = [100 * sum(seed[epoch] for seed in seeds) / len(seeds) for epoch in common]
+        ax.plot(common, means, color=INK, lw=1.6, marker="o" if few else None, ms=3, clip_on=False)
     margin = 0.08 * (max(scores) - min(scores)) or 1.0
     ax.set_ylim(min(scores) - margin, max(scores) + margin)
     ax.yaxis.set_major_locator(MaxNLocator(4))

@@ -148,7 +148,7 @@ def _left_out(selection: Selection) -> list[str]:
     for run in selection.unfinished:
         reason = (run.record.error or "").strip().splitlines()
         state = run.record.status if run.record.status != "finished" else "finished without a test score"
-        lines.append(f"`{run.folder}` ({_job(run)}): {state}{': ' + reason[-1] if reason else ''}.")
+        lines.append(f"`{run.folder}` ({_job(run)}): {state}{': ' + reason[-1].rstrip('.') if reason else ''}.")
     kept = {_job(run): run for run in selection.students}
     for run in selection.superseded:
         later = kept[_job(run)]
