@@ -261,7 +261,11 @@ def _numbers(ax: Axes, method: Method, kind: str, looks: Mapping[str, dict[str, 
     known = [[value for value in values if not math.isnan(value)] for values in numbers.values()]
     largest = [size for values in known if (size := max(map(abs, values)))]
     if largest and max(largest) > DECADE * min(largest):
-        ax.set_yscale("symlog", linthresh=min(largest))  # a linear axis would show the small ones as 0
+        low, high = min(largest), max(largest)
+        ax.set_yscale("symlog", linthresh=low)  # a linear axis would show the small ones as 0
+        decades = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        ax.set_yticks([0, *(10.0**decade for decade in decades)])  # of themselves some would meet near 0
+        ax.yaxis.set_minor_locator(NullLocator())
     else:
         _linear(ax, [value for values in known for value in values])
 
