@@ -22,7 +22,7 @@ def test_the_tables_are_those_of_the_reports_and_of_the_losses() -> None:
     filled = runpy.run_path(str(ROOT / "scripts/readme.py"))["filled"]
     assert filled(README) == README, "make docs"
     assert README.count("<!-- losses -->\n| config | loss |") == 1
-    assert README.count("<!-- results:") == 8
+    assert README.count("<!-- results:") == 10
     for name in re.findall(r"<!-- results: (\w+) -->\n\| method", README):
         assert f"docs/results/{name}" in README
 
