@@ -1,6 +1,7 @@
 """Fixtures for the tests of whole runs."""
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -26,6 +27,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """A shell starts what runs in its background deaf to SIGINT, and this process would start its own so."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
