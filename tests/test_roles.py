@@ -360,7 +360,8 @@ def test_the_plan_shows_them(compose_train: Compose) -> None:
 def test_what_an_experiment_says_of_its_frozen_teacher_is_left_behind(compose_train: Compose) -> None:
     """`min_teacher_score=0.9` is not for them, nor the weights of a folder that is not there."""
     for role in ROLES:
-        cfg = compose_train("experiment=digits_demo", *ROLES[role], "+teachers.main.cache=true", "trainer.max_epochs=1")
+        given = ("experiment=digits_demo", *ROLES[role], "+teachers.main.cache=true", "trainer.max_epochs=1")
+        cfg = compose_train(*given, run=role)
         assert cfg.teachers.main.weights is not None
         check(cfg, ROLES[role])
         parts = train(cfg).parts

@@ -190,6 +190,7 @@ def test_a_projector_between_other_layers_is_another(staged: Staged) -> None:
     assert not torch.equal(end_of_first, second_one)
 
 
+@pytest.mark.slow
 def test_memory_banks_are_of_one_teacher(staged: Staged, teacher: Path, tmp_path: Path) -> None:
     other = train(config(tmp_path / "other", "experiment=digits_teacher", "trainer.max_epochs=1", "seed=5")).folder
     looks = Looks(lambda module: {name: each.clone() for name, each in module.objective.named_buffers()}, ends=True)
@@ -348,7 +349,7 @@ def test_a_run_that_was_stopped_ends_bit_equal(
     assert own.stages.final.config.loss == theirs.stages.final.config.loss
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+@pytest.mark.parametrize("precision", [pytest.param("64-true", marks=pytest.mark.slow), "bf16-true"])
 def test_the_student_of_an_earlier_stage_is_known_in_any_precision(precision: str, staged: Staged) -> None:
     cfg = staged("{a: {epochs: 1}, b: {epochs: 2, student: {}, teacher: 'stage:a'}}", f"trainer.precision={precision}")
     with pytest.raises(Died):

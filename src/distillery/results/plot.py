@@ -65,10 +65,12 @@ def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colo
         if name in (best, BASELINE):
             # the best is the highest: its label goes up and the baseline's down, so that they never meet
             up, score = name == best, 100 * rows[name]["score_mean"]
+            right = costs[name] ** 2 > min(costs.values()) * max(costs.values())  # of the middle: the label goes left
             ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
             ax.annotate(
-                f"{short(name)} {percent(rows[name]['score_mean'])}", (costs[name], score),
-                xytext=(7, 1 if up else -1), textcoords="offset points", va="bottom" if up else "top",
+                f"{short(name, 16)} {percent(rows[name]['score_mean'])}", (costs[name], score),
+                xytext=(-7 if right else 7, 1 if up else -1), textcoords="offset points",
+                ha="right" if right else "left", va="bottom" if up else "top",
                 color=colours[name], weight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )  # fmt: skip
         elif name != TEACHER:
@@ -111,7 +113,7 @@ def _cost_axis(ax: Axes, rows: dict[str, Any], costs: dict[str, float]) -> None:
     ax.set_xlim(10 ** (low - pad), 10 ** (high + pad))
     ticks: dict[float, str] = {}
     for name in sorted(costs, key=lambda name: name not in (TEACHER, BASELINE)):
-        apart = 0.3 * (high - low + 2 * pad)
+        apart = 0.34 * (high - low + 2 * pad)
         if all(abs(math.log10(costs[name] / other)) > apart for other in ticks):
             row = rows[name]
             latency = "" if math.isnan(row["latency_ms"]) else f"\n{row['latency_ms']:.3g} ms"
@@ -191,5 +193,5 @@ def _reference_lines(ax: Axes, rows: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+def short(name: str, longest: int = LONGEST_NAME) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
