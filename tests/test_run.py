@@ -334,4 +334,5 @@ def test_the_identity_of_a_run_is_not_its_place(tmp_path: Path) -> None:
         return config_hash(OmegaConf.to_container(cfg, resolve=True))
 
     assert identity() == identity(place="b") == identity("logger=none", "name=other")
+    assert identity() == identity("trainer.enable_progress_bar=true")  # `config` turns it off, as studies do
     assert len({identity(), identity("seed=1"), identity("loss.kd.temperature=2"), identity("data.batch_size=5")}) == 4

@@ -20,6 +20,7 @@ PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, an
 # What does not change what is computed: where things lie, what they are called, and how the run is watched.
 NOT_IDENTITY = frozenset({"paths", "hydra", "name", "method", "logger", "resume", "plan"})  # at the root of the config
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir"})  # at any depth
+BAR = "enable_progress_bar"  # at any depth, too: a study's runs have it off
 
 
 def _now() -> str:
@@ -131,14 +132,14 @@ def _finite(value: Any) -> Any:
 
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """SHA-256 of a resolved config without its paths: equal for two jobs that compute the same thing."""
-    identity = {key: _without_places(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
+    identity = {key: _essence(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
     for later in ("stages", "ensemble"):
         if not identity.get(later):  # as it was before there were any
             identity.pop(later, None)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _without_places(value: Any) -> Any:
+def _essence(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_places(item) for key, item in value.items() if key not in PLACES}
-    return [_without_places(item) for item in value] if isinstance(value, list) else value
+        return {key: key != BAR and _essence(item) for key, item in value.items() if key not in PLACES}
+    return [_essence(item) for item in value] if isinstance(value, list) else value
