@@ -309,7 +309,6 @@ def test_a_new_run_in_an_old_folder_has_its_own_checkpoints(teacher: Path, tmp_p
 def test_compiled_networks_keep_their_names(
     run: Callable[..., Result], finished: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     compiled: list[nn.Module] = []
     as_it_is = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda net: (compiled.append(net), as_it_is(net, backend="eager")))
@@ -320,6 +319,16 @@ def test_compiled_networks_keep_their_names(
     checkpoint = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert not [key for key in checkpoint["state_dict"] if "_orig_mod" in key]
     load_weights(finished.parts.distiller.student.net, result.folder / "student.safetensors")
+
+
+@pytest.mark.slow
+def test_each_run_of_a_process_is_compiled(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With taps, and with another network: torch gives a forward up that has been compiled eight times."""
+    as_it_is = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda net: as_it_is(net, backend="eager"))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for widths in ("[8,12]", "[16,32]"):
+            run("compile=true", "loss/feature=[hint]", "trainer.max_epochs=1", f"student.net.widths={widths}")
 
 
 @pytest.mark.slow

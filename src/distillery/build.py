@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
@@ -117,6 +118,7 @@ def build(cfg: DictConfig, data: Data | None = None, former: Network | None = No
         if teacher.get("cache"):
             frozen[name].recall = _recall(frozen[name], teacher, data, str(cfg.trainer.precision))
     if cfg.compile:
+        torch.compiler.reset()  # a process compiles the code of a forward eight times, and a study makes many networks
         for network in networks:
             if network is not former:
                 network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
