@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from distillery.programme import Programme
 from fixtures.datasets import write_fashion_mnist
+from fixtures.runs import config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +35,17 @@ def test_links_within_the_repository_lead_somewhere() -> None:
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_the_stages_are_what_is_said_of_them(teacher: Path, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n# distill-train (.*?) \+stages=.*?\n(stages:\n.*?)```", README, re.DOTALL)
+    cfg = config(tmp_path / "run", *block[0].split(), f"teachers.main.weights='{teacher}'")
+    cfg.stages = OmegaConf.create(block[1]).stages
+    programme = Programme(cfg)
+    programme.rehearse(show=False)
+    hint, assistant, student = programme.stages
+    assert (hint.cfg.task.weight, assistant.cfg.task.weight) == (0, cfg.task.weight)
+    assert [*student.cfg.loss] == ["kd"]
 
 
 @pytest.mark.slow
