@@ -109,7 +109,7 @@ def _cost_axis(ax: Axes, rows: dict[str, Any], costs: dict[str, float]) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     low, high = math.log10(max(min(costs.values()), 1)), math.log10(max(*costs.values(), 1))
     span = high - low
-    pad = max(0.28 * span, min(0.35, max(0.15, 0.7 * span)))  # two ticks that are near must not overlap
+    pad = max(0.28 * span, min(0.35, max(0.05, 0.7 * span)))  # two ticks that are near must not overlap
     ax.set_xlim(10 ** (low - pad), 10 ** (high + pad))
     ticks: dict[float, str] = {}
     for name in sorted(costs, key=lambda name: name not in (TEACHER, BASELINE)):
