@@ -5,16 +5,19 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from distillery.checkpoints import BEFORE, FOLDER, LAST, WholeCheckpoints, last_checkpoint
+from distillery.callbacks.random_state import RandomState
+from distillery.checkpoints import BEFORE, FOLDER, LAST, LastCheckpoint, WholeCheckpoints, last_checkpoint
 from distillery.drafts import draft, remove_drafts
 from distillery.errors import UserError
-from fixtures.runs import train_student
+from distillery.run import make_trainer
+from fixtures.runs import STUDENT, config, train_student
 
 
 class Killed(BaseException):
@@ -185,3 +188,11 @@ def test_the_last_one_knows_the_best_score_of_its_own_epoch(teacher: Path, tmp_p
     states = torch.load(folder / FOLDER / LAST, weights_only=True)["callbacks"]
     (best,) = (state for key, state in states.items() if ModelCheckpoint.__name__ in key and state["monitor"])
     assert float(best["best_model_score"]) == scores[-1]
+
+
+def test_the_last_checkpoint_is_written_after_all_others(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "run", *STUDENT, "callbacks=route", "teachers.main.weights=there")
+    callbacks: Any = make_trainer(cfg, [], [RandomState()]).callbacks  # type: ignore[attr-defined]
+    saving = [each for each in callbacks if isinstance(each, ModelCheckpoint)]
+    assert [type(each) for each in saving[-2:]] == [ModelCheckpoint, LastCheckpoint]
+    assert callbacks[-len(saving) :] == saving

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distillery.command import resumed
 from distillery.compat import CONFIGS
-from distillery.curriculum import easiest
+from distillery.curriculum import confidences, easiest
 from distillery.data.sources import movie_reviews
 from distillery.distiller import Distiller
 from distillery.errors import UserError
@@ -168,6 +169,19 @@ def test_a_curriculum_is_that_of_the_teachers_confidence(route: Path, tmp_path: 
             own = sorted((-c, i) for c, i, t in zip(confidence, index, target, strict=True) if t == label)
             wanted = {i for _, i in own[: round(share * len(own))]}
             assert wanted == {i for i in chosen if i in {i for _, i in own}}
+
+
+def test_a_curriculum_asks_its_teacher_once(route: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def noted(*args: Any) -> Any:
+        asked.append(args)
+        return confidences(*args)
+
+    monkeypatch.setattr("distillery.programme.confidences", noted)
+    programme = Programme(run_of("curriculum", route, tmp_path / "run"))
+    assert [programme.data(place).sizes["train"] for place in (0, 1, 2)] == [30, 70, 100]  # of ten of each class
+    assert len(asked) == 1
 
 
 def test_a_curriculum_wants_a_teacher_that_is_there(route: Path, tmp_path: Path) -> None:

@@ -313,6 +313,10 @@ def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
     student = 2 * (64 * 16 * 9 + 16 * 32 * 16 * 9 + 32 * 10)
     teacher = 2 * (64 * 32 * 9 + 16 * 64 * 32 * 9 + 4 * 64 * 64 * 9 + 64 * 10)
     assert row[-1] == f"{100 * 3 * (3 * student + teacher) / 1e6:.0f}M"
+    peers = Programme(staged("{only: {epochs: 3, until: {}, loss: {kd: {}}}}", "model/teacher=peer"))
+    peers.begin()
+    row = programme_row(peers.stage, peers.parts)
+    assert row[-1] == f"{100 * 3 * (3 * student + 3 * student) / 1e6:.0f}M"
 
 
 @pytest.mark.parametrize(
