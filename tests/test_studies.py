@@ -152,6 +152,7 @@ def test_every_method_of_the_demo(tmp_path: Path) -> None:
     assert set(table["n_seeds"][1:]) == {2}
 
 
+@pytest.mark.slow
 def test_the_others_go_on_when_a_method_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     methods = {"hint": IMPOSSIBLE, "baseline": BASELINE, "kd": []}
@@ -177,6 +178,7 @@ def test_a_method_that_breaks_off_in_training(tmp_path: Path, capsys: pytest.Cap
     assert RunRecord.read(out / "kd" / "seed0").environment, "`train` kept this record"
 
 
+@pytest.mark.slow
 def test_a_failure_replaces_the_record_of_the_run_before(tmp_path: Path) -> None:
     """Else the report would show figures of another config as this one's."""
     out = tmp_path / "out"
@@ -204,6 +206,7 @@ def test_the_others_go_on_after_an_error_that_is_not_the_users(
     assert_shown_as_failed(out, "kd", "RuntimeError: out of memory")
 
 
+@pytest.mark.slow
 def test_checkpoints_of_the_run_before_are_not_taken_for_its_own(tmp_path: Path) -> None:
     out = tmp_path / "out"
     every = (*TINY, "trainer.check_val_every_n_epoch=1")
@@ -227,6 +230,7 @@ def assert_shown_as_failed(out: Path, method: str, reason: str) -> None:
     assert re.search(rf"\({method}, seed 0\): failed: .*({reason})", page)
 
 
+@pytest.mark.slow
 def test_another_config_replaces_a_run_only_on_demand(tmp_path: Path) -> None:
     out = tmp_path / "out"
     compare(study(out, baseline=BASELINE, kd=[]))
@@ -241,6 +245,7 @@ def test_another_config_replaces_a_run_only_on_demand(tmp_path: Path) -> None:
     assert OmegaConf.load(out / "kd" / "seed0" / "config.yaml").loss.kd.temperature == 2
 
 
+@pytest.mark.slow
 def test_a_new_teacher_is_learnt_from_anew(tmp_path: Path) -> None:
     out = tmp_path / "out"
     compare(study(out, baseline=BASELINE, kd=[]))

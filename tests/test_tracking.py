@@ -90,6 +90,7 @@ def student(teacher: Path) -> list[str]:
     return [*STUDENT, f"teachers.main.weights='{teacher}'"]
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_config_its_losses_and_its_result(student: list[str], compose_train: Any) -> None:
     result = train(compose_train(*student, *OFFLINE, "loss/feature=[hint]", "seed=3", "loss.kd.temperature=2.5"))
     run = only_run(result.folder)
@@ -209,6 +210,7 @@ def test_a_sweep_is_a_group(compose_train: Any, tmp_path: Path, monkeypatch: pyt
     assert compose_train(*TEACHER, "logger=wandb").logger.wandb.group == "digits_teacher_sweep_12-30"
 
 
+@pytest.mark.slow
 def test_a_study_is_a_group_with_its_report(compose_train: Any, tmp_path: Path) -> None:
     every = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1", "min_teacher_score=0"]
     cfg = compose("study", ["study=digits_demo", f"out='{tmp_path / 'study'}'", "seeds=[0]"])
