@@ -99,8 +99,6 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         if "_target_" in node:
             schedules_in(path, node, get_object(node["_target_"]))
     _refuse_ensemble(plain)
-    if plain.get("stages") and plain["trainer"].get("max_steps", -1) != -1:
-        raise UserError("trainer.max_steps: stages have lengths of their own, stages.<name>.steps. Leave it at -1.")
     if plain.get("stages"):
         _refuse_stopping(plain)
     for stage in stages_of(cfg) if plain.get("stages") else ():
@@ -193,6 +191,8 @@ def _refuse_ensemble(plain: Mapping[str, Any]) -> None:
 
 def _refuse_stopping(plain: Mapping[str, Any]) -> None:
     """What would end a run with stages in whichever stage it is."""
+    if plain["trainer"].get("max_steps", -1) != -1:
+        raise UserError("trainer.max_steps: stages have lengths of their own, stages.<name>.steps. Leave it at -1.")
     if plain["trainer"].get("fast_dev_run"):
         raise UserError(
             "trainer.fast_dev_run ends with the first batch, and so with the first stage. Use "

@@ -1,6 +1,5 @@
 """Checkpoints that survive a kill at any moment, and the one that a resumed run goes on from."""
 
-import os
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -28,13 +27,9 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        with draft(path) as unfinished:
-            with unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.name == LAST and path.exists():
-                path.replace(path.with_name(BEFORE))
+        former = path.with_name(BEFORE) if path.name == LAST else None
+        with draft(path, former) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -9,10 +9,11 @@ SUFFIX = ".draft"
 
 
 @contextmanager
-def draft(path: Path) -> Iterator[Path]:
+def draft(path: Path, former: Path | None = None) -> Iterator[Path]:
     """Within: the name of a file to write. At its end the file is on the disk, and then takes the place of `path`.
 
-    A reader of `path` sees the former file or the new one. If the block raises, the former one stays.
+    A reader of `path` sees the former file or the new one. If the block raises, the former one stays. With `former` it
+    is kept under that name, when the new one is on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
@@ -20,6 +21,8 @@ def draft(path: Path) -> Iterator[Path]:
         yield unfinished
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
+        if former is not None and path.exists():
+            path.replace(former)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

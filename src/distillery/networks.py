@@ -41,11 +41,11 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
     OmegaConf.resolve(cfg)  # what it borrows from a teacher that is left out of a baseline
     with open_dict(cfg):
         if cfg.net is None and cfg.weights is None:
-            raise UserError(f"The {name} network is taken from a run folder, and {name}.weights names none.")
+            raise UserError(f"The {name} network is taken from a run folder, and {_setting(name)}.weights names none.")
         if cfg.net is None:
-            setting = "student.weights" if name == "student" else f"teachers.{name}.weights"
             folder = _run_folder(cfg.weights)  # of a checkpoint that its run may have died after
-            own = (trained_config if folder == cfg.weights else run_config)(folder, setting).student
+            read = trained_config if folder == cfg.weights else run_config
+            own = read(folder, f"{_setting(name)}.weights").student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         _complete_input(cfg, data, name)
@@ -164,6 +164,11 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
     return Teacher(net, adapter(cfg, net), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
 
 
+def _setting(name: str) -> str:
+    """Where the config has the network of that name."""
+    return name if name.startswith("student") else f"teachers.{name}"  # student.initialise.source has one, too
+
+
 def _run_folder(weights: str) -> str:
     """Of weights that are a run folder, or a checkpoint in one: `<run>/checkpoints/<file>`."""
     path = Path(weights)
@@ -227,9 +232,9 @@ def _net(cfg: DictConfig | Mapping[str, Any], name: str) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        setting = "student" if name == "student" else f"teachers.{name}"
+        cause = error.__cause__ or error
         raise UserError(
-            f"{setting}.net: {cfg['net']['_target_']} cannot be made with these settings: {error.__cause__ or error}"
+            f"{_setting(name)}.net: {cfg['net']['_target_']} cannot be made with these settings: {cause}"
         ) from error
     if cfg["weights"] is not None:
         source = Path(cfg["weights"])

@@ -87,12 +87,13 @@ class Programme:
         key = f"{judged}{stage.easiest}"
         if key not in self._data:
             with said_of(stage):
-                self._data[key] = build_data(stage.cfg)
-                if stage.easiest:
-                    if judged not in self._confidences:
-                        self._confidences[judged] = self._judge(self._data[key], stage)
-                    index, confidence, classes = self._confidences[judged]
-                    self._data[key].narrow(index[easiest(confidence, classes, stage.easiest)].sort().values)
+                data = build_data(stage.cfg)
+                if stage.easiest and judged not in self._confidences:
+                    self._confidences[judged] = self._judge(data, stage)
+            if stage.easiest:
+                index, confidence, classes = self._confidences[judged]
+                data.narrow(index[easiest(confidence, classes, stage.easiest)].sort().values)
+            self._data[key] = data
         return self._data[key]
 
     def _judge(self, data: Data, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,8 +238,9 @@ class Programme:
         stage = self.stages[place]
         parts = self._staged(place, folder, former) if self.several else build(stage.cfg.copy())
         for name, teacher in parts.distiller.frozen.items():
-            if name not in stage_teachers(stage.cfg):
-                self._teachers[f"{stage.name}:teachers.{name}"] = teacher.fingerprint()
+            source = f"{stage.name}:teachers.{name}"
+            if name not in stage_teachers(stage.cfg) and source not in self._teachers:
+                self._teachers[source] = teacher.fingerprint()
         return parts
 
     def _staged(self, place: int, folder: Path, former: Network | None) -> Parts:
