@@ -21,10 +21,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
-from distillery.build import Parts, build
-from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.build import Parts, build
+from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.models.weights import save_weights
-from distillery.run import make_trainer
+from distillery.runs.run import make_trainer
 
 LIMIT = 1.05
 RESNETS = [

@@ -5,7 +5,7 @@
 
 Moments are drawn by the seed, place by place, and each run ends to the bit as the one that was not killed, or else the
 table says what differs, and the command ends with 1. What follows the options are overrides of `distill-train`; without
-any it is the run of three stages of `tests/test_killed.py`. A teacher is trained for it.
+any it is the run of three stages of `tests/runs/test_killed.py`. A teacher is trained for it.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from test_killed import STAGES
+
 from fixtures.killed import differences, drawn, killed, server
 from fixtures.runs import config, train_teacher
-from test_killed import STAGES
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from distillery.catalogue import FORMS, Loss, losses, markdown_row
-from distillery.names import FAMILIES
+from distillery.config.loss_catalogue import FORMS, Loss, losses, markdown_row
+from distillery.config.names import FAMILIES
 
 PAGE = Path(__file__).parents[1] / "docs/losses.md"
 INTRODUCTION = """\

@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_dir
 from IPython.display import Image, display
 from safetensors.torch import load_file
 
-from distillery.build import build
-from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.build import build
+from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
 from distillery.models.cnn import SmallCNN
-from distillery.plan import show_plan
-from distillery.results.render import write_report
-from distillery.run import train
+from distillery.results.report.write import write_report
+from distillery.runs.plan import show_plan
+from distillery.runs.run import train
 
 out = Path(tempfile.mkdtemp())
 register_resolvers()

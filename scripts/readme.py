@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 from hydra import compose, initialize_config_dir
 
-from distillery import catalogue
-from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
-from distillery.results.formats import NONE, percent, points, verdicts
-from distillery.results.render import markdown_table
-from distillery.results.table import BASELINE, TEACHER
+from distillery.config import loss_catalogue
+from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.results.report.formats import NONE, percent, points, verdicts
+from distillery.results.report.table import BASELINE, TEACHER
+from distillery.results.report.write import markdown_table
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- (losses|leaderboard|results: (?P<report>\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -34,7 +34,7 @@ def filled(readme: str) -> str:
         if report := match["report"]:
             table = markdown_table(pd.read_csv(ROOT / "docs/results" / report / "report.csv"))
         elif match[2] == "losses":
-            table = catalogue.markdown_table(catalogue.losses())
+            table = loss_catalogue.markdown_table(loss_catalogue.losses())
         else:
             table = leaderboard()
         return f"{match[1]}{table}{match[4]}"

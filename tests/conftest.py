@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from distillery.compat import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
 from fixtures.command_line import Cli
 from fixtures.composing import Compose
 from fixtures.runs import train_teacher
@@ -72,7 +72,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         monkeypatch.setattr(sys, "argv", [f"distill-{command}", *arguments])
         capfd.readouterr()
         try:
-            import_module(f"distillery.{command}").main()
+            import_module(f"distillery.commands.{command}").main()
             code: Any = 0
         except SystemExit as ended:
             code = ended.code

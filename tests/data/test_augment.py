@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from distillery.core.errors import UserError
+from distillery.core.random import uniforms
 from distillery.data.augment import CropFlip, augment_options
-from distillery.data.random import uniforms
-from distillery.errors import UserError
 
 
 def by_hand(image: torch.Tensor, pad: int, flip: bool, down: float, right: float, coin: float) -> torch.Tensor:

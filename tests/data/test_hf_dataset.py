@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from distillery.core.errors import UserError
 from distillery.data.raw import Split
 from distillery.data.sources.hf_dataset import hf_dataset
-from distillery.errors import UserError
 
 datasets = pytest.importorskip("datasets")
 Rows = Sequence[Mapping[str, Any]]

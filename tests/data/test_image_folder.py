@@ -8,11 +8,11 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
+from distillery.core.errors import UserError
 from distillery.data import folder
 from distillery.data.folder import FileImages
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
-from distillery.errors import UserError
 from fixtures.datasets import write_image_folder
 
 

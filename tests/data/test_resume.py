@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distillery.core.errors import UserError
 from distillery.data.vision import VisionData
-from distillery.errors import UserError
 
 EPOCHS, BATCHES = 3, 7
 Make = Callable[..., VisionData]

@@ -3,8 +3,8 @@ from itertools import chain
 import pytest
 import torch
 
+from distillery.core.errors import UserError
 from distillery.data.sampler import BatchKey, SeededBatchSampler
-from distillery.errors import UserError
 
 INDICES = torch.arange(100, 205)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
 from distillery.data.raw import RawData
 from distillery.data.sources import fashion_mnist
 from distillery.data.sources.cifar import cifar10, cifar100
 from distillery.data.sources.digits import digits
-from distillery.errors import UserError
 from fixtures.datasets import Raw, write_cifar10, write_cifar100, write_fashion_mnist
 
 read_fashion = fashion_mnist.fashion_mnist

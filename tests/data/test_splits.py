@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from distillery.compat import CONFIGS
+from distillery.config.hydra_support import CONFIGS
+from distillery.core.errors import UserError
 from distillery.data.sources.fashion_mnist import fashion_mnist
 from distillery.data.splits import SPLIT_SEED, class_quotas, read_index, stratified
-from distillery.errors import UserError
 
 
 def test_quotas_by_the_largest_remainder() -> None:

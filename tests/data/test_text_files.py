@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from distillery.core.errors import UserError
 from distillery.data.raw import RawData, Split
 from distillery.data.sources.text_files import jsonl, text_csv
-from distillery.errors import UserError
 
 ROWS = [("good film", "pos"), ("bad, bad film", "neg"), ('a "so-so"\nfilm', "neutral"), ("NA", "neg")]
 

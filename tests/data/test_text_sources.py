@@ -12,7 +12,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from distillery.compat import CONFIGS
+from distillery.config.hydra_support import CONFIGS
+from distillery.core.errors import UserError
 from distillery.data.module import Common
 from distillery.data.raw import RawData, Split
 from distillery.data.sources import movie_reviews as reviews_source
@@ -23,7 +24,6 @@ from distillery.data.sources.sotu import passages, sotu
 from distillery.data.sources.wordnet import CLASSES, wordnet
 from distillery.data.splits import SPLIT_SEED, read_index, stratified
 from distillery.data.text import TextData
-from distillery.errors import UserError
 
 DEBIAN = Path("/usr/share/wordnet")
 

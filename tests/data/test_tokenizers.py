@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from transformers import AutoTokenizer, BertConfig
 
+from distillery.core.errors import UserError
 from distillery.data.tokenizers import load_tokenizer, refuse_other_tokenizer
-from distillery.errors import UserError
 from fixtures.texts import VOCABULARY, sentences, write_tokenizer
 
 TEXTS = [text for text, _ in sentences(30)]

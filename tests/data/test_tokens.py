@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorForTokenClassification
 
-from distillery.data.random import uniforms
+from distillery.core.random import uniforms
 from distillery.data.tokens import Masking, Tokens
 from fixtures.texts import sentences, write_tokenizer
 

@@ -7,12 +7,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from distillery.core.errors import UserError
+from distillery.core.random import uniforms
 from distillery.data.augment import CropFlip
-from distillery.data.random import uniforms
 from distillery.data.sources.digits import digits
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
-from distillery.errors import UserError
 from fixtures.datasets import Raw, write_cifar10, write_cifar100, write_fashion_mnist, write_image_folder
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

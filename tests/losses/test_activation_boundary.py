@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.connector import Connectors
 from distillery.losses.feature.activation_boundary import ActivationBoundary
 from distillery.losses.functional import activation_boundary
+from distillery.losses.signals import Signals
 from distillery.losses.term import Pair
-from distillery.signals import Signals
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import akl, kd, reverse_kl
 from distillery.losses.response.akl import AKL
 from reference import akl as by_hand

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.attention import Attention
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.attention.attention_ce import AttentionCE
 from distillery.losses.attention.attention_mse import AttentionMSE
 from distillery.losses.attention.tinybert_attention import TinyBERTAttention
 from distillery.losses.functional import attention_ce, attention_mse, tinybert_attention
+from distillery.losses.signals import Signals
 from distillery.losses.token_terms import AttentionTerm
-from distillery.signals import Signals
+from distillery.models.taps.attention_recorder import Attention
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])

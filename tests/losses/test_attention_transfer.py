@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.attention.attention_transfer import AttentionTransfer
 from distillery.losses.functional import attention_transfer
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

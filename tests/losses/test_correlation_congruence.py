@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import correlation_congruence
 from distillery.losses.relation.correlation_congruence import CorrelationCongruence
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import correlation_congruence as reference
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.crd import CRD
 from distillery.losses.functional import crd, crd_in_batch, mean_score
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import crd as reference
 
 SAMPLES = 12

@@ -4,10 +4,10 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.cwd import CWD
 from distillery.losses.functional import cwd
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

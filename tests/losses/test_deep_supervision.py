@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import deep_supervision, kd
 from distillery.losses.projectors import ExitBranch
 from distillery.losses.response.deep_supervision import DeepSupervision
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import deep_supervision as reference
 
 TARGET = torch.tensor([0, 6, 2, 2, 5])

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import deit_hard, deit_soft
 from distillery.losses.response.deit_hard import DeiTHard
 from distillery.losses.response.deit_soft import DeiTSoft
+from distillery.losses.signals import Signals
 from distillery.losses.term import Term
-from distillery.signals import Signals
 from reference import deit as reference
 
 

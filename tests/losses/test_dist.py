@@ -5,10 +5,10 @@ from scipy.special import softmax
 from scipy.stats import pearsonr
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import dist
 from distillery.losses.response.dist import DIST
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 @pytest.fixture

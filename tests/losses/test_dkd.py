@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import dkd, kd
 from distillery.losses.response.dkd import DKD
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def parts_by_hand(student: list[float], teacher: list[float], target: int, t: float) -> tuple[float, float]:

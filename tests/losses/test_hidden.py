@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.hidden_cosine import HiddenCosine
 from distillery.losses.feature.hidden_mse import HiddenMSE
 from distillery.losses.feature.pkd import PKD
 from distillery.losses.functional import hidden_cosine, hidden_mse, pkd
+from distillery.losses.signals import Signals
 from distillery.losses.token_terms import TokenTerm
-from distillery.signals import Signals
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 LENGTHS = (3, 2, 4)

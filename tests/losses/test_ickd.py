@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import ickd
 from distillery.losses.relation.ickd import ICKD, Variant
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import ickd as reference
 
 FORMS: list[tuple[Variant, Callable[[np.ndarray, np.ndarray], float]]] = [

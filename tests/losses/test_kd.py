@@ -3,10 +3,10 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import kd
 from distillery.losses.response.kd import KD
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def by_hand(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> np.ndarray:

@@ -6,11 +6,11 @@ import torch
 from scipy.special import rel_entr, softmax
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import kd, logit_mse, logit_standardized_kd
 from distillery.losses.response.logit_mse import LogitMSE
 from distillery.losses.response.logit_standardized_kd import LogitStandardizedKD
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from torch import Tensor
 import distillery.losses
 import fixtures.terms
 from distillery.losses import functional
+from distillery.losses.signals import Signals
 from distillery.losses.term import Property, Term
-from distillery.schedules import numbers_of
-from distillery.signals import Signals
+from distillery.training.schedules import numbers_of
 from fixtures.terms import Example, cast, example, mapped, tensors
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "loss"

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.mgd import MGD
 from distillery.losses.functional import mgd
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import mgd as reference
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.attention import Attention
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.attention.minilm import MiniLM
 from distillery.losses.attention.minilmv2 import MiniLMv2
 from distillery.losses.functional import minilm, minilmv2
+from distillery.losses.signals import Signals
 from distillery.losses.token_terms import AttentionTerm
-from distillery.signals import Signals
+from distillery.models.taps.attention_recorder import Attention
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Size, Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import ofa
 from distillery.losses.response.ofa import OFA
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 LAYERS = {"maps": "head", "tokens": "head", "vectors": "head"}
 TARGET = torch.tensor([0, 1, 2, 3])

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.ofd import OFD
 from distillery.losses.functional import ofd, ofd_batch_margin, ofd_bn_margin
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import ofd as reference
 
 

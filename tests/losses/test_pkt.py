@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distillery.losses.functional import pkt
 from distillery.losses.relation.pkt import PKT
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.projectors import make_projector
 from distillery.losses.term import Pair
 

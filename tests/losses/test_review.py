@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Size, Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.review import Fusion, Review
 from distillery.losses.functional import hcl
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import review as reference
 
 LAYERS = {"stages.0": "layer1", "stages.1": "layer2"}

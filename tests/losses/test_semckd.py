@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.semckd import SemCKD
 from distillery.losses.functional import semckd
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import semckd as reference
 
 LAYERS = {"a": "x", "b": "y"}

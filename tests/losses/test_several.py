@@ -11,21 +11,21 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distillery.build import build
-from distillery.check import check
-from distillery.errors import UserError
+from distillery.config.build import build
+from distillery.config.check import check
+from distillery.config.several_teachers import per_teacher
+from distillery.core.errors import UserError
 from distillery.losses.feature.hint import Hint
 from distillery.losses.relation.rkd import RKD
 from distillery.losses.response.kd import KD
 from distillery.losses.several import COMBINATIONS, Several, best, confidence, drawn
+from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
-from distillery.plan import term_table
-from distillery.run import train
-from distillery.schedules import Progress
-from distillery.signals import Signals
-from distillery.teaching import per_teacher
+from distillery.runs.plan import term_table
+from distillery.runs.run import train
+from distillery.training.schedules import Progress
 from fixtures.composing import Compose
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import similarity_preserving
 from distillery.losses.relation.similarity_preserving import SimilarityPreserving
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Size, Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.simkd import SimKD
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

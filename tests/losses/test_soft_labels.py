@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import nkd, ofa, wsld
 from distillery.losses.response.nkd import NKD
 from distillery.losses.response.ofa import OFA
 from distillery.losses.response.wsld import WSLD
+from distillery.losses.signals import Signals
 from distillery.losses.term import Term
-from distillery.signals import Signals
 
 Rows = tuple[Tensor, Tensor, Tensor]
 TARGET = [0, 1, 2, 3, 4, 0]

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Size, Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.srrl import SRRL
 from distillery.losses.functional import srrl
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import srrl as reference
 
 

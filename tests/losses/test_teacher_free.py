@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import teacher_free
 from distillery.losses.response.teacher_free import TeacherFree
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import teacher_free as reference
 
 TARGET = torch.tensor([0, 6, 2, 2, 5])

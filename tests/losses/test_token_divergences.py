@@ -9,7 +9,7 @@ import torch
 from scipy.special import rel_entr, softmax
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import akl, jsd, kd, reverse_kl, skewed_kl, skewed_reverse_kl, tvd
 from distillery.losses.response.akl import AKL
 from distillery.losses.response.jsd import JSD
@@ -17,8 +17,8 @@ from distillery.losses.response.reverse_kl import ReverseKL
 from distillery.losses.response.skewed_kl import SkewedKL
 from distillery.losses.response.skewed_reverse_kl import SkewedReverseKL
 from distillery.losses.response.tvd import TVD
+from distillery.losses.signals import Signals
 from distillery.losses.term import Term
-from distillery.signals import Signals
 
 Loss = Callable[..., Tensor]
 EVERY: list[Loss] = [jsd, reverse_kl, skewed_kl, skewed_reverse_kl, akl, tvd]

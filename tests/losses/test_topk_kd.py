@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.functional import kd, topk_kd
 from distillery.losses.response.topk_kd import TopKKD
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference import topk_kd as reference
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from distillery.losses.functional import uld
 from distillery.losses.response.uld import ULD
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from reference.uld import by_assignment
 
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.vid import VID
 from distillery.losses.functional import vid
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

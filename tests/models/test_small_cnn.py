@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.cnn import SmallCNN
 
 

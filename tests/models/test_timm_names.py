@@ -2,7 +2,7 @@
 
 import pytest
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.timm_names import check_timm
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import load_in_order, load_weights, save_weights, weights_hash
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from distillery import list_losses
-from distillery.catalogue import losses, markdown_row, markdown_table
+from distillery.commands import losses as losses_command
+from distillery.config.loss_catalogue import losses, markdown_row, markdown_table
+from distillery.config.names import FAMILIES
 from distillery.losses.term import Contract
-from distillery.names import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/losses.md").read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def test_a_bar_does_not_end_a_cell() -> None:
 @pytest.mark.parametrize("width", [100, 160])
 def test_the_table_fits_and_loses_nothing(width: int) -> None:
     console = Console(width=width, file=io.StringIO())
-    console.print(list_losses.terminal_table(losses()))
+    console.print(losses_command.terminal_table(losses()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
@@ -106,7 +106,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["distill-losses", *arguments])
-        list_losses.main()
+        losses_command.main()
         return capsys.readouterr().out
 
     return run

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from distillery.programme import Programme
+from distillery.runs.stages.sequence import Programme
 from fixtures.datasets import write_fashion_mnist
 from fixtures.runs import config
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distillery.results.schema import PREDICTIONS, RunRecord
+from distillery.results.record import PREDICTIONS, RunRecord
 
 TEACHER = {
     "source": "teacher", "sha256": "t0", "score": 0.98,

@@ -10,9 +10,9 @@ from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.response.logit_mse import LogitMSE
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 from distillery.tasks import embedding
 from distillery.tasks.embedding import Embedding, NearestNeighbour
 

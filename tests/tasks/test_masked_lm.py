@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distillery.errors import UserError
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.losses.signals import Signals
 from distillery.tasks.masked_lm import MaskedLM
 
 VOCABULARY = 11

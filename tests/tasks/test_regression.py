@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from distillery.errors import UserError
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.losses.signals import Signals
 from distillery.tasks.regression import Regression
 
 BATCH = {"target": torch.tensor([0.5, 3.0, 4.0]), "index": torch.arange(3)}

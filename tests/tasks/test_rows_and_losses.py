@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.catalogue import losses
-from distillery.errors import UserError
+from distillery.config.loss_catalogue import losses
+from distillery.core.errors import UserError
 from distillery.losses.response.topk_kd import TopKKD
 from distillery.losses.several import BY_LABEL, Several
+from distillery.losses.signals import Signals
 from distillery.losses.term import Term
-from distillery.signals import Signals
 from distillery.tasks.embedding import Embedding
 from distillery.tasks.masked_lm import MaskedLM
 from distillery.tasks.regression import Regression

@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
-from distillery.errors import UserError
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.losses.signals import Signals
 from distillery.tasks.token_classification import TokenClassification
 
 CLASSES = 4

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 

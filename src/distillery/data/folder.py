@@ -13,9 +13,9 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import v2
 
+from distillery.core.errors import UserError
+from distillery.core.random import hash_key
 from distillery.data.augment import augment_options
-from distillery.data.random import hash_key
-from distillery.errors import UserError
 
 CHECK_ALL = 10_000  # above that a check before training would take minutes
 CHECK_SAMPLE = 1_000

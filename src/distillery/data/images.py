@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from distillery.core.random import uniforms
 from distillery.data.augment import CropFlip, augment_options
-from distillery.data.random import uniforms
 from distillery.data.sampler import BatchKey
 
 

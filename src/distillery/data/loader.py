@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distillery.core.errors import UserError
 from distillery.data.sampler import BatchKey, SeededBatchSampler
-from distillery.errors import UserError
 
 
 class BatchDataset(Dataset[dict[str, Tensor]]):

@@ -12,11 +12,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset, ResumableLoader
 from distillery.data.raw import RawData, Split
 from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.data.splits import SPLIT_SEED, read_index, stratified
-from distillery.errors import UserError
 
 Stage = Literal["train", "val", "test"]
 

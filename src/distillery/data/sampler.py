@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from distillery.data.random import hash_key, permutation
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.core.random import hash_key, permutation
 
 BATCHES = 1  # hashed into the seed: the batches have another order than the samples
 

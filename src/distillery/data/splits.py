@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distillery.compat import CONFIGS
-from distillery.data.random import permutation
-from distillery.errors import UserError
+from distillery.config.hydra_support import CONFIGS
+from distillery.core.errors import UserError
+from distillery.core.random import permutation
 
 SPLIT_SEED = 0  # of every split which must not move with the run's seed
 DRAW = -1  # in place of an epoch, so that no draw repeats the order of an epoch

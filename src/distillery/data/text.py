@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset
 from distillery.data.module import Common, Data, Stage
 from distillery.data.raw import RawData, Split
@@ -17,7 +18,6 @@ from distillery.data.sampler import BatchKey
 from distillery.data.texts import Texts
 from distillery.data.tokenizers import load_tokenizer
 from distillery.data.tokens import CHUNK, Masking, Tokens, token_batch, tokenised
-from distillery.errors import UserError
 from distillery.tasks.task import IGNORED
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")

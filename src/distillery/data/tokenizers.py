@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from distillery.errors import UserError
-from distillery.models.text.sources import find_config, folder_or_name, quiet
+from distillery.core.errors import UserError
+from distillery.core.hub import find_config, folder_or_name, quiet
 
 SHOWN = 3
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillery.data.random import uniforms
+from distillery.core.random import uniforms
 from distillery.data.sampler import BatchKey
 from distillery.tasks.task import IGNORED
 

@@ -6,10 +6,10 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
+from distillery.core.errors import UserError
 from distillery.data.images import image_batch
 from distillery.data.module import Common, Data, Stage
 from distillery.data.raw import RawData, Split
-from distillery.errors import UserError
 
 
 class VisionData(Data):

@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Size, Tensor
 
-from distillery.losses.numerics import at_least_float32, pool_to_common_size
+from distillery.core.numerics import at_least_float32, pool_to_common_size
 
 PREFIX = 5  # the most tokens before those of the image: a class token and four registers (DINOv2)
 

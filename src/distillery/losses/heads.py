@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.term import Pair
 
 HEADS = {"distillation_logits": "head"}  # the student's second head learns from the teacher's only one

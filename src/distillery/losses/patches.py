@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.alignment import as_map
 from distillery.losses.term import Pair
 from distillery.losses.tokens import among

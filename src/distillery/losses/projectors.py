@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import at_least_float32
 from distillery.losses.alignment import align, channels
-from distillery.losses.numerics import at_least_float32
 from distillery.losses.term import Pair
 
 KINDS = ("auto", "conv", "linear", "mlp", "none")

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.losses.signals import Signals
 from distillery.losses.term import Pair, Term
-from distillery.signals import Signals
 
 EMBEDDING = {"embedding": "embedding"}
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.data.random import uniforms
-from distillery.errors import UserError, did_you_mean
-from distillery.losses.numerics import at_least_float32
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import at_least_float32
+from distillery.core.random import uniforms
+from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Term
-from distillery.signals import Signals
 
 COMBINATIONS = ("mean", "confidence", "best", "random")
 BY_LABEL = ("confidence", "best")  # these look at how well each teacher knows the label

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from distillery.attention import Attention
-from distillery.errors import UserError
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.losses.signals import Signals
+from distillery.models.taps.attention_recorder import Attention
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
 Needs = Literal["logits", "maps", "features", "vectors", "tokens", "attention"]

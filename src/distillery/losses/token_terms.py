@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distillery.attention import Attention
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.alignment import align
 from distillery.losses.projectors import check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Layers, Pair, Term
-from distillery.signals import Signals
+from distillery.models.taps.attention_recorder import Attention
 
 
 class AttentionTerm(Term):

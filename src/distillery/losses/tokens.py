@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, at_least_float32, kl
+from distillery.core.numerics import Reduction, at_least_float32, kl
 
 
 def mean_where(values: Tensor, counts: Tensor | None, reduction: Reduction) -> Tensor:

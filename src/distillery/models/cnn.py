@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
 from distillery.models.stages import init_fan_out, stage_info
 
 Norm = Literal["batch", "group", "none"]

@@ -6,7 +6,7 @@ from timm.models import adapt_input_conv
 from timm.models.efficientnet import tf_efficientnet_lite0
 from torch import nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.weights import load_in_order, read_weights
 
 CLASSES = 1000

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
-from distillery.models.bottleneck import bottleneck
+from distillery.core.errors import UserError
+from distillery.losses.bottleneck import bottleneck
 
 
 class SimKD(nn.Module):

@@ -1,6 +1,6 @@
 """timm's networks are used by name, without a wrapper; here a name is checked before anything is built."""
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
 
 REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 

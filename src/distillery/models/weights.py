@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distillery.drafts import draft
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.files import draft
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 CONTAINERS = ("state_dict", "model", "student")

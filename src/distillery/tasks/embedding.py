@@ -5,9 +5,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from distillery.errors import UserError
-from distillery.losses.numerics import at_least_float32, unit_rows
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.core.numerics import at_least_float32, unit_rows
+from distillery.losses.signals import Signals
 from distillery.tasks.task import Batch, Labelled
 
 CHUNK = 1000  # samples whose similarities to all others are held at once

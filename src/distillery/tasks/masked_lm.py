@@ -5,9 +5,9 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from distillery.errors import UserError
-from distillery.losses.numerics import at_least_float32
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.core.numerics import at_least_float32
+from distillery.losses.signals import Signals
 from distillery.tasks.task import Batch, Labelled
 from distillery.tasks.tokens import token_rows
 

@@ -5,9 +5,9 @@ import warnings
 from torch import Tensor
 from torchmetrics import SpearmanCorrCoef
 
-from distillery.errors import UserError
-from distillery.losses.numerics import at_least_float32, require_same_shape
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.core.numerics import at_least_float32, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.tasks.task import Batch, Labelled
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 from torchmetrics import Metric
 
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100  # the target of a token that does not count, as in PyTorch's cross-entropy

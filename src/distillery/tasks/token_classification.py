@@ -2,8 +2,8 @@
 
 from torchmetrics.classification import MulticlassF1Score
 
-from distillery.errors import UserError
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.losses.signals import Signals
 from distillery.tasks.classification import Classification
 from distillery.tasks.task import Batch, Labelled
 from distillery.tasks.tokens import token_rows

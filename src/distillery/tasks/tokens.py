@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from distillery.errors import UserError
-from distillery.signals import Signals
+from distillery.core.errors import UserError
+from distillery.losses.signals import Signals
 from distillery.tasks.task import IGNORED, Batch
 
 

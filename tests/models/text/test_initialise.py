@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.initialise import initialise
 from distillery.models.text.transformer import transformer

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.text.layer_choice import chosen_layers
 
 

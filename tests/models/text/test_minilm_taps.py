@@ -11,11 +11,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 from transformers import AutoModel
 
-from distillery.adapters import TextAdapter
-from distillery.attention import Attention
 from distillery.losses.attention.minilmv2 import minilmv2
+from distillery.models.adapters import TextAdapter
+from distillery.models.taps.attention_recorder import Attention
+from distillery.models.taps.network import Network, probe
 from distillery.models.text.transformer import transformer
-from distillery.tapped import Network, probe
 
 HEADS, WIDTH, TAPPED = 12, 32, (1, 5)
 Batch = Mapping[str, Tensor]

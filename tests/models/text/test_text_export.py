@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.export import save_pretrained_folder
 from distillery.models.text.sentence_encoder import SentenceEncoder

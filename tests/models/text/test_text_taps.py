@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.adapters import TextAdapter
-from distillery.layers import blocks
+from distillery.models.adapters import TextAdapter
+from distillery.models.taps.layer_pairs import blocks
+from distillery.models.taps.network import Network
 from distillery.models.text.transformer import transformer
-from distillery.tapped import Network
 
 SIZES = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 12}
 DISTIL = {"vocab_size": 50, "dim": 8, "n_layers": 3, "n_heads": 2, "hidden_dim": 12}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 from transformers.utils import logging
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.text.transformer import HEADS, transformer
 from fixtures.small_transformers import SMALL
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedConfig
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.models.text.transformer import transformer, transformer_config
 from fixtures.small_transformers import SMALL
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
 from distillery.data.raw import RawData, Split
 from distillery.data.sources.download import download
-from distillery.errors import UserError
 
 
 def cifar10(root: str | Path = "data") -> RawData:

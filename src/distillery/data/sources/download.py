@@ -5,7 +5,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 
 
 def download(dataset: Callable[..., object], root: Path, wanted: str) -> None:

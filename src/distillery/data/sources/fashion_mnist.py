@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
+from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
 from distillery.data.raw import RawData, Split
 from distillery.data.sources.download import download
-from distillery.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 UNSIGNED_BYTE = 0x08

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from distillery.core.errors import UserError
 from distillery.data.raw import RawData
 from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
-from distillery.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,10 +8,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from distillery.core.errors import UserError, did_you_mean
 from distillery.data.folder import FileImages
 from distillery.data.raw import RawData, Split
 from distillery.data.splits import SPLIT_SEED, stratified
-from distillery.errors import UserError, did_you_mean
 
 LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val may be left out) or <root>/<class>/*.jpg"
 log = logging.getLogger(__name__)

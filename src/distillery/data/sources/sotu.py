@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from distillery.data.random import permutation
+from distillery.core.errors import UserError
+from distillery.core.random import permutation
 from distillery.data.raw import RawData, Split
 from distillery.data.sources.duplicates import distinct
 from distillery.data.splits import DRAW, SPLIT_SEED
 from distillery.data.texts import Texts
-from distillery.errors import UserError
 
 HELD_OUT = 0.1  # of the speeches, once for validation and once for test
 SENTENCE_END = re.compile(r"""[.!?]["')\]]*$""")

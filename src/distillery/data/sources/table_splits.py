@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillery.core.errors import UserError, did_you_mean
 from distillery.data.raw import RawData, Split
 from distillery.data.sources.duplicates import distinct
 from distillery.data.sources.table import SHOWN, Columns, Samples, Table, read_samples
 from distillery.data.splits import SPLIT_SEED, stratified
 from distillery.data.texts import Texts
-from distillery.errors import UserError, did_you_mean
 
 
 def table_data(

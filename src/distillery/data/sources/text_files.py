@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distillery.core.errors import UserError
 from distillery.data.raw import RawData
 from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
-from distillery.errors import UserError
 
 Given = str | Path
 

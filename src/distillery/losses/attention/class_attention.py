@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from distillery.attention import Attention
-from distillery.errors import UserError
-from distillery.losses.numerics import Reduction
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction
 from distillery.losses.patches import among_patches, common_heads, grid_of, require_patches
 from distillery.losses.term import Contract, Pair
 from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import divergence, mean_where
+from distillery.models.taps.attention_recorder import Attention
 
 
 def class_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: Reduction = "mean") -> Tensor:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from distillery.core.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.connector import Connectors, halved_each_layer_down
-from distillery.losses.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.projectors import check_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term, require_positive
-from distillery.signals import Signals
 
 FACTOR = 3 / 1000
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.errors import UserError
-from distillery.losses.numerics import (
+from distillery.core.errors import UserError
+from distillery.core.numerics import (
     Reduction,
     at_least_float32,
     full_precision,
@@ -15,8 +15,8 @@ from distillery.losses.numerics import (
     require_same_shape,
     unit_rows,
 )
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term, require_positive
-from distillery.signals import Signals
 
 WEIGHT = "head:weight"
 

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.data.random import uniforms
-from distillery.errors import UserError, did_you_mean
-from distillery.losses.numerics import (
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import (
     Reduction,
     at_least_float32,
     full_precision,
@@ -18,10 +17,11 @@ from distillery.losses.numerics import (
     require_same_shape,
     unit_rows,
 )
+from distillery.core.random import uniforms
 from distillery.losses.relational import EMBEDDING, require_features
+from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Layers, Term, require_positive
-from distillery.signals import Signals
 
 Variant = Literal["memory", "in_batch"]
 UNSEEN = -1  # the label of a bank's row whose sample has not come yet

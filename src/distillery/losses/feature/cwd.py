@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, comparable_maps, kl, log_softmax, reduce_rows
 from distillery.losses.alignment import align, align_maps, as_map
-from distillery.losses.numerics import Reduction, comparable_maps, kl, log_softmax, reduce_rows
 from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term, require_positive
-from distillery.signals import Signals
 
 
 def cwd(

@@ -8,18 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
 from distillery.losses.alignment import align_maps, as_map, channels
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    reduce_rows,
-    require_same_shape,
-)
 from distillery.losses.projectors import aligned
+from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
-from distillery.signals import Signals
 
 Variant = Literal["simple", "paper"]
 SLOPE = 0.1  # of the LeakyReLUs, in the authors' code

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.errors import UserError
-from distillery.losses.alignment import align_maps, as_map, channels
-from distillery.losses.numerics import (
+from distillery.core.errors import UserError
+from distillery.core.numerics import (
     Reduction,
     at_least_float32,
     full_precision,
@@ -17,9 +16,10 @@ from distillery.losses.numerics import (
     reduce_rows,
     require_same_shape,
 )
+from distillery.losses.alignment import align_maps, as_map, channels
 from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
 
 
 def fsp(

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, at_least_float32, require_same_shape
+from distillery.core.numerics import Reduction, at_least_float32, require_same_shape
 from distillery.losses.term import Contract
 from distillery.losses.token_terms import TokenTerm
 from distillery.losses.tokens import mean_where

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillery.core.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.alignment import align
-from distillery.losses.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.projectors import check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
 
 
 def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:

@@ -6,14 +6,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from distillery.data.random import uniforms
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
+from distillery.core.random import uniforms
 from distillery.losses.alignment import align, align_maps, as_map, channels
-from distillery.losses.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Layers, Term, require_fraction
-from distillery.signals import Signals
 
 Variant = Literal["spatial", "channel"]
 STREAM = -1  # of random numbers; those from 0 on are the augmentation's views

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows
 from distillery.losses.alignment import align_maps
-from distillery.losses.numerics import Reduction, at_least_float32, full_precision, reduce_rows
 from distillery.losses.projectors import aligned
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
 
 
 def nst(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:

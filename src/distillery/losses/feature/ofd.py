@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.losses.alignment import channels
 from distillery.losses.connector import Connectors, halved_each_layer_down
-from distillery.losses.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.losses.projectors import check_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
 
 MARGINS = ("batch", "bn")
 Margin = float | Literal["batch", "bn"]

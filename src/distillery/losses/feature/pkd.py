@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Size, Tensor
 
-from distillery.errors import UserError
-from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
 from distillery.losses.term import Contract, Pair
 from distillery.losses.token_terms import TokenTerm
 

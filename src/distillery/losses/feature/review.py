@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
 from distillery.losses.alignment import align_maps, as_map
-from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
 from distillery.losses.projectors import aligned
 from distillery.losses.relational import EMBEDDING
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
-from distillery.signals import Signals
 
 GRIDS = (4, 2, 1)  # of the pooled levels
 

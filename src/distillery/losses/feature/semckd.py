@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
 from distillery.losses.alignment import align, align_maps, channels
-from distillery.losses.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
+from distillery.losses.bottleneck import bottleneck
 from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
-from distillery.models.bottleneck import bottleneck
-from distillery.signals import Signals
 
 BOTTLENECK = "bottleneck"
 

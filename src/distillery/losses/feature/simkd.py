@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 from distillery.losses.feature.hint import hint
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
 
 
 class SimKD(Term):

@@ -5,18 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
-from distillery.losses.numerics import (
-    Reduction,
-    at_least_float32,
-    full_precision,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, require_same_shape
 from distillery.losses.projectors import check_projector, make_projector
 from distillery.losses.relational import EMBEDDING
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term
-from distillery.signals import Signals
 
 WEIGHT = "head:weight"
 CONNECTOR = "connector"

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, pool_to_common_size, reduce_rows
 from distillery.losses.alignment import align, channels
-from distillery.losses.numerics import Reduction, at_least_float32, comparable_maps, pool_to_common_size, reduce_rows
 from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
-from distillery.signals import Signals
 
 REGRESSOR = "regressor"
 

@@ -7,13 +7,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import at_least_float32, full_precision, require_same_shape, unit_rows
 from distillery.losses.alignment import align
-from distillery.losses.numerics import at_least_float32, full_precision, require_same_shape, unit_rows
 from distillery.losses.projectors import check_projector, make_projector
 from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, require_positive
-from distillery.signals import Signals
 
 Variant = Literal["author", "gaussian"]
 

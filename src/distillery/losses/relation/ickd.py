@@ -6,12 +6,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
 from distillery.losses.alignment import align, align_maps, as_map
-from distillery.losses.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
 from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
 
 Variant = Literal["author", "paper"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from distillery.losses.numerics import at_least_float32, full_precision
+from distillery.core.numerics import at_least_float32, full_precision
 from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
 from distillery.losses.term import Contract, Layers
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.numerics import at_least_float32
+from distillery.core.numerics import at_least_float32
 from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
 from distillery.losses.term import Contract, Layers
 

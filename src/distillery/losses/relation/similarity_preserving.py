@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distillery.losses.numerics import at_least_float32, full_precision, unit_rows
+from distillery.core.numerics import at_least_float32, full_precision, unit_rows
 from distillery.losses.relational import Relational, require_same_batch
 from distillery.losses.term import Contract, Layers
 

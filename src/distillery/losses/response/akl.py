@@ -6,10 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError, did_you_mean
-from distillery.losses.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, require_fraction, require_positive
-from distillery.signals import Signals
 
 Variant = Literal["llm_kd_akl", "dskd"]
 

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows
+from distillery.core.numerics import Reduction, at_least_float32, reduce_rows
 from distillery.losses.projectors import ExitBranch
 from distillery.losses.response.kd import kd
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term, hard_target, require_fraction, require_positive
-from distillery.signals import Signals
 
 
 def deep_supervision(

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
 from distillery.losses.heads import HEADS, require_same_classes
-from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
-from distillery.signals import Signals
 
 
 def deit_hard(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:

@@ -6,12 +6,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction
 from distillery.losses.heads import HEADS, require_same_classes
-from distillery.losses.numerics import Reduction
 from distillery.losses.response.kd import kd
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term, require_positive
-from distillery.signals import Signals
 
 Variant = Literal["paper", "source"]
 

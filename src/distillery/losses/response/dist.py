@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from distillery.losses.numerics import log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import log_softmax, reduce_rows, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, require_positive
-from distillery.signals import Signals
 
 EPS = 1e-8  # image_classification_sota's
 

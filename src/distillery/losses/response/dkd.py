@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distillery.losses.numerics import (
+from distillery.core.numerics import (
     Reduction,
     kl,
     log_softmax,
@@ -14,8 +14,8 @@ from distillery.losses.numerics import (
     reduce_rows,
     require_same_shape,
 )
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, hard_target, require_positive
-from distillery.signals import Signals
 
 
 def dkd(

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term
-from distillery.signals import Signals
 
 
 def logit_mse(

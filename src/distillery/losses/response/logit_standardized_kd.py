@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, at_least_float32, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, at_least_float32, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, require_positive
-from distillery.signals import Signals
 
 
 def logit_standardized_kd(

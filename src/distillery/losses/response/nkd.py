@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distillery.losses.numerics import (
+from distillery.core.numerics import (
     Reduction,
     log_softmax,
     log_softmax_of_rest,
@@ -12,8 +12,8 @@ from distillery.losses.numerics import (
     reduce_rows,
     require_same_shape,
 )
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, hard_target, require_positive
-from distillery.signals import Signals
 
 
 def nkd(

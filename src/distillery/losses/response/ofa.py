@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distillery.errors import UserError
-from distillery.losses.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
+from distillery.core.errors import UserError
+from distillery.core.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
 from distillery.losses.projectors import ExitBranch
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term, hard_target, require_positive
-from distillery.signals import Signals
 
 
 def ofa(

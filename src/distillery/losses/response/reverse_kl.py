@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, require_same_shape
+from distillery.core.numerics import Reduction, require_same_shape
 from distillery.losses.response.kd import kd
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, require_positive
-from distillery.signals import Signals
 
 
 def reverse_kl(

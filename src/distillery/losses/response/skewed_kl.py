@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, require_fraction
-from distillery.signals import Signals
 
 
 def skewed_kl(

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, require_same_shape
+from distillery.core.numerics import Reduction, require_same_shape
 from distillery.losses.response.skewed_kl import SkewedKL, skewed_kl
-from distillery.signals import Signals
+from distillery.losses.signals import Signals
 
 
 def skewed_reverse_kl(

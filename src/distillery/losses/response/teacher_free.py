@@ -7,10 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from distillery.errors import UserError, did_you_mean
-from distillery.losses.numerics import Reduction, kl, log_softmax, one_hot, reduce_rows
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction, kl, log_softmax, one_hot, reduce_rows
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, hard_target, require_fraction, require_positive
-from distillery.signals import Signals
 
 Variant = Literal["paper", "source"]
 

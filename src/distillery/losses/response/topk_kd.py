@@ -7,12 +7,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from distillery.data.random import uniforms
-from distillery.errors import UserError, did_you_mean
-from distillery.losses.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.core.random import uniforms
+from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Term, require_positive
-from distillery.signals import Signals
 
 Missing = Literal["renormalise", "uniform", "sample"]
 STREAM = -4000  # of random numbers: no other draw of a sample has this `view`

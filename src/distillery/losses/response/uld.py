@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, log_softmax, reduce_rows
+from distillery.core.numerics import Reduction, log_softmax, reduce_rows
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term
-from distillery.signals import Signals
 
 
 def uld(

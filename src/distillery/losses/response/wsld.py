@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distillery.losses.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
+from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, hard_target, require_positive
-from distillery.signals import Signals
 
 
 def wsld(

@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import nn
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
 from distillery.models.cifar.mobilenet import MobileNetV2
 from distillery.models.cifar.resnet import ResNet
 from distillery.models.cifar.shufflenet import ShuffleNetV1, ShuffleNetV2

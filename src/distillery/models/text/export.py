@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
+from distillery.core.hub import CONFIG, quiet
 from distillery.models.text.sentence_encoder import pretrained_model
-from distillery.models.text.sources import CONFIG, quiet
 
 CARD = "README.md"
 WEIGHTS = "model.safetensors"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 
 
 def leading_directions(table: Tensor, rank: int, counts: Tensor | None = None) -> Tensor:

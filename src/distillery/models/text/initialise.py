@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
 from distillery.models.text.factorisation import factorised_embeddings, word_table
 from distillery.models.text.layer_choice import Layers, chosen_layers
 from distillery.models.text.sentence_encoder import pretrained_model

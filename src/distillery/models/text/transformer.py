@@ -15,9 +15,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distillery.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.hub import FAILURES, find_config, folder_or_name, is_type, quiet, why_not
 from distillery.models.text.sentence_encoder import SentenceEncoder
-from distillery.models.text.sources import FAILURES, find_config, folder_or_name, is_type, quiet, why_not
 
 HEADS: dict[str, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from distillery.errors import UserError
+from distillery.core.errors import UserError
 
 # The last parts of the names of attention's matrices: rows that are queries, keys or values of heads, and columns
 # that read the heads' results.

@@ -1,0 +1,1 @@
+"""The commands, one thin file each, and how errors are shown."""

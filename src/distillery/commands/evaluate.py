@@ -1,0 +1,21 @@
+"""`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and prove its score."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from distillery.commands.entry import hydra_main
+from distillery.core.errors import UserError
+
+
+@hydra_main("evaluate")
+def main(cfg: DictConfig) -> None:
+    from pathlib import Path
+
+    from distillery.runs.verify_run import prove
+
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("Which run? Name a run folder: distill-evaluate run=outputs/demo/kd/seed0")
+    prove(Path(str(cfg.run)), cfg.split)
+
+
+if __name__ == "__main__":
+    main()

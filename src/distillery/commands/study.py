@@ -1,0 +1,21 @@
+"""`distill-study study=<name>`: a teacher, the baseline and methods over seeds; then the report."""
+
+from omegaconf import DictConfig
+
+from distillery.commands.entry import hydra_main
+from distillery.config.hydra_support import CONFIGS
+from distillery.core.errors import UserError, did_you_mean
+
+
+@hydra_main("study")
+def main(cfg: DictConfig) -> None:
+    from distillery.runs.study import compare
+
+    if "methods" not in cfg:
+        names = (path.stem for path in (CONFIGS / "study").glob("*.yaml"))
+        raise UserError("Which study? distill-study study=<name>." + did_you_mean("", names))
+    compare(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""All that reads YAML: compose, check, build."""

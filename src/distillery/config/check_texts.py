@@ -1,0 +1,59 @@
+"""What texts a network can be refused for: another tokenizer than the data's, more tokens than it has positions."""
+
+from torch import nn
+
+from distillery.core.errors import UserError
+from distillery.data.module import Data
+from distillery.data.text import TextData
+from distillery.data.tokenizers import load_tokenizer, refuse_other_tokenizer
+from distillery.models.taps.network import Network, probe
+from distillery.models.text.sentence_encoder import pretrained_model
+
+COMPARED = 200  # texts on which two tokenizers are compared
+
+
+def check_tokenizer(name: str, tokenizer: str, data: Data) -> None:
+    """Refuse the network `name` if it was made for another tokenizer than the data's.
+
+    Args:
+        tokenizer: what the network was made for: a name of the hub, or a folder.
+
+    Raises:
+        UserError: with three texts that become other tokens.
+    """
+    assert isinstance(data, TextData)
+    if tokenizer != data.tokenizer_name:
+        theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
+        texts = data.raw.train.inputs.first[:COMPARED]
+        refuse_other_tokenizer(data.tokenizer, theirs, name, tokenizer, texts)
+
+
+def check_lengths(network: Network, data: Data) -> None:
+    """Refuse texts that are too long for the network.
+
+    Raises:
+        UserError: with their number.
+    """
+    assert isinstance(data, TextData)
+    try:
+        probe(network, data.longest())
+    except (IndexError, RuntimeError) as error:
+        positions = _positions(network.net)
+        lengths = data.used_lengths()
+        longer = f"{int((lengths > positions).sum()):,} of {len(lengths):,}" if positions else "some"
+        raise UserError(
+            f"The {network.name} network cannot read the longest text, of {int(lengths.max())} tokens: {error}. It has "
+            f"{positions or 'too few'} positions, and {longer} texts have more tokens. Cut them with "
+            f"data.max_length={positions or '…'}, or choose a network that reads more."
+        ) from error
+
+
+def _positions(net: nn.Module) -> int | None:
+    """How many tokens of a text a network has positions for; None: that is not known."""
+    model = pretrained_model(net)
+    positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if model is None or positions is None:
+        return None
+    tables = (module for path, module in model.named_modules() if path.endswith("position_embeddings"))
+    padding = next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
+    return positions if padding is None else positions - padding - 1  # RoBERTa counts on from that of padding

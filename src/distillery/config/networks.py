@@ -1,0 +1,242 @@
+"""cfg → networks: the student and the teachers, their weights, their input adapters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from distillery.config.hydra_support import CONFIGS
+from distillery.config.names import EMA, FROZEN, PEER, SETTINGS, role_of
+from distillery.core.errors import UserError
+from distillery.data.module import Data
+from distillery.models.adapters import Adapter, ImageAdapter, TextAdapter
+from distillery.models.taps.network import Network
+from distillery.models.weights import SUFFIXES, load_weights
+from distillery.results.record import FILE, RunRecord
+from distillery.tasks.task import Task
+from distillery.teachers.frozen import Teacher
+from distillery.teachers.moving import EMATeacher, Peer
+
+CONFIG = "config.yaml"  # in a run folder: the resolved config
+EXPORT = "student.safetensors"  # in a run folder: the trained student's parameters and buffers
+TOKENIZER = "tokenizer"  # in `input`: what a network of texts has there, and one of images has not
+
+
+def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
+    """The network's config with every open place filled, so that it rebuilds the network without the data.
+
+    Statistics, channels, tokenizer and vocabulary come from the data set, the number of outputs from the task; where
+    `net` is null and `weights` is a run folder, or a checkpoint of a run, network and input come from that run's own
+    student.
+
+    Raises:
+        UserError: a network that is neither configured nor to be found in a run folder, or one of images for texts.
+    """
+    cfg = cfg.copy()
+    OmegaConf.resolve(cfg)  # what it borrows from a teacher that is left out of a baseline
+    with open_dict(cfg):
+        if cfg.net is None and cfg.weights is None:
+            raise UserError(f"The {name} network is taken from a run folder, and {_setting(name)}.weights names none.")
+        if cfg.net is None:
+            folder = _run_folder(cfg.weights)  # of a checkpoint that its run may have died after
+            read = trained_config if folder == cfg.weights else run_config
+            own = read(folder, f"{_setting(name)}.weights").student
+            cfg.net = own.net
+            cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
+        _complete_input(cfg, data, name)
+        # a pretrained teacher keeps its head: a new one would know nothing
+        if name == "student" or cfg.weights != "pretrained" or data.kind == "texts":
+            cfg.net.setdefault("num_classes", task.outputs(data))
+        if cfg.net.get("head", task.head) is None:
+            cfg.net.head = task.head
+    return cfg
+
+
+def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
+    wanted = "texts" if TOKENIZER in cfg.input else "images"
+    if wanted != data.kind:
+        raise UserError(
+            f"The {name} network reads {wanted}, and the data '{data.name}' are {data.kind}. Choose another "
+            f"{'model/student' if name == 'student' else 'model/teacher'} or another data set."
+        )
+    if wanted == "texts" and cfg.weights == "pretrained":
+        cfg.input.tokenizer = cfg.input.tokenizer or cfg.net.model  # its own, to be compared with the data's
+    for key, value in data.input.items():
+        cfg.input[key] = cfg.input[key] or value
+    if wanted == "images":
+        cfg.net.setdefault("in_chans", len(cfg.input.mean))
+        return
+    if cfg.net.get("vocab_size", 0) is None:
+        cfg.net.vocab_size = data.vocab_size
+    if "config" in cfg.net and cfg.net.config.get("vocab_size", 0) is None:
+        cfg.net.config.vocab_size = data.vocab_size
+
+
+def build_student(cfg: DictConfig, data: Data | None = None) -> Network:
+    """A completed config → the student, from scratch unless `weights` or `initialise` says otherwise.
+
+    Args:
+        data: what it will be trained on, for a student that is initialised: its words are counted.
+    """
+    net = _net(cfg, "student")
+    if settings := cfg.get("initialise"):
+        # transformers takes seconds: only where it is asked for
+        from distillery.models.text.initialise import initialise
+
+        if cfg.weights is not None:
+            raise UserError("student.weights and student.initialise both fill the student: set one of them to null.")
+        given = {key: value for key, value in settings.items() if key != "source"}
+        factorised = given.get("embeddings") == "factorise"  # which alone reads the counts
+        counts = data.word_counts() if data is not None and factorised else None
+        initialise(net, _source(settings.source, cfg), counts=counts, **given)
+    return Network(net, adapter(cfg, net), name="student")
+
+
+def blank_student(cfg: DictConfig, dtype: torch.dtype) -> Network:
+    """The student of a completed config, for a state of this type to be filled in."""
+    own = cfg.copy()
+    own.weights = None
+    own.pop("initialise", None)
+    return build_student(own).to(dtype)
+
+
+def _source(source: str, cfg: DictConfig) -> nn.Module:
+    """The network that the student is initialised from: of a run folder, or a pretrained one by name or folder."""
+    if (Path(source) / CONFIG).is_file():
+        own = trained_config(source, "student.initialise.source").student.copy()
+        own.weights = source
+        own.pop("initialise", None)
+        return _net(own, "student.initialise.source")
+    net = OmegaConf.create({"_target_": cfg.net._target_, "model": source, "head": cfg.net.head})
+    net.num_classes = cfg.net.num_classes
+    return instantiate(net, pretrained=True)
+
+
+def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student: DictConfig) -> DictConfig:
+    """`complete` for a teacher: only what its role reads. `student` is the completed config of the student."""
+    role = role_of(cfg)
+    if role == FROZEN:
+        return complete(cfg, data, task, name)
+    own = OmegaConf.create({"role": role} | {key: cfg[key] for key in SETTINGS[role] if key in cfg})
+    if role != PEER:
+        return own
+    own.weights = None
+    if "_target_" not in (own.net or {}):  # it may say something of the network that an experiment had there
+        own.net, own.input = student.net, student.input
+        return own
+    return complete(own, data, task, name)
+
+
+def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
+    """A completed config → a teacher that is not frozen: of role `ema` or `peer`, or the student itself."""
+    if role_of(cfg) == EMA:
+        return EMATeacher(student, name, cfg.decay)
+    if role_of(cfg) == PEER:
+        net = _net(cfg, name)
+        return Peer(net, adapter(cfg, net), name=name)
+    return student
+
+
+def build_teacher(cfg: DictConfig, name: str) -> Teacher:
+    """A completed config → a frozen teacher.
+
+    Raises:
+        UserError: no weights are named, or some are newly initialised: such a teacher has nothing to teach.
+    """
+    if cfg.weights is None:
+        raise UserError(
+            f"Teacher {name!r} would be newly initialised: teachers.{name}.weights is null. Give it weights: "
+            "'pretrained' (timm's, transformers'), a .safetensors or .pth file, or the folder of a run that trained "
+            "it; or take model/teacher=none for the baseline."
+        )
+    net = _net(cfg, name)
+    if cfg.weights == "pretrained" and (new := getattr(net, "new_weights", None)):
+        raise UserError(
+            f"Teacher {name!r}: {cfg.net.model} has no weights for {new[0]!r}, which would be newly initialised. Train "
+            f"it on the task first, as a student with weights=pretrained, and name its run: model/teacher=run "
+            f"teachers.{name}.weights=<run folder>"
+        )
+    return Teacher(net, adapter(cfg, net), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
+
+
+def _setting(name: str) -> str:
+    """Where the config has the network of that name."""
+    return name if name.startswith("student") else f"teachers.{name}"  # student.initialise.source has one, too
+
+
+def _run_folder(weights: str) -> str:
+    """Of weights that are a run folder, or a checkpoint in one: `<run>/checkpoints/<file>`."""
+    path = Path(weights)
+    return str(path.parents[1]) if path.is_file() and len(path.parents) > 1 else weights
+
+
+def run_config(folder: str, setting: str) -> DictConfig:
+    """The resolved config of the run in `folder`, which `setting` names."""
+    path = Path(folder)
+    if path.suffix in SUFFIXES:
+        raise UserError(
+            f"{setting}: there is no file {folder}."
+            + (" A run keeps checkpoints of its way with callbacks=route." if path.suffix == ".ckpt" else "")
+        )
+    if not (path / CONFIG).is_file():
+        files = sorted((CONFIGS / "study").glob("*.yaml"))
+        names = {OmegaConf.select(OmegaConf.load(file), "name"): file.stem for file in files}
+        study = next((names[part] for part in path.parts if part in names), None)
+        raise UserError(
+            f"{setting}: {folder!r} is no run folder, there is no {CONFIG} in it. Name another, or train it first"
+            + (f": distill-study study={study} does so." if study else ".")
+        )
+    return OmegaConf.load(path / CONFIG)  # type: ignore[return-value]
+
+
+def trained_config(folder: str, setting: str) -> DictConfig:
+    """`run_config` of a run whose student is to be used.
+
+    Raises:
+        UserError: it has not come to its end: what lies there may be a former run's.
+    """
+    cfg = run_config(folder, setting)
+    if (Path(folder) / FILE).is_file() and (status := RunRecord.read(Path(folder)).status) != "finished":
+        raise UserError(
+            f"{setting}: the run in {folder!r} is {status}, not finished. distill-train resume={folder} goes on with "
+            "it; or name another."
+        )
+    return cfg
+
+
+def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
+    """What brings a batch to what `net`, the network of a completed config, takes."""
+    if TOKENIZER in cfg.input:
+        return TextAdapter(net)
+    return ImageAdapter(list(cfg.input.mean), list(cfg.input.std), cfg.input.size)
+
+
+def _net(cfg: DictConfig | Mapping[str, Any], name: str) -> Any:
+    if cfg["weights"] == "pretrained":
+        try:
+            return instantiate(cfg["net"], pretrained=True)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The pretrained weights of the {name} network could not be fetched: {error}\n"
+                f"Offline? Give a file instead: weights=path/to/model.safetensors"
+            ) from error
+    try:
+        net = instantiate(cfg["net"])
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        cause = error.__cause__ or error
+        raise UserError(
+            f"{_setting(name)}.net: {cfg['net']['_target_']} cannot be made with these settings: {cause}"
+        ) from error
+    if cfg["weights"] is not None:
+        source = Path(cfg["weights"])
+        load_weights(net, source / EXPORT if source.is_dir() else source)
+    return net

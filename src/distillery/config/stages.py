@@ -1,0 +1,237 @@
+"""`cfg.stages` → the stages of a run, each with a whole config of its own.
+
+A stage's config is that of the stage before with what the stage names merged into it: what it does not name stays.
+What it names as null is again what the run has.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from omegaconf import DictConfig, OmegaConf
+
+from distillery.config.check_stages import UNTIL, check_stages
+from distillery.config.names import FROZEN, PLACE, role_of, teachers_of
+
+FOLDER = "stages"  # in a run folder: the student of each finished stage, in a run folder of its own
+GENERATION = 10_007  # added to the seed for each earlier student of the same config: generations begin differently
+RUN_TEACHER: dict[str, Any] = {
+    "net": None,
+    "weights": None,
+    "input": {},
+    "bn_mode": "eval",
+    "cache": False,
+}  # by its weights alone
+
+
+@dataclass(frozen=True)
+class Until:
+    """A stage ends when `metric` has not improved by more than `min_delta` in `patience` validations in a row."""
+
+    metric: str
+    mode: str
+    patience: int
+    min_delta: float
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether `value` improves on the best one so far."""
+        if best is None or math.isnan(best):
+            return True
+        return value > best + self.min_delta if self.mode == "max" else value < best - self.min_delta
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One period of training.
+
+    Attributes:
+        name: "" for the only one of a run without stages.
+        cfg: the whole config of the stage, as if it were a run of its own; `trainer.max_epochs` is its length. It is
+            resolved when that is known.
+        fresh: it begins with a student of its own; otherwise with that of the stage before, as it is then.
+        train: which parameters of the student are trained, as wildcards for their names; None: all that a loss reaches.
+        steps: its length in updates, as long as it is not known in epochs (see `lasting`).
+        until: when it ends before that.
+        seed: of a fresh student's first weights.
+        easiest: the share of the training samples, of each class, of which the teacher `main` is most confident; None:
+            all of them.
+    """
+
+    name: str
+    cfg: DictConfig
+    fresh: bool = True
+    train: list[str] | None = None
+    steps: int | None = None
+    until: Until | None = None
+    seed: int = 0
+    easiest: float | None = None
+
+    @property
+    def label(self) -> str:
+        """How errors begin."""
+        return f"Stage {self.name!r}: " if self.name else ""
+
+    def lasting(self, epochs: int) -> Self:
+        """The same stage, which was given in updates, so many epochs long."""
+        cfg = self.cfg.copy()
+        cfg.trainer.max_epochs = epochs
+        OmegaConf.resolve(cfg)
+        return replace(self, cfg=cfg, steps=None)
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain data, from which `stages_of` makes it again."""
+        rest = {key: value for key, value in vars(self).items() if key not in ("name", "cfg")}
+        rest["until"] = vars(self.until) if self.until else None
+        return {"config": OmegaConf.to_container(self.cfg, resolve=True), **rest}
+
+
+def stages_of(cfg: DictConfig) -> list[Stage]:
+    """The stages of a run, in order; a single one without a name where `cfg.stages` is empty.
+
+    Raises:
+        UserError: a stage with unknown or contradicting settings, or one that asks for what an earlier stage has not.
+    """
+    given = cfg.get("stages")
+    if not given:
+        return [Stage("", cfg.copy(), seed=cfg.seed)]
+    if all(isinstance(node, Mapping) and "config" in node for node in given.values()):
+        return [_restored(str(name), node) for name, node in given.items()]
+    root: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    root |= {"name": cfg.name, "method": cfg.method, "paths": OmegaConf.to_container(cfg.paths, resolve=True)}
+    # a stage's teacher is not what the run's own student begins with
+    root |= {"ensemble": None, "student": OmegaConf.to_container(cfg.student, resolve=True)}
+    nodes: dict[Any, Any] = root.pop("stages")
+    resolved: Any = OmegaConf.to_container(given, resolve=True)
+    chosen = {name: loss for name, loss in root["loss"].items() if loss and "_target_" in loss}
+    check_stages(resolved, chosen, cfg.trainer)
+    lengths = _lengths(resolved, cfg.trainer.max_epochs)
+    stages: list[Stage] = []
+    plain, losses, students = root, dict(root["loss"]), []
+    train: list[str] | None = None
+    easiest: float | None = None
+    for name, node in nodes.items():
+        said = {key: resolved[name][key] for key in ("teacher", "teachers") if key in node}  # of the run's own teacher
+        plain = _merged_stage(plain, root, {**node, **said}, losses)
+        plain["trainer"] = {**plain["trainer"], "max_epochs": lengths[name]}
+        train, easiest = resolved[name].get("train", train), resolved[name].get("easiest", easiest)
+        steps = resolved[name].get("steps")
+        own = OmegaConf.create(plain)
+        if steps is None:
+            OmegaConf.resolve(own)
+        fresh = not stages or "student" in node
+        students += [own.student] if fresh else []
+        generation = students.count(own.student) - 1 if fresh else 0
+        until = Until(**{**UNTIL, **resolved[name]["until"]}) if node.get("until") else None
+        seed = (own.seed + GENERATION * generation) % 2**32
+        stages.append(Stage(name, own, fresh, train, steps, until, seed, easiest))
+    return stages
+
+
+def expanded(cfg: DictConfig, stages: Sequence[Stage]) -> DictConfig:
+    """`cfg` with the stages as whole configs: what is written down, and handed to other processes.
+
+    Resolved as they are in `cfg`, they would lose what follows from a stage's own settings, as the length of a cosine.
+    """
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    cfg.stages = {stage.name: stage.plain() for stage in stages if stage.name}
+    return cfg
+
+
+def placed(cfg: DictConfig, folder: Path) -> DictConfig:
+    """`cfg` with the run folder of a stage's student in place of each `stage:<name>`."""
+    return OmegaConf.create(_placed(OmegaConf.to_container(cfg, resolve=True), folder))
+
+
+def stage_teachers(cfg: DictConfig) -> dict[str, str]:
+    """The teachers that are students of earlier stages: the stage's name by the teacher's."""
+    weights = {
+        str(name): str(teacher.get("weights"))
+        for name, teacher in teachers_of(cfg).items()
+        if role_of(teacher) == FROZEN
+    }
+    return {name: source.removeprefix(PLACE) for name, source in weights.items() if source.startswith(PLACE)}
+
+
+def merged(base: Any, given: Any) -> Any:
+    """`given` over `base`; what is of something else replaces it whole: another `_target_`, another map of layers."""
+    if not isinstance(base, Mapping) or not isinstance(given, Mapping):
+        return given
+    if "_target_" in given and given["_target_"] != base.get("_target_"):
+        return dict(given)
+    changed = {key: value if key == "layers" else merged(base.get(key), value) for key, value in given.items()}
+    return {**base, **changed}
+
+
+def _restored(name: str, node: DictConfig) -> Stage:
+    plain: dict[str, Any] = OmegaConf.to_container(node)  # type: ignore[assignment]
+    config = OmegaConf.create(plain.pop("config"))
+    plain["until"] = Until(**plain["until"]) if plain["until"] else None
+    return Stage(name, config, **plain)
+
+
+def _merged_stage(
+    before: dict[str, Any], root: dict[str, Any], node: dict[str, Any], losses: dict[str, Any]
+) -> dict[str, Any]:
+    """The stage's config; `losses` holds the latest settings of every loss, and is brought up to date."""
+    plain = {**before}
+    for key in ("task", "optim", "data"):
+        if key in node:
+            plain[key] = root[key] if node[key] is None else merged(plain[key], node[key])
+    if "loss" in node:
+        for name, changes in (node["loss"] or {}).items():
+            losses[name] = root["loss"][name] if changes is None else merged(losses[name], changes)
+        plain["loss"] = {name: losses[name] for name in node["loss"] or {}}
+    if "student" in node:
+        plain["student"] = merged(root["student"], node["student"] or {})
+    if "teacher" in node and node["teacher"] is None:
+        plain["teachers"] = root["teachers"]
+    elif "teacher" in node:
+        plain["teachers"] = {**plain["teachers"], "main": _teacher(plain["teachers"].get("main"), node["teacher"])}
+    for name, teacher in (node.get("teachers") or {}).items():
+        plain["teachers"] = {**plain["teachers"], name: _teacher(plain["teachers"].get(name), teacher)}
+    return plain
+
+
+def _lengths(nodes: Any, total: int) -> dict[str, int]:
+    """Each stage's epochs by name, where a share of the run's is given, as 40%, in whole epochs and at least one.
+
+    Shares that make up 100% make up `total`, where it has an epoch for each of them.
+
+    Of a stage that is so many steps long it is not yet known: `total`.
+    """
+    shares, lengths, done = 0.0, {}, 0
+    for name, node in nodes.items():
+        length = (node or {}).get("epochs", total)
+        if isinstance(length, str):
+            shares += float(length.removesuffix("%")) / 100
+            length = max(1, round(shares * total) - done)
+            done += length
+        lengths[name] = length
+    return lengths
+
+
+def _teacher(before: dict[str, Any] | None, given: Any) -> dict[str, Any]:
+    """A stage's teacher: named by its weights, `none`, or changes to the one before.
+
+    Another's weights bring their own network and input; how its BatchNorm normalises is as before. It is not cached
+    unless it says so: what is kept of a teacher that one run alone has would help no other.
+    """
+    if given == "none":
+        return {**(before or {}), "none": True}
+    if isinstance(given, str):
+        given = {"weights": given}
+    if "weights" in given or before is None or "none" in before:
+        return {**RUN_TEACHER, **({"bn_mode": before["bn_mode"]} if before and "bn_mode" in before else {}), **given}
+    changed: dict[str, Any] = merged(before, given)
+    return changed
+
+
+def _placed(node: Any, folder: Path) -> Any:
+    if isinstance(node, dict):
+        return {key: _placed(value, folder) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_placed(value, folder) for value in node]
+    return str(folder / FOLDER / node.removeprefix(PLACE)) if isinstance(node, str) and node.startswith(PLACE) else node

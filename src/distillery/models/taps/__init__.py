@@ -1,0 +1,1 @@
+"""Networks whose layers and attention are recorded."""

@@ -1,0 +1,145 @@
+"""`run.json`: the versioned record that every run leaves in its folder, read by everything downstream."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from distillery.config.names import FROZEN, role_of
+from distillery.core.errors import UserError
+from distillery.core.files import draft
+
+FILE = "run.json"
+PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
+
+# What does not change what is computed: where things lie, what they are called, and how the run is watched.
+NOT_IDENTITY = frozenset({"paths", "hydra", "name", "method", "logger", "resume", "plan"})  # at the root of the config
+PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir"})  # at any depth
+BAR = "enable_progress_bar"  # at any depth, too: a study's runs have it off
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass
+class RunRecord:
+    """One run, by the file's own field names.
+
+    Attributes:
+        name: name of the run, as its folder is called.
+        method: short names of its distillation terms (`kd+hint`); `baseline` for a run without teachers.
+        seed: seed of the run; runs of one seed are compared as pairs.
+        config_hash: identity of the job, see `config_hash`.
+        overrides: the command line's own part of the config.
+        status: `running` from the first moment; `failed` keeps the message in `error`.
+        started: UTC, ISO 8601.
+        git: `commit`, `dirty`; environment: versions and machine (see `environment.py`).
+        data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `num_classes` and `classes` (their
+            names), `score_name` (what the task calls its score), `remarks` (what the user is told of the data).
+        sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
+            empty where there is but one. Records of version 0.1 lack it.
+        teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
+            (where the task is to predict tokens), and its costs like the student's; for the student as its own teacher
+            the role alone.
+        student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
+        metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
+            `val_loss`, `test_loss`, and `perplexity` of the test split like a teacher's; `ensemble`, where the
+            config asks for one.
+        cost: the student's `params`, `embedding_params` (those of them in lookup tables), `flops` (2 × MACs at
+            batch 1), `latency_ms`. Records of version 0.1 lack `embedding_params`.
+        seconds: wall-clock time of the run.
+        timeline: one entry an epoch, by the field names of `timeline.Epoch`. Records of version 0.1 lack it.
+    """
+
+    VERSION: ClassVar[int] = 1
+    ADDED: ClassVar[frozenset[str]] = frozenset({"timeline", "sources"})  # older records of this version lack it
+
+    name: str
+    method: str
+    seed: int
+    config_hash: str
+    overrides: list[str] = field(default_factory=list)
+    status: Literal["running", "finished", "failed"] = "running"
+    started: str = field(default_factory=_now)
+    git: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    student_sha256: str | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    error: str | None = None
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def frozen_teachers(self) -> dict[str, dict[str, Any]]:
+        """Those that were there before the run: an average of the student, or a peer, is no teacher to compare with."""
+        return {name: entry for name, entry in self.teachers.items() if role_of(entry) == FROZEN}
+
+    def write(self, folder: Path) -> None:
+        """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half."""
+        content = {"version": self.VERSION, **dataclasses.asdict(self)}
+        with draft(folder / FILE) as unfinished:
+            unfinished.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record in `folder`.
+
+        Raises:
+            UserError: no `run.json` there, a torn one, or one of another version.
+        """
+        path = folder / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder} is not a run folder: it has no {FILE}. Name a folder that distill-train wrote."
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path} is torn ({error}). Run that job again, or remove its folder.") from None
+        version = content.pop("version", None) if isinstance(content, dict) else None
+        if version != cls.VERSION:
+            raise UserError(
+                f"{path} has version {version}, and this Distillery reads version {cls.VERSION}. "
+                "Run that job again, or read it with the version that wrote it."
+            )
+        names = {f.name for f in dataclasses.fields(cls)}
+        if wrong := sorted((names ^ content.keys()) - cls.ADDED):
+            raise UserError(
+                f"{path} lacks these fields or has them too much: {', '.join(wrong)}. "
+                "Run that job again, or remove its folder."
+            )
+        return cls(**content)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for both."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved config without its paths: equal for two jobs that compute the same thing."""
+    identity = {key: _essence(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
+    for later in ("stages", "ensemble"):
+        if not identity.get(later):  # as it was before there were any
+            identity.pop(later, None)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _essence(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: key != BAR and _essence(item) for key, item in value.items() if key not in PLACES}
+    return [_essence(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,93 @@
+"""From run folders to runs: every record below some folders, with its agreement with the teacher."""
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillery.core.errors import UserError
+from distillery.results.record import FILE, PREDICTIONS, RunRecord
+from distillery.results.report.fidelity import top1_agreement
+
+Predictions = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as the report sees it.
+
+    `agreement` is None where no teacher's predictions are known, or what is predicted are no classes.
+    """
+
+    folder: Path
+    record: RunRecord
+    agreement: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """Score on the test split at the last epoch: nothing is selected on test."""
+        score: float | None = self.record.metrics.get("last", {}).get("test_score")
+        return score
+
+
+def collect(folders: Iterable[Path]) -> list[Run]:
+    """Every run at or below the folders: folders in the given order, within each by the time of the start.
+
+    Failed and unfinished runs are among them, marked by `record.status`. A run without a frozen teacher, as a
+    baseline, is held against the teacher of a run on the same test samples, one of its seed if there is one.
+
+    Raises:
+        UserError: a folder that does not exist or holds no run, a torn record or predictions file.
+    """
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        below = [Run(path.parent, RunRecord.read(path.parent)) for path in _records(folder)]
+        for run in sorted(below, key=lambda run: run.record.started):
+            found.setdefault(run.folder.resolve(), run)
+    runs = list(found.values())
+    predictions = {run.folder: _predictions(run.folder) for run in runs if run.record.status == "finished"}
+    return [replace(run, agreement=_agreement(run, runs, predictions)) for run in runs]
+
+
+def _records(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder. Name run folders or one above them: runs=[outputs/demo]")
+    if not (records := sorted(folder.rglob(FILE))):
+        raise UserError(f"There is no run in {folder}: no {FILE} in it or below. Name another folder.")
+    return records
+
+
+def _predictions(folder: Path) -> Predictions:
+    path = folder / PREDICTIONS
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is torn ({error}). Run that job again, or remove its folder.") from None
+
+
+def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predictions]) -> float | None:
+    own = predictions.get(run.folder, {})
+    if "student" not in own:
+        return None
+    seed_first = sorted(runs, key=lambda other: other.record.seed != run.record.seed)
+    for other in [run] if run.record.frozen_teachers else seed_first:
+        theirs = predictions.get(other.folder, {})
+        teachers = [theirs[name] for name in other.record.frozen_teachers if name in theirs]
+        same_data = other.record.data.get("name") == run.record.data.get("name")
+        if teachers and same_data and np.array_equal(theirs["index"], own["index"]):
+            if not all(_classes_alike(own["student"], teacher) for teacher in teachers):
+                return None
+            return float(np.mean([top1_agreement(own["student"], teacher) for teacher in teachers]))
+    return None
+
+
+def _classes_alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether both are classes of the same rows, and not numbers or vectors, of which hardly any two are equal."""
+    return a.shape == b.shape and all(np.issubdtype(array.dtype, np.integer) for array in (a, b))

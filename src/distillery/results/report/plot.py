@@ -1,0 +1,197 @@
+"""The report's picture: what the student saves and keeps (left), what each method gains over seeds."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import NullLocator
+
+from distillery.results.report.collect import Run
+from distillery.results.report.formats import percent, points, si, verdicts
+from distillery.results.report.table import BASELINE, TEACHER
+
+# Okabe and Ito's palette, told apart with any colour vision; what has no measurable gain is hollow besides
+BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#6E6E6E"
+COLOURS = {"better than the baseline": GREEN, "worse than the baseline": RED}
+STYLE: dict[Any, Any] = {
+    "font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999",
+    "axes.labelcolor": "#333333", "xtick.color": "#333333", "ytick.color": "#333333",
+    "xtick.major.size": 3, "ytick.major.size": 0,
+}  # fmt: skip
+KEY = """test score (%)
+small: one seed · large: mean · hollow: no gain shown
+bar: 95 % interval of the gain, paired by seed"""
+LONGEST_NAME = 22
+TITLE_PAD = 18  # points: room for the names of the reference lines
+
+
+def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
+    """Writes the picture of a method table, 1600 pixels wide; its height grows with the number of methods.
+
+    Args:
+        table: as `method_table` gives it.
+        students: the runs it was made of, for the score of every seed.
+        path: of the PNG.
+    """
+    rows = {str(row["method"]): row for row in table.to_dict("records")}
+    methods = sorted((name for name in rows if name != TEACHER), key=lambda name: rows[name]["score_mean"])
+    said = verdicts(table)
+    colours = {name: COLOURS.get(said.get(name, ""), GREY) for name in methods}
+    with rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(wspace=0.06)
+        figure = Figure(figsize=(8, max(3.5, 1.7 + 0.26 * len(methods))), dpi=200, layout=layout)
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
+        _score_against_cost(left, rows, methods, colours)
+        _gains(right, rows, methods, colours, said, students)
+        figure.savefig(path)
+
+
+def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colours: dict[str, str]) -> None:
+    ax.set_title("Score against cost", pad=TITLE_PAD)
+    ax.set_ylabel("test score (%)")
+    costs = {name: float(row["flops"]) for name, row in rows.items() if pd.notna(row["flops"])}
+    if not costs:
+        ax.text(0.5, 0.5, "FLOPs were not measured", transform=ax.transAxes, ha="center", color=GREY)
+        return
+    best = methods[-1]
+    for name in costs:
+        if name in (best, BASELINE):
+            # the best is the highest: its label goes up and the baseline's down, so that they never meet
+            up, score = name == best, 100 * rows[name]["score_mean"]
+            right = costs[name] ** 2 > min(costs.values()) * max(costs.values())  # of the middle: the label goes left
+            ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
+            ax.annotate(
+                f"{short(name, 16)} {percent(rows[name]['score_mean'])}", (costs[name], score),
+                xytext=(-7 if right else 7, 1 if up else -1), textcoords="offset points",
+                ha="right" if right else "left", va="bottom" if up else "top",
+                color=colours[name], weight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.5},
+            )  # fmt: skip
+        elif name != TEACHER:
+            score = 100 * rows[name]["score_mean"]
+            ax.scatter(costs[name], score, s=16, color=colours[name], alpha=0.45, linewidths=0)
+    if TEACHER in costs:
+        _teacher_and_gap(ax, rows, costs, best, colours[best])
+    _cost_axis(ax, rows, costs)
+    ax.margins(y=0.16)
+
+
+def _teacher_and_gap(ax: Axes, rows: dict[str, Any], costs: dict[str, float], best: str, colour: str) -> None:
+    """The teacher, the distance down to the baseline, and how much of it the best method recovers."""
+    score, cost = 100 * rows[TEACHER]["score_mean"], costs[TEACHER]
+    ax.axhline(score, color=BLUE, lw=0.8, ls=":", zorder=1)
+    ax.scatter(cost, score, s=46, marker="s", color=BLUE, linewidths=0, zorder=3)
+    ax.annotate(
+        f"teacher {percent(rows[TEACHER]['score_mean'])}", (cost, score), xytext=(0, 7),
+        textcoords="offset points", ha="center", color=BLUE, weight="bold",
+    )  # fmt: skip
+    gap = rows[best]["gap_recovered"]
+    if math.isnan(gap) or gap <= 0 or abs(math.log(cost / costs.get(best, cost))) < math.log(2):
+        return
+    floor, reached = 100 * rows[BASELINE]["score_mean"], 100 * rows[best]["score_mean"]
+    ax.plot([cost, cost], [floor, score], color="#DDDDDD", lw=5, solid_capstyle="butt", zorder=1)
+    ax.plot([cost, cost], [floor, min(reached, score)], color=colour, lw=5, solid_capstyle="butt", zorder=2)
+    ax.annotate(
+        f"{percent(gap, 0)} % of\nthe gap", (cost, (floor + min(reached, score)) / 2), xytext=(6, 0),
+        textcoords="offset points", va="center", color=colour,
+    )  # fmt: skip
+
+
+def _cost_axis(ax: Axes, rows: dict[str, Any], costs: dict[str, float]) -> None:
+    """Ticks at the networks themselves, with what each costs; below them, what the student saves."""
+    ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(NullLocator())
+    low, high = math.log10(max(min(costs.values()), 1)), math.log10(max(*costs.values(), 1))
+    span = high - low
+    pad = max(0.28 * span, min(0.35, max(0.05, 0.7 * span)))  # two ticks that are near must not overlap
+    ax.set_xlim(10 ** (low - pad), 10 ** (high + pad))
+    ticks: dict[float, str] = {}
+    for name in sorted(costs, key=lambda name: name not in (TEACHER, BASELINE)):
+        apart = 0.34 * (high - low + 2 * pad)
+        if all(abs(math.log10(costs[name] / other)) > apart for other in ticks):
+            row = rows[name]
+            latency = "" if math.isnan(row["latency_ms"]) else f"\n{row['latency_ms']:.3g} ms"
+            ticks[costs[name]] = f"{si(costs[name])} FLOPs\n{si(row['params'])} params{latency}"
+    ax.set_xticks(list(ticks), list(ticks.values()))
+    if TEACHER in costs:
+        ax.set_xlabel(_savings(rows[TEACHER], rows[BASELINE if BASELINE in costs else next(iter(costs))]))
+
+
+def _savings(teacher: dict[str, Any], student: dict[str, Any]) -> str:
+    found = []
+    for key, less, more in [
+        ("flops", "fewer FLOPs", "more FLOPs"),
+        ("params", "fewer params", "more params"),
+        ("latency_ms", "faster", "slower"),
+    ]:
+        if pd.notna(teacher[key]) and pd.notna(student[key]):
+            ratio = float(teacher[key]) / float(student[key])
+            times = max(ratio, 1 / ratio)
+            if times > 1.05:
+                found.append(f"{times:.{0 if times >= 10 else 1}f}× {less if ratio > 1 else more}")
+    return f"student: {found[0]}\n{', '.join(found[1:])}".strip() if found else ""
+
+
+def _gains(
+    ax: Axes, rows: dict[str, Any], methods: list[str], colours: dict[str, str], said: dict[str, str],
+    students: Sequence[Run],
+) -> None:  # fmt: skip
+    ax.set_title("Every method, every seed", pad=TITLE_PAD)
+    ax.set_xlabel(KEY)
+    baseline = 100 * rows[BASELINE]["score_mean"] if BASELINE in rows else math.nan
+    for height, name in enumerate(methods):
+        row, colour = rows[name], colours[name]
+        scores = [100 * run.score for run in students if run.record.method == name and run.score is not None]
+        ax.scatter(scores, [height - 0.24] * len(scores), s=7, color=colour, alpha=0.5, linewidths=0, zorder=2)
+        gain, ci95 = 100 * row["diff_mean"], 100 * row["diff_ci95"]
+        if not math.isnan(ci95):  # around baseline + gain: the bar crosses the baseline's line if the gain may be 0
+            low, high = baseline + gain - ci95, baseline + gain + ci95
+            ax.plot([low, high], [height, height], color=colour, lw=2, zorder=3)
+        face = colour if name == BASELINE or said.get(name) in COLOURS else "white"
+        ax.scatter(100 * row["score_mean"], height, s=38, color=face, edgecolors=colour, lw=1.4, zorder=4)
+        if not math.isnan(gain):
+            gap = "" if math.isnan(row["gap_recovered"]) else f"  ({percent(row['gap_recovered'], 0)} %)"
+            ax.annotate(
+                points(row["diff_mean"], row["diff_ci95"]) + gap, (1.02, height),
+                xycoords=("axes fraction", "data"), va="center", color=colour, annotation_clip=False,
+            )  # fmt: skip
+    ax.set_yticks(range(len(methods)), [short(name) for name in methods])
+    ax.set_ylim(-0.7, len(methods) - 0.4)
+    ax.grid(axis="y", color="#EEEEEE", zorder=0)
+    if BASELINE in rows and len(methods) > 1:
+        gap_known = any(not math.isnan(rows[name]["gap_recovered"]) for name in methods)
+        ax.annotate(
+            "Δ baseline" + (" (of gap)" if gap_known else ""), (1.02, 1), xytext=(0, TITLE_PAD),
+            xycoords="axes fraction", textcoords="offset points", color="#333333", annotation_clip=False,
+        )  # fmt: skip
+    _reference_lines(ax, rows)
+
+
+def _reference_lines(ax: Axes, rows: dict[str, Any]) -> None:
+    """Lines at baseline and teacher, named above the axes; names that would meet lean outwards."""
+    lines = {name: 100 * rows[name]["score_mean"] for name in (BASELINE, TEACHER) if name in rows}
+    looks: dict[str, dict[str, Any]] = {
+        TEACHER: {"color": BLUE, "ls": ":"},
+        BASELINE: {"color": GREY, "ls": "--"},
+    }
+    for name, score in lines.items():
+        ax.axvline(score, lw=1, zorder=1, **looks[name])
+    low, high = ax.get_xlim()
+    close = len(lines) == 2 and abs(lines[TEACHER] - lines[BASELINE]) < 0.3 * (high - low)
+    lower = min(lines, key=lambda name: lines[name], default="")
+    for name, score in lines.items():
+        ax.annotate(
+            name, (score, 1), xytext=(0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="center" if not close else "right" if name == lower else "left", va="bottom",
+            color=looks[name]["color"], annotation_clip=False,
+        )  # fmt: skip
+
+
+def short(name: str, longest: int = LONGEST_NAME) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -1,0 +1,76 @@
+"""Which of the collected runs are compared, and why the others are not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from distillery.core.errors import UserError
+from distillery.results.report.collect import Run
+
+
+@dataclass
+class Selection:
+    """Runs sorted by their part in a report.
+
+    Attributes:
+        students: the runs that are compared: finished, one for each method and seed, in order of appearance.
+        teachers: runs whose student is the teacher of other runs here.
+        superseded: finished runs of a method and seed for which there is a later one.
+        unfinished: failed runs, runs still going, and runs without a test score.
+    """
+
+    students: list[Run] = field(default_factory=list)
+    teachers: list[Run] = field(default_factory=list)
+    superseded: list[Run] = field(default_factory=list)
+    unfinished: list[Run] = field(default_factory=list)
+
+
+def select(runs: Sequence[Run]) -> Selection:
+    """Sorts the runs of one experiment.
+
+    Raises:
+        UserError: no finished run, runs on different data or with different scores, or students of different size in
+            one method.
+    """
+    selection = Selection()
+    hashes = {teacher.get("sha256") for run in runs for teacher in run.record.frozen_teachers.values()}
+    latest: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        key = (run.record.method, run.record.seed)
+        if run.record.status != "finished" or run.score is None:
+            selection.unfinished.append(run)
+        elif run.record.student_sha256 is not None and run.record.student_sha256 in hashes:
+            selection.teachers.append(run)
+        elif (other := latest.get(key)) is None:
+            latest[key] = run
+        else:
+            old, latest[key] = sorted([other, run], key=lambda r: r.record.started)
+            selection.superseded.append(old)
+    selection.students = list(latest.values())
+    _check_comparable(selection.students)
+    return selection
+
+
+def _check_comparable(students: Sequence[Run]) -> None:
+    if not students:
+        raise UserError("None of the runs is finished: there is nothing to report yet.")
+    data: dict[str, Run] = {}
+    sizes: dict[str, Run] = {}
+    scores: dict[str, Run] = {}
+    for run in students:
+        if name := run.record.data.get("score_name"):  # records of version 0.1 do not say
+            scores.setdefault(name, run)
+        data.setdefault(f"{run.record.data.get('name')} ({run.record.data.get('test')} test samples)", run)
+        first = sizes.setdefault(run.record.method, run)
+        if first.record.cost.get("params") != run.record.cost.get("params"):
+            raise UserError(
+                f"The runs of '{run.record.method}' have students of different size: {first.folder}, "
+                f"{run.folder}. One report is about one student: report each by itself."
+            )
+    if len(data) > 1:
+        found = ", ".join(f"{name} in {run.folder}" for name, run in data.items())
+        raise UserError(
+            f"The runs are on different data: {found}. One report is one experiment: report each by itself."
+        )
+    if len(scores) > 1:
+        found = ", ".join(f"{name} in {run.folder}" for name, run in scores.items())
+        raise UserError(f"The runs have different scores: {found}. They cannot be compared: report each by itself.")

@@ -1,0 +1,177 @@
+"""The report's files: report.md, report.csv and report.png, and its table for the terminal."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from distillery.results.report.collect import Run, collect
+from distillery.results.report.files import TIMELINE
+from distillery.results.report.formats import best_method, cells, columns, is_of_texts, points, verdicts
+from distillery.results.report.plot import plot
+from distillery.results.report.plot_timeline import MOST, plot_timeline
+from distillery.results.report.selection import Selection, select
+from distillery.results.report.table import PERPLEXITY, TEACHER, method_table
+
+DEFINITIONS = """\
+- **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
+  test.
+- **Δ baseline**: difference to the same student trained without a teacher, in percentage points, paired by
+  seed: mean ± half-width of its 95 % t interval. The intervals are not corrected for the number of methods.
+- **retention**: student ÷ teacher. **Gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty
+  unless the teacher is above the baseline by more than the interval of that difference.
+- **agreement**: share of the test {rows} for which student and teacher predict the same class.
+- **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread.
+- **seeds** of the teacher: how many teachers were trained."""
+TEXT_DEFINITIONS = """
+- **speed-up**: latency of the teacher ÷ that of the student, measured in one run (the baseline's: in different ones);
+  median over seeds. **Params**: all, and what part of the teacher's they are;
+  **non-embedding**: those outside of the tables of words, positions and types, which cost memory, but hardly time."""
+
+
+PERPLEXITY_DEFINITION = """
+- **perplexity**: exp(mean loss in nats a masked token) on the test split, mean over seeds. It compares only where
+  vocabulary and masking are the same."""
+
+
+def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
+    """Writes `report.md`, `report.csv` and `report.png` on all runs below the folders; returns the table.
+
+    And `timeline.png`, where something changes during the runs.
+
+    Raises:
+        UserError: what `collect` or `select` refuse.
+    """
+    selection = select(collect(run_folders))
+    table = method_table(selection.students)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "report.csv", index=False)
+    plot(table, selection.students, out / "report.png")
+    methods = plot_timeline(selection.students, out / TIMELINE)
+    command = shlex.join(["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"])
+    (out / "report.md").write_text(markdown(table, selection, title, command, methods), encoding="utf-8")
+    return table
+
+
+def terminal_table(table: pd.DataFrame, title: str) -> Table:
+    """The table for the terminal, the best method in bold; in 80 columns the ± parts go to a second line."""
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    narrow = [column for column in columns(table) if column.narrow]
+    for column in narrow:
+        justify: Literal["left", "right"] = "left" if column.heading == "method" else "right"
+        shown.add_column(column.narrow, justify=justify, min_width=len("+12.34 ±") if "\n±" in column.narrow else None)
+    best = best_method(table)
+    for row in cells(table, narrow):
+        shown.add_row(*row, style="bold" if row[0] == best else "dim" if row[0] == TEACHER else None)
+    return shown
+
+
+def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str, timelines: Sequence[str]) -> str:
+    """The whole report as Markdown; `timelines`: the methods with something to show in the second picture."""
+    parts = [
+        f"# {title}",
+        _setting(selection.students),
+        markdown_table(table).rstrip(),
+        "![Score against cost, and every method's gain over the baseline](report.png)",
+        _list("## Against the baseline", _findings(table)),
+        _list("## Not in the table", _left_out(selection)),
+        _timeline(timelines),
+        f"## Definitions\n\n{_definitions(table, selection.students)}",
+        f"Made by `{command}`. The numbers, unrounded: [report.csv](report.csv).",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _timeline(methods: Sequence[str]) -> str:
+    if not methods:
+        return ""
+    some = f" The first {MOST} of {len(methods)} methods are shown." if len(methods) > MOST else ""
+    return (
+        f"## Timeline\n\n![Stages, validation score, weights, learning rate and temperatures by epoch]({TIMELINE})\n\n"
+        "Validation score: a thin line for each seed, a thick one for their mean. The rest is of the first seed: each "
+        f"number as it was in the last batch of an epoch.{some}"
+    )
+
+
+def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
+    names = [run.record.data.get("score_name") for run in students]
+    name = next((name for name in names if name not in (None, "accuracy")), None)
+    words = {"score": f"{name}, " if name else "", "rows": "samples"}
+    if not is_of_texts(table):
+        return DEFINITIONS.format(**words)
+    words["rows"] = "samples (tokens, where these are predicted)"
+    perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
+    return DEFINITIONS.format(**words) + TEXT_DEFINITIONS + perplexity
+
+
+def _setting(students: Sequence[Run]) -> str:
+    records = [run.record for run in students]
+    data = records[0].data
+    sizes = _unique(record.data.get("train") for record in records)
+    machines = [record.environment.get("gpu") or record.environment.get("cpu") for record in records]
+    versions = [record.environment.get("packages", {}).get("torch") for record in records]
+    return (
+        f"Data: {data.get('name')}: {sizes} training, {data.get('val')} validation, {data.get('test')} test. "
+        f"Seeds: {_unique(sorted({record.seed for record in records}))}. "
+        f"{len(records)} student runs, {sum(record.seconds or 0 for record in records):.0f} s in all. "
+        f"Commit {_unique(_commit(record.git) for record in records)}; "
+        f"{_unique(machines)}; torch {_unique(versions)}."
+    )
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return f"{(git.get('commit') or 'unknown')[:10]}{' (dirty)' if git.get('dirty') else ''}"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """The table alone, the best method in bold; also of a table that was read back from report.csv."""
+    best = best_method(table)
+    shown = columns(table)
+    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table, shown)]
+    header = [column.heading for column in shown]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
+
+
+def _findings(table: pd.DataFrame) -> list[str]:
+    found = verdicts(table)
+    rows = [row for row in table.itertuples() if row.method in found]
+    return [f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95)} points)." for row in rows]
+
+
+def _left_out(selection: Selection) -> list[str]:
+    lines = []
+    for run in selection.unfinished:
+        reason = (run.record.error or "").strip().splitlines()
+        state = run.record.status if run.record.status != "finished" else "finished without a test score"
+        lines.append(f"`{run.folder}` ({_job(run)}): {state}{': ' + reason[-1].rstrip('.') if reason else ''}.")
+    kept = {_job(run): run for run in selection.students}
+    for run in selection.superseded:
+        later = kept[_job(run)]
+        same = later.record.config_hash == run.record.config_hash
+        note = "" if same else ", **with other settings**: compare their `config.yaml`"
+        lines.append(f"`{run.folder}` ({_job(run)}): there is a later run, `{later.folder}`{note}.")
+    lines += [f"`{run.folder}`: its student is a teacher of the other runs." for run in selection.teachers]
+    seeds = {run.record.method: set[int]() for run in selection.students}
+    for run in selection.students:
+        seeds[run.record.method].add(run.record.seed)
+    for method, own in seeds.items():
+        if missing := sorted(set.union(*seeds.values()) - own):
+            lines.append(f"`{method}` has no run of seed {_unique(missing)}.")
+    return lines
+
+
+def _job(run: Run) -> str:
+    return f"{run.record.method}, seed {run.record.seed}"
+
+
+def _list(heading: str, lines: Sequence[str]) -> str:
+    return "\n".join([heading, "", *(f"- {line}" for line in lines)]) if lines else ""
+
+
+def _unique(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))

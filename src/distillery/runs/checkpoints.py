@@ -1,0 +1,119 @@
+"""Checkpoints that survive a kill at any moment, and the one that a resumed run goes on from."""
+
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from distillery.core.errors import UserError
+from distillery.core.files import draft
+
+FOLDER = "checkpoints"  # in a run folder
+LAST, BEFORE, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, and keeps the one before the last.
+
+    From the first checkpoint on there is always a whole one: the new one is on the disk before the last one becomes
+    the one before, and only then takes its place.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        former = path.with_name(BEFORE) if path.name == LAST else None
+        with draft(path, former) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Saves so that a resumed run leaves nothing out.
+
+    The checkpoint that is due after an epoch's last batch (`every_n_train_steps`) is written when the epoch has ended:
+    from one in between, Lightning would go on with the next epoch, without this one's validation.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)
+
+
+class Resumption(L.Callback):
+    """What Lightning forgets of a run that goes on.
+
+    That a callback has stopped it: it would train for one more epoch. The score of the best checkpoint as a logger is
+    told it; and, if its folder has been moved, that there is a best one: the next would take its place, however bad.
+
+    Args:
+        ended: whether a run that is stopped has come to its end, and is not to go on.
+    """
+
+    def __init__(self, ended: Callable[[], bool]) -> None:
+        self._ended = ended
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["stopped"] = trainer.should_stop and self._ended()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        trainer.should_stop = checkpoint.get("stopped", False)  # version 0.1 did not store it
+        states = checkpoint["callbacks"]
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and (state := states.get(callback.state_key)):
+                states[callback.state_key] = moved(state, state["dirpath"], str(callback.dirpath))
+                callback.current_score = state["current_score"]
+
+
+def moved(value: Any, old: str, new: str) -> Any:
+    """`value` with every path in the folder `old` replaced by the same in `new`."""
+    if isinstance(value, dict):
+        return {moved(key, old, new): moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [moved(item, old, new) for item in value]
+    inside = isinstance(value, str) and Path(value).is_relative_to(old)
+    return str(Path(new) / Path(value).relative_to(old)) if inside else value
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """Where the run in the folder `run` goes on from: its last whole checkpoint, or None if it had written none.
+
+    Warns if that is not the last one which was written.
+
+    Raises:
+        UserError: there are checkpoints, and all are torn.
+    """
+    found = [path for name in (LAST, BEFORE) if (path := run / FOLDER / name).is_file()]
+    damages = {path: damage for path in found if (damage := _damage(path))}
+    whole = next((path for path in found if path not in damages), None)
+    said = " and ".join(f"{path.name} is torn ({damage})" for path, damage in damages.items())
+    if damages and whole is None:
+        raise UserError(
+            f"{run} cannot be resumed: {said}. Start it again with the same command and without resume, which begins "
+            "from its first step, or put back a copy of a checkpoint."
+        )
+    if whole is None:
+        warnings.warn(f"{run} has no {FOLDER}/{LAST} yet: the run starts again from its beginning.", stacklevel=2)
+    elif whole.name != LAST:
+        step = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        said = said or f"{LAST} is missing"
+        warnings.warn(f"{run}: {said}; going on from {whole.name}, step {step}.", stacklevel=2)
+    return whole
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file of `torch.save`, each of whose parts has a checksum; None if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+    except Exception as error:  # damaged headers make it fail in ten ways
+        return f"{path.stat().st_size} bytes, {error}"
+    return f"{path.stat().st_size} bytes, wrong checksum of {broken}" if broken else None

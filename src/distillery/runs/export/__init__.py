@@ -1,0 +1,1 @@
+"""A student for others: a folder that transformers loads, with its model card."""

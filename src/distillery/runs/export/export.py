@@ -1,0 +1,52 @@
+"""A run's student as a folder for others: transformers loads it, and its model card says where it is from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from distillery.config.networks import TOKENIZER, run_config
+from distillery.core.errors import UserError
+from distillery.data.tokenizers import load_tokenizer
+from distillery.models.text.export import CARD, save_pretrained_folder
+from distillery.runs.export.model_card import MADE_BY, head_of, model_card
+from distillery.runs.verify_run import finished, student_of
+
+CLASSIFIERS = ("sequence_classification", "token_classification")
+
+
+def export(run: Path, out: Path) -> Path:
+    """Write the student of the finished run in `run` to the folder `out`, whole or not at all; returns `out`.
+
+    Raises:
+        UserError: no finished run, a student that is no transformer, weights other than the run's, a tokenizer that
+            is not there any more, or `out` holds something else than an earlier export.
+    """
+    record = finished(run)
+    cfg = run_config(str(run), "run")
+    if TOKENIZER not in cfg.student.input:
+        raise UserError(
+            f"The student of {run} reads images: only transformers are exported, for AutoModel to load. The run folder "
+            "itself (config.yaml, student.safetensors) rebuilds others: model/teacher=run teachers.main.weights="
+            f"{run}, or distill-evaluate."
+        )
+    if out.is_dir() and any(out.iterdir()) and not _has(out / CARD, MADE_BY):
+        raise UserError(f"{out} holds something that is no earlier export, and is not replaced. Name another: out=…")
+    student = student_of(run, cfg, record)
+    tokenizer = load_tokenizer(cfg.student.input.tokenizer, "student.input.tokenizer")
+    if head_of(cfg) in CLASSIFIERS:
+        _name_classes(student.net, record.data.get("classes", ()))
+    save_pretrained_folder(student.net, tokenizer, out, model_card(record, cfg, student.net, tokenizer, run))
+    return out
+
+
+def _has(card: Path, words: str) -> bool:
+    return card.is_file() and words in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _name_classes(net: nn.Module, classes: Sequence[str]) -> None:
+    """Have the config call them by the data's names; a number to be regressed on has none."""
+    config = getattr(net, "config", None)
+    if config is not None and classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}

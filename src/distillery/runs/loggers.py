@@ -1,0 +1,190 @@
+"""Experiment loggers: opened with the run's config, closed with its result."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from distillery.config.networks import CONFIG, EXPORT
+from distillery.core.errors import UserError
+from distillery.results.record import FILE, PREDICTIONS, RunRecord
+from distillery.results.report.files import REPORT, report_files
+from distillery.runs.ranks import is_main
+
+WANDB = "wandb"  # its key under `logger`
+ID = "wandb_id.txt"  # in a run folder: which W&B run a resumed run goes on with
+
+
+@contextmanager
+def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[Logger]]:
+    """Within: the config's loggers, each told the resolved config. Afterwards no W&B run is left open.
+
+    Args:
+        cfg: the run's config; with `resume` the W&B run of `folder` goes on.
+        record: what W&B is told at the end; any status but `finished` makes its run a failed one.
+        folder: the run folder.
+
+    Raises:
+        UserError: a logger whose package is missing, or W&B cannot be reached or does not know the user.
+    """
+    loggers: list[Logger] = []
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plain |= {"config_hash": record.config_hash, "data_fingerprint": record.data.get("fingerprint")}
+    # Lightning keeps its loggers out of a fast_dev_run: an empty run would be all that W&B got
+    configs = {} if cfg.trainer.fast_dev_run else _configs(cfg)
+    if cfg.resume and WANDB in configs and (folder / ID).is_file():
+        configs[WANDB] = configs[WANDB].copy()
+        with open_dict(configs[WANDB]):
+            configs[WANDB].id = (folder / ID).read_text(encoding="utf-8").strip()
+    try:
+        for key, config in configs.items():
+            loggers.append(_opened(f"logger.{key}", config))
+            loggers[-1].log_hyperparams(plain)
+            if key == WANDB and is_main():
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / ID).write_text(f"{loggers[-1].version}\n", encoding="utf-8")
+        yield loggers or [DummyLogger()]  # LearningRateMonitor refuses to do without one
+    finally:
+        if is_main() and any(isinstance(logger, WandbLogger) for logger in loggers):
+            _finish(record, folder)
+
+
+def log_scores(loggers: Sequence[Logger], record: RunRecord, step: int) -> None:
+    """The test split's figures of the last epoch, which exist only after the fit."""
+    last = record.metrics["last"]
+    for logger in loggers:
+        logger.log_metrics({"test/score": last["test_score"], "test/loss": last["test_loss"]}, step)
+        logger.save()
+
+
+def wandb_logger(
+    project: str,
+    name: str,
+    save_dir: str,
+    entity: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] = (),
+    notes: str | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+    id: str | None = None,
+) -> WandbLogger:
+    """Lightning's W&B logger. Where `offline` is false, `WANDB_MODE` decides.
+
+    Lightning's own `offline` is not used: it sets `WANDB_MODE` for every later run of the process.
+    """
+    return WandbLogger(
+        name=name,
+        project=project,
+        save_dir=save_dir,
+        id=id,
+        entity=entity,
+        group=group,
+        job_type=job_type,
+        tags=list(tags),
+        notes=notes,
+        mode="offline" if offline else None,
+        settings={"silent": True, "console": "off"} if quiet else None,
+    )
+
+
+def join_study(cfg: DictConfig, study: str, role: str | None = None) -> None:
+    """Have the run's W&B logger, if it has one, file it under the study, and as `role` instead of its method."""
+    if (config := _configs(cfg).get(WANDB)) is None:
+        return
+    config.quiet = True  # the study's bar has the terminal
+    if OmegaConf.is_interpolation(config, "group"):  # a group that the user named stays
+        config.group = study
+    if role is not None:
+        config.name = config.job_type = role
+        config.tags = [role]
+
+
+def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
+    """The report in `out` as a W&B run `report`: table, plot, files. Nothing if `cfg`, a study's run, has no W&B."""
+    if (config := _configs(cfg).get(WANDB)) is None:
+        return
+    import wandb
+
+    config = config.copy()
+    config.update(name="report", job_type="report", tags=["report"], save_dir=str(out))
+    run = _opened("logger.wandb", config).experiment
+    try:
+        run.log({"report": wandb.Table(dataframe=table), "report_plot": wandb.Image(str(out / REPORT[-1]))})
+        run.log_artifact(_artifact(f"{config.group}-report", "report", out, report_files(out)))
+    finally:
+        run.finish()
+
+
+def _configs(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Those that were not set to null; `logger=[]` leaves no key at all."""
+    return {str(key): config for key, config in (cfg.get("logger") or {}).items() if config is not None}
+
+
+def _opened(key: str, config: DictConfig) -> Any:
+    """The logger of `config`; a W&B run is open then."""
+    try:
+        logger = instantiate(config)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise UserError(
+                f"{key} needs a package that is not installed; for TensorBoard: pip install -e '.[tensorboard]'\n"
+                f"{error.__cause__}"
+            ) from None
+        raise
+    if isinstance(logger, WandbLogger):
+        import wandb  # half a second that the other loggers do without
+
+        try:
+            _ = logger.experiment
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"{key}: W&B could not start a run: {error}\nlogger.wandb.offline=true keeps it on this machine "
+                "(`wandb sync` sends it later); `wandb login` tells W&B who you are; logger=csv does without."
+            ) from None
+    return logger
+
+
+def _finish(record: RunRecord, folder: Path) -> None:
+    """Tell W&B the result, and end its run."""
+    import wandb
+
+    run = wandb.run
+    if run is None:  # it never came to be
+        return
+    finished = record.status == "finished"
+    try:
+        run.summary.update(
+            {
+                "status": record.status,
+                "error": record.error,
+                "seconds": record.seconds,
+                "metrics": record.metrics,
+                "teachers": record.teachers,
+                "cost": record.cost,
+                "git": record.git,
+            }
+        )
+        if finished:
+            files = (EXPORT, CONFIG, FILE, PREDICTIONS)
+            run.log_artifact(_artifact(f"{run.group}-{run.name}", "model", folder, files))
+    finally:
+        run.finish(exit_code=0 if finished else 1)
+
+
+def _artifact(name: str, kind: str, folder: Path, files: Sequence[str]) -> Any:
+    import wandb
+
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name, flags=re.ASCII), kind)
+    for file in files:
+        artifact.add_file(str(folder / file))
+    return artifact

@@ -1,0 +1,173 @@
+"""`plan=true`: the wiring of a run, before a single step of it."""
+
+from collections.abc import Mapping, Sequence
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from distillery.config.build import Parts, updates
+from distillery.config.names import FROZEN, PEER
+from distillery.config.stages import Stage
+from distillery.losses.several import Several
+from distillery.losses.term import Term
+from distillery.models.cost import count_flops, count_parameters
+from distillery.models.taps.network import Network, probe
+from distillery.results.report.formats import si
+from distillery.teachers.frozen import Teacher
+from distillery.teachers.moving import Peer
+from distillery.training.schedules import Latch, Progress
+
+
+def show_plan(parts: Parts, heading: str = "", console: Console | None = None) -> None:
+    """Print data, networks, loss terms with layers, shapes and projectors, weights, and what a run costs."""
+    console = console or Console()
+    if heading:
+        console.rule(heading, align="left", style="dim")
+    for table in (data_table(parts), network_table(parts), term_table(parts), schedule_table(parts)):
+        if table.row_count:
+            console.print(table)
+
+
+def data_table(parts: Parts) -> Table:
+    """Split sizes, and how many steps and epochs are made of them."""
+    data, trainer = parts.data, parts.cfg.trainer
+    steps, total = updates(parts.data, parts.cfg.trainer)
+    title = f"{data.name}: {len(data.classes)} classes" if data.classes else data.name
+    table = Table(title=title, title_justify="left", caption="\n".join(data.remarks) or None, caption_justify="left")
+    for heading in ("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"):
+        table.add_column(heading, justify="right")
+    table.add_row(
+        *(f"{data.sizes[split]:,}" for split in ("train", "val", "test")),
+        str(parts.cfg.data.batch_size),
+        f"{steps:,}",
+        str(trainer.max_epochs),
+        f"{total:,}",
+    )
+    return table
+
+
+def programme_row(stage: Stage, parts: Parts) -> list[str]:
+    """A stage in a line: its length, what teaches what by which losses, and the forward and backward FLOPs in all."""
+    student, teachers = parts.distiller.student, parts.distiller.teachers
+    _, total = updates(parts.data, parts.cfg.trainer)
+    sample = {key: value[:1] for key, value in parts.example.items()}
+    networks = dict.fromkeys((student, *teachers.values()))
+    once = sum(  # a backward is two forwards
+        (3 if each.role in (student.role, PEER) else 1) * count_flops(each.net, each.bound(sample)) for each in networks
+    )
+    samples = parts.data.sizes["train"] * parts.cfg.trainer.max_epochs
+    return [
+        stage.name,
+        f"{'≤ ' if stage.until else ''}{parts.cfg.trainer.max_epochs}",
+        f"{total:,}",
+        ", ".join(f"{count_parameters(each.net):,}" for each in teachers.values() if each is not student) or "none",
+        f"{count_parameters(student.net):,}",
+        f"{sum(p.numel() for p in student.parameters() if p.requires_grad):,}",
+        "+".join(["task"] * (parts.distiller.task.weight != 0) + list(parts.distiller.objective.terms)),
+        si(once * samples),
+    ]
+
+
+def programme_table(rows: Sequence[Sequence[str]]) -> Table:
+    """All stages, see `programme_row`."""
+    table = Table(title="Stages", title_justify="left")
+    table.add_column("stage", overflow="fold")
+    for heading in ("epochs", "steps", "teacher", "student", "trained"):
+        table.add_column(heading, justify="right")
+    table.add_column("losses", overflow="fold")
+    table.add_column("FLOPs in all", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def network_table(parts: Parts) -> Table:
+    """Each network's size, and FLOPs of one sample: 2 × MACs."""
+    table = Table(title="Networks", title_justify="left")
+    for heading, justify in (("role", "left"), ("network", "left"), ("weights", "left")):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for heading in ("parameters", "trained", "FLOPs a sample"):
+        table.add_column(heading, justify="right")
+    sample = {key: value[:1] for key, value in parts.example.items()}
+    rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, _origin(parts.cfg.student))]
+    rows += [
+        (f"teacher {name}" + (f" ({teacher.role})" if teacher.role != FROZEN else ""), teacher, _source(teacher))
+        for name, teacher in parts.distiller.teachers.items()
+        if teacher is not parts.distiller.student
+    ]
+    for role, network, weights in rows:
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        flops = count_flops(network.net, network.bound(sample))
+        name = type(network.net).__name__
+        table.add_row(role, name, str(weights), f"{count_parameters(network.net):,}", f"{trained:,}", si(flops))
+    return table
+
+
+def term_table(parts: Parts) -> Table:
+    """Each loss: its weight, and which layers it compares, through which projector."""
+    shapes = {"student": _shapes(parts.distiller.student, parts.example)}
+    shapes |= {name: _shapes(teacher, parts.example) for name, teacher in parts.distiller.teachers.items()}
+    table = Table(title="Objective", title_justify="left")
+    for heading in ("loss", "weight", "student", "teacher", "projector"):
+        table.add_column(heading, overflow="fold")
+    task = parts.distiller.task
+    table.add_row("task", _weight(parts, "task", task.weight), "logits", "labels", "")
+    for name, term in parts.distiller.objective.terms.items():
+        assert isinstance(term, Term)
+        label = name if name == term.contract.short_name else f"{name} ({term.contract.short_name})"
+        label += f", {term.combine} of the teachers" if isinstance(term, Several) else ""
+        once = label, _weight(parts, name, term.weight), _projectors(term)
+        for teacher, one in term.by_teacher.items():
+            for tap, other in one.taps.items() or [("logits", "logits")]:
+                sizes = shapes["student"].get(tap, ""), shapes[teacher].get(other, "")
+                table.add_row(*once[:2], f"{tap} {sizes[0]}", f"{teacher}: {other} {sizes[1]}", once[2])
+                once = "", "", ""
+    return table
+
+
+def schedule_table(parts: Parts) -> Table:
+    """Each number that changes, by what schedule, and its value in the first and in the last update."""
+    table = Table(title="Schedules", title_justify="left")
+    for heading in ("number", "schedule", "first", "last"):
+        table.add_column(heading, overflow="fold")
+    steps, total = updates(parts.data, parts.cfg.trainer)
+    for path, schedule in parts.distiller.objective.schedules.items():
+        first, last = (f"{schedule.value(Progress(step, steps)):.4g}" for step in (0, total - 1))
+        table.add_row(path, str(schedule), first, "?" if isinstance(schedule, Latch) else last)
+    return table
+
+
+def _weight(parts: Parts, name: str, weight: float) -> str:
+    objective = parts.distiller.objective
+    if f"{name}.weight" in objective.schedules:
+        return "see schedules"
+    return "auto" if objective.balance and name != "task" else f"{weight:g}"
+
+
+def _shapes(network: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
+    signals = probe(network, batch)
+    shapes = {tap: tensor.shape for tap, tensor in signals.layers.items()}
+    shapes |= {tap: attention.query.shape for tap, attention in signals.attention.items()}
+    return {tap: "×".join(map(str, shape[1:])) for tap, shape in shapes.items()}
+
+
+def _origin(student: DictConfig) -> str:
+    """Where its weights come from."""
+    if settings := student.get("initialise"):
+        return f"layers of {settings.source} ({settings.get('layers', 'even')})"
+    return student.weights or "new"
+
+
+def _source(teacher: Network) -> str:
+    """Where its weights come from, and how much of it runs in training."""
+    assert isinstance(teacher, Teacher | Peer)
+    if not isinstance(teacher, Teacher) or not teacher.stops or teacher.recall is not None:
+        return teacher.source
+    return f"{teacher.source}; in training " + (f"up to {teacher.stops_at}" if teacher.stops_at else "not run")
+
+
+def _projectors(term: Term) -> str:
+    size = sum(parameter.numel() for parameter in term.parameters())
+    return f"{size:,} parameters" if size else ""

@@ -1,0 +1,249 @@
+"""One process a device: the first starts the others and hands them the very config that it trains.
+
+Lightning would start them by repeating `sys.argv`. Under `-m` that is the whole sweep, so that each rank walks
+through jobs of its own, and with a sampling sweeper each trains other hyper-parameters; and a program that has made
+its config itself has no command line to repeat. Here each rank reads the job's resolved config from a file;
+Lightning then finds `LOCAL_RANK` set and starts nothing.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+from lightning.fabric.plugins.environments.mpi import MPIEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from distillery.core.errors import UserError
+
+LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)  # those Lightning looks for
+VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+PARENT = "DISTILLERY_PARENT"  # process id of the rank that started this one
+GRACE = 5.0  # seconds
+
+
+@dataclass
+class Child:
+    """Another rank of this machine. What it writes is kept in `output`, and shown only if it fails."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    output: Path
+
+
+class Ranks:
+    """The ranks that this process has started: none, if there is one device or a launcher has started them all.
+
+    Args:
+        children: they.
+        failed: is told the error, if this process can only be ended from outside.
+    """
+
+    def __init__(self, children: Sequence[Child], failed: Callable[[str], None]) -> None:
+        self._children = children
+        self._failed = failed
+        self._ended = threading.Event()
+        if children:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def join(self) -> None:
+        """After the fit: leave the process group, and wait for the other ranks to do the same.
+
+        Raises:
+            UserError: one of them fails in this.
+        """
+        _leave_group()
+        if failure := self.failure(60):
+            raise UserError(failure)
+
+    def failure(self, seconds: float) -> str | None:
+        """Which rank has failed, and what it said; None if within so many seconds all end well, or none ends."""
+        until = time.monotonic() + seconds
+        while True:
+            codes = [child.process.poll() for child in self._children]
+            for child, code in zip(self._children, codes, strict=True):
+                if code:
+                    said = child.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-40:]
+                    return f"Rank {child.rank} ended with exit code {code}, and so the job:\n" + "\n".join(said)
+            if None not in codes or time.monotonic() > until:
+                return None
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """However the job went: none of its processes is left."""
+        self._ended.set()
+        _leave_group()
+        for child in self._children:
+            child.process.terminate()
+        for child in self._children:
+            try:
+                child.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+
+    def _watch(self) -> None:
+        """This rank may wait for a failed one inside of a collective operation, where no exception reaches it."""
+        while not self._ended.wait(0.5):
+            failure = self.failure(0)
+            if failure and not self._ended.wait(GRACE):  # time to come out of it with an error of its own
+                self._failed(failure)
+                sys.stdout.flush()
+                print(f"error {failure}", file=sys.stderr, flush=True)
+                for child in self._children:
+                    child.process.kill()
+                    shutil.rmtree(child.output.parent, ignore_errors=True)
+                os._exit(1)
+
+
+@contextmanager
+def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
+    """Within: every rank of the job runs. Afterwards: no process group, no variable, no process is left of them.
+
+    Args:
+        cfg: the job's config, as it was composed: what each rank trains.
+        failed: is told the error, if a rank fails while this process waits for it: then this process ends.
+
+    Raises:
+        UserError: settings that do not work on several processes; or another rank failed first: with what it said.
+    """
+    count = processes(cfg.trainer)
+    if count > 1:
+        _refuse(cfg.trainer)
+    if parent := os.environ.pop(PARENT, None):
+        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    with ExitStack() as stack:
+        stack.enter_context(_restored_environment())
+        children: list[Child] = []
+        if count > 1 and "LOCAL_RANK" not in os.environ and not any(launcher.detect() for launcher in LAUNCHERS):
+            children = _start(cfg, count, Path(stack.enter_context(TemporaryDirectory(prefix="distillery-"))))
+        group = Ranks(children, failed)
+        try:
+            yield group
+        except UserError:
+            raise  # this rank knows why, and the others say the same
+        except Exception as error:
+            if failure := group.failure(GRACE):
+                raise UserError(failure) from error
+            raise
+        finally:
+            group.end()
+
+
+class SameJob(L.Callback):
+    """Refuses ranks of different jobs: a launcher like torchrun may have started a sweep in each of them.
+
+    Args:
+        identity: hash of the job's config.
+
+    Raises:
+        UserError: the first rank's is another.
+    """
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.strategy.broadcast(self.identity) != self.identity:
+            raise UserError(
+                f"Rank {trainer.global_rank} was started with another config than rank 0. Start every rank with the "
+                "same settings; a sweep (-m) starts the ranks of its jobs itself, without torchrun."
+            )
+
+
+def is_main() -> bool:
+    """Whether this process is the job's first: the one that writes the run folder."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in NUMBERS)
+
+
+def processes(trainer: DictConfig) -> int:
+    """How many of them the job has on this machine: one for each of `trainer.devices`."""
+    devices = trainer.devices
+    if isinstance(devices, ListConfig):
+        return len(devices)
+    if devices in (None, "auto", -1, "-1"):
+        return max(1, torch.cuda.device_count()) if trainer.accelerator in ("gpu", "cuda", "auto") else 1
+    try:
+        return len(devices.strip(",").split(",")) if "," in str(devices) else int(devices)
+    except ValueError:
+        raise UserError(f"trainer.devices={devices}: give a number, a list of GPUs, or auto.") from None
+
+
+def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
+    """The ranks from 1 on; for this process, rank 0, only the variables are set."""
+    nodes = cfg.trainer.get("num_nodes", 1)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
+    os.environ.update({name: os.environ.get(name, value) for name, value in meeting.items()})
+    os.environ.update(LOCAL_RANK="0", WORLD_SIZE=str(count * nodes))
+    OmegaConf.save(cfg, place / "job.yaml", resolve=True)
+    command = [sys.executable, "-m", "distillery.commands.train", "--config-path", str(place), "--config-name", "job"]
+    children = []
+    for rank in range(1, count):
+        output = place / f"rank{rank}.txt"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [*command, f"hydra.run.dir='{place}'"],
+                env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        children.append(Child(rank, process, output))
+    return children
+
+
+def _refuse(trainer: DictConfig) -> None:
+    if str(trainer.strategy).endswith(("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy={trainer.strategy} starts processes of its own: choose ddp.")
+    if trainer.sync_batchnorm and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise UserError(
+            "trainer.sync_batchnorm=true works on GPUs only. On a CPU each process takes its batch statistics from its "
+            "own share of a batch; student.net.norm=group has none."
+        )
+
+
+def _end_with(parent: int) -> None:
+    """A rank whose first process was killed would wait for it, or keep a GPU busy."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _leave_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _restored_environment() -> Iterator[None]:
+    """What Lightning and this module set for a job must not reach the next one."""
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,130 @@
+"""What a run leaves behind when training is over: scores, costs, predictions, the exported student."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillery.config.build import Parts
+from distillery.config.names import PLACE, SELF, STAGE
+from distillery.config.networks import EXPORT
+from distillery.core.files import draft
+from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
+from distillery.models.taps.network import Network
+from distillery.models.weights import save_weights, weights_hash
+from distillery.results.record import PREDICTIONS, RunRecord
+from distillery.runs.checkpoints import BEST, FOLDER
+from distillery.tasks.evaluate import Evaluation, evaluate
+from distillery.teachers.cache import scored
+from distillery.teachers.ensemble import Ensemble
+from distillery.teachers.frozen import Teacher
+from distillery.teachers.moving import Peer
+
+
+def conclude(
+    record: RunRecord,
+    parts: Parts,
+    epoch: int,
+    folder: Path,
+    teachers: Mapping[str, Network],
+    ensemble: Ensemble | None = None,
+) -> None:
+    """Complete `record` and the run folder from the student as it is after `epoch` epochs.
+
+    Nothing is selected on the test split: `last` is the student of the last epoch, `best` the checkpoint that
+    scored highest on validation (where the data have a validation split).
+
+    Args:
+        teachers: those to be scored, of all stages; a student of an earlier stage is called `stage:<name>`.
+        ensemble: of students of several stages, to be scored too.
+    """
+    student, data = parts.distiller.student, parts.data
+    data.setup("test")
+    last, test = _scores(parts, student)
+    record.metrics["last"] = {"epoch": epoch, **last}
+    record.cost = _cost(student, parts.example)
+    save_weights(student.net, folder / EXPORT)
+    record.student_sha256 = weights_hash(student.net)
+
+    predictions = {"index": test.index, "target": test.target, "student": test.predicted}
+    for name, teacher in teachers.items():
+        if teacher is student:
+            record.teachers[name] = {"role": SELF}
+            continue
+        assert isinstance(teacher, Teacher | Peer)
+        recall = teacher.recall if isinstance(teacher, Teacher) else None
+        judge = partial(_evaluate, parts, teacher, data.test_dataloader())
+        found = scored(recall, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
+        predictions[name] = found.predicted
+        record.teachers[name] = {
+            "role": STAGE if name.startswith(PLACE) else teacher.role,
+            "source": teacher.source,
+            "sha256": weights_hash(teacher.net),
+            "score": found.score,
+            **_perplexity(parts, found),
+            **_cost(teacher, parts.example),
+        }
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
+    with draft(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+
+    if ensemble is not None:
+        record.metrics["ensemble"] = {"epoch": epoch, **_scores(parts, ensemble)[0]}
+
+    best = folder / FOLDER / BEST
+    if best.is_file():
+        checkpoint = torch.load(best, weights_only=True, map_location=student.device)
+        with _weights(student, checkpoint["state_dict"]):
+            record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
+
+
+def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:
+    """The figures of both splits, and the test split's predictions."""
+    test = _evaluate(parts, network, parts.data.test_dataloader())
+    loader = parts.data.val_dataloader()
+    val = _evaluate(parts, network, loader) if loader else None
+    return {
+        "val_score": val.score if val else None,
+        "val_loss": val.loss if val else None,
+        "test_score": test.score,
+        "test_loss": test.loss,
+        **_perplexity(parts, test),
+    }, test
+
+
+def _perplexity(parts: Parts, test: Evaluation) -> dict[str, float]:
+    """Of the test split, where the task has one."""
+    return {"perplexity": math.exp(test.loss)} if parts.distiller.task.perplexity else {}
+
+
+def _evaluate(parts: Parts, network: Network | Ensemble, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
+    return evaluate(network, loader, parts.distiller.task, parts.outputs)
+
+
+def _cost(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of the network itself, on one sample as it wants it: the adapter and the projectors are not part of it."""
+    forward = network.bound({key: value[:1].to(network.device) for key, value in batch.items()})
+    return {
+        "params": count_parameters(network.net),
+        "embedding_params": count_embedding_parameters(network.net),
+        "flops": count_flops(network.net, forward),
+        "latency_ms": round(measure_latency(network.net, forward), 4),
+    }
+
+
+@contextmanager
+def _weights(student: Network, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """The student with a checkpoint's weights; its own are put back afterwards."""
+    own = {key: value.clone() for key, value in student.state_dict().items()}
+    prefix = "student."
+    student.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    try:
+        yield
+    finally:
+        student.load_state_dict(own)

@@ -1,0 +1,49 @@
+"""How well a network does on a split: one plain loop, each sample exactly once."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distillery.models.taps.network import Network, evaluating
+from distillery.tasks.task import Task
+from distillery.teachers.ensemble import Ensemble
+
+
+@dataclass
+class Evaluation:
+    """`score` and mean hard-label `loss` on a split, and each row's `index`, `target` and prediction, [N]."""
+
+    score: float
+    loss: float
+    index: Tensor
+    target: Tensor
+    predicted: Tensor
+
+
+def evaluate(
+    network: Network | Ensemble, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None
+) -> Evaluation:
+    """Score `network` in evaluation mode, where its parameters lie.
+
+    Not under a Trainer: samples that a distributed loader repeats to fill a batch would be counted twice.
+    """
+    device = next(network.parameters()).device
+    metric = task.metric(outputs).to(device)
+    found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
+    with evaluating(network):
+        for batch in loader:
+            batch = {key: value.to(device) for key, value in batch.items()}
+            rows, labelled = task.rows(network(batch), batch)
+            target = labelled["target"]
+            if not len(target):
+                continue  # texts without a token that counts
+            metric.update(rows.logits, target)
+            found["index"].append(labelled["index"])
+            found["target"].append(target)
+            found["predicted"].append(task.predict(rows.logits))
+            found["loss"].append(task.loss(rows.logits, target))
+    joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
+    loss = joined.pop("loss").mean().item()
+    return Evaluation(metric.compute().item(), loss, **joined)

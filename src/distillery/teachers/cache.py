@@ -1,0 +1,171 @@
+"""A teacher's signals for each training sample, computed once and looked up from then on."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from distillery.core.errors import UserError
+from distillery.data.module import Data
+from distillery.losses.signals import Signals, is_parameter
+from distillery.models.taps.attention_recorder import Attention
+from distillery.tasks.evaluate import Evaluation
+from distillery.teachers.stored_signals import Stored, stored
+
+CHUNK = 500  # samples of one forward
+
+
+@dataclass
+class Held:
+    """What is known of one teacher on one set of data: signals of the training samples, scores of the other splits."""
+
+    key: tuple[str, str] = ("", "")
+    signals: dict[str, Stored] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+
+_held = Held()  # of the last teacher and data: the runs of a study share them
+
+
+class Recall:
+    """`recall(batch)`: what a teacher gives for the training samples in it.
+
+    The first call computes the signals of all training samples and keeps them in memory, for the later runs of this
+    process with the same teacher and samples too: these compute only what none before them has asked for. Each
+    sample is seen as it is and always among the same others, so that a value does not depend on who asks first. Of
+    texts the tokens that count are kept; where a batch is padded, what is recalled is 0.
+
+    Args:
+        compute: batch → the signals that the losses read.
+        fingerprint: of the teacher: its weights, and how it is given its input.
+        data: serves the training samples.
+
+    Raises:
+        UserError: training samples differ from epoch to epoch (then one has no one value), or, at the first call, the
+            signals would take more than half of this machine's memory, or a text's token may not see all others.
+    """
+
+    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Signals], fingerprint: str, data: Data) -> None:
+        if data.varies:
+            raise UserError(
+                f"A cached teacher sees each sample once, and data.{data.varies} makes another one of it in each "
+                f"epoch. Set data.{data.varies}=null, or the teacher's cache=false."
+            )
+        self._compute = compute
+        self._fingerprint = fingerprint
+        self._data = data
+        self._first: Signals | None = None  # what the signals are like
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Signals:
+        index, mask = batch["index"], batch.get("attention_mask")
+        if self._first is None:
+            self._first = self._all(index.device)
+        row = self._row[index.cpu()]
+        found = {name: values.rows(row, mask).to(index.device) for name, values in self._values.items()}
+        return _like(self._first, found, mask)
+
+    def held(self) -> Held:
+        """What this process knows of the teacher on the data."""
+        global _held
+        key = (self._fingerprint, self._data.fingerprint)
+        if _held.key != key:
+            _held = Held(key)
+        return _held
+
+    def _all(self, device: torch.device) -> Signals:
+        """Compute what is not yet held of the whole training split; returns the signals of the first chunk."""
+        keys, dataset = self._data.plain(CHUNK)
+        positions = torch.tensor([position for key in keys for position in key.positions])
+        self._row = torch.full((len(dataset),), -1)
+        self._row[positions] = torch.arange(len(positions))
+        first = self._seen(dataset[keys[0]], device)
+        held = self.held().signals
+        missing = _flat(first).keys() - held.keys()
+        parts: dict[str, list[Stored]] = {name: [] for name in missing}
+        hidden = not Console().is_terminal  # where it would leave an empty line
+        for key in track(keys, "The teacher's signals", transient=True, disable=hidden) if missing else ():
+            batch = dataset[key]
+            flat = _flat(first if key is keys[0] else self._seen(batch, device))
+            for name, chunks in parts.items():
+                chunks.append(stored(name, flat[name], batch.get("attention_mask")))
+            if key is keys[0]:
+                self._refuse_too_much([chunks[0] for chunks in parts.values()], len(positions))
+        held |= {name: Stored.joined(chunks) for name, chunks in parts.items()}
+        self._values = {name: held[name] for name in _flat(first)}
+        return first
+
+    def _seen(self, batch: Mapping[str, Tensor], device: torch.device) -> Signals:
+        signals = self._compute({key: value.to(device) for key, value in batch.items()})
+        if signals.mask is not None:
+            for tap, attention in signals.attention.items():
+                _refuse_one_way(tap, attention, signals.mask.bool())
+        return signals
+
+    def _refuse_too_much(self, first: list[Stored], samples: int) -> None:
+        """Raise UserError if the signals of `samples` samples, like the `first` ones, are too many for memory."""
+        lengths = self._data.order("train").get("lengths")
+        tokens = 0 if lengths is None else int(lengths[self._row >= 0].sum())
+        rows = [(part.values, samples if part.lengths is None else tokens) for part in first]
+        size = sum(values.nbytes / len(values) * number for values, number in rows)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory / 2:
+            raise UserError(
+                f"The teacher's signals for {samples:,} samples would take {size / 2**30:.0f} GiB, and this machine "
+                f"has {memory / 2**30:.0f}. Set the teacher's cache=false, or choose fewer or smaller layers."
+            )
+
+
+def scored(recall: Recall | None, name: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
+    """The result of `evaluate`; of a teacher that is cached it is called once for each `name`."""
+    if recall is None:
+        return evaluate()
+    known = recall.held().evaluations
+    if name not in known:
+        known[name] = evaluate()
+    return known[name]
+
+
+def _flat(signals: Signals) -> dict[str, Tensor]:
+    """Every tensor that has a row for each sample, by a name of its own."""
+    layers = {f"layers.{tap}": tensor for tap, tensor in signals.layers.items() if not is_parameter(tap)}
+    attention = {
+        f"attention.{tap}.{part}": getattr(operands, part)
+        for tap, operands in signals.attention.items()
+        for part in ("query", "key", "value")
+    }
+    return {"logits": signals.logits} | layers | attention
+
+
+def _like(signals: Signals, flat: Mapping[str, Tensor], mask: Tensor | None) -> Signals:
+    """`signals` with those tensors in place of its own, for a batch with that mask."""
+    return Signals(
+        logits=flat["logits"],
+        layers={tap: flat.get(f"layers.{tap}", tensor) for tap, tensor in signals.layers.items()},
+        attention={
+            tap: replace(
+                operands,
+                query=flat[f"attention.{tap}.query"],
+                key=flat[f"attention.{tap}.key"],
+                value=flat[f"attention.{tap}.value"],
+                mask=operands.mask if mask is None else mask.bool()[:, None, None],
+            )
+            for tap, operands in signals.attention.items()
+        },
+        mask=mask,
+    )
+
+
+def _refuse_one_way(tap: str, attention: Attention, counts: Tensor) -> None:
+    """Raise UserError unless each token may attend to every token that counts, [B, L], and to no other."""
+    among, given = counts[:, None, None], attention.mask
+    allowed = torch.ones_like(among) if given is None else given if given.dtype == torch.bool else given == 0
+    rows = counts[:, None, :, None]  # where a padded token may look does not matter
+    if ((allowed != among) & rows).any():
+        raise UserError(
+            f"The attention of {tap!r} is not that of an encoder: not every token sees every other one, and which it "
+            "sees is not kept. Set the teacher's cache=false."
+        )

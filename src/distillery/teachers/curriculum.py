@@ -1,0 +1,50 @@
+"""From easy to hard: the training samples of which a teacher is most confident."""
+
+import torch
+from torch import Tensor
+
+from distillery.core.errors import UserError
+from distillery.data.module import Data
+from distillery.models.taps.network import Network, evaluating
+from distillery.tasks.task import Task
+
+
+def easiest(confidence: Tensor, targets: Tensor, share: float) -> Tensor:
+    """The places of the most confident `share` of each class, at least one, in order.
+
+    Args:
+        confidence: [N], the greater, the easier; of equals the first come first.
+        targets: the class of each, [N].
+        share: in (0, 1].
+    """
+    places = []
+    for label in targets.unique():
+        own = (targets == label).nonzero().flatten()
+        order = confidence[own].argsort(descending=True, stable=True)
+        places.append(own[order[: max(1, round(share * len(own)))]])
+    return torch.cat(places).sort().values
+
+
+def confidences(teacher: Network, data: Data, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """The probability that the teacher gives to the class of each training sample, as the first epoch shows it.
+
+    Returns: positions in the raw data, confidences and classes, each [N].
+
+    Raises:
+        UserError: the samples have no class each.
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    keys, batches = data.plain(data.eval_batch_size)
+    with evaluating(teacher):
+        for key in keys:
+            batch = {name: value.to(teacher.device) for name, value in batches[key].items()}
+            rows, labelled = task.rows(teacher(batch), batch)
+            target = labelled["target"]
+            if target.is_floating_point() or len(target) != len(batch["index"]):
+                raise UserError(
+                    f"easiest: samples of '{data.name}' have no class each, of which a teacher is confident."
+                )
+            own = rows.logits.float().softmax(-1).gather(1, target[:, None]).squeeze(1)
+            found.append((labelled["index"].cpu(), own.cpu(), target.cpu()))
+    index, confidence, target = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return index, confidence, target

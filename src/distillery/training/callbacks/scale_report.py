@@ -1,0 +1,134 @@
+"""Which losses the student hears: the size of each, and of its gradient, in the first steps."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from distillery.training.distiller import Distiller
+from distillery.training.gradient_norms import gradient_norms, is_measurable
+
+APART = 100  # times: a loss that pulls so much less than another may as well be left out
+
+
+class ScaleReport(L.Callback):
+    """Means over the first steps of each loss, raw and weighted, of its gradient's norm, and of its share in them.
+
+    Each stage has first steps of its own. The norm is that of the weighted loss at the student's own parameters; the
+    shares sum to 1. Printed as a table, and logged as `scale/<loss>/<figure>`. It warns of a loss whose share is less
+    than a hundredth of another's, but for those whose weight is 0 or has a schedule. Training is not touched by it, and
+    costs what it did after these steps, whose cost grows by one backward a loss. Nothing is measured of a compiled
+    student.
+
+    Args:
+        steps: how many.
+    """
+
+    def __init__(self, steps: int = 10) -> None:
+        self.steps = steps
+        self._rows: list[dict[str, tuple[float, float, float]]] = []  # one a batch: raw, weighted, gradient
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Distiller)
+        self._measures = is_measurable(module)
+        if not self._measures and _shown(trainer):
+            Console().print("No scale report: a compiled or sharded student goes backward only once a step.")
+
+    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        assert isinstance(module, Distiller)
+        if trainer.global_step - module.began >= self.steps or not self._measures:
+            return
+        assert module.losses is not None
+        weights = module.losses.weights
+        raw = trainer.strategy.reduce(torch.stack([module.losses.terms[name] for name in weights]), reduce_op="mean")
+        norms = gradient_norms(trainer, module)
+        row = {
+            name: (value, weights[name] * value, abs(weights[name]) * norms[name])
+            for name, value in zip(weights, raw.tolist(), strict=True)
+        }
+        if all(math.isfinite(figure) for figures in row.values() for figure in figures):  # else TermMonitor has a say
+            self._rows.append(row)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, Distiller)
+        if self._rows and trainer.global_step - module.began >= self.steps:
+            self._report(trainer, module)
+
+    def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
+        self.on_train_end(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._rows:  # training had fewer steps
+            self._report(trainer, module)
+
+    def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Distiller)
+        found = figures(self._rows)
+        steps = len(self._rows)
+        self._rows.clear()
+        for logger in trainer.loggers:
+            logged = {f"scale/{name}/{key}": value for name, row in found.items() for key, value in row.items()}
+            logger.log_metrics(logged, step=trainer.global_step)
+        if not trainer.is_global_zero:
+            return
+        if _shown(trainer):
+            Console().print(table(found, steps))
+        scheduled = module.objective.schedules
+        shares = {
+            name: row["share"]
+            for name, row in found.items()
+            if row["weighted"] != 0 and f"{name}.weight" not in scheduled
+        }
+        if warning := unheard(shares):
+            warnings.warn(warning, stacklevel=1)
+
+
+def _shown(trainer: L.Trainer) -> bool:
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
+def figures(rows: list[dict[str, tuple[float, float, float]]]) -> dict[str, dict[str, float]]:
+    """Means over the rows by loss, with each gradient's share in the sum of them."""
+    means = {name: [math.fsum(row[name][index] for row in rows) / len(rows) for index in range(3)] for name in rows[0]}
+    total = math.fsum(gradient for *_, gradient in means.values()) or 1.0
+    return {
+        name: {"raw": raw, "weighted": weighted, "gradient": gradient, "share": gradient / total}
+        for name, (raw, weighted, gradient) in means.items()
+    }
+
+
+def table(found: Mapping[str, Mapping[str, float]], steps: int) -> Table:
+    """The figures as they are printed."""
+    made = Table(title=f"Scale of the losses, first {steps} steps", title_justify="left")
+    made.add_column("loss")
+    for heading in ("raw", "weighted", "gradient at the student", "share"):
+        made.add_column(heading, justify="right")
+    for name, row in found.items():
+        made.add_row(name, *(f"{row[key]:.4g}" for key in ("raw", "weighted", "gradient")), f"{row['share']:.3g}")
+    return made
+
+
+def unheard(shares: Mapping[str, float]) -> str:
+    """What to warn of; nothing if no share is less than a hundredth of the largest."""
+    if not shares:
+        return ""
+    loudest = max(shares, key=lambda name: shares[name])
+    faint = [name for name, share in shares.items() if share * APART < shares[loudest]]
+    if not faint:
+        return ""
+    named = " and ".join(f"{_path(name)} has {shares[name]:.2g}" for name in faint)
+    return (
+        f"The losses pull at the student with very different strength: of the gradient, {named}, where "
+        f"{_path(loudest)} has {shares[loudest]:.2g}: more than {APART} times as much. Is "
+        f"{_path(faint[0])}.weight meant so? objective.balance=auto finds weights that pull alike."
+    )
+
+
+def _path(name: str) -> str:
+    return name if name == "task" else f"loss.{name}"

@@ -1,0 +1,110 @@
+"""Logs every loss term and every number with a schedule, and stops a run whose losses are no longer finite."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from distillery.core.errors import UserError
+from distillery.training.distiller import Distiller
+from distillery.training.fsdp import local
+
+
+class TermMonitor(L.Callback):
+    """Mean of each loss term since the last line, over all ranks, every so many steps and at each epoch's end.
+
+    Beside them the numbers that change during training, as they were in the last of these steps: `train/kd.weight`.
+    The terms are kept on the device and fetched at once when a line is due: logging each at each step would
+    cost more than a small student's training step. From the first step that was not finite on, everything is NaN:
+    the error names what was broken in that step.
+
+    Args:
+        every_n_steps: how often a line is due; 0: at each epoch's end only.
+
+    Raises:
+        UserError: a term or a weight is NaN or infinite; before anything is saved, so that the last checkpoint is
+            a good one.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self._names: list[str] = []
+        self._rows: list[Tensor] = []  # since the last line, one a batch
+        self._reported = 0  # the step of the last line
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        terms: dict[str, Tensor] = outputs["terms"]
+        self._names = list(terms)
+        self._rows.append(torch.stack([value.float() for value in terms.values()]))
+        # with accumulated gradients several batches in a row see the same step
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if due and trainer.global_step != self._reported:
+            self._report(trainer, module)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._report(trainer, module)  # before the callbacks that save on the validation's score
+        self._refuse_broken_weights(trainer, module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._report(trainer, module)
+        self._refuse_broken_weights(trainer, module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._rows:  # saved in the middle of an epoch, and between two lines
+            self._finite(trainer)
+        self._refuse_broken_weights(trainer, module)
+
+    def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self._rows:
+            return
+        means = dict(zip(self._names, self._finite(trainer).mean(0).tolist(), strict=True))
+        assert isinstance(module, Distiller)
+        line = means | module.objective.changing()
+        self._rows.clear()
+        self._reported = trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{name}": value for name, value in line.items()}, step=trainer.global_step)
+        module.log("loss", means["loss"], prog_bar=True, logger=False, sync_dist=True)  # or Lightning warns
+
+    def _finite(self, trainer: L.Trainer) -> Tensor:
+        """The terms since the last line, means over the ranks; refused if one is not finite."""
+        # one reduction for all; what is not finite on one rank is so on all: all stop, for the same reason
+        rows = trainer.strategy.reduce(torch.stack(self._rows), reduce_op="mean")
+        if not rows.isfinite().all():
+            first = next(row for row in rows.tolist() if not all(map(math.isfinite, row)))
+            broken = {name: value for name, value in zip(self._names, first, strict=True) if not math.isfinite(value)}
+            named = [name for name in broken if name != "loss"] or broken
+            raise _stopped(trainer, " and ".join(f"loss.{name} is {broken[name]}" for name in named))
+        return cast(Tensor, rows)
+
+    def _refuse_broken_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Distiller)
+        names = [name for name, _ in module.trainable()]
+        finite = torch.stack([local(parameter).isfinite().all() for _, parameter in module.trainable()]).float()
+        finite = trainer.strategy.reduce(finite, reduce_op="mean")  # sharded, each rank knows of its own part only
+        if not finite.eq(1).all():
+            broken = names[int(finite.argmin())]
+            raise _stopped(trainer, f"the weights {broken} are not finite after an update")
+
+
+def _stopped(trainer: L.Trainer, what: str) -> UserError:
+    checkpoints = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    saved = [path for path in checkpoints if Path(path).is_file()]  # not those that were about to be written first
+    return UserError(
+        f"Training stopped in epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {what}. "
+        "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "
+        "(trainer.precision=32-true). "
+        + (f"The last good checkpoint is {saved[-1]}." if saved else "No checkpoint had been written yet.")
+    )

@@ -1,0 +1,72 @@
+"""Ends a run on SIGTERM: what `kill`, `timeout`, a container's stop and a cluster's time limit send."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+from distillery.runs.ranks import is_main
+
+EXIT_CODE = 128 + signal.SIGTERM  # what a shell gives for a process that the signal has ended
+
+
+class Termination(L.Callback):
+    """Within: SIGTERM ends the run as Ctrl-C does, with `EXIT_CODE`, and the record says why.
+
+    Lightning's own handler, which each fit installs, notes the signal and goes on; with several ranks it then waits
+    for a broadcast of which the others know nothing. It is replaced before the first step: to be the trainer's first
+    callback. The other ranks end at once, as without a handler: the first one's record counts.
+
+    In a batch job of SLURM Lightning's handlers stay, since they put the job back into the queue; and so does what a
+    program that calls `train` in a thread of its own has set, where Python allows no handler.
+
+    Args:
+        folder: the run's, to be named.
+
+    Raises:
+        SystemExit: from wherever the main thread is; its context is an `InterruptedError` that says why.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stopping = False
+        self._replaces = threading.current_thread() is threading.main_thread() and not SLURMEnvironment.detect()
+
+    def __enter__(self) -> Self:
+        self._former = signal.getsignal(signal.SIGTERM)
+        self._set()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._replaces:
+            signal.signal(signal.SIGTERM, self._former or signal.SIG_DFL)  # None, where it was not set from Python
+        if self._stopping and error is not None:
+            print(f"Stopped by SIGTERM: {self._folder}", file=sys.stderr)
+
+    def on_train_start(self, *_: Any) -> None:
+        self._set()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._stopping:  # and yet the run goes on: Python drops what is raised in a `__del__`
+            _stop()
+
+    def _set(self) -> None:
+        if self._replaces:
+            signal.signal(signal.SIGTERM, self._received if is_main() else signal.SIG_DFL)
+
+    def _received(self, *_: Any) -> None:
+        if not self._stopping:  # `timeout` sends it twice, and the second must not disturb the run's end
+            self._stopping = True
+            _stop()
+
+
+def _stop() -> NoReturn:
+    try:
+        raise InterruptedError("SIGTERM from outside: kill, a time limit or a shutdown, not an error of the run")
+    except InterruptedError:
+        sys.exit(EXIT_CODE)

@@ -1,0 +1,137 @@
+"""The one LightningModule: batch → signals of teachers and student → objective."""
+
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from distillery.config.names import EMA, FROZEN, PEER
+from distillery.models.taps.network import Network
+from distillery.tasks.task import Task
+from distillery.teachers.frozen import Teacher
+from distillery.teachers.moving import EMATeacher
+from distillery.training.fsdp import shard, share_buffers, whole_state
+from distillery.training.objective import Losses, Objective
+
+TERMS = "objective.terms."  # how the names of the losses' parameters and buffers begin
+VALIDATED = ("val/score", "val/loss")  # the metrics of a validation
+
+
+@dataclass
+class Optim:
+    """How the student is optimised: `optimizer(parameters)`, `scheduler(optimizer)` stepped each `interval`."""
+
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None
+    interval: str = "epoch"
+
+
+class Distiller(L.LightningModule):
+    """Trains `student` on the objective; the frozen teachers only look on.
+
+    These are not registered as submodules: nothing that walks modules or parameters (optimizer, checkpoint, DDP,
+    `.train()`) meets them. They follow the module's device at the start of every loop. The other teachers move with
+    the student: an average of it, a peer that is trained beside it; or one is the student itself.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teachers: Mapping[str, Network],
+        task: Task,
+        objective: Objective,
+        optim: Optim,
+        outputs: int | None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.task = task
+        self.optim = optim
+        self.teachers = dict(teachers)  # a dict's values are not registered as submodules
+        self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
+        self.val_score = task.metric(outputs)
+        self.losses: Losses | None = None  # between a forward and its backward
+        self.stage = ""  # the name of the stage that is trained; a run of one stage has none
+        self.began = 0  # at which update that stage did
+        self.grown: frozenset[str] = frozenset()  # the teachers that are students of earlier stages
+
+    def become(self, other: "Distiller", losses: Set[str] | None) -> None:
+        """Take over the parts of `other`, which the next stage is to be trained with.
+
+        Args:
+            losses: the losses whose state goes on, if its student is this one's: projectors and memory banks. Then so
+                does the average of the student. None: it has a student of its own.
+        """
+        before, after = whole_state(self), other.state_dict()
+        if losses is not None:
+            begun = tuple(f"{TERMS}{name}." for name in other.objective.terms.keys() - losses)
+            same = (name for name in after if name in before and before[name].shape == after[name].shape)
+            other.load_state_dict({name: before[name] for name in same if not name.startswith(begun)}, strict=False)
+        self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
+        self.task, self.objective, self.optim = other.task, other.objective, other.optim
+        self.val_score = other.val_score.to(self.device)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that are trained, by name: the student's, its peers' and the losses' projectors'."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    @property
+    def frozen(self) -> dict[str, Teacher]:
+        """The teachers that nothing changes."""
+        return {name: each for name, each in self.teachers.items() if isinstance(each, Teacher) and each.role == FROZEN}
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        if self.device_mesh is not None:
+            share_buffers(self.student)
+
+    def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Any]:
+        others = {name: each(batch, training=True) for name, each in self.teachers.items() if each is not self.student}
+        student = self.student(batch)
+        signals = dict.fromkeys(self.teachers, student) | others  # the student may be among its teachers
+        self.losses = losses = self.objective(student, signals, batch)
+        return {"loss": losses.total, "terms": losses.terms}
+
+    def on_after_backward(self) -> None:
+        self.losses = None  # holds the graph
+
+    def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
+        rows, labelled = self.task.rows(self.student(batch), batch)
+        target = labelled["target"]
+        count = len(target)
+        if count:  # in a batch of texts there may be no token that counts
+            self.val_score.update(rows.logits, target)
+        self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")  # a stage may have another
+        loss = self.task.loss(rows.logits, target).sum() / max(1, count)
+        self.log("val/loss", loss, batch_size=count, sync_dist=True)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # FSDP2's
+            shard(self.student, self.objective, self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optim.optimizer([parameter for _, parameter in self.trainable()])
+        if self.optim.scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.optim.scheduler(optimizer), "interval": self.optim.interval},
+        }
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for teacher in self.moving.values():
+            if isinstance(teacher, EMATeacher):
+                teacher.follow(self.student)
+
+    def on_fit_start(self) -> None:
+        for teacher in self.teachers.values():
+            teacher.to(device=self.device, dtype=cast(torch.dtype, self.dtype))
+
+    def on_validation_start(self) -> None:
+        self.on_fit_start()
+        if self.device_mesh is not None:
+            share_buffers(self.student)

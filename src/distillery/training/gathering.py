@@ -1,0 +1,111 @@
+"""`gather=true`: a loss on the relations of a batch sees the samples of all ranks, as one process would."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distillery.losses.signals import Signals, is_parameter
+from distillery.losses.term import Term
+
+Given = tuple[Signals, Signals, Mapping[str, Tensor]]
+
+
+def world_size() -> int:
+    """How many ranks train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gathered(term: Term, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Given:
+    """What the term is given, with the rows of all ranks: its layers, masks, labels and indices, and logits it reads.
+
+    The rest is left out, so that a term which reads it fails instead of mixing rows.
+    """
+    tensors: dict[tuple[str, str], Tensor] = {}
+    for role, signals, taps in (("student", student, term.student_taps), ("teacher", teacher, term.teacher_taps)):
+        tensors |= {(role, tap): signals.layers[tap] for tap in taps if not is_parameter(tap)}
+        if term.needs_logits:
+            tensors[role, "logits:"] = signals.logits  # no tap ends in a colon
+        if signals.mask is not None:
+            tensors[role, "mask:"] = signals.mask
+    tensors |= {("batch", key): batch[key] for key in ("target", "index") if batch.get(key) is not None}
+    whole = dict(zip(tensors, all_rows(list(tensors.values())), strict=True))
+
+    def signals_of(role: str, own: Signals, taps: Sequence[str]) -> Signals:
+        layers = {tap: whole.get((role, tap), own.layers[tap]) for tap in taps}
+        return Signals(whole.get((role, "logits:"), own.logits), layers, mask=whole.get((role, "mask:")))
+
+    return (
+        signals_of("student", student, term.student_taps),
+        signals_of("teacher", teacher, term.teacher_taps),
+        {key: tensor for (role, key), tensor in whole.items() if role == "batch"},
+    )
+
+
+def all_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor's rows of all ranks, in the order in which one process would have them; every rank must call this.
+
+    Ranks may have different numbers of rows: they are dealt as by `SeededBatchSampler`, one to each rank in turn, as
+    long as it has any. The gradient of a row is the sum of those of all ranks, so that its mean over ranks, which DDP
+    takes, is the gradient of the mean of the ranks' losses: of the one loss, where all compute the same.
+
+    Raises:
+        ValueError: the rows of two ranks differ in shape.
+    """
+    shapes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shapes, [tuple(tensor.shape) for tensor in tensors], group=_host(dist.group.WORLD))
+    found: list[Tensor] = []
+    for tensor, of_ranks in zip(tensors, zip(*shapes, strict=True), strict=True):
+        if len({shape[1:] for shape in of_ranks}) > 1:
+            raise ValueError(f"gather=true: the ranks' rows differ in shape, {[list(shape) for shape in of_ranks]}")
+        found.append(_AllRows.apply(tensor, [shape[0] for shape in of_ranks]))
+    return found
+
+
+@lru_cache(maxsize=1)
+def _host(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group whose messages need no GPU: waiting for the shapes must not mean to wait for the forward pass."""
+    if dist.get_backend(world) != "nccl":
+        return world
+    host = dist.new_group(backend="gloo")
+    assert isinstance(host, dist.ProcessGroup)
+    return host
+
+
+class _AllRows(torch.autograd.Function):
+    """Own rows and all ranks' numbers of rows → all rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        of_ranks = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(of_ranks, padded)
+        parts = [torch.stack([of_ranks[rank][start:end] for rank in ranks], 1) for start, end, ranks in _rounds(counts)]
+        return torch.cat([padded[:0], *(part.flatten(0, 1) for part in parts)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        rank, first = dist.get_rank(), 0
+        own = [gradient[:0]]
+        for start, end, ranks in _rounds(ctx.counts):
+            size = (end - start) * len(ranks)
+            if rank in ranks:
+                own.append(gradient[first : first + size][ranks.index(rank) :: len(ranks)])
+            first += size
+        return torch.cat(own), None
+
+
+def _rounds(counts: Sequence[int]) -> list[tuple[int, int, list[int]]]:
+    """(first row, past the last, the ranks that have these): in between, each of them gives a row in turn."""
+    levels = sorted({0, *counts})
+    return [
+        (start, end, [rank for rank, count in enumerate(counts) if count >= end]) for start, end in pairwise(levels)
+    ]

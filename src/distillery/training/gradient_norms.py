@@ -1,0 +1,48 @@
+"""How hard each loss pulls at the student: the norm of its own gradient."""
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from distillery.core.numerics import at_least_float32
+from distillery.training.distiller import Distiller
+from distillery.training.fsdp import is_sharded
+
+
+def is_measurable(module: Distiller) -> bool:
+    """False for a sharded student, and for a compiled one: its backward writes into what its forward has saved, and
+    runs once only.
+
+    torch's own switch against that (`donated_buffer`) is not safe: code that was compiled without it is taken from the
+    cache all the same, and gives wrong gradients.
+    """
+    return not is_sharded(module) and all(each._compiled_call_impl is None for each in module.student.modules())
+
+
+def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:
+    """‖∂ loss / ∂ student‖₂ of the task loss and of each unweighted distillation loss, of the global batch.
+
+    Between a forward and its backward, which finds everything as it was: no `.grad` is touched, and DDP's own
+    averaging does not take notice. The parameters of projectors are none of the student's. Under float16 the
+    losses are scaled as for training; a norm that overflows nevertheless is not finite. Computed once a step, whoever
+    asks.
+    """
+    assert module.losses is not None, "only between forward and backward"
+    if module.losses.norms:
+        return module.losses.norms
+    parameters = [parameter for parameter in module.student.parameters() if parameter.requires_grad]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = scaler.get_scale() if scaler else 1.0
+    norms = []
+    for loss in module.losses.raw.values():
+        if not loss.requires_grad:
+            norms.append(torch.zeros((), device=loss.device))
+            continue
+        gradients = torch.autograd.grad(loss * scale, parameters, retain_graph=True, materialize_grads=True)
+        flat = torch.cat([at_least_float32(gradient).flatten() for gradient in gradients]) / scale
+        if trainer.world_size > 1:
+            dist.all_reduce(flat)
+            flat /= trainer.world_size
+        norms.append(flat.norm())
+    module.losses.norms = dict(zip(module.losses.raw, torch.stack(norms).tolist(), strict=True))
+    return module.losses.norms

@@ -1,0 +1,172 @@
+"""The objective: the task loss and the distillation losses, weighted and summed."""
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distillery.core.errors import UserError
+from distillery.losses.several import Several
+from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from distillery.tasks.task import Batch, Task
+from distillery.training.gathering import gathered, world_size
+from distillery.training.schedules import Progress, Schedule
+
+
+@dataclass
+class Losses:
+    """`total` is what is minimised; `terms` holds it as `loss`, and each loss by name, unweighted and detached.
+
+    `raw` are the same losses with their graph, without the total, and `weights` what each was multiplied by; `norms`
+    those of their gradients, where somebody has asked for them (`gradients.py`).
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    weights: dict[str, float]
+    norms: dict[str, float] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """total = task.weight · task loss + Σ weight · distillation loss.
+
+    A loss that is a sum over rows is divided by the rows of the global batch, so that the gradient which DDP
+    averages over its ranks is that of one big batch, also where the ranks' shares differ.
+
+    Args:
+        task: owns the hard-label loss and the rows that count.
+        terms: the distillation losses by name, as in `cfg.loss`.
+        schedules: of numbers that change during training, by loss and attribute: `kd.weight`, `task.weight`.
+        balance: whether the terms' weights are to be found from their gradients (`callbacks/balance.py`).
+        peers: the teachers that are trained too. Each minimises its own task loss and the terms that name it, with
+            the same weights and the roles swapped (Zhang et al. 2018, deep mutual learning); these are added to the
+            total, and logged as `<peer>/task` and the like. No term's gradient reaches the network that it learns from.
+
+    Raises:
+        UserError: a weight that is no finite number, or a loss whose name is taken; a weight that has a schedule
+            and is to be balanced.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        terms: Mapping[str, Term],
+        schedules: Mapping[str, Schedule] | None = None,
+        balance: bool = False,
+        peers: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        _refuse_weight("task", task.weight)
+        for name, term in terms.items():
+            _refuse_weight(f"loss.{name}", term.weight)
+            if name in ("loss", "task") or hasattr(nn.ModuleDict, name):
+                raise UserError(f"loss.{name}: a loss cannot be called {name!r}. Give it another key after @loss.")
+        self.task = task
+        self.terms = nn.ModuleDict(terms)
+        self.schedules = dict(schedules or {})
+        self.balance = balance
+        self.peers = list(peers)
+        if balance and (both := [path for path in self.schedules if path.endswith(".weight")]):
+            path = both[0] if both[0].startswith("task.") else f"loss.{both[0]}"
+            raise UserError(
+                f"{path} has a schedule, and objective.balance=auto wants weights that do not change: it measures "
+                f"against task.weight and sets the others. Give {path} a number, or set objective.balance=null."
+            )
+
+    def follow(self, progress: Progress, met: Container[str] = ()) -> None:
+        """Set each number that has a schedule to its value; `met`: those whose metric has met the condition."""
+        for path, schedule in self.schedules.items():
+            owners, name = self._places(path)
+            for owner in owners:
+                setattr(owner, name, schedule.value(replace(progress, met=path in met)))
+
+    def changing(self) -> dict[str, float]:
+        """The numbers that change during training, as they are now: `kd.weight` and the like."""
+        balanced = [f"{name}.weight" for name in self.terms] if self.balance else []
+        places = {path: self._places(path) for path in (*self.schedules, *balanced)}
+        return {path: getattr(owners[0], name) for path, (owners, name) in places.items()}
+
+    def _places(self, path: str) -> tuple[list[Any], str]:
+        """What has this number, and its name there: of a loss with several teachers each copy has it."""
+        loss, _, name = path.partition(".")
+        if loss == "task":
+            return [self.task], name
+        term = self.terms[loss]
+        assert isinstance(term, Term)
+        return [*term.by_teacher.values()], name
+
+    def forward(self, student: Signals, teachers: Mapping[str, Signals], batch: Mapping[str, Tensor]) -> Losses:
+        rows, labelled = self.task.rows(student, batch)
+        taught = {name: self.task.rows(signals.detach(), batch)[0] for name, signals in teachers.items()}
+        target, count = labelled["target"], _Counts(rows.logits, batch)
+        terms: dict[str, Any] = dict(self.terms)
+        losses = {"task": count.mean_of_rows(self.task.loss(rows.logits, target))}
+        losses |= {name: _value(term, rows, taught, batch, labelled, count) for name, term in terms.items()}
+        weights = {"task": self.task.weight} | {name: term.weight for name, term in terms.items()}
+        total = _weighted(weights, losses)
+        logged = dict(losses)
+        for peer in self.peers:
+            own = self.task.rows(teachers[peer], batch)[0]
+            theirs = {"task": count.mean_of_rows(self.task.loss(own.logits, target))}
+            for name, term in terms.items():
+                if peer in term.by_teacher:
+                    one = term.by_teacher[peer]
+                    theirs[name] = _value(one, own, {peer: rows.detach()}, batch, labelled, count)
+            total = total + _weighted(weights, theirs)
+            logged |= {f"{peer}/{name}": value for name, value in theirs.items()}
+        logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
+        return Losses(total, logged, losses, weights)
+
+
+def _value(
+    term: Term, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labelled: Batch, count: "_Counts"
+) -> Tensor:
+    """The term's loss, over the global batch where it is a sum: over rows of logits, or over samples."""
+    of_rows = term.contract.needs == "logits"
+    batch = labelled if of_rows else batch
+    values = {}
+    for name, one in term.by_teacher.items():
+        given = student, teachers[name], batch
+        values[name] = one(*(gathered(one, *given) if one.gather and count.ranks > 1 else given))
+    value = term.combined(values, teachers, batch) if isinstance(term, Several) else values[term.teacher]
+    if not term.contract.per_sample:
+        return value
+    return count.mean_of_rows(value) if of_rows else count.mean_of_samples(value)
+
+
+def _weighted(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Tensor:
+    total, *others = (weights[name] * value for name, value in losses.items())
+    for other in others:
+        total = total + other
+    return total
+
+
+def _refuse_weight(path: str, weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise UserError(f"{path}.weight={weight}: it must be a finite number.")
+
+
+class _Counts:
+    """Rows and samples of the global batch. A mean is this rank's sum × ranks ÷ their number: averaged over the
+    ranks it is the global mean."""
+
+    def __init__(self, logits: Tensor, batch: Batch) -> None:
+        self.rows: Tensor | int = max(1, len(logits))  # of texts without a token that counts the mean is 0
+        self.samples: Tensor | int = len(next(iter(batch.values())))
+        self.ranks = world_size()
+        if self.ranks > 1:
+            counts = torch.tensor([len(logits), self.samples], device=logits.device)
+            dist.all_reduce(counts)
+            self.rows, self.samples = counts.clamp_min(1)
+
+    def mean_of_rows(self, values: Tensor) -> Tensor:
+        return values.sum() * self.ranks / self.rows
+
+    def mean_of_samples(self, values: Tensor) -> Tensor:
+        return values.sum() * self.ranks / self.samples

@@ -1,0 +1,101 @@
+"""Which layers each loss reads: settled, tapped in both networks, and told to the loss with their shapes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from distillery.core.errors import UserError, did_you_mean
+from distillery.losses.term import Term
+from distillery.models.taps.activations import before_activation
+from distillery.models.taps.layer_pairs import all_stages, attention_layers, auto_layers, named_layers, own_layers
+from distillery.models.taps.network import Network
+from distillery.models.taps.pooled_map import pooled_map
+from distillery.teachers.frozen import Teacher
+from distillery.teachers.moving import refuse_role
+
+Stages = Callable[[Network], Mapping[str, torch.Size]]
+
+
+def wire(
+    terms: Mapping[str, Term],
+    student: Network,
+    teachers: Mapping[str, Network],
+    batch: Mapping[str, Tensor],
+    stop: bool = True,
+) -> None:
+    """Settle each term's layers, tap both networks there, and let the term build its projectors to fit.
+
+    A loss whose layers are `auto` is given the pairs that `auto_layers` finds, and one that names them with wildcards
+    those that match; `term.layers` then holds them. With `stop`, a teacher whose logits no term reads ends its forward
+    in training at the last layer that one reads.
+    """
+    stages = cache(lambda network: network.stages(batch))
+    single = [(name, one) for name, term in terms.items() for one in term.by_teacher.values()]
+    for name, term in single:
+        if term.teacher not in teachers:
+            raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
+        try:
+            if isinstance(term.layers, Mapping):
+                networks = student.net, teachers[term.teacher].net
+                paths = ([path for path, _ in net.named_modules() if path] for net in networks)
+                term.layers = named_layers(term.layers, *paths)
+            elif term.layers == "auto":
+                term.layers = _found_layers(term, student, teachers[term.teacher], batch, stages)
+        except UserError as error:
+            raise UserError(f"loss.{name}: {error}") from None
+        if term.teacher_layers == "auto":
+            term.teacher_layers = all_stages(stages(teachers[term.teacher]))
+        if term.contract.needs != "logits" and not isinstance(term.layers, Mapping):
+            raise UserError(
+                f"loss.{name}.layers={term.layers}: this loss compares layers; give {{student layer: teacher layer}}, "
+                "or auto."
+            )
+        refuse_role(name, term, teachers[term.teacher], student)
+    own_teacher = [(term, term.teacher_taps) for _, term in single if teachers[term.teacher] is student]
+    of_student = _tap(student, [(term, term.student_taps) for _, term in single] + own_teacher, batch)
+    for teacher_name, teacher in teachers.items():
+        own = [(name, term) for name, term in single if term.teacher == teacher_name]
+        taps = [(term, term.teacher_taps) for _, term in own]
+        of_teacher = of_student if teacher is student else _tap(teacher, taps, batch)
+        read = any(term.needs_logits for term in terms.values() if teacher_name in term.by_teacher)
+        if stop and isinstance(teacher, Teacher) and not read:
+            teacher.stop_early(batch)
+        for name, term in own:
+            on_attention = term.contract.needs == "attention"
+            try:
+                term.build(of_student[on_attention], of_teacher[on_attention])
+            except UserError as error:
+                raise UserError(f"loss.{name}: {error}") from None
+
+
+def _tap(
+    network: Network, wanted: Sequence[tuple[Term, list[str]]], batch: Mapping[str, Tensor]
+) -> dict[bool, dict[str, torch.Size]]:
+    """Tap what each term reads; the shapes of the taps on attention (True) and of the others (False)."""
+    taps: dict[bool, list[str]] = {True: [], False: []}
+    for term, own in wanted:
+        taps[term.contract.needs == "attention"] += own
+    return {True: network.tap_attention(taps[True], batch), False: network.tap(taps[False], batch)}
+
+
+def _found_layers(
+    term: Term, student: Network, teacher: Network, batch: Mapping[str, Tensor], stages: Stages
+) -> dict[str, str]:
+    on_attention = term.contract.needs == "attention"
+    if term.auto == "pooled":
+        return {pooled_map(student, batch): pooled_map(teacher, batch)}
+    if term.teacher_tap:
+        return dict.fromkeys(all_stages(stages(student)), term.teacher_tap)
+    if teacher is student:
+        return own_layers(student.attention_modules(batch) if on_attention else all_stages(stages(student)), term.auto)
+    if on_attention:
+        return attention_layers(student.attention_modules(batch), teacher.attention_modules(batch), term.auto)
+    found = auto_layers(stages(student), stages(teacher), term.auto)
+    if term.before_activation:
+        return {
+            before_activation(student, ours, batch): before_activation(teacher, theirs, batch)
+            for ours, theirs in found.items()
+        }
+    return found

@@ -1,0 +1,457 @@
+"""The commands as a user meets them: what they answer, what they refuse and how, what they leave behind."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from distillery.commands import evaluate, export, report, study, train
+from distillery.config.hydra_support import CONFIGS
+from distillery.models.cnn import SmallCNN
+from distillery.results.record import FILE, RunRecord
+from fixtures.datasets import write_image_folder
+from fixtures.runs import sha256
+
+HEAVY = ("torch", "torchvision", "lightning", "timm", "sklearn", "scipy", "pandas", "matplotlib", "wandb", "numpy")
+# Run in a process of its own: what a command answers, and on the last line what it imported for that.
+LIGHT = f"""
+import importlib, json, sys
+sys.argv = sys.argv[1:]
+try:
+    importlib.import_module(f"distillery.commands.{{sys.argv[0].removeprefix('distill-')}}").main()
+except SystemExit as exit:
+    assert not exit.code, exit.code
+print()
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
+SHORT = ("trainer.max_epochs=1", "logger=none", "trainer.enable_progress_bar=false")
+DEMO = ("experiment=digits_demo", "min_teacher_score=0", *SHORT)
+PICTURES = (*DEMO, "data=image_folder", "data.num_workers=0", "data.train_size=null", "data.batch_size=4")
+
+
+@dataclass
+class Answer:
+    """What a command left on the terminal, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """`command(commands.train, "seed=1", …)` in `tmp_path`; any error but the expected kind fails the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the commands set it
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("DISTILLERY_OUTPUTS", "DISTILLERY_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def answered(module: Any, *arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", [f"distill-{module.__name__.rpartition('.')[2]}", *arguments])
+        capsys.readouterr()
+        try:
+            module.main()
+            code: Any = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        shown = capsys.readouterr()
+        return Answer(code, shown.out, shown.err)
+
+    yield answered
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    HydraConfig.instance().cfg = None
+
+
+def light(*command_line: str, **environment: str) -> str:
+    """What a command answers in a process of its own, in which it imports nothing heavy."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *command_line], capture_output=True, text=True, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr
+    answer, _, heavy = done.stdout.rstrip("\n").rpartition("\n")
+    assert json.loads(heavy) == []
+    return answer
+
+
+def completed(line: str) -> list[str]:
+    """What TAB offers after `line`."""
+    return light(line.split()[0], "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).split()
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def run_folder(below: Path) -> Path:
+    (found,) = below.rglob(FILE)
+    return found.parent
+
+
+# What is answered at once.
+
+
+def test_help_lists_every_option_of_every_group() -> None:
+    shown = light("distill-train", "--help")
+    choices, _, settings = shown.partition("== Config")
+    groups = dict(re.findall(r"^([\w/]+): (.+)$", choices, re.MULTILINE))
+    for path in CONFIGS.glob("*/**/*.yaml"):
+        group = path.parent.relative_to(CONFIGS).as_posix()
+        if group not in ("hydra", "study"):
+            assert path.stem in groups[group].split(", "), path
+    assert "temperature: 4.0" in settings
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("evaluate", "run"), ("export", "out"), ("report", "runs"), ("study", "replace")]
+)
+def test_the_other_commands_help_with_what_is_theirs(name: str, setting: str) -> None:
+    shown = light(f"distill-{name}", "--help")
+    assert f"distill-{name}" in shown
+    assert re.search(rf"^{setting}:", shown, re.MULTILINE)
+    assert not re.search(r"^(experiment|loss/\w+):", shown, re.MULTILINE), "an option of distill-train"
+
+
+def test_the_config_is_shown() -> None:
+    shown = yaml.safe_load(light("distill-train", "--cfg", "job", "experiment=digits_demo", "seed=3"))
+    assert (shown["seed"], shown["name"], shown["loss"]["kd"]["temperature"]) == (3, "digits_demo", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("distill-train loss/response=lo", ["loss/response=logit_mse", "loss/response=logit_standardized_kd"]),
+        ("distill-train experiment=digits_", ["experiment=digits_demo", "experiment=digits_teacher"]),
+        ("distill-train loss.kd.temp", ["loss.kd.temperature="]),
+        ("distill-evaluate sp", ["split="]),
+    ],
+)
+def test_tab_completes(line: str, offered: list[str]) -> None:
+    assert completed(line) == offered
+
+
+# What is refused: exit code 2, one message, no traceback, and nothing is left behind.
+
+TRAIN = [
+    (["sede=1"], r"Unknown setting 'sede'\. Did you mean 'seed'"),
+    (["+sede=1", "model/teacher=none"], r"Unknown setting 'sede'\. Did you mean 'seed'"),
+    (["loss.kd.temprature=2"], r"Unknown setting 'loss\.kd\.temprature'\. Did you mean 'loss\.kd\.temperature'\?"),
+    (["loss.kd.combine=best"], r"Unknown setting 'loss\.kd\.combine'\. .*behind a plus: \+loss\.kd\.combine="),
+    (["temperature=2"], r"Unknown setting 'temperature'\. Did you mean 'loss\.kd\.temperature'\?"),
+    (["loss.hint.weight=2"], r"Unknown setting 'loss\.hint'\. Choose it first: loss/feature=hint"),
+    (["logger.wandb.project=x"], r"Unknown setting 'logger\.wandb'\. Choose it first: logger=wandb"),
+    (["data.augment={crap: 1}"], r"Unknown setting 'data\.augment\.crap'\. Did you mean 'data\.augment\.crop'\?"),
+    (["teacher=none"], r"Unknown setting 'teacher'\. Did you mean 'model/teacher'\?"),
+    (["loss=kd"], r"Unknown setting 'loss'\. Did you mean .*'loss/response'"),
+    (["loss/respons=kd"], r"Unknown setting 'loss/respons'\. Did you mean 'loss/response'\?"),
+    (["loss/response=[kdd]"], r"Unknown option 'kdd' for loss/response\. Did you mean 'kd'"),
+    (["experiment=digit_demo"], r"Unknown option 'digit_demo' for experiment\. Did you mean 'digits_demo'"),
+    (["experiment=cifar100/vgg13"], r"Unknown option 'vgg13' for experiment/cifar100\. Did you mean 'vgg13_vgg8'"),
+    (["loss/response=[kd,kd]", "teachers.main.weights=x"], r"'kd' is named twice"),
+    ([], r"no value yet: teachers\.main\.weights=…"),
+    (["logger=null"], r"^error logger=null: name one of its options\. Did you mean 'none'\?$"),
+    (["experiment/glue=mrpc"], r"^error Nothing of experiment/glue is chosen .* \+experiment/glue=… adds it\.$"),
+    (
+        ["optim=null"],
+        r"^error optim=null: name one of its options\. Choose from: adamw, adamw_linear, sgd, sgd_steps\.$",
+    ),
+    (
+        ["loss.kd=null", "teachers.main.weights=x"],
+        r"loss\.kd=None: here are settings\. A loss is left out where it is chosen: loss/response=\[\]",
+    ),
+    (["teachers.main=null"], r"teachers\.main=None: here are settings\. model/teacher=none is the baseline"),
+    (["seed"], r"Error parsing override 'seed'"),
+    (["resume=nowhere"], r"nowhere is not a run folder"),
+    (["experiment=digits_demo"], r"no config\.yaml in it\. .*train it first: distill-study study=digits_demo does"),
+    (
+        ["experiment=digits_demo", "plan=true"],
+        r"teachers\.main\.weights: .* is no run folder, .* Name another, or",
+    ),
+]
+OTHERS = [
+    (evaluate, [], r"Which run\? Name a run folder"),
+    (evaluate, ["run=nowhere"], r"nowhere is not a run folder"),
+    (evaluate, ["runs=x"], r"Unknown setting 'runs'\. Did you mean 'run'\?"),
+    (export, [], r"Which run\? Name a run folder"),
+    (export, ["run=nowhere"], r"nowhere is not a run folder"),
+    (export, ["run=x", "outt=y"], r"Unknown setting 'outt'\. Did you mean 'out'\?"),
+    (report, [], r"Which runs\?"),
+    (report, ["runs=nowhere"], r"nowhere is no folder"),
+    (study, ["study=digit_demo"], r"Unknown option 'digit_demo' for study\. Did you mean 'digits_demo'\?"),
+    (study, ["study=digits_demo", "seed=1"], r"Unknown setting 'seed'\. Did you mean 'seeds'\?"),
+]
+
+
+def assert_refused(answer: Answer, message: str) -> None:
+    assert answer.code == 2, answer
+    assert re.search(message, answer.err), answer.err
+    assert "Traceback" not in answer.err
+    assert answer.out.strip() == ""  # a progress bar that was removed leaves an empty line
+
+
+@pytest.mark.parametrize(("arguments", "message"), TRAIN)
+def test_training_is_refused(arguments: list[str], message: str, command: Command, tmp_path: Path) -> None:
+    assert_refused(command(train, *arguments), message)
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(("module", "arguments", "message"), OTHERS)
+def test_the_others_refuse(module: Any, arguments: list[str], message: str, command: Command, tmp_path: Path) -> None:
+    assert_refused(command(module, *arguments), message)
+    assert left_behind(tmp_path) == []
+
+
+def missing(folder: Path) -> list[str]:
+    return [f"teachers.main.weights='{folder / 'no.pth'}'"]
+
+
+def torn(folder: Path) -> list[str]:
+    save_file({"head.bias": torch.zeros(10)}, folder / "net.safetensors")
+    (folder / "net.safetensors").write_bytes((folder / "net.safetensors").read_bytes()[:-8])
+    return [f"teachers.main.weights='{folder / 'net.safetensors'}'"]
+
+
+def foreign(folder: Path) -> list[str]:
+    torch.save(torch.nn.Linear(3, 10).state_dict(), folder / "net.pth")
+    return [f"teachers.main.weights='{folder / 'net.pth'}'"]
+
+
+def three_classes(folder: Path) -> list[str]:
+    torch.save(SmallCNN(num_classes=3, in_chans=1).state_dict(), folder / "net.pth")
+    return [
+        f"teachers.main.weights='{folder / 'net.pth'}'",
+        "teachers.main.net.widths=[16,32]",
+        "+teachers.main.net.num_classes=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (missing, r"There is no file .*no\.pth"),
+        (torn, r"net\.safetensors \(\d+ bytes\) cannot be read.*corrupt or cut off"),
+        (foreign, r"net\.pth does not fit the SmallCNN .*missing.*unexpected \(weight, bias\)"),
+        (three_classes, r"The main network gives logits \(8, 3\) where the task has 10 classes"),
+    ],
+)
+def test_a_teachers_file(prepare: Callable[[Path], list[str]], message: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    given = ["model/teacher=cnn", *prepare(tmp_path / "weights")]
+    before = left_behind(tmp_path)
+    assert_refused(command(train, *DEMO, *given), message)
+    assert left_behind(tmp_path) == before
+
+
+def test_a_teacher_of_other_data(command: Command, teacher: Path, tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "pictures", {"train": 6, "val": 2, "test": 2}, shape=(8, 8))
+    given = ["data.root=pictures", "data.source.size=8", f"teachers.main.weights='{teacher}'"]
+    before = left_behind(tmp_path)
+    assert_refused(command(train, *PICTURES, *given), r"The main network cannot read a batch of images \(4, 3, 8, 8\)")
+    assert left_behind(tmp_path) == before
+
+
+def no_class(root: Path) -> None:
+    (root / "train").mkdir(parents=True)
+
+
+def one_class(root: Path) -> None:
+    write_image_folder(root, classes=["ant"])
+
+
+def empty_class(root: Path) -> None:
+    write_image_folder(root)
+    for path in (root / "val" / "bee").iterdir():
+        path.unlink()
+
+
+def truncated(root: Path) -> None:
+    write_image_folder(root)
+    path = root / "train" / "cat" / "0005.png"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda _: None, r"The image folder 'pictures' does not exist"),
+        (no_class, r"'pictures.*' has (no class folder|'train' but neither)"),
+        (one_class, r"'pictures/train' has only the class folder 'ant'"),
+        (empty_class, r"'pictures/val/bee' has no image"),
+        (truncated, r"'pictures/train/cat/0005\.png' cannot be decoded"),
+    ],
+)
+def test_an_image_folder(write: Callable[[Path], None], message: str, command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "pictures")
+    before = left_behind(tmp_path)
+    assert_refused(command(train, *PICTURES, "model/teacher=none", "data.root=pictures"), message)
+    assert left_behind(tmp_path) == before
+
+
+VIT = ("model/student=timm", "student.net.model_name=test_vit", "+student.net.img_size=32", "student.input.size=32")
+ATTENTION = ("loss/response=[]", "loss/attention=[attention_transfer]")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("{head: head}", r"loss\.attention_transfer: .*'head' \[8, 10\]"),
+        ("{block.0: stages.0}", r"student network has no layer 'block\.0' .*Did you mean 'blocks\.0'"),
+        ("{blocks.0: stage.0}", r"main network has no layer 'stage\.0' .*Did you mean 'stages\.0'"),
+    ],
+)
+def test_attention_without_maps(layers: str, message: str, command: Command, teacher: Path, tmp_path: Path) -> None:
+    given = [f"teachers.main.weights='{teacher}'", f"loss.attention_transfer.layers={layers}"]
+    assert_refused(command(train, *DEMO, *VIT, *ATTENTION, *given), message)
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_what_a_shell_sees_of_a_refusal(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "distill-train"
+    for arguments, message in ((["+sede=1", "model/teacher=none"], "'sede'"), ([*DEMO], "no config.yaml in it")):
+        done = subprocess.run([script, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert_refused(Answer(done.returncode, done.stdout, done.stderr), message)
+        assert left_behind(tmp_path) == []
+
+
+# What is done.
+
+
+def test_the_plan_shows_the_wiring_and_leaves_nothing(command: Command, teacher: Path, tmp_path: Path) -> None:
+    losses = ["loss/feature=[hint]", "loss/attention=[attention_transfer]"]
+    answer = command(train, *DEMO, f"teachers.main.weights='{teacher}'", *losses, "plan=true")
+    assert (answer.code, answer.err) == (0, "")
+    rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in answer.out.splitlines() if line.startswith("│")]
+    assert ["100", "200", "797", "25", "4", "1", "4"] in rows
+    student, taught = 5178, 56554  # Σ 9·in·out + 2·out of the convolutions and their BatchNorms, and the head
+    assert any(row[:5] == ["student", "SmallCNN", "new", f"{student:,}", f"{student:,}"] for row in rows)
+    assert any(row[:5] == ["teacher main", "SmallCNN", str(teacher), f"{taught:,}", "0"] for row in rows)
+    assert ["kd", "0.9", "logits", "main: logits"] in [row[:4] for row in rows]
+    hint = next(row for row in rows if row[0] == "hint")
+    shapes = [re.findall(r"(\d+)×(\d+)×(\d+)", cell)[0] for cell in hint[2:4]]
+    assert hint[4] == f"{(int(shapes[0][0]) + 1) * int(shapes[1][0]):,} parameters", "a 1×1 convolution and its bias"
+    assert shapes[0][1:] == shapes[1][1:]
+    pairs = [row[-2:] for row in rows]
+    assert ["stages.0 16×8×8", "main: stages.0 32×8×8"] in pairs
+    assert ["stages.1 32×4×4", "main: stages.1 64×4×4"] in pairs
+    assert left_behind(tmp_path) == []
+
+
+def test_the_plan_leaves_what_was_there(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "other").mkdir(parents=True)
+    assert command(train, "experiment=digits_teacher", "plan=true").code == 0
+    assert left_behind(tmp_path) == ["outputs", "outputs/other"]
+
+
+def test_a_run_and_the_proof_of_it(command: Command, teacher: Path, tmp_path: Path) -> None:
+    answer = command(train, *DEMO, f"teachers.main.weights='{teacher}'", "seed=2")
+    assert (answer.code, answer.err) == (0, "")
+    folder = run_folder(tmp_path)
+    assert re.fullmatch(r"outputs/digits_demo/kd_seed2_[\d_-]+", folder.relative_to(tmp_path).as_posix())
+    assert not list(folder.glob("*.log")), "nothing was logged"
+    record = RunRecord.read(folder)
+    score = f"{record.metrics['last']['test_score']:.4f}"
+    assert re.search(rf"kd seed 2: test score {score}, validation 0\.\d+", answer.out)
+    copied = answer.out.splitlines()[-1].split()
+    assert copied[0] == "distill-evaluate"
+    before = left_behind(tmp_path)
+    proof = command(evaluate, *copied[1:])
+    assert (proof.code, proof.out) == (0, f"kd seed 2: test score {score}, recorded {score}\n")
+    assert command(evaluate, *copied[1:], "split=val").code == 0
+    assert left_behind(tmp_path) == before
+
+    weights = load_file(folder / "student.safetensors")
+    weights["head.bias"] += 1e-3
+    save_file(weights, folder / "student.safetensors")
+    assert_refused(command(evaluate, *copied[1:]), r"does not hold the weights that the run exported")
+
+
+def test_a_sweep_has_a_readable_folder_for_each_job(command: Command, teacher: Path, tmp_path: Path) -> None:
+    given = [*DEMO, f"teachers.main.weights='{teacher}'", "loss/response=[kd],[dkd]", "seed=1"]
+    assert command(train, "-m", *given).code == 0
+    (sweep,) = (tmp_path / "outputs" / "digits_demo").iterdir()
+    assert re.fullmatch(r"sweep_[\d_-]+", sweep.name)
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0_kd_seed1", "1_dkd_seed1"]
+    for method in ("kd", "dkd"):
+        (folder,) = sweep.glob(f"*_{method}_seed1")
+        record = RunRecord.read(folder)
+        assert (record.method, record.seed, record.status) == (method, 1, "finished")
+        assert f"loss/response=[{method}]" in record.overrides
+        cfg = OmegaConf.load(folder / "config.yaml")
+        assert list(cfg.loss) == [method]
+        assert cfg.paths.run == str(folder)
+        assert command(evaluate, f"run='{folder}'").code == 0
+
+
+def test_resuming_from_the_command_line(command: Command, teacher: Path, tmp_path: Path) -> None:
+    assert command(train, *DEMO, f"teachers.main.weights='{teacher}'").code == 0
+    folder, before = run_folder(tmp_path), left_behind(tmp_path)
+    answer = command(train, f"resume={folder.relative_to(tmp_path)}", "loss.kd.temperature=2")
+    assert_refused(answer, r"config from its folder, and loss\.kd\.temperature=2 is not part of it")
+    assert left_behind(tmp_path) == before
+    answer = command(train, f"resume={folder.relative_to(tmp_path)}")
+    assert_refused(answer, r"is finished: there is nothing left to train")
+    assert left_behind(tmp_path) == before
+    assert RunRecord.read(folder).status == "finished"
+
+
+def begin(folder: Path, teacher: Path) -> "subprocess.Popen[str]":
+    """A run of several epochs in a process of its own, which goes on when the first is saved."""
+    given = [*DEMO, f"teachers.main.weights='{teacher}'", f"hydra.run.dir='{folder}'", "trainer.max_epochs=150"]
+    given += ["loss/feature=[hint]", "callbacks.checkpoint_last.every_n_epochs=1"]
+    command = [sys.executable, "-m", "distillery.commands.train", *given]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=folder.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed(command: Command, teacher: Path, tmp_path: Path) -> None:
+    killed = begin(tmp_path / "killed", teacher)
+    killed.kill()
+    killed.communicate()
+    assert RunRecord.read(tmp_path / "killed").status == "running"
+    assert command(train, f"resume={tmp_path / 'killed'}").code == 0
+    whole = begin(tmp_path / "whole", teacher)
+    assert whole.communicate()[1] == ""
+    assert whole.returncode == 0
+    for file in ("student.safetensors", "predictions.npz"):
+        assert sha256(tmp_path / "killed" / file) == sha256(tmp_path / "whole" / file), file
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_so(teacher: Path, tmp_path: Path) -> None:
+    process = begin(tmp_path / "run", teacher)
+    process.send_signal(signal.SIGINT)
+    shown = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in "".join(shown)
+    record = RunRecord.read(tmp_path / "run")
+    assert (record.status, record.error) == ("failed", "KeyboardInterrupt: ")
+    assert not (tmp_path / "run" / "student.safetensors").exists()

@@ -1,0 +1,121 @@
+"""What a built run is refused for, on its first real batch: layers, names and sizes that cannot work."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from distillery.config.build import build
+from distillery.core.errors import UserError
+from distillery.losses.response.kd import KD
+from distillery.models.cnn import SmallCNN
+from distillery.models.weights import save_weights
+from distillery.tasks.classification import Classification
+from distillery.training.logged_metrics import refuse_unlogged
+from distillery.training.objective import Objective
+from distillery.training.schedules import parse
+from fixtures.composing import Compose
+
+Composed = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def composed(compose_train: Compose, tmp_path: Path) -> Composed:
+    """A student and an untrained teacher of two stages on the digits."""
+    torch.manual_seed(0)
+    teacher = tmp_path / "teacher.safetensors"
+    save_weights(SmallCNN(10, 1, (4, 6)), teacher)
+    given = ["model/teacher=cnn", "teachers.main.net.widths=[4,6]", f"teachers.main.weights={teacher}"]
+    return lambda *overrides: compose_train(*given, *overrides)
+
+
+@pytest.mark.parametrize("layers", ["null", "[stages.0]"])
+@pytest.mark.parametrize(
+    ("group", "loss"), [("feature", "hint"), ("attention", "attention_transfer"), ("relation", "rkd")]
+)
+def test_a_loss_on_layers_needs_pairs_of_them(group: str, loss: str, layers: str, composed: Composed) -> None:
+    cfg = composed(f"loss/{group}=[{loss}]", f"loss.{loss}.layers={layers}")
+    if (loss, layers) == ("rkd", "null"):  # its own default: the embeddings
+        assert build(cfg).distiller.objective.terms["rkd"].taps == {"embedding": "embedding"}
+        return
+    with pytest.raises(UserError, match=rf"^loss\.{loss}\.layers=.*: this loss compares layers; give \{{student layer"):
+        build(cfg)
+
+
+def test_a_network_that_asserts_another_image_size(composed: Composed) -> None:
+    cfg = composed("model/student=timm", "student.net.model_name=test_vit")
+    with pytest.raises(
+        UserError, match=r"student network cannot read a batch of images \(8, 1, 8, 8\): Input.*\n.*size"
+    ):
+        build(cfg)
+
+
+@pytest.mark.parametrize("name", ["task", "loss", "pop"])
+def test_a_loss_is_not_called_as_what_is_logged_beside_it(name: str, composed: Composed) -> None:
+    """`task` and `loss` would be logged in place of the task's loss and of the sum."""
+    with pytest.raises(UserError, match=rf"^loss\.{name}: a loss cannot be called '{name}'"):
+        build(composed(f"+loss/response@loss.{name}=kd"))
+    Objective(Classification(), {"kd": KD(), "kd_b": KD()})
+
+
+@pytest.mark.parametrize("losses", [[], ["loss/feature=[hint]", "loss/attention=[attention_transfer]"]])
+def test_looking_for_layers_does_not_move_the_student(losses: list[str], composed: Composed) -> None:
+    """It starts as the seed has it, whatever is built and probed beside it; and in train mode."""
+    student = build(composed("seed=3", *losses)).distiller.student
+    torch.manual_seed(3)
+    expected = SmallCNN(10, 1, (16, 32)).state_dict()
+    torch.testing.assert_close(dict(student.net.state_dict()), dict(expected), rtol=0, atol=0)
+    assert all(module.training for module in student.modules())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.optimizer.momentum=-1", r"^optim: these settings of optimizer and scheduler are refused: .*momentum"),
+        ("optim.scheduler.T_max=0", r"^optim: these settings of optimizer and scheduler are refused: .*zero"),
+        ("optim.scheduler.T_max=long", r"^optim: these settings of optimizer and scheduler are refused: "),
+    ],
+)
+def test_what_torch_says_of_an_optimizer_is_said_before_training(
+    override: str, message: str, composed: Composed
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build(composed(override))
+
+
+MONITORS = [
+    ("callbacks.checkpoint_best.monitor=val/scor", r"monitor=val/scor: nothing logs such a metric\. .*'val/score'"),
+    ("+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val_loss}", r"^callbacks\.stop\."),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MONITORS)
+def test_a_monitor_that_nothing_logs(override: str, message: str, composed: Composed) -> None:
+    with pytest.raises(UserError, match=message):
+        build(composed(override))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["callbacks.checkpoint_best.monitor=val/loss"],
+        ["callbacks.checkpoint_best.monitor=loss"],
+        ["callbacks.checkpoint_best=null"],
+        # a callback of the user's own may log anything
+        [MONITORS[0][0], "+callbacks.own={_target_: fixtures.two_ranks.Notes, folder: x}"],
+    ],
+)
+def test_a_monitor_that_may_be_there(overrides: list[str], composed: Composed) -> None:
+    build(composed(*overrides))
+
+
+def test_without_a_validation_split_no_score_is_waited_for() -> None:
+    saved = {"best": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/score"}, "other": None}
+    latch = parse("x", {"schedule": "on", "when": "val/loss", "below": 1, "value": 1})
+    refuse_unlogged(saved, {"kd.weight": latch}, validated=True)
+    with pytest.raises(UserError, match=r"^callbacks\.best\.monitor=val/score: .* callbacks\.best=null does"):
+        refuse_unlogged(saved, {}, validated=False)
+    with pytest.raises(UserError, match=r"^loss\.kd\.weight: when=val/loss: the data have no validation split"):
+        refuse_unlogged({}, {"kd.weight": latch}, validated=False)

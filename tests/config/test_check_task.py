@@ -1,0 +1,71 @@
+"""What is refused of a task: other data's masks, losses that say nothing of numbers, tokens or vectors."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distillery.config.check_task import check_task
+from distillery.core.errors import UserError
+from distillery.losses.feature.hidden_mse import HiddenMSE
+from distillery.losses.response.deep_supervision import DeepSupervision
+from distillery.losses.response.kd import KD
+from distillery.losses.response.logit_mse import LogitMSE
+from distillery.losses.several import Several
+from distillery.models.adapters import ImageAdapter
+from distillery.models.taps.network import Network
+from distillery.tasks.classification import Classification
+from distillery.tasks.embedding import Embedding
+from distillery.tasks.masked_lm import MaskedLM
+from distillery.tasks.regression import Regression
+from distillery.tasks.token_classification import TokenClassification
+
+BATCH: Mapping[str, Tensor] = {"image": torch.rand(2, 1, 2, 2)}
+
+
+def network(width: int) -> Network:
+    return Network(nn.Sequential(nn.Flatten(), nn.Linear(4, width)), ImageAdapter([0.5], [0.5]))
+
+
+def checked(task: Any, terms: Mapping[str, Any], varies: str | None = None, width: int = 3) -> None:
+    data: Any = SimpleNamespace(varies=varies)
+    check_task(task, data, terms, (), network(3), {"main": network(width), "b": network(width)}, BATCH)
+
+
+def two(combine: str) -> Several:
+    return Several([HiddenMSE(teacher=name) for name in ("main", "b")], combine, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "terms", "given", "message"),
+    [
+        (Classification(), {}, {"varies": "mask"}, r"data\.mask=null"),
+        (Classification(weight=0.0), {}, {}, "nothing to learn from: task.weight=0"),
+        (Embedding(), {}, {}, "task=embedding has no baseline"),
+        (Regression(), {"kd": KD()}, {}, r"loss\.kd compares distributions over classes.*logit_mse"),
+        (Embedding(), {"kd": KD()}, {}, r"loss\.kd compares distributions over classes"),
+        (MaskedLM(), {"deep_supervision": DeepSupervision()}, {}, "one label for each sample"),
+        (TokenClassification(), {"hidden_mse": two("confidence")}, {}, "combine=mean or random"),
+        (Embedding(), {"logit_mse": LogitMSE()}, {"width": 5}, "3 dimensions, those of teacher 'main' 5"),
+    ],
+)
+def test_refused(task: Any, terms: Mapping[str, Any], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        checked(task, terms, **given)
+
+
+@pytest.mark.parametrize(
+    ("task", "terms", "given"),
+    [
+        (MaskedLM(), {"kd": KD(), "hidden_mse": two("mean")}, {"varies": "mask"}),
+        (Classification(), {"deep_supervision": DeepSupervision(), "hidden_mse": two("confidence")}, {}),
+        (Classification(weight=0.0), {"kd": KD()}, {"varies": "augment"}),
+        (Regression(), {"logit_mse": LogitMSE(), "hidden_mse": HiddenMSE()}, {}),
+        (Embedding(), {"logit_mse": LogitMSE()}, {}),
+    ],
+)
+def test_goes_together(task: Any, terms: Mapping[str, Any], given: dict[str, Any]) -> None:
+    checked(task, terms, **given)

@@ -1,0 +1,144 @@
+"""Networks that were made for other texts are refused before training, with examples and numbers."""
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from distillery.config.build import build
+from distillery.config.check_texts import check_lengths, check_tokenizer
+from distillery.core.errors import UserError
+from distillery.data.text import TextData
+from distillery.data.texts import Texts
+from distillery.data.tokenizers import load_tokenizer
+from distillery.models.adapters import TextAdapter
+from distillery.models.taps.network import Network
+from distillery.models.text.bilstm import BiLSTM
+from distillery.models.text.transformer import transformer
+from distillery.models.weights import save_weights
+from fixtures.composing import Compose
+from fixtures.texts import (
+    STILL,
+    TINY,
+    VOCABULARY,
+    bert_overrides,
+    sentences,
+    text_data,
+    tiny_bert,
+    write_csv,
+    write_tokenizer,
+)
+
+TEXTS = [text for text, _ in sentences(40)]
+LONG = [*(text for text, _ in sentences(39, longest=35)), "the " * 28]  # the last one has 30 tokens
+TURNED = (*VOCABULARY[:5], *reversed(VOCABULARY[5:]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def network(net: nn.Module) -> Network:
+    return Network(net, TextAdapter(net), name="main")
+
+
+def longer(data: TextData, positions: int) -> int:
+    """How many of its texts, counted by its own tokenizer, have more tokens than that."""
+    return sum(len(ids) > positions for ids in data.tokenizer(LONG)["input_ids"])
+
+
+class TestTokenizer:
+    def test_the_data_s_own_and_an_equal_one(self, folder: str, tmp_path: Path) -> None:
+        data = text_data(folder, Texts(TEXTS))
+        check_tokenizer("main", folder, data)
+        check_tokenizer("main", write_tokenizer(tmp_path), data)
+
+    def test_another_one(self, folder: str, tmp_path: Path) -> None:
+        other = write_tokenizer(tmp_path, TURNED)
+        with pytest.raises(UserError) as caught:
+            check_tokenizer("main", other, text_data(folder, Texts(TEXTS)))
+        lines = str(caught.value).split("\n")
+        assert f"The main network was made for another tokenizer, {other}" in lines[0]
+        assert "40 of 40 texts" in lines[0]
+        assert [line.strip() for line in lines[1:-1:3]] == [repr(text[:60]) for text in TEXTS[:3]]
+        assert all(line.startswith("    data: [CLS] ") for line in lines[2:-1:3])
+        assert all(line.startswith("    main: [CLS] ") for line in lines[3:-1:3])
+
+    def test_one_that_is_not_there(self, folder: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"the main network's input\.tokenizer=.*nowhere"):
+            check_tokenizer("main", str(tmp_path / "nowhere"), text_data(folder, Texts(TEXTS)))
+
+    def test_in_a_build(self, folder: str, compose_train: Compose, tmp_path: Path) -> None:
+        rows = write_csv(tmp_path / "own.csv", sentences(60))
+        weights = tmp_path / "teacher.safetensors"
+        save_weights(tiny_bert(), weights)
+        given = [
+            "data=text_csv",
+            f"data.source.path={rows}",
+            f"data.tokenizer={folder}",
+            "model/student=transformer",
+            *bert_overrides("student"),
+            "model/teacher=transformer",
+            *bert_overrides("teachers.main"),
+            f"teachers.main.weights={weights}",
+        ]
+        build(compose_train(*given))
+        with pytest.raises(
+            UserError, match=r"The main network was made for another tokenizer.*\n.*\n    data: \[CLS\]"
+        ):
+            build(compose_train(*given, f"teachers.main.input.tokenizer={write_tokenizer(tmp_path / 'other', TURNED)}"))
+
+    def test_a_pretrained_network_s_own(self, folder: str, compose_train: Compose, tmp_path: Path) -> None:
+        rows, model = write_csv(tmp_path / "own.csv", sentences(60)), tmp_path / "model"
+        tiny_bert().save_pretrained(model)
+        given = [
+            "data=text_csv",
+            f"data.source.path={rows}",
+            f"data.tokenizer={folder}",
+            "model/teacher=none",
+            "model/student=transformer",
+            f"student.net.model={model}",
+            "student.weights=pretrained",
+        ]
+        write_tokenizer(model)
+        build(compose_train(*given))
+        load_tokenizer.cache_clear()
+        write_tokenizer(model, TURNED)
+        with pytest.raises(UserError, match=r"The student network was made for another tokenizer"):
+            build(compose_train(*given))
+
+
+class TestLength:
+    def test_texts_that_are_too_long_are_counted(self, folder: str) -> None:
+        data = text_data(folder, Texts(LONG))
+        number = longer(data, 30)
+        assert 5 < number < longer(data, 29)  # one has just as many
+        words = (
+            rf"The main network cannot read the longest text, of {int(data.used_lengths().max())} tokens: .* It has 30 "
+            rf"positions, and {2 * number} of 80 texts have more tokens\. Cut them with data\.max_length=30"
+        )
+        with pytest.raises(UserError, match=words):
+            check_lengths(network(tiny_bert(max_position_embeddings=30)), data)
+        check_lengths(network(tiny_bert(max_position_embeddings=30)), text_data(folder, Texts(LONG), max_length=30))
+
+    def test_of_a_sentence_encoder(self, folder: str) -> None:
+        net = tiny_bert("sentence_embedding", None, max_position_embeddings=30)
+        with pytest.raises(UserError, match=r"It has 30 positions.*data\.max_length=30"):
+            check_lengths(network(net), text_data(folder, Texts(LONG)))
+
+    def test_of_a_network_that_counts_its_positions_from_two(self, folder: str) -> None:
+        """RoBERTa's embeddings have two more than it can use: of 514, 512."""
+        settings = TINY | STILL | {"max_position_embeddings": 32, "pad_token_id": 1}
+        net = transformer("roberta", "sequence_classification", 2, settings)
+        data = text_data(folder, Texts(LONG))
+        with pytest.raises(UserError, match=rf"It has 30 positions, and {2 * longer(data, 30)} of 80 texts"):
+            check_lengths(network(net), data)
+        check_lengths(network(net), text_data(folder, Texts(LONG), max_length=30))
+
+    def test_of_a_network_without_positions(self, folder: str) -> None:
+        data = text_data(folder, Texts(LONG))
+        check_lengths(network(BiLSTM(TINY["vocab_size"], 2, embedding_width=4, hidden=3)), data)
+        net = BiLSTM(TINY["vocab_size"] - 8, 2, embedding_width=4, hidden=3)
+        with pytest.raises(UserError, match=r"It has too few positions, and some texts have more tokens"):
+            check_lengths(network(net), data)

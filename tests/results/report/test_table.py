@@ -1,0 +1,128 @@
+"""The table's figures against scipy and against numbers worked out by hand."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from distillery.results.report.collect import collect
+from distillery.results.report.selection import select
+from distillery.results.report.table import COLUMNS, mean_and_ci95, method_table
+
+MakeRun = Callable[..., Path]
+BASELINE = [0.80, 0.84, 0.82, 0.86]
+KD = [0.88, 0.90, 0.86, 0.92]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[[], pd.DataFrame]:
+    return lambda: method_table(select(collect([tmp_path])).students).set_index("method")
+
+
+def fill(make_run: MakeRun, method: str, scores: list[float], **changes: Any) -> None:
+    for seed, score in enumerate(scores):
+        make_run(method, seed, score, **changes)
+
+
+def test_every_figure_of_a_small_study(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
+    fill(make_run, "rkd", [0.7] * 4)
+    fill(make_run, "kd", KD)
+    fill(make_run, "baseline", BASELINE)
+    found = table()
+    assert list(found.reset_index().columns) == list(COLUMNS)
+    assert list(found.index) == ["teacher", "baseline", "rkd", "kd"]
+
+    kd = found.loc["kd"]
+    assert kd.n_seeds == 4
+    assert kd.score_mean == pytest.approx(0.89)
+    assert kd.score_std == pytest.approx(math.sqrt((0.01**2 + 0.01**2 + 0.03**2 + 0.03**2) / 3))
+    assert kd.diff_mean == pytest.approx(0.06)
+    low, high = stats.ttest_rel(KD, BASELINE).confidence_interval(0.95)
+    assert kd.diff_ci95 == pytest.approx((high - low) / 2)
+    assert kd.retention == pytest.approx(0.89 / 0.98)
+    assert kd.gap_recovered == pytest.approx(0.06 / 0.15)
+    assert (kd.params, kd.flops) == (5000, 600_000)
+    assert kd.latency_ms == pytest.approx(0.45)  # the median of 0.3, 0.4, 0.5, 0.6
+
+    assert found.loc["rkd"].gap_recovered == pytest.approx(-0.13 / 0.15)
+    assert found.loc["baseline", ["diff_mean", "diff_ci95", "gap_recovered"]].isna().all()
+
+    teacher = found.loc["teacher"]
+    assert (teacher.n_seeds, teacher.score_mean, teacher.retention) == (1, 0.98, 1.0)
+    assert pd.isna(teacher.score_std)
+    assert (teacher.params, teacher.flops, teacher.latency_ms) == (270_000, 40_000_000, 3.0)
+
+
+def test_seeds_are_paired_by_number_not_by_order(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
+    for seed, score in [(3, 0.9), (1, 0.7), (9, 0.1)]:
+        make_run("kd", seed, score)
+    for seed, score in [(1, 0.6), (2, 0.2), (3, 0.7)]:
+        make_run("baseline", seed, score)
+    row = table().loc["kd"]
+    assert row.diff_mean == pytest.approx(np.mean([0.9 - 0.7, 0.7 - 0.6]))
+    low, high = stats.ttest_rel([0.9, 0.7], [0.7, 0.6]).confidence_interval(0.95)
+    assert row.diff_ci95 == pytest.approx((high - low) / 2)
+
+
+@pytest.mark.parametrize(("score", "real"), [(0.85, False), (0.88, True), (0.70, False)])
+def test_the_gap_is_empty_when_the_teacher_is_inside_the_interval(
+    make_run: MakeRun, table: Callable[[], pd.DataFrame], score: float, real: bool
+) -> None:
+    low, high = stats.ttest_1samp(BASELINE, score).confidence_interval(0.95)
+    assert real == (score > high)  # the case is what it says
+    assert low < high
+    teacher = {"sha256": "t", "score": score, "params": 9, "flops": 9, "latency_ms": 9.0}
+    fill(make_run, "baseline", BASELINE)
+    fill(make_run, "kd", KD, teacher=teacher)
+    gap = table().loc["kd"].gap_recovered
+    assert gap == pytest.approx(0.06 / (score - 0.83)) if real else pd.isna(gap)
+
+
+def test_one_seed_has_no_spread_no_interval_and_no_gap(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
+    make_run("baseline", 0, 0.8)
+    make_run("kd", 0, 0.9)
+    row = table().loc["kd"]
+    assert row.diff_mean == pytest.approx(0.1)
+    assert row.retention == pytest.approx(0.9 / 0.98)
+    assert row[["score_std", "diff_ci95", "gap_recovered"]].isna().all()
+
+
+def test_each_seeds_own_teacher_counts_once(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
+    teachers = [
+        {"sha256": f"t{s}", "score": score, "latency_ms": s + 1.0} for s, score in enumerate([0.97, 0.99, 0.95])
+    ]
+    for seed, (score, teacher) in enumerate(zip([0.80, 0.84, 0.82], teachers, strict=True)):
+        make_run("baseline", seed, score)
+        make_run("kd", seed, 0.9, teacher=teacher)
+        make_run("at", seed, 0.9, teacher=teacher)
+    row = table().loc["teacher"]
+    assert row.n_seeds == 3
+    assert row.score_mean == pytest.approx(0.97)
+    assert row.score_std == pytest.approx(0.02)
+    assert row.latency_ms == pytest.approx(2.0)
+    low, high = stats.ttest_rel([0.97, 0.99, 0.95], [0.80, 0.84, 0.82]).confidence_interval(0.95)
+    assert row.diff_mean == pytest.approx((low + high) / 2)
+    assert row.diff_ci95 == pytest.approx((high - low) / 2)
+
+
+def test_without_baseline_or_teacher_their_figures_are_empty(
+    make_run: MakeRun, table: Callable[[], pd.DataFrame]
+) -> None:
+    fill(make_run, "kd", KD, teachers={}, cost={})
+    found = table()
+    assert list(found.index) == ["kd"]
+    empty = ["diff_mean", "diff_ci95", "retention", "gap_recovered", "agreement", "params", "flops", "latency_ms"]
+    assert found.loc["kd", empty].isna().all()
+
+
+def test_the_interval_is_scipys() -> None:
+    values = [0.1, 0.4, -0.2, 0.3, 0.25]
+    mean, half = mean_and_ci95(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert all(map(math.isnan, mean_and_ci95([])))

@@ -1,0 +1,205 @@
+"""What a run exports can be read without what made it, and its score can be proven from the folder."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from distillery.core.errors import UserError
+from distillery.models.taps.network import evaluating
+from distillery.models.weights import save_weights
+from distillery.results.record import FILE, RunRecord
+from distillery.runs.run import Result
+from distillery.runs.verify_run import prove, student_of
+from fixtures.runs import Died, Dies, train_student
+
+# Run where Lightning and Hydra cannot be imported: argv is the run folder, stdin the student's network and input.
+READER = """
+import importlib, json, sys
+from pathlib import Path
+for name in ("lightning", "pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb"):
+    sys.modules[name] = None
+import torch
+from safetensors.torch import load_file
+from distillery.models.weights import load_weights
+
+folder, student = Path(sys.argv[1]), json.load(sys.stdin)
+options = dict(student["net"])
+module, _, name = options.pop("_target_").rpartition(".")
+images = torch.load(folder / "images.pt", weights_only=True)
+images = (images - torch.tensor(student["input"]["mean"])) / torch.tensor(student["input"]["std"])
+logits = {}
+for file in ("student.safetensors", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+    net = getattr(importlib.import_module(module), name)(**options)
+    load_weights(net, folder / file)
+    with torch.no_grad():
+        logits[file] = net.eval()(images)
+plain = getattr(importlib.import_module(module), name)(**options)
+plain.load_state_dict(load_file(folder / "student.safetensors"))
+with torch.no_grad():
+    logits["by hand"] = plain.eval()(images)
+torch.save(logits, folder / "logits.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+    def trained(*overrides: str, callbacks: Any = ()) -> Result:
+        return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def finished(run: Callable[..., Result]) -> Result:
+    return run(
+        "loss/feature=[hint]", "loss.hint.weight=1", "loss/attention=[attention_transfer]", "trainer.max_epochs=6"
+    )
+
+
+@pytest.fixture
+def folder(run: Callable[..., Result]) -> Path:
+    """A finished run that a test may damage."""
+    return run("trainer.max_epochs=1").folder
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_checkpoint_is_plain_and_holds_no_teacher(name: str, finished: Result) -> None:
+    checkpoint = torch.load(finished.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    student = {f"student.net.{key}" for key in finished.parts.distiller.student.net.state_dict()}
+    others = set(checkpoint["state_dict"]) - student
+    assert student <= set(checkpoint["state_dict"])
+    assert others
+    assert all(key.startswith("objective.terms.hint.") for key in others), "projectors, to go on with"
+    assert "teacher" not in str(list(checkpoint["state_dict"]))
+
+
+def test_the_export_is_the_student_and_nothing_else(finished: Result) -> None:
+    exported = load_file(finished.folder / "student.safetensors")
+    own = finished.parts.distiller.student.net.state_dict()
+    assert exported.keys() == own.keys()
+    assert all(torch.equal(exported[key], own[key]) for key in own)
+
+
+@pytest.mark.slow
+def test_it_is_read_without_lightning_and_hydra(finished: Result) -> None:
+    folder, student = finished.folder, finished.parts.distiller.student
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    torch.save(images, folder / "images.pt")
+    own = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").student)
+    command = [sys.executable, "-c", READER, str(folder)]
+    done = subprocess.run(command, input=json.dumps(own), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    logits = torch.load(folder / "logits.pt", weights_only=True)
+    with evaluating(student):
+        expected = student({"image": images}).logits
+    for source in ("student.safetensors", "checkpoints/last.ckpt", "by hand"):
+        torch.testing.assert_close(logits[source], expected, rtol=1e-5, atol=1e-5)
+    best = finished.record.metrics["best"]["epoch"]
+    assert torch.allclose(logits["checkpoints/best.ckpt"], expected, atol=1e-5) == (best == 6)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_the_score_is_proven(split: str, finished: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    found = prove(finished.folder, split)
+    assert found.score == pytest.approx(finished.record.metrics["last"][f"{split}_score"])
+    assert f"{split} score {found.score:.4f}, recorded {found.score:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_the_score_of_another_precision_is_proven(precision: str, run: Callable[..., Result]) -> None:
+    result = run(f"trainer.precision={precision}", "trainer.max_epochs=2")
+    cfg = OmegaConf.load(result.folder / "config.yaml")
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+    assert student_of(result.folder, cfg, result.record).adapter.mean.dtype == dtype
+    assert prove(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"])
+
+
+def test_other_weights_are_found_out(folder: Path) -> None:
+    path = folder / "student.safetensors"
+    weights = load_file(path)
+    weights["head.bias"][0] += 1e-6
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"student\.safetensors does not hold the weights that the run exported"):
+        prove(folder)
+
+
+def test_a_changed_score_is_found_out(folder: Path) -> None:
+    record = RunRecord.read(folder)
+    record.metrics["last"]["test_score"] += 0.01
+    record.write(folder)
+    with pytest.raises(UserError, match=r"does not give the recorded score"):
+        prove(folder)
+
+
+def test_other_data_are_found_out(folder: Path) -> None:
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.data.train_size = 90
+    OmegaConf.save(cfg, folder / "config.yaml")
+    with pytest.raises(UserError, match=r"data of digits are not those of the run"):
+        prove(folder)
+
+
+def test_another_network_is_found_out(folder: Path, finished: Result) -> None:
+    save_weights(finished.parts.distiller.teachers["main"].net, folder / "student.safetensors")
+    with pytest.raises(UserError, match=r"does not fit the SmallCNN"):
+        prove(folder)
+
+
+def test_a_torn_export_is_found_out(folder: Path) -> None:
+    path = folder / "student.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"student\.safetensors .* cannot be read"):
+        prove(folder)
+
+
+def test_a_failed_run_proves_nothing(run: Callable[..., Result], tmp_path: Path) -> None:
+    folders: list[Path] = []
+
+    class Noted(Dies):
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            folders.append(Path(trainer.default_root_dir))
+
+    with pytest.raises(Died):
+        run(callbacks=[Noted(after=1)])
+    with pytest.raises(UserError, match=r"is failed, not finished: Died: after step 1"):
+        prove(folders[0])
+    with pytest.raises(UserError, match=r"is not a run folder"):
+        prove(tmp_path)
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(UserError, match=r"is torn"):
+        prove(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "tset"])
+def test_there_are_two_splits_to_score(split: str, finished: Result) -> None:
+    with pytest.raises(UserError, match=rf"no split '{split}'"):
+        prove(finished.folder, split)
+
+
+def test_data_without_a_validation_split(run: Callable[..., Result]) -> None:
+    record = RunRecord.read(folder := run("trainer.max_epochs=1", "callbacks.checkpoint_best=null").folder)
+    record.metrics["last"]["val_score"] = None
+    record.write(folder)
+    with pytest.raises(UserError, match=r"has no score on val"):
+        prove(folder, "val")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Teacher 'main' scores")
+def test_a_student_teaches_the_next_one(finished: Result, run: Callable[..., Result]) -> None:
+    """A run folder is a teacher: its network and its statistics come from its own config."""
+    record = run(f"teachers.main.weights='{finished.folder}'", "trainer.max_epochs=1").record
+    assert record.teachers["main"]["sha256"] == finished.record.student_sha256
+    assert record.teachers["main"]["score"] == finished.record.metrics["last"]["test_score"]
+    checkpoint = finished.folder / "checkpoints" / "last.ckpt"
+    as_file = ["model/teacher=cnn", "teachers.main.net.widths=[16,32]", f"teachers.main.weights='{checkpoint}'"]
+    record = run(*as_file, "trainer.max_epochs=1").record
+    assert record.teachers["main"]["sha256"] == finished.record.student_sha256

@@ -1,0 +1,518 @@
+"""Jobs on two processes: they compute what one computes, each on the job's own config, and end together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.core.errors import UserError
+from distillery.models.weights import read_weights
+from distillery.results.record import RunRecord, config_hash
+from distillery.runs import ranks as module
+from distillery.runs.ranks import VARIABLES, is_main, processes, ranks
+from distillery.runs.run import train
+from distillery.runs.study import compare
+from fixtures.runs import STUDENT, config, train_teacher
+from fixtures.two_ranks import Notes, alive
+
+TESTS = Path(__file__).parent
+# In float32 the last bits decide which way Adam takes a gradient near 0, and the curves of one process and two part.
+PRECISION = "trainer.precision=64-true"
+TWO = ("hardware=ddp", "trainer.accelerator=cpu", "trainer.devices=2", PRECISION)
+SHARDED = ("hardware=fsdp2", *TWO[1:3], "trainer.precision=32-true")
+SCRIPT = (str(Path(sys.executable).parent / "distill-train"),)
+MODULE = (sys.executable, "-m", "distillery.commands.train")
+LR = 0.01
+# No batch statistics; 30 batches of 25 images, 13 and 12 a rank, and a last one of 21, 11 and 10 a rank.
+JOB = (
+    *STUDENT,
+    "student.net.norm=group",
+    "data.train_size=771",
+    "data.batch_size=25",
+    "data.eval_batch_size=61",
+    "loss/feature=[hint]",
+    "loss/attention=[attention_transfer]",
+    "loss.hint.weight=1",
+    "loss/relation=[rkd,correlation_congruence]",  # the second depends on the order of the batch
+    "loss.rkd.gather=true",
+    "loss.correlation_congruence.gather=true",
+    "task.weight=1",
+    f"optim.optimizer.lr={LR}",
+    "trainer.enable_progress_bar=false",
+    PRECISION,
+    "callbacks.checkpoint_best.mode=min",  # so that the best student is not the last
+)
+FILES = "checkpoints/best.ckpt checkpoints/last.before.ckpt checkpoints/last.ckpt config.yaml \
+metrics/version_0/hparams.yaml metrics/version_0/metrics.csv predictions.npz run.json student.safetensors".split()
+
+
+def started(cwd: Path, command: Sequence[str], *overrides: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command, *overrides],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(cwd), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 90) -> tuple[int, str]:
+    """Exit code and all that was printed."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def figures(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "metrics" / "version_0" / "metrics.csv")
+
+
+def note(folder: Path, stamp: str = "") -> str:
+    return f"+callbacks.notes={{_target_: fixtures.two_ranks.Notes, folder: '{folder}', stamp: '{stamp}'}}"
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    found, expected = (read_weights(place / "student.safetensors") for place in (folder, other))
+    assert found.keys() == expected.keys()
+    for key in found:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = train_teacher(tmp_path_factory.mktemp("teacher") / "run")
+    return f"teachers.main.weights='{folder}'"
+
+
+@pytest.fixture(scope="module")
+def alone(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
+    """`alone(lr)`: the folder of the job on one process."""
+    place = tmp_path_factory.mktemp("alone")
+
+    def run(lr: float = LR) -> Path:
+        folder = place / str(lr)
+        if not folder.exists():
+            train(config(folder, *JOB, teacher, f"optim.optimizer.lr={lr}"))
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def together(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same on two: its folder, in a path that needs quotes, and all that it printed."""
+    folder = tmp_path_factory.mktemp("together") / "two ranks, x=1"
+    code, output = ended(started(folder.parent, SCRIPT, *JOB, *TWO, teacher, f"paths.run='{folder}'"))
+    assert code == 0, output
+    return folder, output
+
+
+@pytest.mark.slow
+def test_the_curves_are_those_of_one_process(alone: Callable[[float], Path], together: tuple[Path, str]) -> None:
+    found, expected = figures(together[0]), figures(alone(LR))
+    assert list(found) == list(expected)
+    assert expected["train/loss"].count() == 3 * 31
+    assert expected["val/score"].nunique() == 3
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_student_is_that_of_one_process(alone: Callable[[float], Path], together: tuple[Path, str]) -> None:
+    assert_same_weights(together[0], alone(LR))
+    with np.load(together[0] / "predictions.npz") as found, np.load(alone(LR) / "predictions.npz") as expected:
+        assert set(found) == set(expected) == {"index", "target", "student", "main"}
+        assert len(set(found["index"])) == len(found["index"]) == 797
+        for name in found:
+            assert np.array_equal(found[name], expected[name]), name
+    record, other = RunRecord.read(together[0]), RunRecord.read(alone(LR))
+    assert record.metrics["best"]["epoch"] < record.metrics["last"]["epoch"] == 3
+    for which in ("best", "last"):
+        assert record.metrics[which] == pytest.approx(other.metrics[which], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_balanced_weights_are_those_of_one_process(teacher: str, tmp_path: Path) -> None:
+    """The norms are those of the global batch's gradient, and every rank has the same weights."""
+    job = (*JOB, teacher, "objective.balance=auto", "trainer.max_epochs=1")
+    code, output = ended(started(tmp_path, SCRIPT, *job, *TWO, f"paths.run='{tmp_path / 'two'}'"))
+    assert code == 0, output
+    train(config(tmp_path / "one", *job))
+    found, expected = (json.loads((tmp_path / name / "balance.json").read_text()) for name in ("two", "one"))
+    assert len(expected) == 5
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+
+
+STAGES = (
+    "hint: {epochs: 1, task: {weight: 0}, loss: {hint: {}}}",  # the head is frozen, and thawed again
+    "assistant: {epochs: 1, student: {net: {widths: [12, 24]}}, task: {weight: 1}, loss: {rkd: {}, kd: {}}}",
+    "head: {epochs: 1, student: {}, teacher: 'stage:assistant', train: ['head.*'], loss: {kd: {}}}",
+    "all: {epochs: 1, train: null, loss: {kd: {}, hint: {}}}",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hardware", [TWO, SHARDED], ids=["ddp", "fsdp2"])
+def test_stages_are_those_of_one_process(hardware: tuple[str, ...], teacher: str, tmp_path: Path) -> None:
+    job = (*JOB, teacher, f"+stages={{{', '.join(STAGES)}}}")
+    if hardware == SHARDED:  # which Lightning does not do in 64 bits; without Adam no last bit makes a difference
+        job = (*job, "optim=sgd", "trainer.precision=32-true")
+    hashes = f"+callbacks.hashes={{_target_: fixtures.two_ranks.Hashes, folder: '{tmp_path / 'hashes'}'}}"
+    code, output = ended(started(tmp_path, SCRIPT, *job, *hardware, hashes, f"paths.run='{tmp_path / 'two'}'"), 300)
+    assert code == 0, output
+    train(config(tmp_path / "one", *job))
+    for place in (".", "stages/hint", "stages/assistant", "stages/head"):
+        assert_same_weights(tmp_path / "two" / place, tmp_path / "one" / place)
+    found, expected = (RunRecord.read(tmp_path / name) for name in ("two", "one"))
+    assert found.metrics["last"] == pytest.approx(expected.metrics["last"], rel=1e-5)
+    assert [epoch["stage"] for epoch in found.timeline] == ["hint", "assistant", "head", "all"]
+    for epoch, stage in enumerate(("hint", "assistant", "head", "all")):
+        one, other = ((tmp_path / "hashes" / f"epoch{epoch}_rank{rank}").read_text() for rank in (0, 1))
+        assert one == other  # to the bit
+        assert one.startswith(f"{stage} ")
+
+
+@pytest.mark.slow
+def test_only_the_first_rank_writes_and_prints(alone: Callable[[float], Path], together: tuple[Path, str]) -> None:
+    folder, output = together
+    assert files(folder) == files(alone(LR)) == FILES
+    assert files(folder.parent) == [f"{folder.name}/{file}" for file in FILES]
+    lines = output.splitlines()
+    assert len(lines) == 2, output
+    assert lines[0].startswith("kd+hint+at+rkd+cc seed 0: test score")
+    assert lines[1] == f"distill-evaluate run={folder}"
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_has_two_ranks_of_its_own_config(
+    alone: Callable[[float], Path], teacher: str, tmp_path: Path
+) -> None:
+    """Repeating the command line, each rank would go through the whole sweep, and in folders of its own; and where
+    a value is drawn (here from the clock), each would draw another."""
+    sweep = (f"optim.optimizer.lr={LR},0.02", note(tmp_path / "notes", stamp="${now:%f}"))
+    code, output = ended(started(tmp_path, MODULE, "-m", *JOB, *TWO, teacher, *sweep), 120)
+    assert code == 0, output
+
+    notes = Notes.read(tmp_path / "notes")
+    for lr in (LR, 0.02):
+        job = sorted((each for each in notes if each["lr"] == lr), key=lambda each: each["rank"])
+        assert [(each["rank"], each["world"]) for each in job] == [(0, 2), (1, 2)]
+        assert job[0]["stamp"] == job[1]["stamp"]
+    assert len(notes) == 4
+    assert not any(alive(each["pid"]) for each in notes)
+
+    folders = sorted(path.parent for path in (tmp_path / "outputs").rglob("run.json"))
+    assert [files(folder) for folder in folders] == [FILES, FILES]
+    assert len(files(tmp_path / "outputs")) == 2 * len(FILES) + 1  # and the sweep's own multirun.yaml
+    for folder, lr in zip(folders, (LR, 0.02), strict=True):
+        assert f"optim.optimizer.lr={lr}" in RunRecord.read(folder).overrides
+        assert_same_weights(folder, alone(lr))
+
+
+@pytest.mark.slow
+def test_a_study_runs_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    register_resolvers()
+    small = ["trainer.max_epochs=1", "min_teacher_score=0", *TWO, note(tmp_path / "notes")]
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        given = [f"out='{tmp_path / 'study'}'", "seeds=[0]", f"overrides={json.dumps(small)}"]
+        cfg = compose("study", overrides=["study=digits_demo", *given])
+        cfg.methods = {"kd": ["optim.optimizer.lr=0.02"]}
+        compare(cfg)
+    for run in ("teacher", "kd/seed0"):
+        record = RunRecord.read(tmp_path / "study" / run)
+        assert (record.status, record.error) == ("finished", None)
+    notes = Notes.read(tmp_path / "notes")
+    assert sorted((each["lr"], each["rank"], each["world"]) for each in notes) == [
+        (0.01, 0, 2),
+        (0.01, 1, 2),
+        (0.02, 0, 2),
+        (0.02, 1, 2),
+    ]
+    assert not any(name in os.environ for name in VARIABLES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        ("{_target_: fixtures.two_ranks.Raises, rank: 1}", "Rank 1 ended with exit code 1, and so the job:"),
+        ("{_target_: fixtures.two_ranks.Killed, rank: 1}", "Rank 1 ended with exit code -9, and so the job:"),
+        ("{_target_: fixtures.two_ranks.Raises, rank: 0}", "OSError: rank 0 has lost its disk"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_job(callback: str, said: str, teacher: str, tmp_path: Path) -> None:
+    """Also where the other waits for it in a collective operation, which no exception reaches."""
+    run, notes = tmp_path / "run", tmp_path / "notes"
+    process = started(
+        tmp_path, SCRIPT, *JOB, *TWO, teacher, f"paths.run='{run}'", note(notes), f"+callbacks.fails={callback}"
+    )
+    code, output = ended(process)
+    assert code != 0
+    assert output.count(said) == 1
+    if "Raises" in callback:
+        assert "OSError: rank" in output
+        assert {each["rank"] for each in Notes.read(notes)} == {0, 1}
+    record = RunRecord.read(run)
+    assert record.status == "failed"
+    assert said in str(record.error)
+    assert not list(tmp_path.glob("distillery-*"))
+    assert not any(alive(each["pid"]) for each in Notes.read(notes))
+
+
+@pytest.mark.slow
+def test_an_error_of_the_user_is_shown_once(teacher: str, tmp_path: Path) -> None:
+    run, notes = tmp_path / "run", tmp_path / "notes"
+    broken = ("optim.optimizer.lr=1e30", f"paths.run='{run}'", note(notes))
+    code, output = ended(started(tmp_path, SCRIPT, *JOB, *TWO, teacher, *broken))
+    assert code == 2
+    assert output.count("Training stopped in epoch 1") == 1
+    assert "Traceback" not in output
+    assert "Rank 1" not in output
+    assert str(RunRecord.read(run).error).startswith("UserError: Training stopped in epoch 1")
+    assert not any(alive(each["pid"]) for each in Notes.read(notes))
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_the_first(teacher: str, tmp_path: Path) -> None:
+    endless = ("trainer.max_epochs=100000", f"paths.run='{tmp_path / 'run'}'", note(tmp_path / "notes"))
+    process = started(tmp_path, SCRIPT, *JOB, *TWO, teacher, *endless)
+    deadline = time.monotonic() + 60
+    while len(Notes.read(tmp_path / "notes")) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    ended(process)
+    others = [each["pid"] for each in Notes.read(tmp_path / "notes") if each["pid"] != process.pid]
+    assert len(others) == 1
+    deadline = time.monotonic() + 15
+    while alive(others[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def launched(cwd: Path, *jobs: Sequence[str]) -> list[tuple[int, str]]:
+    """As torchrun does: a process a rank, each told its rank."""
+    port = str(module._free_port())
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = [
+        started(cwd, MODULE, *JOB, *TWO, *job, RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank, job in enumerate(jobs)
+    ]
+    return [ended(process) for process in running]
+
+
+@pytest.mark.slow
+def test_ranks_that_a_launcher_has_started(alone: Callable[[float], Path], teacher: str, tmp_path: Path) -> None:
+    job = (teacher, f"paths.run='{tmp_path / 'run'}'", note(tmp_path / "notes"))
+    ends = launched(tmp_path, job, job)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert sorted((each["rank"], each["world"]) for each in Notes.read(tmp_path / "notes")) == [(0, 2), (1, 2)]
+    assert files(tmp_path / "run") == FILES
+    assert_same_weights(tmp_path / "run", alone(LR))
+
+
+@pytest.mark.slow
+def test_a_launcher_s_ranks_with_different_configs_are_refused(teacher: str, tmp_path: Path) -> None:
+    job = (teacher, f"paths.run='{tmp_path / 'run'}'")
+    ends = launched(tmp_path, job, (*job, "optim.optimizer.lr=0.02"))
+    assert [code != 0 for code, _ in ends] == [True, True]
+    assert "Rank 1 was started with another config than rank 0." in ends[1][1]
+
+
+class Started:
+    """In place of a process: keeps the command, the variables and the config file it would have read."""
+
+    all: list["Started"]
+
+    def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
+        place, name = (command[command.index(option) + 1] for option in ("--config-path", "--config-name"))
+        self.command = command
+        self.env = env
+        with initialize_config_dir(place, **HYDRA_VERSION):
+            self.cfg = compose(name)
+        self.all.append(self)
+
+    def poll(self) -> int:
+        return 0
+
+    def wait(self, timeout: float) -> int:
+        return 0
+
+    def terminate(self) -> None:
+        pass
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    for name in (*VARIABLES, "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    Started.all = []
+    monkeypatch.setattr(module.subprocess, "Popen", Started)
+    return Started.all
+
+
+def no_failure(error: str) -> None:
+    raise AssertionError(error)
+
+
+def test_each_rank_reads_the_config_that_was_composed(recorded: list[Started], tmp_path: Path) -> None:
+    cfg = config(
+        tmp_path / "a folder, lr=1 [x]",
+        *("experiment=digits_demo", "loss/response=[kd,dkd]", "loss/relation=[rkd]", "model/student=timm"),
+        *("student.net.model_name=resnet18", "trainer.devices=3", "trainer.accelerator=cpu", "seed='${now:%f}'"),
+        *("data.augment=null", "optim.optimizer.lr=1e-05"),
+    )
+    cfg.logger.csv.name = "a=b, 'c' \"d\" {e} [f] #g: h"
+    with ranks(cfg, no_failure):
+        inside = {name: os.environ[name] for name in VARIABLES}
+    assert [each.env["LOCAL_RANK"] for each in recorded] == ["1", "2"]
+    assert inside == {**{name: recorded[0].env[name] for name in VARIABLES}, "LOCAL_RANK": "0", "WORLD_SIZE": "3"}
+    expected = OmegaConf.to_container(cfg, resolve=True)
+    for each in recorded:
+        assert each.command[:3] == [sys.executable, "-m", "distillery.commands.train"]
+        assert OmegaConf.to_container(each.cfg) == expected
+    assert config_hash(OmegaConf.to_container(recorded[0].cfg)) == config_hash(expected)  # type: ignore[arg-type]
+
+
+def test_the_next_job_finds_the_environment_as_it_was(
+    recorded: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cfg = config(tmp_path, "model/teacher=none", *TWO)
+    monkeypatch.setenv("MASTER_PORT", "12345")
+    before = dict(os.environ)
+    with ranks(cfg, no_failure):
+        del os.environ["WORLD_SIZE"]  # as Lightning does
+    assert dict(os.environ) == before
+    assert recorded[0].env["MASTER_PORT"] == "12345"
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_NTASKS"])
+def test_nothing_is_started_where_a_launcher_was(
+    variable: str, recorded: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(variable, "0")
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    with ranks(config(tmp_path, "model/teacher=none", *TWO), no_failure):
+        pass
+    assert recorded == []
+
+
+def test_in_an_interactive_slurm_session_the_ranks_are_started(
+    recorded: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    with ranks(config(tmp_path, "model/teacher=none", *TWO), no_failure):
+        pass
+    assert len(recorded) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "main"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, True),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "GROUP_RANK": "1", "RANK": "2"}, False),  # torchrun, the second machine's first
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, False),
+    ],
+)
+def test_one_process_of_all_is_the_main_one(
+    variables: dict[str, str], main: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in module.NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_main() is main
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "count"),
+    [
+        (1, "cpu", 1),
+        (3, "cpu", 3),
+        ("2", "gpu", 2),
+        ("auto", "cpu", 1),
+        ("auto", "gpu", 4),
+        (-1, "gpu", 4),
+        (None, "auto", 4),
+        ([0, 2], "gpu", 2),
+        ("0,2,3", "gpu", 3),
+        ("3,", "gpu", 1),  # the GPU number 3
+    ],
+)
+def test_a_process_a_device(devices: Any, accelerator: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert processes(OmegaConf.create({"devices": devices, "accelerator": accelerator})) == count
+
+
+def test_devices_that_are_no_number() -> None:
+    with pytest.raises(UserError, match=r"trainer\.devices=all: give a number"):
+        processes(OmegaConf.create({"devices": "all", "accelerator": "gpu"}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "mend"),
+    [("trainer.strategy=ddp_spawn", "choose ddp"), ("trainer.sync_batchnorm=true", r"student\.net\.norm=group")],
+)
+def test_what_does_not_work_on_several_processes_is_refused(
+    setting: str, mend: str, recorded: list[Started], tmp_path: Path
+) -> None:
+    cfg = config(tmp_path, "model/teacher=none", *TWO, setting)
+    with pytest.raises(UserError, match=f"{setting} .* {mend}"), ranks(cfg, no_failure):
+        pass
+    assert recorded == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["ema", "peer"])
+def test_a_teacher_that_moves_is_that_of_one_process(role: str, tmp_path: Path) -> None:
+    """Each rank teaches its own share of the samples: with other weights on one of them the student would differ."""
+    job = [
+        *STUDENT,
+        "student.net.norm=group",
+        "data.train_size=771",
+        "data.batch_size=25",
+        f"model/teacher={role}",
+        PRECISION,
+    ]
+    job += [f"optim.optimizer.lr={LR}", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "logger=none"]
+    alone = train(config(tmp_path / "alone", *job)).folder
+    code, output = ended(started(tmp_path, SCRIPT, *job, *TWO, f"paths.run='{tmp_path / 'together'}'"))
+    assert code == 0, output
+    assert_same_weights(tmp_path / "together", alone)
+    states = [
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (tmp_path / "together", alone)
+    ]
+    moving = [key for key in states[0] if key.startswith("moving.main.")]
+    assert moving
+    for key in moving:
+        torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,347 @@
+"""Whole runs: what they leave behind, that they repeat, and that one leaves no trace in the next."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from distillery.config.hydra_support import CONFIGS
+from distillery.core.errors import UserError
+from distillery.models.weights import load_weights, weights_hash
+from distillery.results.record import FILE, RunRecord, config_hash
+from distillery.runs.run import Result, train
+from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_student, train_teacher
+
+DEBUG = ("default", "fdr", "limit", "overfit", "profiler")
+EVERY_FAMILY = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
+EXPORTS = ("student.safetensors", "predictions.npz")
+
+
+@pytest.fixture(scope="module")
+def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+    """`run(overrides…)`: a small student's run in a folder of its own."""
+
+    def trained(*overrides: str, callbacks: Any = ()) -> Result:
+        return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def finished(run: Callable[..., Result]) -> Result:
+    return run()
+
+
+def test_the_folder_is_complete(finished: Result) -> None:
+    found = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
+    assert found == {
+        "config.yaml",
+        "run.json",
+        "student.safetensors",
+        "predictions.npz",
+        "checkpoints/last.ckpt",
+        "checkpoints/last.before.ckpt",
+        "checkpoints/best.ckpt",
+        "metrics/version_0/metrics.csv",
+        "metrics/version_0/hparams.yaml",
+    }
+
+
+def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
+    record = RunRecord.read(finished.folder)
+    assert (record.status, record.error) == ("finished", None)
+    assert (record.name, record.method, record.seed) == ("digits_demo", "kd", 0)
+    assert set(STUDENT) < set(record.overrides)
+    assert record.data == {
+        "name": "digits",
+        "fingerprint": finished.parts.data.fingerprint,
+        "num_classes": 10,
+        "classes": [str(digit) for digit in range(10)],
+        "score_name": "accuracy",
+        "remarks": [],
+        "train": 100,
+        "val": 200,
+        "test": 797,
+    }
+    theirs = RunRecord.read(teacher)
+    assert record.teachers["main"]["sha256"] == theirs.student_sha256
+    assert record.teachers["main"]["score"] == theirs.metrics["last"]["test_score"] > 0.5
+    assert record.teachers["main"]["source"] == str(teacher)
+    assert record.metrics["last"]["epoch"] == 3
+    assert record.cost["params"] == 5178
+    assert record.cost["latency_ms"] > 0
+    assert record.seconds is not None
+    assert record.seconds > 0
+    assert record.environment["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_record_is_strict_json(finished: Result) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    content = json.loads((finished.folder / FILE).read_text(), parse_constant=refuse)
+    assert content["version"] == 1
+
+
+def test_the_config_is_resolved_and_known_by_its_hash(finished: Result) -> None:
+    text = (finished.folder / "config.yaml").read_text()
+    assert "${" not in text
+    assert "???" not in text
+    saved = OmegaConf.load(finished.folder / "config.yaml")
+    assert saved.student.net.num_classes == 10  # a place that was open
+    assert saved.optim.scheduler.T_max == 3
+
+
+def test_the_predictions_give_the_scores(finished: Result) -> None:
+    with np.load(finished.folder / "predictions.npz") as saved:
+        arrays = dict(saved)
+    assert set(arrays) == {"index", "target", "student", "main"}
+    assert all(array.shape == (797,) and array.dtype == np.int64 for array in arrays.values())
+    assert len(set(arrays["index"])) == 797
+    record = finished.record
+    assert np.mean(arrays["student"] == arrays["target"]) == pytest.approx(record.metrics["last"]["test_score"])
+    assert np.mean(arrays["main"] == arrays["target"]) == pytest.approx(record.teachers["main"]["score"])
+
+
+def test_best_is_the_checkpoint_that_scored_best_on_validation(run: Callable[..., Result]) -> None:
+    result = run("trainer.max_epochs=5", callbacks=[Forgets(4)])
+    record, logged = result.record, pd.read_csv(result.folder / "metrics" / "version_0" / "metrics.csv")
+    scores = logged["val/score"].dropna().tolist()
+    best = record.metrics["best"]
+    assert len(scores) == 5
+    assert max(scores) > 0.2
+    assert best["val_score"] == pytest.approx(max(scores))
+    assert best["epoch"] == 1 + int(np.argmax(scores))
+    assert record.metrics["last"]["val_score"] == pytest.approx(scores[-1])
+    assert best["epoch"] != 5
+    last = weights_hash(result.parts.distiller.student.net)
+    assert last == record.student_sha256, "scoring the best one put the last one's weights back"
+
+
+def test_a_baseline_has_no_teacher_and_no_term(run: Callable[..., Result]) -> None:
+    record = run("model/teacher=none", *EVERY_FAMILY).record
+    assert (record.method, record.teachers) == ("baseline", {})
+
+
+def test_a_run_of_the_same_seed_repeats_bit_for_bit(run: Callable[..., Result]) -> None:
+    first, second = run(*EVERY_FAMILY), run(*EVERY_FAMILY)
+    assert first.folder != second.folder
+    for file in EXPORTS:
+        assert sha256(first.folder / file) == sha256(second.folder / file), file
+    assert metrics(first.folder) == metrics(second.folder)
+    assert first.record.metrics == second.record.metrics
+    assert first.record.config_hash == second.record.config_hash
+
+
+def test_another_seed_is_another_run(run: Callable[..., Result], finished: Result) -> None:
+    other = run("seed=1")
+    assert other.record.student_sha256 != finished.record.student_sha256
+    assert other.record.config_hash != finished.record.config_hash
+    assert other.record.data["fingerprint"] != finished.record.data["fingerprint"]
+
+
+def test_methods_of_a_seed_start_from_the_same_student(run: Callable[..., Result]) -> None:
+    """Also where a loss draws weights of its own, for a projector."""
+    still = ("optim.optimizer.lr=0", "trainer.max_epochs=1")
+    hashes = set()
+    for method in ([], ["loss/feature=[hint]"], ["model/teacher=none"]):
+        net = run(*still, *method).parts.distiller.student.net
+        hashes.add(tuple(parameter.detach().numpy().tobytes() for parameter in net.parameters()))
+    assert len(hashes) == 1
+
+
+def test_settings_that_change_nothing_leave_the_weights_alone(run: Callable[..., Result], finished: Result) -> None:
+    """Validating, logging and guarding must not touch the order, the augmentation or the student."""
+    other = run(
+        "trainer.check_val_every_n_epoch=3",
+        "trainer.log_every_n_steps=50",
+        "callbacks.teacher_guard=null",
+        "callbacks.checkpoint_best=null",
+        "data.eval_batch_size=64",
+        "logger=none",
+    )
+    assert other.record.student_sha256 == finished.record.student_sha256
+
+
+@pytest.mark.slow
+def test_a_run_does_not_depend_on_the_one_before(run: Callable[..., Result], teacher: Path, tmp_path: Path) -> None:
+    run(*EVERY_FAMILY, "seed=5", "debug=overfit", "trainer.max_epochs=2")
+    second = run("loss/response=[dkd]", "seed=1")
+    alone = tmp_path / "alone"
+    overrides = [*second.record.overrides, f"paths.run='{alone}'", f"hydra.run.dir='{alone}'"]
+    command = [sys.executable, "-m", "distillery.commands.train", *overrides, "trainer.enable_progress_bar=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    for file in EXPORTS:
+        assert sha256(alone / file) == sha256(second.folder / file), file
+    assert metrics(alone) == metrics(second.folder)
+
+
+def test_a_run_that_breaks_off_is_recorded_as_failed(run: Callable[..., Result], teacher: Path) -> None:
+    folders: list[Path] = []
+
+    class Noted(Dies):
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            folders.append(Path(trainer.default_root_dir))
+            assert RunRecord.read(folders[0]).status == "running"
+
+    with pytest.raises(Died):
+        run(callbacks=[Noted(after=15)])
+    record = RunRecord.read(folders[0])
+    assert (record.status, record.error) == ("failed", "Died: after step 15")
+    assert record.metrics == {}
+    assert not (folders[0] / "student.safetensors").exists()
+    assert (folders[0] / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss/feature=[hint]", "loss.hint.layers={stage.0: stages.0}"], r"student network has no layer 'stage\.0'"),
+        (["loss/feature=[hint]", "loss.hint.layers={stages.0: block1}"], r"network has no layer 'block1'"),
+        (["loss/feature=[hint]", "loss.hint.layers={embeding: embedding}"], r"Did you mean 'embedding'"),
+        (
+            ["loss/attention=[attention_transfer]", "loss.attention_transfer.layers={embedding: embedding}"],
+            r"loss\.attention_transfer: .*'embedding'",
+        ),
+        (["loss.kd.teacher=mian"], r"no teacher 'mian'\. Did you mean 'main'"),
+        (["data.train_size=7"], r"data\.train_size=7"),
+        (["teachers.main.weights=nowhere"], r"teachers\.main\.weights: 'nowhere' is no run folder.*train it first"),
+        (["model/teacher=cnn", "teachers.main.weights=nowhere/net.pth"], r"folder nowhere does not exist"),
+        (["loss/feature=[hint]", "loss.hint.weight=.inf"], r"loss\.hint\.weight=\.inf: it must be a finite number"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    overrides: list[str], message: str, teacher: Path, tmp_path: Path
+) -> None:
+    cfg = config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{teacher}'", *overrides)
+    with pytest.raises(UserError, match=message):
+        train(cfg)
+    assert not Path(cfg.paths.run).exists()
+
+
+def test_a_teacher_of_other_classes(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "foreign.pth")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    for name, message in (("foreign.pth", "does not fit the SmallCNN"), ("torn.safetensors", "cannot be read")):
+        cfg = config(tmp_path / "run", *STUDENT, "model/teacher=cnn", f"teachers.main.weights='{tmp_path / name}'")
+        with pytest.raises(UserError, match=message):
+            train(cfg)
+    other = train_teacher(tmp_path / "twelve", "+student.net.num_classes=10", "data.train_size=50")
+    cfg = config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{other}'", "+student.net.num_classes=12")
+    with pytest.raises(UserError, match=r"student network gives logits \(8, 12\) where the task has 10 classes"):
+        train(cfg)
+
+
+def test_hardware_that_is_not_there(teacher: Path, tmp_path: Path) -> None:
+    cfg = config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{teacher}'", "trainer.accelerator=tpu")
+    with pytest.raises(UserError, match=r"`trainer`.*hardware=cpu"):
+        train(cfg)
+    assert RunRecord.read(Path(cfg.paths.run)).status == "failed"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "overfit" else []) for n in DEBUG])
+def test_debugging(name: str, teacher: Path, tmp_path: Path) -> None:
+    own = ["experiment=digits_demo", f"teachers.main.weights='{teacher}'", "min_teacher_score=0", f"debug={name}"]
+    result = train(config(tmp_path / "run", *own))
+    record = result.record
+    assert (record.status, record.name) == ("finished", "debug")
+    assert record.metrics["last"]["epoch"] == {"limit": 3, "overfit": 50}.get(name, 1)
+    if name == "overfit":
+        assert record.data["train"] == 50
+        assert result.parts.data.augment is None
+
+
+def test_there_are_no_other_debug_configs() -> None:
+    assert {path.stem for path in (CONFIGS / "debug").glob("*.yaml")} == set(DEBUG)
+
+
+def test_a_finished_run_is_replaced_by_itself_alone(teacher: Path, tmp_path: Path) -> None:
+    overrides = (*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1")
+    first = train(config(tmp_path / "run", *overrides)).record
+    with pytest.raises(UserError, match=r"holds a finished run of another config.*hydra\.run\.dir="):
+        train(config(tmp_path / "run", *overrides, "seed=1"))
+    assert RunRecord.read(tmp_path / "run") == first
+    assert train(config(tmp_path / "run", *overrides)).record.student_sha256 == first.student_sha256
+
+
+def test_a_run_that_is_not_finished_teaches_nobody(teacher: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    replace(RunRecord.read(teacher), status="failed").write(copy)
+    with pytest.raises(UserError, match=r"teachers\.main\.weights: the run in '.*teacher' is failed, not finished"):
+        train(config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{copy}'"))
+
+
+def test_a_run_that_fails_leaves_no_former_student(teacher: Path, tmp_path: Path) -> None:
+    overrides = (*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1")
+    before = train(config(tmp_path / "run", *overrides)).record
+    replace(before, status="failed").write(tmp_path / "run")
+    with pytest.raises(UserError, match=r"loss\.task is nan"):
+        train(config(tmp_path / "run", *overrides, "optim.optimizer.lr=1e30"))
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+    assert not (tmp_path / "run" / "predictions.npz").exists()
+
+
+def test_a_new_run_in_an_old_folder_has_its_own_checkpoints(teacher: Path, tmp_path: Path) -> None:
+    overrides = (*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1")
+    before = train(config(tmp_path / "run", *overrides)).record
+    replace(before, status="failed").write(tmp_path / "run")
+    wider = ("student.net.widths=[8]", "callbacks.checkpoint_best=null")
+    record = train(config(tmp_path / "run", *overrides, *wider)).record
+    assert record.metrics.keys() == {"last"}, "the best checkpoint was the other run's"
+
+
+@pytest.mark.slow
+def test_compiled_networks_keep_their_names(
+    run: Callable[..., Result], finished: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    as_it_is = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda net: (compiled.append(net), as_it_is(net, backend="eager")))
+    result = run("compile=true", "loss/feature=[hint]", "trainer.max_epochs=1")
+    distiller = result.parts.distiller
+    assert compiled == [distiller.student.net, distiller.teachers["main"].net]
+    assert distiller.student.net.state_dict().keys() == finished.parts.distiller.student.net.state_dict().keys()
+    checkpoint = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not [key for key in checkpoint["state_dict"] if "_orig_mod" in key]
+    load_weights(finished.parts.distiller.student.net, result.folder / "student.safetensors")
+
+
+@pytest.mark.slow
+def test_each_run_of_a_process_is_compiled(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With taps, and with another network: torch gives a forward up that has been compiled eight times."""
+    as_it_is = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda net: as_it_is(net, backend="eager"))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for widths in ("[8,12]", "[16,32]"):
+            run("compile=true", "loss/feature=[hint]", "trainer.max_epochs=1", f"student.net.widths={widths}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_for_real(run: Callable[..., Result]) -> None:
+    assert run("compile=true", "trainer.max_epochs=1").record.status == "finished"
+
+
+def test_the_identity_of_a_run_is_not_its_place(tmp_path: Path) -> None:
+    def identity(*overrides: str, place: str = "a") -> str:
+        cfg = config(tmp_path / place, *STUDENT, "teachers.main.weights=t", *overrides)
+        return config_hash(OmegaConf.to_container(cfg, resolve=True))
+
+    assert identity() == identity(place="b") == identity("logger=none", "name=other")
+    assert identity() == identity("trainer.enable_progress_bar=true")  # `config` turns it off, as studies do
+    assert len({identity(), identity("seed=1"), identity("loss.kd.temperature=2"), identity("data.batch_size=5")}) == 4

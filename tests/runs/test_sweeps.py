@@ -1,0 +1,180 @@
+"""A sweep over a folder: what is finished is kept, what was stopped goes on, and what fails stops nothing else."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+from torch import Tensor
+
+from distillery.commands import train_command
+from distillery.results.record import FILE, RunRecord
+from distillery.training.distiller import Distiller
+from fixtures.command_line import Cli
+from fixtures.runs import STEPS, STUDENT
+
+NAN = "optim.optimizer.lr=1e30"
+SWEEP = "hydra.sweep.dir=sweep"
+
+
+@pytest.fixture
+def jobs(teacher: Path) -> Sequence[str]:
+    given = ("trainer.max_epochs=1", "trainer.enable_progress_bar=false", "logger=none")
+    return ("-m", *STUDENT, f"teachers.main.weights='{teacher}'", *given, SWEEP)
+
+
+def statuses() -> dict[str, str]:
+    """Of the sweep's records, by the job's folder."""
+    return {path.parent.name: RunRecord.read(path.parent).status for path in sorted(Path("sweep").rglob(FILE))}
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Every file, and when it was written."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_finished_is_kept_and_the_rest_is_run(
+    cli: Cli, jobs: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[float | None] = []
+    run = train_command.command
+
+    def noted(cfg: DictConfig) -> float | None:
+        scores.append(run(cfg))
+        return scores[-1]
+
+    monkeypatch.setattr(train_command, "command", noted)
+    code, said = cli("train", *jobs, "seed=0")
+    assert code == 0
+    assert said.splitlines()[-1] == "0 kept, 1 run, 0 failed: sweep"
+    first = Path("sweep/0_kd_seed0")
+    before = contents(first)
+
+    code, said = cli("train", *jobs, "seed=0,1")
+    assert code == 0
+    assert "0_kd_seed0: kept\n" in said
+    assert re.findall(r"seed (\d): test score", said) == ["1"]
+    assert said.splitlines()[-1] == "1 kept, 1 run, 0 failed: sweep"
+    assert statuses() == {"0_kd_seed0": "finished", "1_kd_seed1": "finished"}
+    assert contents(first) == before
+    assert sorted(path.name for path in Path("sweep").iterdir()) == ["0_kd_seed0", "1_kd_seed1", "multirun.yaml"]
+    validation = [RunRecord.read(path).metrics["last"]["val_score"] for path in (first, Path("sweep/1_kd_seed1"))]
+    assert scores == [validation[0], *validation], "a sampler is told of the kept ones, too"
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_recorded_and_the_others_go_on(cli: Cli, jobs: Sequence[str]) -> None:
+    """The first two are refused before training, the third ends in NaN."""
+    sweep = (*jobs, "data.train_size=7,100", f"{NAN},0.01")
+    code, said = cli("train", *sweep)
+    assert code == 1
+    folders = [Path("sweep", f"{number}_kd_seed0").resolve() for number in range(4)]
+    assert [*statuses().values()] == ["failed", "failed", "failed", "finished"]
+    assert "\n".join(["0 kept, 1 run, 3 failed: sweep", *(f"failed: {each}" for each in folders[:3]), ""]) in said
+    errors = [RunRecord.read(folder).error or "" for folder in folders[:3]]
+    for error, reason in zip(errors, ["Cannot draw 7 of 800", "Cannot draw 7 of 800", "nan|inf"], strict=True):
+        assert re.search(rf"^UserError: .*({reason})", error)
+    for folder, error in zip(folders, errors, strict=False):
+        assert f"error {folder.name}: {error.removeprefix('UserError: ')}" in said
+    assert "Traceback" not in said
+    refused = RunRecord.read(folders[0])
+    assert (refused.name, refused.method, refused.seed) == ("digits_demo", "kd", 0)
+    assert "data.train_size=7" in refused.overrides
+
+    assert cli("report", "runs=[sweep]", "out=report")[0] == 0
+    page = Path("report/report.md").read_text(encoding="utf-8")
+    left_out = page[page.index("## Not in the table") :]
+    assert len(re.findall(r"\(kd, seed 0\): failed: UserError: .*Cannot draw 7", left_out)) == 2
+    assert len(re.findall(r"\(kd, seed 0\): failed: ", left_out)) == 3
+
+    code, said = cli("train", *sweep)
+    assert code == 1
+    assert "1 kept, 0 run, 3 failed: sweep" in said
+
+
+@pytest.mark.slow
+def test_what_is_mended_is_run(cli: Cli, jobs: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is not the user's is told with its traceback."""
+    step = Distiller.training_step
+
+    def exhausted(self: Distiller, batch: dict[str, Tensor], index: int) -> Tensor | None:
+        if statuses() == {"0_kd_seed0": "running"}:
+            raise RuntimeError("out of memory")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Distiller, "training_step", exhausted)
+    code, said = cli("train", *jobs, "seed=0,1")
+    assert code == 1
+    assert "error 0_kd_seed0: Traceback" in said
+    assert "RuntimeError: out of memory" in said
+    assert statuses() == {"0_kd_seed0": "failed", "1_kd_seed1": "finished"}
+
+    monkeypatch.setattr(Distiller, "training_step", step)
+    code, said = cli("train", *jobs, "seed=0,1")
+    assert (code, said.splitlines()[-1]) == (0, "1 kept, 1 run, 0 failed: sweep")
+    assert RunRecord.read(Path("sweep/0_kd_seed0")).error is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "exit_code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_sweep_that_is_stopped_goes_on(
+    stop: signal.Signals, exit_code: int, cli: Cli, jobs: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = Distiller.training_step, 0
+
+    def counted(self: Distiller, batch: dict[str, Tensor], index: int) -> Tensor | None:
+        nonlocal steps
+        steps += 1
+        if steps == STEPS + 3:
+            signal.raise_signal(stop)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Distiller, "training_step", counted)
+    sweep = (*jobs, "trainer.max_epochs=2", "seed=0,1")
+    assert cli("train", *sweep)[0] == exit_code
+    assert statuses() == {"0_kd_seed0": "failed"}, "no other job was begun"
+
+    steps = STEPS + 3
+    code, said = cli("train", *sweep)
+    assert (code, said.splitlines()[-1]) == (0, "0 kept, 2 run, 0 failed: sweep")
+    assert steps - (STEPS + 3) == STEPS + 2 * STEPS, "the first goes on after its first epoch"
+    assert statuses() == {"0_kd_seed0": "finished", "1_kd_seed1": "finished"}
+
+
+def test_a_folder_of_another_job_stays_as_it_is(cli: Cli, jobs: Sequence[str]) -> None:
+    other, torn = Path("sweep/0_kd_seed0"), Path("sweep/1_kd_seed1")
+    RunRecord("digits_demo", "kd", 0, "the hash of another config", status="finished").write(other)
+    torn.mkdir()
+    (torn / FILE).write_text('{"version": 1,')
+    before = contents(Path("sweep"))
+    code, said = cli("train", *jobs, "seed=0,1")
+    assert code == 1
+    assert re.search(r"error 0_kd_seed0: \S+ holds a run of another config\. Remove that folder, or .*sweep\.dir", said)
+    assert re.search(r"error 1_kd_seed1: \S+ is torn", said)
+    assert "0 kept, 0 run, 2 failed: sweep" in said
+    assert contents(Path("sweep")).items() >= before.items()
+
+
+def test_a_sweep_of_plans_leaves_and_counts_nothing(cli: Cli, jobs: Sequence[str]) -> None:
+    code, said = cli("train", *jobs, "plan=true", "seed=0,1")
+    assert code == 0
+    assert "kept" not in said
+    assert [path.name for path in Path("sweep").rglob("*")] == ["multirun.yaml"]
+
+
+@pytest.mark.slow
+def test_with_two_processes_the_first_one_tells(jobs: Sequence[str], tmp_path: Path) -> None:
+    two = ("hardware=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"{NAN},0.01")
+    done = subprocess.run(
+        [sys.executable, "-m", "distillery.commands.train", *jobs, *two], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    failed, finished = (tmp_path / "sweep" / f"{number}_kd_seed0" for number in (0, 1))
+    assert (RunRecord.read(failed).status, RunRecord.read(finished).status) == ("failed", "finished")
+    assert done.stdout.splitlines()[-2:] == ["0 kept, 1 run, 1 failed: sweep", f"failed: {failed}"]
+    assert (done.stdout + done.stderr).count("failed: ") == 2
+    assert done.stderr.count("error 0_kd_seed0: ") == 1

@@ -1,0 +1,383 @@
+"""What the loggers were told, read back from what they wrote."""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import struct
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import wandb
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from wandb.proto.wandb_internal_pb2 import Record
+
+from distillery.commands.train_command import resumed
+from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.core.errors import UserError
+from distillery.runs import loggers
+from distillery.runs.run import train
+from distillery.runs.study import compare
+
+TEACHER = ["experiment=digits_teacher", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "logger=none"]
+STUDENT = [
+    "experiment=digits_demo",
+    "min_teacher_score=0",
+    "data.batch_size=50",
+    "trainer.max_epochs=3",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint_last.every_n_epochs=1",
+]
+OFFLINE = ["logger=wandb", "logger.wandb.offline=true"]
+
+
+class Died(Exception):
+    """The machine, say."""
+
+
+class Dies(L.Callback):
+    """After the checkpoint of the second epoch."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise Died("in epoch 2")
+
+
+@pytest.fixture(autouse=True)
+def wandb_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B writes only below `tmp_path`; no test leaves a run open."""
+    for place in ("CACHE", "DATA", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{place}_DIR", str(tmp_path / "wandb" / place.lower()))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    for variable in ("API_KEY", "MODE", "PROJECT", "RUN_GROUP", "RUN_ID", "RESUME"):
+        monkeypatch.delenv(f"WANDB_{variable}", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
+    assert wandb.run is None
+
+
+@pytest.fixture
+def new_process() -> Iterator[None]:
+    """W&B reads its variables once a process."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a teacher's run."""
+    folder = tmp_path_factory.mktemp("teacher")
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        train(compose("train", [*TEACHER, f"paths.run='{folder}'", "trainer.enable_progress_bar=false"]))
+    return folder
+
+
+@pytest.fixture
+def student(teacher: Path) -> list[str]:
+    """The overrides of a small student run."""
+    return [*STUDENT, f"teachers.main.weights='{teacher}'"]
+
+
+@pytest.mark.slow
+def test_a_run_shows_its_config_its_losses_and_its_result(student: list[str], compose_train: Any) -> None:
+    result = train(compose_train(*student, *OFFLINE, "loss/feature=[hint]", "seed=3", "loss.kd.temperature=2.5"))
+    run = only_run(result.folder)
+    assert (run.project, run.group, run.job_type, run.name) == ("distillery", "digits_demo", "kd+hint", "kd+hint_seed3")
+    assert run.tags == ["digits_demo", "kd+hint"]
+    assert run.exit_code == 0
+
+    assert run.config["loss"]["kd"]["temperature"] == 2.5
+    assert run.config["loss"]["kd"]["_target_"].endswith("KD")
+    assert run.config["student"]["net"]["num_classes"] == 10, "a place that was open in the composed config"
+    assert run.config["seed"] == 3
+    assert run.config["method"] == "kd+hint"
+    assert run.config["config_hash"] == result.record.config_hash
+
+    terms = {"train/loss", "train/task", "train/kd", "train/hint"}
+    ours = {row["trainer/global_step"]: {key: row[key] for key in terms} for row in run.history if terms & row.keys()}
+    assert sorted(ours) == list(range(1, 7)), "100 images in batches of 50, three epochs, a line each step"
+    assert_rows_close(ours, csv_rows(result.folder, terms))
+
+    record = json.loads((result.folder / "run.json").read_text())
+    last = record["metrics"]["last"]
+    assert run.summary["test/score"] == last["test_score"]
+    assert run.summary["metrics"] == record["metrics"]
+    assert run.summary["teachers"] == record["teachers"]
+    assert run.summary["cost"] == record["cost"]
+    assert (run.summary["status"], run.summary["error"]) == ("finished", None)
+    assert [row["test/score"] for row in run.history if "test/score" in row] == [last["test_score"]]
+    assert [row["val/score"] for row in run.history if "val/score" in row][-1] == pytest.approx(last["val_score"])
+
+
+def test_the_run_is_kept_as_an_artifact(student: list[str], compose_train: Any) -> None:
+    result = train(compose_train(*student, *OFFLINE, "loss/feature=[hint]"))
+    (artifact,) = only_run(result.folder).artifacts
+    assert (artifact.type, artifact.name) == ("model", "digits_demo-kd-hint_seed0")
+    kept = {entry.path: entry.digest for entry in artifact.manifest.contents}
+    files = ["student.safetensors", "config.yaml", "run.json", "predictions.npz"]
+    assert kept == {file: md5(result.folder / file) for file in files}, "as they are when the run is over"
+
+
+def test_a_run_that_fails_is_a_failed_one(student: list[str], compose_train: Any) -> None:
+    with pytest.raises(UserError, match="loss"):
+        train(compose_train(*student, *OFFLINE, "optim.optimizer.lr=1e30", run="broken"))
+    run = only_run(Path(compose_train(*student, run="broken").paths.run))
+    assert run.exit_code == 1
+    assert run.summary["status"] == "failed"
+    assert "loss" in run.summary["error"]
+    assert not run.artifacts
+    assert wandb.run is None
+
+
+def test_two_jobs_of_one_process_share_nothing(student: list[str], compose_train: Any) -> None:
+    first = only_run(train(compose_train(*student, *OFFLINE, "loss/feature=[hint]", run="a")).folder)
+    second = only_run(train(compose_train(*student, *OFFLINE, "seed=1", run="b")).folder)
+    assert "WANDB_MODE" not in os.environ, "Lightning's own `offline` would leave WANDB_MODE behind"
+    assert first.id != second.id
+    assert (first.name, second.name) == ("kd+hint_seed0", "kd_seed1")
+    assert "hint" in first.config["loss"]
+    assert "hint" not in second.config["loss"]
+    assert not any("train/hint" in row for row in second.history)
+    assert len(first.artifacts) == len(second.artifacts) == 1
+
+
+def test_a_job_after_a_failed_one_is_its_own(student: list[str], compose_train: Any) -> None:
+    with pytest.raises(Died):
+        train(compose_train(*student, *OFFLINE, run="a"), callbacks=[Dies()])
+    second = only_run(train(compose_train(*student, *OFFLINE, run="b")).folder)
+    assert second.exit_code == 0
+    assert second.summary["status"] == "finished"
+
+
+def test_a_resumed_run_keeps_its_id(student: list[str], compose_train: Any) -> None:
+    cfg = compose_train(*student, *OFFLINE)
+    folder = Path(cfg.paths.run)
+    with pytest.raises(Died):
+        train(cfg, callbacks=[Dies()])
+    train(resumed(folder, []))
+    before, after = sorted(runs(folder), key=lambda run: -run.exit_code)
+    assert before.id == after.id
+    assert (before.exit_code, after.exit_code) == (1, 0)
+    assert (before.group, before.name) == (after.group, after.name)
+    assert [max_step(run) for run in (before, after)] == [4, 6]
+    assert min(row["trainer/global_step"] for row in after.history if "train/loss" in row) == 5, "it went on"
+    assert not before.artifacts
+    assert len(after.artifacts) == 1
+
+
+def test_a_new_run_in_an_old_folder_has_a_new_id(student: list[str], compose_train: Any) -> None:
+    cfg = compose_train(*student, *OFFLINE)
+    train(cfg)
+    folder = train(cfg).folder
+    assert len({run.id for run in runs(folder)}) == 2
+
+
+@pytest.mark.usefixtures("new_process")
+def test_wandbs_own_variables_hold(student: list[str], compose_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    run = only_run(train(compose_train(*student, "logger=wandb")).folder)
+    assert run.project == "mine"
+
+
+@pytest.mark.usefixtures("new_process")
+def test_disabled_by_wandbs_own_variable(
+    student: list[str], compose_train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    result = train(compose_train(*student, "logger=wandb"))
+    assert result.record.status == "finished"
+    assert not list(runs(result.folder))
+
+
+def test_a_sweep_is_a_group(compose_train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    assert compose_train(*TEACHER, "logger=wandb").logger.wandb.group == "digits_teacher"
+    sweep = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{tmp_path / 'sweep_12-30'}'"]
+    HydraConfig.instance().set_config(compose("train", [*TEACHER, *sweep], return_hydra_config=True))
+    assert compose_train(*TEACHER, "logger=wandb").logger.wandb.group == "digits_teacher_sweep_12-30"
+
+
+@pytest.mark.slow
+def test_a_study_is_a_group_with_its_report(compose_train: Any, tmp_path: Path) -> None:
+    every = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1", "min_teacher_score=0"]
+    cfg = compose("study", ["study=digits_demo", f"out='{tmp_path / 'study'}'", "seeds=[0]"])
+    cfg.overrides = every
+    cfg.methods = {"baseline": ["model/teacher=none"], "kd": []}
+    compare(cfg)
+    found = {run.name: run for run in runs(tmp_path / "study")}
+    assert {name: run.job_type for name, run in found.items()} == {
+        "teacher": "teacher",
+        "baseline_seed0": "baseline",
+        "kd_seed0": "kd",
+        "report": "report",
+    }
+    assert {run.group for run in found.values()} == {"demo"}
+
+    report = found["report"]
+    (shown,) = (row for row in report.history if "report._type" in row)
+    assert shown["report._type"] == "table-file"
+    table = json.loads((media(report) / shown["report.path"]).read_text())
+    with (tmp_path / "study" / "report.csv").open() as file:
+        expected = list(csv.reader(file))
+    assert table["columns"] == expected[0]
+    assert [row[0] for row in table["data"]] == [row[0] for row in expected[1:]] == ["teacher", "baseline", "kd"]
+    assert [row[2] for row in table["data"]] == pytest.approx([float(row[2]) for row in expected[1:]])
+    image = media(report) / shown["report_plot.path"]
+    assert image.read_bytes() == (tmp_path / "study" / "report.png").read_bytes()
+    kept = {e.path: e.digest for a in report.artifacts if a.type == "report" for e in a.manifest.contents}
+    assert kept == {file: md5(tmp_path / "study" / file) for file in ("report.md", "report.csv", "report.png")}
+
+
+def test_a_group_of_the_users_own_stays_in_a_study(compose_train: Any) -> None:
+    cfg = compose_train(*TEACHER[:-1], "logger=wandb", "logger.wandb.group=paper")
+    loggers.join_study(cfg, "demo")
+    assert cfg.logger.wandb.group == "paper"
+
+
+@pytest.mark.parametrize(
+    ("choice", "keys"),
+    [
+        ("csv", {"csv"}),
+        ("wandb", {"csv", "wandb"}),
+        ("tensorboard", {"csv", "tensorboard"}),
+        ("[wandb,tensorboard]", {"csv", "wandb", "tensorboard"}),
+        ("none", set()),
+    ],
+)
+def test_which_loggers(choice: str, keys: set[str], compose_train: Any) -> None:
+    assert compose_train(*TEACHER[:-1], f"logger={choice}").logger.keys() == keys
+
+
+@pytest.mark.parametrize("choice", ["none", "[]"])
+def test_without_a_logger_it_trains_too(choice: str, compose_train: Any) -> None:
+    assert train(compose_train(*TEACHER[:-1], f"logger={choice}")).record.status == "finished"
+
+
+def test_a_look_at_one_batch_opens_no_run(compose_train: Any) -> None:
+    folder = train(compose_train(*TEACHER[:-1], *OFFLINE, "debug=fdr")).folder
+    assert not list(runs(folder))
+
+
+def test_tensorboard_has_the_losses_and_the_score(student: list[str], compose_train: Any) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = train(compose_train(*student, "logger=tensorboard"))
+    events = accumulator.EventAccumulator(str(result.folder / "tensorboard" / "version_0"))
+    events.Reload()
+    for term in ("train/task", "train/kd"):
+        ours = {event.step: {term: event.value} for event in events.Scalars(term)}
+        assert_rows_close(ours, csv_rows(result.folder, {term}))
+    assert [event.step for event in events.Scalars("test/score")] == [6]
+    assert events.Scalars("test/score")[0].value == pytest.approx(result.record.metrics["last"]["test_score"])
+
+
+def test_a_missing_package_is_named(compose_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("TENSORBOARD", "TENSORBOARDX"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard._{package}_AVAILABLE", False)
+    with pytest.raises(UserError, match=r"logger\.tensorboard needs a package.*pip install -e '\.\[tensorboard\]'"):
+        train(compose_train(*TEACHER[:-1], "logger=tensorboard"))
+
+
+def test_without_an_account_the_way_out_is_said(compose_train: Any) -> None:
+    with pytest.raises(UserError, match=r"(?s)API key.*logger\.wandb\.offline=true.*wandb login"):
+        train(compose_train(*TEACHER[:-1], "logger=wandb"))
+
+
+def test_an_unknown_setting_is_refused(compose_train: Any) -> None:
+    with pytest.raises(UserError, match=r"logger\.wandb\.grup.*'group'"):
+        train(compose_train(*TEACHER[:-1], "logger=wandb", "+logger.wandb.grup=x"))
+
+
+def only_run(folder: Path) -> SimpleNamespace:
+    (run,) = runs(folder)
+    return run
+
+
+def runs(folder: Path) -> Iterator[SimpleNamespace]:
+    """Every W&B run recorded offline at or below the folder."""
+    return (_read(path) for path in folder.rglob("offline-run-*/run-*.wandb"))
+
+
+def media(run: SimpleNamespace) -> Path:
+    return run.file.parent / "files"
+
+
+def max_step(run: SimpleNamespace) -> int:
+    return max(row["trainer/global_step"] for row in run.history if "train/loss" in row)
+
+
+def csv_rows(folder: Path, keys: set[str]) -> dict[int, dict[str, float]]:
+    """The same figures as Lightning's CSV logger wrote them, by step."""
+    with (folder / "metrics" / "version_0" / "metrics.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if all(line.get(key) for key in keys)]
+    return {int(line["step"]): {key: float(line[key]) for key in keys} for line in lines}
+
+
+def assert_rows_close(ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]) -> None:
+    assert ours.keys() == theirs.keys()
+    for step, row in ours.items():
+        assert row == pytest.approx(theirs[step])
+
+
+def md5(path: Path) -> str:
+    return base64.b64encode(hashlib.md5(path.read_bytes()).digest()).decode()
+
+
+def _read(path: Path) -> SimpleNamespace:
+    of: dict[str, list[Any]] = {}
+    deadline = time.monotonic() + 30
+    while "exit" not in of and time.monotonic() < deadline:  # W&B's own process may write on after `finish`
+        time.sleep(0.05)
+        of = defaultdict(list)
+        for record in _records(path.read_bytes()):
+            kind = record.WhichOneof("record_type")
+            of[kind].append(getattr(record, kind))
+    (run,) = of["run"]
+    (ending,) = of["exit"]
+    return SimpleNamespace(
+        file=path,
+        id=run.run_id,
+        project=run.project,
+        group=run.run_group,
+        job_type=run.job_type,
+        name=run.display_name,
+        tags=list(run.tags),
+        config=_values(item for config in of["config"] for item in config.update),
+        history=[_values(row.item) for row in of["history"]],
+        summary=_values(item for summary in of["summary"] for item in summary.update),
+        artifacts=of["artifact"],
+        exit_code=ending.exit_code,
+    )
+
+
+def _values(items: Iterable[Any]) -> Mapping[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _records(data: bytes) -> Iterator[Record]:
+    """W&B's file: a LevelDB log (blocks of 32 KiB; each piece with checksum, length, kind) of Protobuf records."""
+    position, record = 7, b""
+    while position + 7 <= len(data):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        position += 7 + length
+        if position > len(data):  # not all of it is written yet
+            return
+        record += data[position - length : position]
+        if kind in (1, 4):  # whole, or its last piece
+            yield Record.FromString(record)
+            record = b""

@@ -1,0 +1,144 @@
+"""A cached teacher: each training image is seen once, and the losses are given what the teacher would have given."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distillery.config.build import build
+from distillery.core.errors import UserError
+from distillery.data.sources.digits import digits
+from distillery.data.vision import VisionData
+from distillery.losses.signals import Signals
+from distillery.models.taps.attention_recorder import Attention
+from distillery.runs.run import train
+from distillery.tasks.evaluate import Evaluation
+from distillery.teachers import cache
+from distillery.teachers.cache import CHUNK, Recall, scored
+from fixtures.composing import Compose, with_hint
+
+
+def digits_data(**given: Any) -> VisionData:
+    settings: dict[str, Any] = {"mean": [0.3], "std": [0.4], "batch_size": 32, "eval_batch_size": 500, "seed": 0}
+    return VisionData(digits, **settings | given)
+
+
+class Seen:
+    """Stands for a teacher: functions of the image, and a list of the images it was given."""
+
+    def __init__(self, taps: Mapping[str, float]) -> None:
+        self.taps = taps
+        self.index: list[int] = []
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Signals:
+        self.index += batch["index"].tolist()
+        image = batch["image"]
+        layers = {tap: factor * image for tap, factor in self.taps.items()}
+        operands = Attention(image, 2 * image, 3 * image, mask=None, scale=0.5)
+        return Signals(image.flatten(1), {"head:weight": torch.ones(2, 3), **layers}, {"blocks.0": operands})
+
+
+def test_signals_are_those_of_the_samples_asked_for() -> None:
+    data, teacher = digits_data(), Seen({"block": 2.0})
+    recalled = Recall(teacher, "a teacher", data)
+    for batch in data.train_dataloader():
+        found, expected = recalled(batch), Seen({"block": 2.0})(batch)
+        assert torch.equal(found.logits, expected.logits)
+        assert torch.equal(found.layers["block"], expected.layers["block"])
+        assert torch.equal(found.layers["head:weight"], torch.ones(2, 3))  # a parameter has no row a sample
+        assert torch.equal(found.attention["blocks.0"].value, expected.attention["blocks.0"].value)
+        assert found.attention["blocks.0"].scale == 0.5
+    assert sorted(teacher.index) == sorted(data.splits["train"].indices.tolist())  # each once
+
+
+def test_the_next_run_computes_only_what_none_has_asked_for() -> None:
+    data = digits_data()
+    index = data.splits["train"].indices[:3]
+    Recall(Seen({"block": 2.0}), "one", data)({"index": index})
+
+    again = Seen({"block": 2.0})
+    Recall(again, "one", digits_data())({"index": index})
+    assert len(again.index) == CHUNK  # a look at which signals there are
+
+    more = Seen({"block": 2.0, "stage": 3.0})
+    found = Recall(more, "one", data)({"index": index})
+    assert len(more.index) == len(data.splits["train"].indices)
+    assert torch.equal(found.layers["stage"], 1.5 * found.layers["block"])
+
+
+@pytest.mark.parametrize(("fingerprint", "given"), [("other", {}), ("one", {"train_size": 600})])
+def test_another_teacher_or_other_images_share_nothing(fingerprint: str, given: dict[str, Any]) -> None:
+    data, other = digits_data(), digits_data(**given)
+    Recall(Seen({"block": 2.0}), "one", data)({"index": data.splits["train"].indices[:3]})
+    teacher = Seen({"block": 5.0})
+    index = other.splits["train"].indices[:3]
+    found = Recall(teacher, fingerprint, other)({"index": index})
+    assert sorted(teacher.index) == sorted(other.splits["train"].indices.tolist())
+    assert torch.equal(found.layers["block"], 5 * found.logits.view_as(found.layers["block"]))
+
+
+def test_a_cached_teacher_is_scored_once_for_each_name() -> None:
+    data, calls = digits_data(), []
+
+    def judge(name: str) -> Evaluation:
+        calls.append(name)
+        return Evaluation(0.5, 1.0, torch.tensor([0]), torch.tensor([1]), torch.tensor([1]))
+
+    for _ in range(2):  # two runs of a study
+        for name in ("val", "test"):
+            assert scored(Recall(Seen({}), "scored", data), name, partial(judge, name)).score == 0.5
+    assert calls == ["val", "test"]
+    scored(Recall(Seen({}), "another", data), "val", partial(judge, "another teacher's"))
+    scored(None, "val", partial(judge, "not cached"))
+    scored(None, "val", partial(judge, "not cached"))
+    assert calls[2:] == ["another teacher's", "not cached", "not cached"]
+
+
+def test_augmented_images_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.augment=null, or the teacher's cache=false"):
+        Recall(Seen({}), "one", digits_data(augment={"crop": 1}))
+
+
+def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache.os, "sysconf", lambda _: 2**9)  # 256 KiB
+    teacher = Seen({"block": 2.0})
+    with pytest.raises(UserError, match=r"would take .* GiB.*cache=false"):
+        Recall(teacher, "a large one", digits_data())({"index": torch.tensor([0])})
+    assert len(teacher.index) == CHUNK
+
+
+def with_cache(compose_train: Compose, folder: Path) -> Callable[..., Any]:
+    composed = with_hint(compose_train, folder, epochs=2)
+    return lambda *overrides, run="run": composed("data.augment=null", *overrides, run=run)
+
+
+def test_a_run_with_a_cached_teacher_learns_the_same(compose_train: Compose, tmp_path: Path) -> None:
+    composed = with_cache(compose_train, tmp_path)
+    plain = train(composed(run="plain")).parts.distiller.student.state_dict()
+    cached = train(composed("teachers.main.cache=true", run="cached")).parts.distiller.student.state_dict()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(cached[name], tensor, rtol=1e-3, atol=1e-4)  # other batches round otherwise
+
+
+def test_the_teachers_layers_do_not_run_in_training(compose_train: Compose, tmp_path: Path) -> None:
+    parts = build(with_cache(compose_train, tmp_path)("teachers.main.cache=true"))
+    teacher = parts.distiller.teachers["main"]
+    batch = {"image": torch.zeros(4, 1, 8, 8), "index": parts.data.splits["train"].indices[:4]}
+    teacher(batch, training=True)
+
+    calls: list[str] = []
+    teacher.net.register_forward_hook(lambda *_: calls.append("ran"))
+    teacher(batch, training=True)
+    assert calls == []
+    teacher(batch)
+    assert calls == ["ran"]
+
+
+def test_batch_statistics_are_refused(compose_train: Compose, tmp_path: Path) -> None:
+    cfg = with_cache(compose_train, tmp_path)("teachers.main.cache=true", "teachers.main.bn_mode=train")
+    with pytest.raises(UserError, match=r"teachers\.main: with bn_mode=train.*cache=true"):
+        build(cfg)

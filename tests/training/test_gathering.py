@@ -1,0 +1,183 @@
+"""Two processes that gather their rows compute what one computes: values, order and gradients."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from distillery.core.errors import UserError
+from distillery.data.sampler import SeededBatchSampler
+from distillery.losses.feature.hint import Hint
+from distillery.losses.functional import pkt, rkd
+from distillery.losses.relation.correlation_congruence import CorrelationCongruence
+from distillery.losses.relation.rkd import RKD
+from distillery.losses.signals import Signals
+from distillery.tasks.classification import Classification
+from distillery.training.gathering import all_rows, world_size
+from distillery.training.objective import Objective
+
+RANKS = 2
+SHARES = [(4, 3), (3, 3), (1, 4), (0, 2)]  # rows of each rank; the sampler deals the first two kinds
+BATCH = 7
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def positions(shares: tuple[int, ...]) -> list[list[int]]:
+    """Of each rank's rows in the whole, which are dealt one to each rank in turn."""
+    dealt: list[list[int]] = [[] for _ in shares]
+    rows = [(i, rank) for rank, share in enumerate(shares) for i in range(share)]
+    for position, (_, rank) in enumerate(sorted(rows)):
+        dealt[rank].append(position)
+    return dealt
+
+
+def network() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 4, dtype=torch.float64)
+
+
+def relations(features: Tensor, teacher: Tensor) -> Tensor:
+    """A loss that depends on all pairs, and on the order."""
+    order = torch.arange(1.0, 1 + len(features), dtype=torch.float64)
+    return rkd(features, teacher) + 1000 * pkt(features, teacher) + (order * features.square().sum(1)).sum()
+
+
+def objective(gather: bool) -> Objective:
+    """A loss of pairs, one that depends on the order and has a projector, and one of rows."""
+    torch.manual_seed(1)
+    terms = {
+        "rkd": RKD(2.0, layers={"x": "y"}, gather=gather),
+        "cc": CorrelationCongruence(0.5, layers={"x": "y"}, gather=gather),
+        "hint": Hint(layers={"x": "y"}),
+    }
+    for term in terms.values():
+        term.build({"x": torch.Size([2, 4])}, {"y": torch.Size([2, 5])})
+    return Objective(Classification(), terms).double()
+
+
+@dataclass
+class Step:
+    """What one process computes on its share of a batch."""
+
+    losses: dict[str, Tensor]
+    gradients: list[Tensor]
+
+
+def step(rows: list[int], gather: bool) -> Step:
+    student, made = network(), objective(gather)
+    features, target = student(draw(BATCH, 3)[rows]), torch.arange(BATCH)[rows] % 4
+    losses = made(
+        Signals(features, {"x": features}),
+        {"main": Signals(draw(BATCH, 4, seed=2)[rows], {"y": draw(BATCH, 5, seed=1)[rows]})},
+        {"target": target, "index": torch.tensor(rows)},
+    )
+    losses.total.backward()
+    gradients = [p.grad for p in (*student.parameters(), *made.parameters()) if p.grad is not None]
+    return Step(losses.terms, gradients)
+
+
+def work(rank: int, folder: Path) -> None:
+    """One process: every case's results, in a file of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    results: dict[Any, Any] = {"world": world_size()}
+    for shares in SHARES:
+        rows = positions(shares)[rank]
+        total = sum(shares)
+        student = network()
+        features, numbers, half = all_rows(
+            [student(draw(total, 3)[rows]), torch.tensor(rows, dtype=torch.int64), draw(total, 2, 2)[rows].half()]
+        )
+        (value := (1 + rank) * relations(features, draw(total, 5, seed=1))).backward()
+        gradients = [p.grad for p in student.parameters()]
+        results[shares] = {"value": value.detach(), "numbers": numbers, "half": half, "gradients": gradients}
+    for gather in (True, False):
+        rows = torch.arange(BATCH)[rank::RANKS].tolist()
+        results["objective", gather] = vars(step(rows, gather))
+    try:
+        all_rows([torch.zeros(2, 3 + rank)])
+    except ValueError as error:
+        results["error"] = str(error)
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    folder = tmp_path_factory.mktemp("gathering")
+    mp.spawn(work, (folder,), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def mean_gradients(results: list[dict[Any, Any]], case: Any) -> list[Tensor]:
+    """What DDP makes of the ranks' gradients."""
+    each = [result[case]["gradients"] for result in results]
+    return [torch.stack(of_ranks).mean(0) for of_ranks in zip(*each, strict=True)]
+
+
+def test_one_process_has_no_world() -> None:
+    assert world_size() == 1
+
+
+@pytest.mark.slow
+def test_the_order_is_that_of_the_sampler(results: list[dict[Any, Any]]) -> None:
+    for rank, result in enumerate(results):
+        assert result["world"] == RANKS
+        sampler = SeededBatchSampler(torch.arange(BATCH), BATCH, rank=rank, world=RANKS)
+        assert next(iter(sampler)).positions == positions((4, 3))[rank]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", SHARES)
+def test_rows_of_all_ranks_with_the_gradient_of_one_process(
+    results: list[dict[Any, Any]], shares: tuple[int, int]
+) -> None:
+    """The ranks' losses differ by a factor of 1 and 2: DDP's gradient is that of their mean."""
+    total = sum(shares)
+    student = network()
+    value = relations(student(draw(total, 3)), draw(total, 5, seed=1))
+    (1.5 * value).backward()
+    for rank, result in enumerate(results):
+        torch.testing.assert_close(result[shares]["numbers"], torch.arange(total))
+        torch.testing.assert_close(result[shares]["half"], draw(total, 2, 2).half(), rtol=0, atol=0)
+        torch.testing.assert_close(result[shares]["value"], (1 + rank) * value.detach())
+    for found, parameter in zip(mean_gradients(results, shares), student.parameters(), strict=True):
+        torch.testing.assert_close(found, parameter.grad)
+
+
+@pytest.mark.slow
+def test_objective_of_two_processes_is_that_of_one(results: list[dict[Any, Any]]) -> None:
+    """Also of the projector, and of a loss of rows beside; without `gather` the relations are others."""
+    alone = step(list(range(BATCH)), gather=True)
+    for result in results:
+        for name in ("rkd", "cc"):
+            torch.testing.assert_close(result["objective", True]["losses"][name], alone.losses[name])
+            assert not torch.isclose(result["objective", False]["losses"][name], alone.losses[name], rtol=1e-3)
+    for name, expected in alone.losses.items():
+        ranks = [result["objective", True]["losses"][name] for result in results]
+        torch.testing.assert_close(torch.stack(ranks).mean(), expected)
+    found = mean_gradients(results, ("objective", True))
+    assert len(found) == 6  # of the network, and of two projectors
+    torch.testing.assert_close(found, alone.gradients)
+
+
+@pytest.mark.slow
+def test_rows_of_another_shape_are_refused(results: list[dict[Any, Any]]) -> None:
+    assert all(result["error"].endswith("rows differ in shape, [[2, 3], [2, 4]]") for result in results)
+
+
+def test_a_loss_with_a_value_for_each_sample_has_nothing_to_gather() -> None:
+    class GatheredHint(Hint):
+        def __init__(self) -> None:
+            super(Hint, self).__init__(layers="auto", gather=True)
+
+    with pytest.raises(UserError, match=r"gather=true: hint compares no sample with another.*Remove gather"):
+        GatheredHint()
