@@ -22,7 +22,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 from distillery.config.build import Parts, build
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.core.paths import CONFIGS
 from distillery.models.weights import save_weights
 from distillery.runs.run import make_trainer
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from distillery.config.loss_catalogue import FORMS, Loss, losses, markdown_row
-from distillery.config.names import FAMILIES
+from distillery.losses import FAMILIES
 
 PAGE = Path(__file__).parents[1] / "docs/losses.md"
 INTRODUCTION = """\

@@ -13,7 +13,8 @@ from IPython.display import Image, display
 from safetensors.torch import load_file
 
 from distillery.config.build import build
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.core.paths import CONFIGS
 from distillery.models.cnn import SmallCNN
 from distillery.results.report.write import write_report
 from distillery.runs.plan import show_plan

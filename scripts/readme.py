@@ -12,7 +12,8 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 
 from distillery.config import loss_catalogue
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.core.paths import CONFIGS
 from distillery.results.report.formats import NONE, percent, points, verdicts
 from distillery.results.report.table import BASELINE, TEACHER
 from distillery.results.report.write import markdown_table

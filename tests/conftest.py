@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.core.paths import CONFIGS
 from fixtures.command_line import Cli
 from fixtures.composing import Compose
 from fixtures.runs import train_teacher

@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from distillery.commands import evaluate, export, report, study, train
-from distillery.config.hydra_support import CONFIGS
+from distillery.core.paths import CONFIGS
 from distillery.models.cnn import SmallCNN
-from distillery.results.record import FILE, RunRecord
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord
 from fixtures.datasets import write_image_folder
 from fixtures.runs import sha256
 
@@ -105,7 +106,7 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def run_folder(below: Path) -> Path:
-    (found,) = below.rglob(FILE)
+    (found,) = below.rglob(RECORD)
     return found.parent
 
 

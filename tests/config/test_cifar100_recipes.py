@@ -6,9 +6,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from distillery.config.hydra_support import CONFIGS
 from distillery.config.instantiate import make_term
 from distillery.config.names import losses_of, teachers_of
+from distillery.core.paths import CONFIGS
 from distillery.data.images import TensorImages
 from distillery.data.raw import RawData, Split
 from distillery.data.vision import VisionData

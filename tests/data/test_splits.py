@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distillery.config.hydra_support import CONFIGS
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.data.sources.fashion_mnist import fashion_mnist
 from distillery.data.splits import SPLIT_SEED, class_quotas, read_index, stratified
 

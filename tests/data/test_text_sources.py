@@ -12,8 +12,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from distillery.config.hydra_support import CONFIGS
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.data.module import Common
 from distillery.data.raw import RawData, Split
 from distillery.data.sources import movie_reviews as reviews_source

@@ -10,9 +10,8 @@ from distillery.losses.attention.attention_ce import AttentionCE
 from distillery.losses.attention.attention_mse import AttentionMSE
 from distillery.losses.attention.tinybert_attention import TinyBERTAttention
 from distillery.losses.functional import attention_ce, attention_mse, tinybert_attention
-from distillery.losses.signals import Signals
+from distillery.losses.signals import Attention, Signals
 from distillery.losses.token_terms import AttentionTerm
-from distillery.models.taps.attention_recorder import Attention
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])

@@ -11,9 +11,8 @@ from distillery.core.errors import UserError
 from distillery.losses.attention.minilm import MiniLM
 from distillery.losses.attention.minilmv2 import MiniLMv2
 from distillery.losses.functional import minilm, minilmv2
-from distillery.losses.signals import Signals
+from distillery.losses.signals import Attention, Signals
 from distillery.losses.token_terms import AttentionTerm
-from distillery.models.taps.attention_recorder import Attention
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])

@@ -9,9 +9,8 @@ from distillery.core.errors import UserError
 from distillery.losses.attention.class_attention import ClassAttention
 from distillery.losses.attention.vit_attention import Distance, ViTAttention
 from distillery.losses.functional import class_attention, vit_attention
-from distillery.losses.signals import Signals
+from distillery.losses.signals import Attention, Signals
 from distillery.losses.token_terms import AttentionTerm
-from distillery.models.taps.attention_recorder import Attention
 from reference import token_attention as reference
 
 # (heads, tokens) of student and teacher, and the side of the grid on which they are compared

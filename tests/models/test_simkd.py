@@ -22,7 +22,7 @@ from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights
 from distillery.results.record import RunRecord
 from distillery.runs.run import train
-from distillery.runs.verify_run import prove
+from distillery.runs.verify_run import verify_run
 from distillery.tasks.classification import Classification
 from distillery.tasks.evaluate import evaluate
 from fixtures.runs import Died, Dies, config, sha256, train_student
@@ -88,7 +88,7 @@ def test_score_is_proved_from_the_folder_alone(run: Path, tmp_path: Path, teache
     there = (run / "config.yaml").read_text().replace(str(teacher), str(tmp_path / "gone"))
     (moved / "config.yaml").write_text(there)
     recorded = RunRecord.read(run).metrics["last"]["test_score"]
-    assert prove(moved).score == recorded
+    assert verify_run(moved).score == recorded
     data, _ = digits(run)
     adapter = OmegaConf.load(run / "config.yaml").student.input
     network = Network(student_of(run), ImageAdapter(list(adapter.mean), list(adapter.std)))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from distillery.commands import losses as losses_command
 from distillery.config.loss_catalogue import losses, markdown_row, markdown_table
-from distillery.config.names import FAMILIES
+from distillery.losses import FAMILIES
 from distillery.losses.term import Contract
 
 ROOT = Path(__file__).parents[2]

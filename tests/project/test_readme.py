@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from distillery.runs.stages.sequence import Programme
+from distillery.runs.stages.sequence import StageSequence
 from fixtures.datasets import write_fashion_mnist
 from fixtures.runs import config
 
@@ -41,9 +41,9 @@ def test_the_stages_are_what_is_said_of_them(teacher: Path, tmp_path: Path) -> N
     (block,) = re.findall(r"```yaml\n# distill-train (.*?) \+stages=.*?\n(stages:\n.*?)```", README, re.DOTALL)
     cfg = config(tmp_path / "run", *block[0].split(), f"teachers.main.weights='{teacher}'")
     cfg.stages = OmegaConf.create(block[1]).stages
-    programme = Programme(cfg)
-    programme.rehearse(show=False)
-    hint, assistant, student = programme.stages
+    sequence = StageSequence(cfg)
+    sequence.rehearse(show=False)
+    hint, assistant, student = sequence.stages
     assert (hint.cfg.task.weight, assistant.cfg.task.weight) == (0, cfg.task.weight)
     assert [*student.cfg.loss] == ["kd"]
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distillery.results.record import PREDICTIONS, RunRecord
+from distillery.results.layout import PREDICTIONS
+from distillery.results.record import RunRecord
 
 TEACHER = {
     "source": "teacher", "sha256": "t0", "score": 0.98,

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distillery.core.errors import UserError
-from distillery.core.files import draft, remove_drafts
-from distillery.runs.checkpoints import BEFORE, FOLDER, LAST, LastCheckpoint, WholeCheckpoints, last_checkpoint
+from distillery.core.files import atomic_write, remove_unfinished
+from distillery.results.layout import BEFORE_LAST, CHECKPOINTS, LAST
+from distillery.runs.checkpoints import LastCheckpoint, WholeCheckpoints, last_checkpoint
 from distillery.runs.run import make_trainer
 from distillery.training.callbacks.random_state import RandomState
 from fixtures.runs import STUDENT, config, train_student
@@ -25,7 +26,9 @@ class Killed(BaseException):
 
 
 def save(run: Path, step: int, name: str = LAST) -> None:
-    WholeCheckpoints().save_checkpoint({"global_step": step, "weights": torch.full((500,), step)}, run / FOLDER / name)
+    WholeCheckpoints().save_checkpoint(
+        {"global_step": step, "weights": torch.full((500,), step)}, run / CHECKPOINTS / name
+    )
 
 
 def step_of(path: Path | None) -> int | None:
@@ -53,15 +56,15 @@ def flip(path: Path, place: int) -> None:
 
 def test_the_one_before_the_last_is_kept(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    assert files(tmp_path / FOLDER) == {LAST}
+    assert files(tmp_path / CHECKPOINTS) == {LAST}
     save(tmp_path, 2)
     save(tmp_path, 3)
-    assert files(tmp_path / FOLDER) == {LAST, BEFORE}
-    assert step_of(tmp_path / FOLDER / LAST) == 3
-    assert step_of(tmp_path / FOLDER / BEFORE) == 2
+    assert files(tmp_path / CHECKPOINTS) == {LAST, BEFORE_LAST}
+    assert step_of(tmp_path / CHECKPOINTS / LAST) == 3
+    assert step_of(tmp_path / CHECKPOINTS / BEFORE_LAST) == 2
     save(tmp_path, 1, "best.ckpt")
     save(tmp_path, 2, "best.ckpt")
-    assert files(tmp_path / FOLDER) == {LAST, BEFORE, "best.ckpt"}
+    assert files(tmp_path / CHECKPOINTS) == {LAST, BEFORE_LAST, "best.ckpt"}
 
 
 @pytest.mark.parametrize("call", ["torch.save", "os.fsync", "os.replace", "second os.replace"])
@@ -88,8 +91,8 @@ def test_there_is_a_whole_one_whichever_call_is_the_last(
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process tidies nothing
         with pytest.raises(Killed):
             save(tmp_path, 3)
-    remove_drafts(tmp_path)
-    assert files(tmp_path / FOLDER) <= {LAST, BEFORE}
+    remove_unfinished(tmp_path)
+    assert files(tmp_path / CHECKPOINTS) <= {LAST, BEFORE_LAST}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert step_of(last_checkpoint(tmp_path)) == (3 if call.startswith("second") and done else 2)
@@ -97,9 +100,9 @@ def test_there_is_a_whole_one_whichever_call_is_the_last(
 
 def test_a_block_that_raises_leaves_the_former_file(tmp_path: Path) -> None:
     path = tmp_path / "there" / "file.txt"
-    with draft(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("old")
-    with suppress(Killed), draft(path) as unfinished:
+    with suppress(Killed), atomic_write(path) as unfinished:
         unfinished.write_text("ne")
         raise Killed
     assert path.read_text() == "old"
@@ -108,13 +111,13 @@ def test_a_block_that_raises_leaves_the_former_file(tmp_path: Path) -> None:
 
 def test_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    for name in (".run.json.17.draft", f"{FOLDER}/.{LAST}.17.draft"):
+    for name in (".run.json.17.draft", f"{CHECKPOINTS}/.{LAST}.17.draft"):
         (tmp_path / name).write_text("to")
     for kept in (".hidden", "draft"):
         (tmp_path / kept).write_text("mine")
-    remove_drafts(tmp_path)
-    assert files(tmp_path) == {FOLDER, ".hidden", "draft"}
-    assert files(tmp_path / FOLDER) == {LAST}
+    remove_unfinished(tmp_path)
+    assert files(tmp_path) == {CHECKPOINTS, ".hidden", "draft"}
+    assert files(tmp_path / CHECKPOINTS) == {LAST}
 
 
 def test_the_last_one_is_taken(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -137,8 +140,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_torn_one_is_told_and_the_one_before_is_taken(damage: str, tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    DAMAGES[damage](tmp_path / FOLDER / LAST)
-    size = (tmp_path / FOLDER / LAST).stat().st_size
+    DAMAGES[damage](tmp_path / CHECKPOINTS / LAST)
+    size = (tmp_path / CHECKPOINTS / LAST).stat().st_size
     with pytest.warns(
         UserWarning, match=rf"last\.ckpt is torn \({size} bytes, .+\); going on from last\.before\.ckpt, step 1\.$"
     ):
@@ -148,7 +151,7 @@ def test_a_torn_one_is_told_and_the_one_before_is_taken(damage: str, tmp_path: P
 def test_one_that_is_missing_is_told(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    (tmp_path / FOLDER / LAST).unlink()
+    (tmp_path / CHECKPOINTS / LAST).unlink()
     with pytest.warns(UserWarning, match=r"last\.ckpt is missing; going on from last\.before\.ckpt, step 1\.$"):
         assert step_of(last_checkpoint(tmp_path)) == 1
 
@@ -157,7 +160,7 @@ def test_one_that_is_missing_is_told(tmp_path: Path) -> None:
 def test_only_torn_ones_are_refused(before: bool, tmp_path: Path) -> None:
     for step in range(1 + before):
         save(tmp_path, step)
-    for path in (tmp_path / FOLDER).iterdir():
+    for path in (tmp_path / CHECKPOINTS).iterdir():
         truncate(path, 50)
     named = r"last\.ckpt is torn \(.+\)" + (r" and last\.before\.ckpt is torn \(.+\)" if before else "")
     with pytest.raises(UserError, match=rf"cannot be resumed: {named}\. Start it again"):
@@ -172,8 +175,11 @@ def test_none_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
 def test_a_run_writes_them_so_in_any_precision(precision: str, teacher: Path, tmp_path: Path) -> None:
     folder = train_student(tmp_path / "run", teacher, f"trainer.precision={precision}", "trainer.max_epochs=2").folder
-    assert files(folder / FOLDER) == {LAST, BEFORE, "best.ckpt"}
-    assert [torch.load(folder / FOLDER / name, weights_only=True)["epoch"] for name in (BEFORE, LAST)] == [0, 1]
+    assert files(folder / CHECKPOINTS) == {LAST, BEFORE_LAST, "best.ckpt"}
+    assert [torch.load(folder / CHECKPOINTS / name, weights_only=True)["epoch"] for name in (BEFORE_LAST, LAST)] == [
+        0,
+        1,
+    ]
 
 
 def test_the_last_one_knows_the_best_score_of_its_own_epoch(teacher: Path, tmp_path: Path) -> None:
@@ -185,7 +191,7 @@ def test_the_last_one_knows_the_best_score_of_its_own_epoch(teacher: Path, tmp_p
 
     folder = train_student(tmp_path / "run", teacher, callbacks=[Notes()]).folder
     assert scores[-1] > max(scores[:-1])
-    states = torch.load(folder / FOLDER / LAST, weights_only=True)["callbacks"]
+    states = torch.load(folder / CHECKPOINTS / LAST, weights_only=True)["callbacks"]
     (best,) = (state for key, state in states.items() if ModelCheckpoint.__name__ in key and state["monitor"])
     assert float(best["best_model_score"]) == scores[-1]
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from distillery.config.build import Parts, build
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.config.instantiate import make
 from distillery.config.names import teachers_of
+from distillery.core.paths import CONFIGS
 from distillery.data.sources import movie_reviews, wordnet
 from distillery.models.weights import save_weights
 from distillery.runs.run import train

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distillery.results.record import FILE, RunRecord
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord
 from fixtures.command_line import Cli
 from fixtures.runs import STUDENT
 
@@ -61,7 +62,7 @@ def test_a_plan_counts_the_steps_that_will_be_done(
 def test_a_sweep_leaves_a_readable_folder_a_job(cli: Cli, student: Sequence[str], tmp_path: Path) -> None:
     code, _ = cli("train", "-m", *student, "loss/response=kd,[kd,dkd]", "seed=0,1")
     assert code == 0
-    records = {path.parent: RunRecord.read(path.parent) for path in sorted(tmp_path.rglob(FILE))}
+    records = {path.parent: RunRecord.read(path.parent) for path in sorted(tmp_path.rglob(RECORD))}
     assert [folder.name for folder in records] == ["0_kd_seed0", "1_kd_seed1", "2_kd+dkd_seed0", "3_kd+dkd_seed1"]
     (sweep,) = {folder.parent for folder in records}
     for folder in (*records, sweep, sweep.parent):

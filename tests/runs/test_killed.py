@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distillery.runs.checkpoints import FOLDER
+from distillery.results.layout import CHECKPOINTS
 from fixtures.killed import TIME, Ended, Moment, Server, differences, drawn, killed, server
 from fixtures.runs import STUDENT, config
 
@@ -110,7 +110,7 @@ def test_the_moments_are_those_that_are_meant(trials: Trials) -> None:
     folder, (first, second) = trials.killed(Moment("checkpoint write", writes - 1))
     assert (first.code, second.code) == (-signal.SIGKILL, 0), second.said
     assert writes > 500
-    assert not list((folder / FOLDER).glob("*.draft"))
+    assert not list((folder / CHECKPOINTS).glob("*.draft"))
     assert {moment.place for moment in drawn(trials.whole, TURNS, 0)} == {*trials.whole.visits, TIME}
     assert len(trials.whole.visits) in (11, 13)  # two at the borders of stages
 

@@ -17,14 +17,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
+from distillery.core.process import is_main, processes
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord, config_hash
 from distillery.runs import ranks as module
-from distillery.runs.ranks import VARIABLES, is_main, processes, ranks
+from distillery.runs.ranks import VARIABLES, ranks
 from distillery.runs.run import train
-from distillery.runs.study import compare
+from distillery.runs.study import run_study
 from fixtures.runs import STUDENT, config, train_teacher
 from fixtures.two_ranks import Notes, alive
 
@@ -239,7 +241,7 @@ def test_a_study_runs_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         given = [f"out='{tmp_path / 'study'}'", "seeds=[0]", f"overrides={json.dumps(small)}"]
         cfg = compose("study", overrides=["study=digits_demo", *given])
         cfg.methods = {"kd": ["optim.optimizer.lr=0.02"]}
-        compare(cfg)
+        run_study(cfg)
     for run in ("teacher", "kd/seed0"):
         record = RunRecord.read(tmp_path / "study" / run)
         assert (record.status, record.error) == ("finished", None)

@@ -18,7 +18,7 @@ from distillery.commands.train_command import resumed
 from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.runs.run import train
-from distillery.runs.verify_run import prove
+from distillery.runs.verify_run import verify_run
 from fixtures.runs import STEPS, STUDENT, Died, Dies, Forgets, config, sha256
 
 # Losses with parameters of their own, augmentation, BatchNorm, a learning rate that falls: all of it is state.
@@ -90,7 +90,7 @@ def test_it_may_be_stopped_twice(prepared: Prepared, whole: Path) -> None:
     stopped(resumed(folder, []), 2 * STEPS + 2)
     train(resumed(folder, []))
     assert sha256(folder / "student.safetensors") == sha256(whole / "student.safetensors")
-    prove(folder)
+    verify_run(folder)
 
 
 @pytest.mark.parametrize("moves", [False, True])

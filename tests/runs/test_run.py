@@ -17,10 +17,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from distillery.config.hydra_support import CONFIGS
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.models.weights import load_weights, weights_hash
-from distillery.results.record import FILE, RunRecord, config_hash
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord, config_hash
 from distillery.runs.run import Result, train
 from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_student, train_teacher
 
@@ -91,7 +92,7 @@ def test_the_record_is_strict_json(finished: Result) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    content = json.loads((finished.folder / FILE).read_text(), parse_constant=refuse)
+    content = json.loads((finished.folder / RECORD).read_text(), parse_constant=refuse)
     assert content["version"] == 1
 
 

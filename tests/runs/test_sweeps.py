@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from distillery.commands import train_command
-from distillery.results.record import FILE, RunRecord
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord
 from distillery.training.distiller import Distiller
 from fixtures.command_line import Cli
 from fixtures.runs import STEPS, STUDENT
@@ -29,7 +30,7 @@ def jobs(teacher: Path) -> Sequence[str]:
 
 def statuses() -> dict[str, str]:
     """Of the sweep's records, by the job's folder."""
-    return {path.parent.name: RunRecord.read(path.parent).status for path in sorted(Path("sweep").rglob(FILE))}
+    return {path.parent.name: RunRecord.read(path.parent).status for path in sorted(Path("sweep").rglob(RECORD))}
 
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -149,7 +150,7 @@ def test_a_folder_of_another_job_stays_as_it_is(cli: Cli, jobs: Sequence[str]) -
     other, torn = Path("sweep/0_kd_seed0"), Path("sweep/1_kd_seed1")
     RunRecord("digits_demo", "kd", 0, "the hash of another config", status="finished").write(other)
     torn.mkdir()
-    (torn / FILE).write_text('{"version": 1,')
+    (torn / RECORD).write_text('{"version": 1,')
     before = contents(Path("sweep"))
     code, said = cli("train", *jobs, "seed=0,1")
     assert code == 1

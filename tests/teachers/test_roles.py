@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from distillery.commands.train_command import resumed
 from distillery.config.build import build
 from distillery.config.check import check
-from distillery.config.names import SELF
 from distillery.core.errors import UserError
-from distillery.losses.signals import Signals
+from distillery.core.roles import SELF
+from distillery.losses.signals import Attention, Signals
 from distillery.models.cnn import SmallCNN
-from distillery.models.taps.attention_recorder import Attention
 from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights
 from distillery.results.record import RunRecord
@@ -26,8 +25,8 @@ from distillery.results.report.collect import collect
 from distillery.results.report.write import write_report
 from distillery.runs.plan import network_table, term_table
 from distillery.runs.run import Result, train
-from distillery.runs.verify_run import prove
-from distillery.teachers.moving import EMATeacher
+from distillery.runs.verify_run import verify_run
+from distillery.teachers.ema import EMATeacher
 from fixtures.composing import Compose
 from fixtures.runs import Died, Dies, sha256
 
@@ -319,7 +318,7 @@ def test_the_record_tells_the_roles(compose_train: Compose) -> None:
         moving = {key for key in state if key.startswith("moving.main.net.")}
         assert bool(moving) is (role != "self")
         assert result.record.method == ("hint" if role == "self" else "kd")
-        prove(result.folder)
+        verify_run(result.folder)
 
 
 @pytest.mark.slow

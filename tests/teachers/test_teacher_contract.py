@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distillery.config.build import build
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.losses.signals import Signals
 from distillery.models.adapters import ImageAdapter
 from distillery.models.cnn import SmallCNN

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
+from distillery.core.process import world_size
 from distillery.data.sampler import SeededBatchSampler
 from distillery.losses.feature.hint import Hint
 from distillery.losses.functional import pkt, rkd
@@ -18,7 +19,7 @@ from distillery.losses.relation.correlation_congruence import CorrelationCongrue
 from distillery.losses.relation.rkd import RKD
 from distillery.losses.signals import Signals
 from distillery.tasks.classification import Classification
-from distillery.training.gathering import all_rows, world_size
+from distillery.training.gathering import all_rows
 from distillery.training.objective import Objective
 
 RANKS = 2

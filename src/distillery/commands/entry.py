@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from distillery.config.explain import explain, explain_null
-from distillery.config.hydra_support import BEFORE_1_4, CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import BEFORE_1_4, HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 
 # What `_target_` may name in a config: a list that Hydra 1.4 wants and 1.3 doesn't know. Add your own package.
 TARGETS = ("distillery.*", "torch.*", "torchvision.*", "lightning.pytorch.*", "timm.*", "torchmetrics.*")

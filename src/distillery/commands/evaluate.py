@@ -10,11 +10,11 @@ from distillery.core.errors import UserError
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
-    from distillery.runs.verify_run import prove
+    from distillery.runs.verify_run import verify_run
 
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("Which run? Name a run folder: distill-evaluate run=outputs/demo/kd/seed0")
-    prove(Path(str(cfg.run)), cfg.split)
+    verify_run(Path(str(cfg.run)), cfg.split)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distillery.config.names import FAMILIES
+from distillery.losses import FAMILIES
 
 if TYPE_CHECKING:
     from rich.table import Table

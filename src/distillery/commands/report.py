@@ -13,7 +13,7 @@ def main(cfg: DictConfig) -> None:
     """Writes report.md, report.csv and report.png, and prints the table."""
     from rich.console import Console
 
-    from distillery.results.report.files import report_files
+    from distillery.results.layout import report_files
     from distillery.results.report.write import terminal_table, write_report
 
     if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:

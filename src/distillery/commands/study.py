@@ -3,18 +3,18 @@
 from omegaconf import DictConfig
 
 from distillery.commands.entry import hydra_main
-from distillery.config.hydra_support import CONFIGS
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.paths import CONFIGS
 
 
 @hydra_main("study")
 def main(cfg: DictConfig) -> None:
-    from distillery.runs.study import compare
+    from distillery.runs.study import run_study
 
     if "methods" not in cfg:
         names = (path.stem for path in (CONFIGS / "study").glob("*.yaml"))
         raise UserError("Which study? distill-study study=<name>." + did_you_mean("", names))
-    compare(cfg)
+    run_study(cfg)
 
 
 if __name__ == "__main__":

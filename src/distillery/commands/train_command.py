@@ -15,12 +15,12 @@ from distillery.commands.entry import show, told
 from distillery.config.check import check
 from distillery.config.networks import run_config
 from distillery.core.errors import UserError
+from distillery.core.process import is_main
 from distillery.results.record import RunRecord
 from distillery.runs.checkpoints import moved
 from distillery.runs.job import Job
-from distillery.runs.ranks import is_main
 from distillery.runs.run import train
-from distillery.runs.stages.sequence import Programme
+from distillery.runs.stages.sequence import StageSequence
 from distillery.runs.sweep import note
 
 
@@ -38,7 +38,7 @@ def command(cfg: DictConfig) -> float | None:
             return sweep_job(Job(folder.name, folder, overrides, cfg))
         if cfg.plan:
             check(cfg, overrides)
-            Programme(cfg).rehearse(show=True)
+            StageSequence(cfg).rehearse(show=True)
             return None
         result = train(cfg, overrides)
         show_result(result.record, result.folder)

@@ -14,16 +14,17 @@ from torch import Tensor
 
 from distillery.config.check_task import check_task
 from distillery.config.instantiate import make, make_scheduled, make_term
-from distillery.config.names import FROZEN, SELF, losses_of, role_of, teachers_of
+from distillery.config.names import losses_of, teachers_of
 from distillery.config.networks import build_moving, build_student, build_teacher, complete, complete_teacher
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.core.errors import UserError
+from distillery.core.process import processes
+from distillery.core.roles import FROZEN, SELF, role_of
 from distillery.data.module import Data
 from distillery.models.taps.network import Network, probe
-from distillery.runs.ranks import processes
-from distillery.teachers.cache import Recall
+from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.moving import Peer
+from distillery.teachers.peer import Peer
 from distillery.training.distiller import Distiller, Optim
 from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.objective import Objective
@@ -119,7 +120,7 @@ def build(cfg: DictConfig, data: Data | None = None, former: Network | None = No
     refuse_unlogged(cfg.callbacks, schedules, validated=data.sizes["val"] > 0)
     for name, teacher in cfg.teachers.items():
         if teacher.get("cache"):
-            frozen[name].recall = _recall(frozen[name], teacher, data, str(cfg.trainer.precision))
+            frozen[name].cache = _cache_of(frozen[name], teacher, data, str(cfg.trainer.precision))
     if cfg.compile:
         torch.compiler.reset()  # a process compiles the code of a forward eight times, and a study makes many networks
         for network in networks:
@@ -132,14 +133,14 @@ def build(cfg: DictConfig, data: Data | None = None, former: Network | None = No
     return Parts(cfg, data, distiller, batch)
 
 
-def _recall(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> Recall:
+def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:
     if cfg.bn_mode == "train":
         raise UserError(
             f"teachers.{teacher.name}: with bn_mode=train its signals depend on the batch that an image is in, and "
             "cache=true keeps one for each image. Set one of the two back."
         )
     fingerprint = f"{teacher.fingerprint()} {cfg.input} {precision}"
-    return Recall(partial(teacher.compute, training=True), fingerprint, data)
+    return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
 
 
 def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:

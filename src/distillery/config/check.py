@@ -13,11 +13,12 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.check_roles import check_role
-from distillery.config.hydra_support import CONFIGS
-from distillery.config.names import EMA, FROZEN, NAME, SELF, SETTINGS, role_of, teachers_of
+from distillery.config.names import NAME, teachers_of
 from distillery.config.several_teachers import per_teacher
 from distillery.config.stages import stages_of
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.paths import CONFIGS
+from distillery.core.roles import EMA, FROZEN, SELF, SETTINGS, role_of
 from distillery.models.timm_names import check_timm
 from distillery.training.schedules import schedules_in
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distillery.config.names import EMA, FROZEN, PEER, SELF, SETTINGS, role_of
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.roles import EMA, FROZEN, PEER, SELF, SETTINGS, role_of
 
 WHY = {
     EMA: "An ema teacher is an average of the student, and starts as a copy of it",

@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distillery.config.names import NAME, PLACE
+from distillery.config.names import NAME
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.roles import PLACE
 
 KEYS = frozenset("epochs steps until teacher teachers student loss task train optim data easiest".split())
 SHARE = re.compile(r"\d+(\.\d+)?%")  # of the run's epochs

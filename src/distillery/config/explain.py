@@ -7,8 +7,9 @@ from difflib import get_close_matches
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION
+from distillery.config.hydra_support import HYDRA_VERSION
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.paths import CONFIGS
 
 
 def explain(error: Exception, config_name: str) -> str:

@@ -10,8 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[3] / "configs"
 # Hydra 1.3 wants a `version_base`, which 1.4 deprecates.
 BEFORE_1_4 = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
 HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import distillery.losses
-from distillery.config.hydra_support import CONFIGS
-from distillery.config.names import FAMILIES
+from distillery.core.paths import CONFIGS
+from distillery.losses import FAMILIES
 from distillery.losses.term import Contract, Term
 
 SETTING = re.compile(r"(?P<name>\w+):\s+(?P<default>.*?)(\s+#\s*(?P<comment>.*))?", re.DOTALL)

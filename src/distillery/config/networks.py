@@ -10,20 +10,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from distillery.config.hydra_support import CONFIGS
-from distillery.config.names import EMA, FROZEN, PEER, SETTINGS, role_of
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
+from distillery.core.roles import EMA, FROZEN, PEER, SETTINGS, role_of
 from distillery.data.module import Data
 from distillery.models.adapters import Adapter, ImageAdapter, TextAdapter
 from distillery.models.taps.network import Network
 from distillery.models.weights import SUFFIXES, load_weights
-from distillery.results.record import FILE, RunRecord
+from distillery.results.layout import CONFIG, RECORD, STUDENT
+from distillery.results.record import RunRecord
 from distillery.tasks.task import Task
+from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.moving import EMATeacher, Peer
+from distillery.teachers.peer import Peer
 
-CONFIG = "config.yaml"  # in a run folder: the resolved config
-EXPORT = "student.safetensors"  # in a run folder: the trained student's parameters and buffers
 TOKENIZER = "tokenizer"  # in `input`: what a network of texts has there, and one of images has not
 
 
@@ -201,7 +201,7 @@ def trained_config(folder: str, setting: str) -> DictConfig:
         UserError: it has not come to its end: what lies there may be a former run's.
     """
     cfg = run_config(folder, setting)
-    if (Path(folder) / FILE).is_file() and (status := RunRecord.read(Path(folder)).status) != "finished":
+    if (Path(folder) / RECORD).is_file() and (status := RunRecord.read(Path(folder)).status) != "finished":
         raise UserError(
             f"{setting}: the run in {folder!r} is {status}, not finished. distill-train resume={folder} goes on with "
             "it; or name another."
@@ -238,5 +238,5 @@ def _net(cfg: DictConfig | Mapping[str, Any], name: str) -> Any:
         ) from error
     if cfg["weights"] is not None:
         source = Path(cfg["weights"])
-        load_weights(net, source / EXPORT if source.is_dir() else source)
+        load_weights(net, source / STUDENT if source.is_dir() else source)
     return net

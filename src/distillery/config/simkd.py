@@ -7,10 +7,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
-from distillery.config.names import FROZEN, role_of
 from distillery.config.networks import adapter, build_teacher
 from distillery.core.errors import UserError
 from distillery.core.numerics import common_size
+from distillery.core.roles import FROZEN, role_of
 from distillery.models.simkd import SimKD
 from distillery.models.taps.network import Network
 from distillery.models.taps.pooled_map import pooled_map

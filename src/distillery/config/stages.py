@@ -13,9 +13,10 @@ from typing import Any, Self
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.check_stages import UNTIL, check_stages
-from distillery.config.names import FROZEN, PLACE, role_of, teachers_of
+from distillery.config.names import teachers_of
+from distillery.core.roles import FROZEN, PLACE, role_of
+from distillery.results.layout import STAGES
 
-FOLDER = "stages"  # in a run folder: the student of each finished stage, in a run folder of its own
 GENERATION = 10_007  # added to the seed for each earlier student of the same config: generations begin differently
 RUN_TEACHER: dict[str, Any] = {
     "net": None,
@@ -234,4 +235,4 @@ def _placed(node: Any, folder: Path) -> Any:
         return {key: _placed(value, folder) for key, value in node.items()}
     if isinstance(node, list):
         return [_placed(value, folder) for value in node]
-    return str(folder / FOLDER / node.removeprefix(PLACE)) if isinstance(node, str) and node.startswith(PLACE) else node
+    return str(folder / STAGES / node.removeprefix(PLACE)) if isinstance(node, str) and node.startswith(PLACE) else node

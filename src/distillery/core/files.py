@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SUFFIX = ".draft"
+SUFFIX = ".atomic_write"
 
 
 @contextmanager
-def draft(path: Path, former: Path | None = None) -> Iterator[Path]:
+def atomic_write(path: Path, former: Path | None = None) -> Iterator[Path]:
     """Within: the name of a file to write. At its end the file is on the disk, and then takes the place of `path`.
 
     A reader of `path` sees the former file or the new one. If the block raises, the former one stays. With `former` it
@@ -28,7 +28,7 @@ def draft(path: Path, former: Path | None = None) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def remove_drafts(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Those which processes that were killed have left anywhere in `folder`."""
     for unfinished in folder.rglob(f".*{SUFFIX}"):
         unfinished.unlink()

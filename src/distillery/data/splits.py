@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distillery.config.hydra_support import CONFIGS
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.core.random import permutation
 
 SPLIT_SEED = 0  # of every split which must not move with the run's seed

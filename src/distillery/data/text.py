@@ -17,8 +17,7 @@ from distillery.data.raw import RawData, Split
 from distillery.data.sampler import BatchKey
 from distillery.data.texts import Texts
 from distillery.data.tokenizers import load_tokenizer
-from distillery.data.tokens import CHUNK, Masking, Tokens, token_batch, tokenised
-from distillery.tasks.task import IGNORED
+from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch, tokenised
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from distillery.core.random import uniforms
 from distillery.data.sampler import BatchKey
-from distillery.tasks.task import IGNORED
 
+IGNORED = -100  # the target of a token that does not count, as in PyTorch's cross-entropy
 CHUNK = 1000  # texts that are tokenised at once
 
 

@@ -20,9 +20,11 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from distillery.models.taps.attention_recorder import Attention
+from distillery.core.numerics import at_least_float32, full_precision
+from distillery.losses.tokens import among
 
 INPUT = "input"
 ALIASES = {"head": "", "embedding": ":input", "head:weight": ":weight", "head:bias": ":bias"}  # what of the head
@@ -36,6 +38,41 @@ class Place(NamedTuple):
     path: str
     part: str | None
     item: int | None
+
+
+@dataclass
+class Attention:
+    """The operands of one layer's softmax, after rotary embedding and normalisation.
+
+    `query`, `key`, `value` are [B, H, L, D]; `mask` is boolean (True: may attend) or a number added to the scores,
+    and broadcasts to [B, H, L, L]; `scale` multiplies the scores. The model itself keeps its fused kernel.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+
+    def scores(self) -> Tensor:
+        """Query · key · scale, without the mask: [B, H, L, L] in at least float32."""
+        with full_precision(self.query):
+            return at_least_float32(self.query) @ at_least_float32(self.key).mT * self.scale
+
+    def masked_scores(self, tokens: Tensor | None = None) -> Tensor:
+        """`scores`, with the lowest finite number where a position may not be attended to (see `among`).
+
+        Where nothing may be attended to, the softmax is uniform.
+
+        Args:
+            tokens: [B, L], non-zero where a token counts: the others may not be attended to either.
+        """
+        scores = self.scores()
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            scores = scores.masked_fill(~self.mask, -torch.inf)
+        elif self.mask is not None:
+            scores = scores + self.mask
+        return among(scores, tokens)
 
 
 @dataclass

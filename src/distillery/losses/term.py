@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.losses.signals import Signals
-from distillery.models.taps.attention_recorder import Attention
+from distillery.losses.signals import Attention, Signals
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
 Needs = Literal["logits", "maps", "features", "vectors", "tokens", "attention"]

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.losses.alignment import align
 from distillery.losses.projectors import check_projector, make_projector
-from distillery.losses.signals import Signals
+from distillery.losses.signals import Attention, Signals
 from distillery.losses.term import Layers, Pair, Term
-from distillery.models.taps.attention_recorder import Attention
 
 
 class AttentionTerm(Term):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.core.files import draft
+from distillery.core.files import atomic_write
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 CONTAINERS = ("state_dict", "model", "student")
@@ -78,7 +78,7 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in net.state_dict().items()
     }
-    with draft(Path(path)) as unfinished:
+    with atomic_write(Path(path)) as unfinished:
         save_file(state, unfinished, metadata={"format": "pt"})
 
 

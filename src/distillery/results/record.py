@@ -10,12 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from distillery.config.names import FROZEN, role_of
 from distillery.core.errors import UserError
-from distillery.core.files import draft
-
-FILE = "run.json"
-PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
+from distillery.core.files import atomic_write
+from distillery.core.roles import FROZEN, role_of
+from distillery.results.layout import RECORD
 
 # What does not change what is computed: where things lie, what they are called, and how the run is watched.
 NOT_IDENTITY = frozenset({"paths", "hydra", "name", "method", "logger", "resume", "plan"})  # at the root of the config
@@ -87,7 +85,7 @@ class RunRecord:
     def write(self, folder: Path) -> None:
         """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half."""
         content = {"version": self.VERSION, **dataclasses.asdict(self)}
-        with draft(folder / FILE) as unfinished:
+        with atomic_write(folder / RECORD) as unfinished:
             unfinished.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -97,12 +95,12 @@ class RunRecord:
         Raises:
             UserError: no `run.json` there, a torn one, or one of another version.
         """
-        path = folder / FILE
+        path = folder / RECORD
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(
-                f"{folder} is not a run folder: it has no {FILE}. Name a folder that distill-train wrote."
+                f"{folder} is not a run folder: it has no {RECORD}. Name a folder that distill-train wrote."
             ) from None
         except ValueError as error:
             raise UserError(f"{path} is torn ({error}). Run that job again, or remove its folder.") from None

@@ -12,10 +12,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distillery.core.errors import UserError
-from distillery.core.files import draft
-
-FOLDER = "checkpoints"  # in a run folder
-LAST, BEFORE, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"
+from distillery.core.files import atomic_write
+from distillery.results.layout import BEFORE_LAST, CHECKPOINTS, LAST
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -27,8 +25,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        former = path.with_name(BEFORE) if path.name == LAST else None
-        with draft(path, former) as unfinished, unfinished.open("wb") as file:
+        former = path.with_name(BEFORE_LAST) if path.name == LAST else None
+        with atomic_write(path, former) as unfinished, unfinished.open("wb") as file:
             torch.save(checkpoint, file)
 
 
@@ -91,7 +89,7 @@ def last_checkpoint(run: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, and all are torn.
     """
-    found = [path for name in (LAST, BEFORE) if (path := run / FOLDER / name).is_file()]
+    found = [path for name in (LAST, BEFORE_LAST) if (path := run / CHECKPOINTS / name).is_file()]
     damages = {path: damage for path in found if (damage := _damage(path))}
     whole = next((path for path in found if path not in damages), None)
     said = " and ".join(f"{path.name} is torn ({damage})" for path, damage in damages.items())
@@ -101,7 +99,7 @@ def last_checkpoint(run: Path) -> Path | None:
             "from its first step, or put back a copy of a checkpoint."
         )
     if whole is None:
-        warnings.warn(f"{run} has no {FOLDER}/{LAST} yet: the run starts again from its beginning.", stacklevel=2)
+        warnings.warn(f"{run} has no {CHECKPOINTS}/{LAST} yet: the run starts again from its beginning.", stacklevel=2)
     elif whole.name != LAST:
         step = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         said = said or f"{LAST} is missing"

@@ -6,8 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from distillery.core.errors import UserError
-from distillery.results.record import FILE, RunRecord, config_hash
-from distillery.runs.ranks import is_main
+from distillery.core.process import is_main
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord, config_hash
 from distillery.runs.run import plain, train
 
 
@@ -25,7 +26,7 @@ class Job:
 
     def record(self) -> RunRecord | None:
         """What an earlier call left in the folder."""
-        return RunRecord.read(self.folder) if (self.folder / FILE).is_file() else None
+        return RunRecord.read(self.folder) if (self.folder / RECORD).is_file() else None
 
     def finished(self) -> RunRecord | None:
         """The record of this very job, where it has been run to its end."""

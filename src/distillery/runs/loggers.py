@@ -13,14 +13,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from distillery.config.networks import CONFIG, EXPORT
 from distillery.core.errors import UserError
-from distillery.results.record import FILE, PREDICTIONS, RunRecord
-from distillery.results.report.files import REPORT, report_files
-from distillery.runs.ranks import is_main
+from distillery.core.process import is_main
+from distillery.results.layout import CONFIG, PREDICTIONS, RECORD, REPORT, STUDENT, WANDB_ID, report_files
+from distillery.results.record import RunRecord
 
 WANDB = "wandb"  # its key under `logger`
-ID = "wandb_id.txt"  # in a run folder: which W&B run a resumed run goes on with
 
 
 @contextmanager
@@ -40,17 +38,17 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
     plain |= {"config_hash": record.config_hash, "data_fingerprint": record.data.get("fingerprint")}
     # Lightning keeps its loggers out of a fast_dev_run: an empty run would be all that W&B got
     configs = {} if cfg.trainer.fast_dev_run else _configs(cfg)
-    if cfg.resume and WANDB in configs and (folder / ID).is_file():
+    if cfg.resume and WANDB in configs and (folder / WANDB_ID).is_file():
         configs[WANDB] = configs[WANDB].copy()
         with open_dict(configs[WANDB]):
-            configs[WANDB].id = (folder / ID).read_text(encoding="utf-8").strip()
+            configs[WANDB].id = (folder / WANDB_ID).read_text(encoding="utf-8").strip()
     try:
         for key, config in configs.items():
             loggers.append(_opened(f"logger.{key}", config))
             loggers[-1].log_hyperparams(plain)
             if key == WANDB and is_main():
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / ID).write_text(f"{loggers[-1].version}\n", encoding="utf-8")
+                (folder / WANDB_ID).write_text(f"{loggers[-1].version}\n", encoding="utf-8")
         yield loggers or [DummyLogger()]  # LearningRateMonitor refuses to do without one
     finally:
         if is_main() and any(isinstance(logger, WandbLogger) for logger in loggers):
@@ -175,7 +173,7 @@ def _finish(record: RunRecord, folder: Path) -> None:
             }
         )
         if finished:
-            files = (EXPORT, CONFIG, FILE, PREDICTIONS)
+            files = (STUDENT, CONFIG, RECORD, PREDICTIONS)
             run.log_artifact(_artifact(f"{run.group}-{run.name}", "model", folder, files))
     finally:
         run.finish(exit_code=0 if finished else 1)

@@ -8,15 +8,15 @@ from rich.table import Table
 from torch import Tensor
 
 from distillery.config.build import Parts, updates
-from distillery.config.names import FROZEN, PEER
 from distillery.config.stages import Stage
+from distillery.core.roles import FROZEN, PEER
 from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.models.cost import count_flops, count_parameters
 from distillery.models.taps.network import Network, probe
 from distillery.results.report.formats import si
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.moving import Peer
+from distillery.teachers.peer import Peer
 from distillery.training.schedules import Latch, Progress
 
 
@@ -48,7 +48,7 @@ def data_table(parts: Parts) -> Table:
     return table
 
 
-def programme_row(stage: Stage, parts: Parts) -> list[str]:
+def stage_row(stage: Stage, parts: Parts) -> list[str]:
     """A stage in a line: its length, what teaches what by which losses, and the forward and backward FLOPs in all."""
     student, teachers = parts.distiller.student, parts.distiller.teachers
     _, total = updates(parts.data, parts.cfg.trainer)
@@ -70,8 +70,8 @@ def programme_row(stage: Stage, parts: Parts) -> list[str]:
     ]
 
 
-def programme_table(rows: Sequence[Sequence[str]]) -> Table:
-    """All stages, see `programme_row`."""
+def stage_table(rows: Sequence[Sequence[str]]) -> Table:
+    """All stages, see `stage_row`."""
     table = Table(title="Stages", title_justify="left")
     table.add_column("stage", overflow="fold")
     for heading in ("epochs", "steps", "teacher", "student", "trained"):
@@ -163,7 +163,7 @@ def _origin(student: DictConfig) -> str:
 def _source(teacher: Network) -> str:
     """Where its weights come from, and how much of it runs in training."""
     assert isinstance(teacher, Teacher | Peer)
-    if not isinstance(teacher, Teacher) or not teacher.stops or teacher.recall is not None:
+    if not isinstance(teacher, Teacher) or not teacher.stops or teacher.cache is not None:
         return teacher.source
     return f"{teacher.source}; in training " + (f"up to {teacher.stops_at}" if teacher.stops_at else "not run")
 

@@ -26,13 +26,13 @@ from lightning.fabric.plugins.environments.lsf import LSFEnvironment
 from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from distillery.core.errors import UserError
+from distillery.core.process import processes
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)  # those Lightning looks for
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 PARENT = "DISTILLERY_PARENT"  # process id of the rank that started this one
 GRACE = 5.0  # seconds
 
@@ -164,24 +164,6 @@ class SameJob(L.Callback):
                 f"Rank {trainer.global_rank} was started with another config than rank 0. Start every rank with the "
                 "same settings; a sweep (-m) starts the ranks of its jobs itself, without torchrun."
             )
-
-
-def is_main() -> bool:
-    """Whether this process is the job's first: the one that writes the run folder."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in NUMBERS)
-
-
-def processes(trainer: DictConfig) -> int:
-    """How many of them the job has on this machine: one for each of `trainer.devices`."""
-    devices = trainer.devices
-    if isinstance(devices, ListConfig):
-        return len(devices)
-    if devices in (None, "auto", -1, "-1"):
-        return max(1, torch.cuda.device_count()) if trainer.accelerator in ("gpu", "cuda", "auto") else 1
-    try:
-        return len(devices.strip(",").split(",")) if "," in str(devices) else int(devices)
-    except ValueError:
-        raise UserError(f"trainer.devices={devices}: give a number, a list of GPUs, or auto.") from None
 
 
 def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:

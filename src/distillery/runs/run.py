@@ -20,20 +20,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.build import Parts
 from distillery.config.check import check
-from distillery.config.hydra_support import CONFIGS
-from distillery.config.networks import EXPORT
-from distillery.config.stages import FOLDER as STAGES
 from distillery.core.errors import UserError
-from distillery.core.files import remove_drafts
+from distillery.core.files import remove_unfinished
+from distillery.core.paths import CONFIGS
+from distillery.core.process import is_main, processes
 from distillery.results.environment import environment, git_state
-from distillery.results.record import FILE, PREDICTIONS, RunRecord, config_hash
-from distillery.runs.checkpoints import FOLDER, LastCheckpoint, Resumption, WholeCheckpoints, last_checkpoint
+from distillery.results.layout import CHECKPOINTS, PREDICTIONS, RECORD, STUDENT
+from distillery.results.layout import STAGES as STAGES
+from distillery.results.record import RunRecord, config_hash
+from distillery.runs.checkpoints import LastCheckpoint, Resumption, WholeCheckpoints, last_checkpoint
 from distillery.runs.loggers import log_scores, tracked
 from distillery.runs.plan import show_plan
-from distillery.runs.ranks import SameJob, is_main, processes, ranks
-from distillery.runs.score_run import conclude
+from distillery.runs.ranks import SameJob, ranks
+from distillery.runs.score_run import score_run
 from distillery.runs.stages.progressive import Position, ProgressiveDistillation, StagedData
-from distillery.runs.stages.sequence import Programme, save_config
+from distillery.runs.stages.sequence import StageSequence, save_config
 from distillery.training.callbacks.balance import Balance
 from distillery.training.callbacks.follow_schedules import FollowSchedules
 from distillery.training.callbacks.random_state import RandomState
@@ -71,39 +72,39 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     checkpoint = last_checkpoint(folder) if cfg.resume else None
     position = Position.saved(checkpoint)
     with cpu_threads(cfg):
-        programme = Programme(cfg)
-        prepare(programme, position, show=cfg.trainer.enable_progress_bar and is_main())
-        whole = programme.config()
-        record = describe(programme, identity, overrides)
+        sequence = StageSequence(cfg)
+        prepare(sequence, position, show=cfg.trainer.enable_progress_bar and is_main())
+        whole = sequence.config()
+        record = describe(sequence, identity, overrides)
         if cfg.resume:
             record = continued(record, folder)
         with (
             Termination(folder) as termination,
             tracked(whole, record, folder) as loggers,
-            recorded(record, programme, folder) as failed,
-            ranks(programme.given, failed) as all_ranks,
+            recorded(record, sequence, folder) as failed,
+            ranks(sequence.given, failed) as all_ranks,
         ):
-            stages = ProgressiveDistillation(programme, position)
-            own = [*callbacks, SameJob(config_hash(plain(programme.given))), *objective_callbacks(cfg)]
+            stages = ProgressiveDistillation(sequence, position)
+            own = [*callbacks, SameJob(config_hash(plain(sequence.given))), *objective_callbacks(cfg)]
             own += [Timeline(record.timeline), Resumption(lambda: stages.ended), RandomState()]
-            trainer = make_trainer(whole, loggers, own, first=[termination, *([stages] if programme.several else [])])
-            data = StagedData(stages) if programme.several else programme.parts.data
-            trainer.fit(programme.parts.distiller, datamodule=data, ckpt_path=checkpoint)
+            trainer = make_trainer(whole, loggers, own, first=[termination, *([stages] if sequence.several else [])])
+            data = StagedData(stages) if sequence.several else sequence.parts.data
+            trainer.fit(sequence.parts.distiller, datamodule=data, ckpt_path=checkpoint)
             done = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-            if programme.several:
+            if sequence.several:
                 stages.refuse_unfinished(done)
-            programme.gather()
+            sequence.gather()
             all_ranks.join()  # the splits are scored by one process: each sample exactly once
             if is_main():
-                conclude(record, programme.parts, done, folder, programme.teachers(), programme.ensemble())
+                score_run(record, sequence.parts, done, folder, sequence.teachers(), sequence.ensemble())
                 log_scores(loggers, record, trainer.global_step)
                 record.status = "finished"
-    return Result(record, programme.parts, folder)
+    return Result(record, sequence.parts, folder)
 
 
 def refuse_overwriting(folder: Path, identity: str) -> None:
     """Refuse a new run in the folder of a finished one of another config: it would take its place."""
-    if not (folder / FILE).is_file():
+    if not (folder / RECORD).is_file():
         return
     before = RunRecord.read(folder)
     if before.status == "finished" and before.config_hash != identity:
@@ -118,17 +119,17 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def prepare(programme: Programme, position: Position, show: bool) -> None:
+def prepare(sequence: StageSequence, position: Position, show: bool) -> None:
     """Build the parts of the stage at the position; of a new run with stages all of them once, before the first.
 
     Args:
         show: print the plan.
     """
-    if programme.several and position == Position():
-        programme.rehearse(show)
-    programme.begin(position.place, position.students)
-    if show and not programme.several:
-        show_plan(programme.parts)
+    if sequence.several and position == Position():
+        sequence.rehearse(show)
+    sequence.begin(position.place, position.students)
+    if show and not sequence.several:
+        show_plan(sequence.parts)
 
 
 @contextmanager
@@ -145,9 +146,9 @@ def cpu_threads(cfg: DictConfig) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe(programme: Programme, identity: str, overrides: Sequence[str]) -> RunRecord:
+def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -> RunRecord:
     """What is known of a run before it starts."""
-    cfg, data = programme.parts.cfg, programme.data(-1)
+    cfg, data = sequence.parts.cfg, sequence.data(-1)
     return RunRecord(
         name=cfg.name,
         method=cfg.method,
@@ -161,11 +162,11 @@ def describe(programme: Programme, identity: str, overrides: Sequence[str]) -> R
             "fingerprint": data.fingerprint,
             "num_classes": len(data.classes),
             "classes": list(data.classes),
-            "score_name": programme.parts.distiller.task.score,
+            "score_name": sequence.parts.distiller.task.score,
             "remarks": list(data.remarks),
             **data.sizes,
         },
-        sources=programme.sources(),
+        sources=sequence.sources(),
     )
 
 
@@ -187,7 +188,7 @@ def continued(record: RunRecord, folder: Path) -> RunRecord:
 
 
 @contextmanager
-def recorded(record: RunRecord, programme: Programme, folder: Path) -> Iterator[Callable[[str], None]]:
+def recorded(record: RunRecord, sequence: StageSequence, folder: Path) -> Iterator[Callable[[str], None]]:
     """Keeps the run folder true: config and record from the first moment, the error if it ends in one.
 
     Within: a function that records the error of a run which is about to be ended without an exception.
@@ -205,13 +206,13 @@ def recorded(record: RunRecord, programme: Programme, folder: Path) -> Iterator[
         write()
 
     if is_main():
-        remove_drafts(folder)
-        if not programme.given.resume:
-            for name in (FOLDER, STAGES):
+        remove_unfinished(folder)
+        if not sequence.given.resume:
+            for name in (CHECKPOINTS, STAGES):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            for name in (EXPORT, PREDICTIONS):
+            for name in (STUDENT, PREDICTIONS):
                 (folder / name).unlink(missing_ok=True)
-        save_config(programme.config(), folder)
+        save_config(sequence.config(), folder)
         record.write(folder)  # after the config, without which a run cannot be resumed
     try:
         yield failed

@@ -12,22 +12,21 @@ import torch
 from torch import Tensor
 
 from distillery.config.build import Parts
-from distillery.config.names import PLACE, SELF, STAGE
-from distillery.config.networks import EXPORT
-from distillery.core.files import draft
+from distillery.core.files import atomic_write
+from distillery.core.roles import PLACE, SELF, STAGE
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights, weights_hash
-from distillery.results.record import PREDICTIONS, RunRecord
-from distillery.runs.checkpoints import BEST, FOLDER
+from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, STUDENT
+from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
-from distillery.teachers.cache import scored
+from distillery.teachers.cache import evaluated_once
 from distillery.teachers.ensemble import Ensemble
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.moving import Peer
+from distillery.teachers.peer import Peer
 
 
-def conclude(
+def score_run(
     record: RunRecord,
     parts: Parts,
     epoch: int,
@@ -49,7 +48,7 @@ def conclude(
     last, test = _scores(parts, student)
     record.metrics["last"] = {"epoch": epoch, **last}
     record.cost = _cost(student, parts.example)
-    save_weights(student.net, folder / EXPORT)
+    save_weights(student.net, folder / STUDENT)
     record.student_sha256 = weights_hash(student.net)
 
     predictions = {"index": test.index, "target": test.target, "student": test.predicted}
@@ -58,9 +57,9 @@ def conclude(
             record.teachers[name] = {"role": SELF}
             continue
         assert isinstance(teacher, Teacher | Peer)
-        recall = teacher.recall if isinstance(teacher, Teacher) else None
+        cache = teacher.cache if isinstance(teacher, Teacher) else None
         judge = partial(_evaluate, parts, teacher, data.test_dataloader())
-        found = scored(recall, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
+        found = evaluated_once(cache, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
         predictions[name] = found.predicted
         record.teachers[name] = {
             "role": STAGE if name.startswith(PLACE) else teacher.role,
@@ -71,13 +70,13 @@ def conclude(
             **_cost(teacher, parts.example),
         }
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
-    with draft(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
+    with atomic_write(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
 
     if ensemble is not None:
         record.metrics["ensemble"] = {"epoch": epoch, **_scores(parts, ensemble)[0]}
 
-    best = folder / FOLDER / BEST
+    best = folder / CHECKPOINTS / BEST
     if best.is_file():
         checkpoint = torch.load(best, weights_only=True, map_location=student.device)
         with _weights(student, checkpoint["state_dict"]):

@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from distillery.config.check import check
-from distillery.config.names import EMA, PEER, SELF
 from distillery.core.errors import UserError
-from distillery.results.record import FILE, RunRecord
-from distillery.results.report.files import report_files
+from distillery.core.roles import EMA, PEER, SELF
+from distillery.results.layout import RECORD, report_files
+from distillery.results.record import RunRecord
 from distillery.results.report.write import terminal_table, write_report
 from distillery.runs import loggers
 from distillery.runs.job import Job
@@ -19,7 +19,7 @@ from distillery.runs.run import train
 from distillery.runs.study_bar import StudyBar
 
 
-def compare(cfg: DictConfig) -> None:
+def run_study(cfg: DictConfig) -> None:
     """Run what is missing of the study and write `report.md`, `report.csv` and `report.png` into `cfg.out`.
 
     A student's run that fails, for whatever reason, is recorded as failed and shown in the report; the others go on.
@@ -86,7 +86,7 @@ def teacher_hash(teacher: Job, bar: StudyBar) -> str | None:
 
 def run(job: Job, bar: StudyBar) -> RunRecord:
     """Train it. What an earlier run left in the folder no longer counts, however this one ends."""
-    (job.folder / FILE).unlink(missing_ok=True)
+    (job.folder / RECORD).unlink(missing_ok=True)
     record = train(job.cfg, job.overrides, callbacks=[bar.follow(job.label)]).record
     bar.finished(job.label, record.metrics["last"]["val_score"])
     return record

@@ -6,17 +6,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich import print
 
-from distillery.config.networks import EXPORT, blank_student, run_config
+from distillery.config.networks import blank_student, run_config
 from distillery.core.errors import UserError, did_you_mean
 from distillery.models.taps.network import Network
 from distillery.models.weights import load_weights, read_weights, weights_hash
+from distillery.results.layout import STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
 
 SPLITS = ("test", "val")
 
 
-def prove(folder: Path, split: str = "test") -> Evaluation:
+def verify_run(folder: Path, split: str = "test") -> Evaluation:
     """Rebuild the student from `config.yaml` and `student.safetensors` and score it on a split of the run's data.
 
     Raises:
@@ -72,9 +73,9 @@ def student_of(folder: Path, cfg: DictConfig, record: RunRecord) -> Network:
     Raises:
         UserError: weights other than the run's.
     """
-    exported = read_weights(folder / EXPORT).values()
+    exported = read_weights(folder / STUDENT).values()
     student = blank_student(cfg.student, next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
-    load_weights(student.net, folder / EXPORT)
+    load_weights(student.net, folder / STUDENT)
     if weights_hash(student.net) != record.student_sha256:
-        raise UserError(f"{folder / EXPORT} does not hold the weights that the run exported: their hashes differ.")
+        raise UserError(f"{folder / STUDENT} does not hold the weights that the run exported: their hashes differ.")
     return student

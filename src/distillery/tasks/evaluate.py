@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distillery.models.taps.network import Network, evaluating
+from distillery.models.taps.network import evaluating
 from distillery.tasks.task import Task
-from distillery.teachers.ensemble import Ensemble
 
 
 @dataclass
@@ -22,9 +21,7 @@ class Evaluation:
     predicted: Tensor
 
 
-def evaluate(
-    network: Network | Ensemble, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None
-) -> Evaluation:
+def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None) -> Evaluation:
     """Score `network` in evaluation mode, where its parameters lie.
 
     Not under a Trainer: samples that a distributed loader repeats to fill a batch would be counted twice.

@@ -9,7 +9,6 @@ from torchmetrics import Metric
 from distillery.losses.signals import Signals
 
 Batch = Mapping[str, Tensor]
-IGNORED = -100  # the target of a token that does not count, as in PyTorch's cross-entropy
 
 
 class Labelled(Protocol):

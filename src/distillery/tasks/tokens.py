@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from distillery.core.errors import UserError
+from distillery.data.tokens import IGNORED
 from distillery.losses.signals import Signals
-from distillery.tasks.task import IGNORED, Batch
+from distillery.tasks.task import Batch
 
 
 def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.data.module import Data
-from distillery.losses.signals import Signals, is_parameter
-from distillery.models.taps.attention_recorder import Attention
+from distillery.losses.signals import Attention, Signals, is_parameter
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers.stored_signals import Stored, stored
 
@@ -31,8 +30,8 @@ class Held:
 _held = Held()  # of the last teacher and data: the runs of a study share them
 
 
-class Recall:
-    """`recall(batch)`: what a teacher gives for the training samples in it.
+class TeacherCache:
+    """`cache(batch)`: what a teacher gives for the training samples in it.
 
     The first call computes the signals of all training samples and keeps them in memory, for the later runs of this
     process with the same teacher and samples too: these compute only what none before them has asked for. Each
@@ -119,11 +118,11 @@ class Recall:
             )
 
 
-def scored(recall: Recall | None, name: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
+def evaluated_once(cache: TeacherCache | None, name: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
     """The result of `evaluate`; of a teacher that is cached it is called once for each `name`."""
-    if recall is None:
+    if cache is None:
         return evaluate()
-    known = recall.held().evaluations
+    known = cache.held().evaluations
     if name not in known:
         known[name] = evaluate()
     return known[name]

@@ -6,13 +6,13 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from distillery.config.names import FROZEN
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.roles import FROZEN
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.models.taps.network import Network
 from distillery.models.weights import weights_hash
-from distillery.teachers.cache import Recall
+from distillery.teachers.cache import TeacherCache
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BatchNormMode = Literal["eval", "train"]
@@ -53,7 +53,7 @@ class Teacher(Network):
         self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
-        self.recall: Recall | None = None  # of training samples, where they are cached
+        self.cache: TeacherCache | None = None  # of training samples, where they are cached
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
 
@@ -62,8 +62,8 @@ class Teacher(Network):
         return super().train(False)
 
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
-        if training and self.recall is not None:
-            return self.recall(batch)
+        if training and self.cache is not None:
+            return self.cache(batch)
         return self.compute(batch, training, stop=training and self.stops)
 
     def stop_early(self, batch: Mapping[str, Tensor]) -> None:

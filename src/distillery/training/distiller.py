@@ -8,11 +8,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from distillery.config.names import EMA, FROZEN, PEER
+from distillery.core.roles import EMA, FROZEN, PEER
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Task
+from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.moving import EMATeacher
 from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
 
@@ -56,10 +56,10 @@ class Distiller(L.LightningModule):
         self.val_score = task.metric(outputs)
         self.losses: Losses | None = None  # between a forward and its backward
         self.stage = ""  # the name of the stage that is trained; a run of one stage has none
-        self.began = 0  # at which update that stage did
-        self.grown: frozenset[str] = frozenset()  # the teachers that are students of earlier stages
+        self.stage_start_step = 0  # at which update that stage did
+        self.stage_teachers: frozenset[str] = frozenset()  # the teachers that are students of earlier stages
 
-    def become(self, other: "Distiller", losses: Set[str] | None) -> None:
+    def replace_parts(self, other: "Distiller", losses: Set[str] | None) -> None:
         """Take over the parts of `other`, which the next stage is to be trained with.
 
         Args:

@@ -15,11 +15,6 @@ from distillery.losses.term import Term
 Given = tuple[Signals, Signals, Mapping[str, Tensor]]
 
 
-def world_size() -> int:
-    """How many ranks train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def gathered(term: Term, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Given:
     """What the term is given, with the rows of all ranks: its layers, masks, labels and indices, and logits it reads.
 

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
+from distillery.core.process import world_size
 from distillery.losses.several import Several
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from distillery.tasks.task import Batch, Task
-from distillery.training.gathering import gathered, world_size
+from distillery.training.gathering import gathered
 from distillery.training.schedules import Progress, Schedule
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.losses.term import Term
@@ -13,7 +13,7 @@ from distillery.models.taps.layer_pairs import all_stages, attention_layers, aut
 from distillery.models.taps.network import Network
 from distillery.models.taps.pooled_map import pooled_map
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.moving import refuse_role
+from distillery.teachers.peer import Peer
 
 Stages = Callable[[Network], Mapping[str, torch.Size]]
 
@@ -99,3 +99,29 @@ def _found_layers(
             for ours, theirs in found.items()
         }
     return found
+
+
+def refuse_role(name: str, term: Term, teacher: nn.Module, student: Network) -> None:
+    """Refuse what a teacher of its role cannot teach.
+
+    Raises:
+        UserError: the student's logits are compared with themselves, or a peer with the student by their layers.
+    """
+    on_logits = term.contract.needs == "logits" and not term.student_taps
+    if teacher is student and on_logits and term.needs_logits:
+        raise UserError(
+            f"loss.{name}: its teacher {term.teacher!r} is the student itself, and this loss compares their logits, "
+            "which are the same: it is constant. Use a loss on layers, as loss/response=[deep_supervision], or "
+            "another teacher, as model/teacher=ema."
+        )
+    same = [tap for tap, other in term.taps.items() if tap == other]
+    if teacher is student and same and term.teacher_taps:
+        raise UserError(
+            f"loss.{name}.layers: its teacher {term.teacher!r} is the student itself, and {same[0]!r} would be "
+            "compared with itself. Pair an earlier layer with a later one: {earlier: later}, or auto."
+        )
+    if isinstance(teacher, Peer) and not on_logits:
+        raise UserError(
+            f"loss.{name} compares layers, and its teacher {term.teacher!r} is a peer: the two learn from each "
+            "other's logits only. Use a loss on logits, or a frozen teacher (model/teacher=run)."
+        )

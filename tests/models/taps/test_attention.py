@@ -14,8 +14,9 @@ from distillery.core.errors import UserError
 from distillery.losses.attention.minilmv2 import MiniLMv2
 from distillery.losses.attention.vit_attention import ViTAttention
 from distillery.losses.feature.hidden_mse import HiddenMSE
+from distillery.losses.signals import Attention
 from distillery.models.adapters import ImageAdapter
-from distillery.models.taps.attention_recorder import Attention, Recorders, attention_modules
+from distillery.models.taps.attention_recorder import Recorders, attention_modules
 from distillery.models.taps.layer_pairs import attention_layers
 from distillery.models.taps.network import Network
 from distillery.teachers.frozen import Teacher

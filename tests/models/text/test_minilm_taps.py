@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModel
 
 from distillery.losses.attention.minilmv2 import minilmv2
+from distillery.losses.signals import Attention
 from distillery.models.adapters import TextAdapter
-from distillery.models.taps.attention_recorder import Attention
 from distillery.models.taps.network import Network, probe
 from distillery.models.text.transformer import transformer
 

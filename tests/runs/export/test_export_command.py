@@ -27,7 +27,8 @@ from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.export import save_pretrained_folder
 from distillery.models.text.sentence_encoder import SentenceEncoder
 from distillery.models.weights import save_weights, weights_hash
-from distillery.results.record import FILE, PREDICTIONS, RunRecord
+from distillery.results.layout import PREDICTIONS, RECORD
+from distillery.results.record import RunRecord
 from distillery.runs.export.export import export as exported
 from distillery.runs.export.loading_snippet import loading_snippet
 from distillery.runs.export.model_card import model_card
@@ -324,4 +325,4 @@ def test_a_network_that_transformers_cannot_load(run: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"reads images: only transformers are exported.*model/teacher=run"):
         exported(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert (run / FILE).exists()
+    assert (run / RECORD).exists()

@@ -10,15 +10,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.commands.train_command import resumed
-from distillery.config.hydra_support import CONFIGS
 from distillery.config.networks import build_teacher
 from distillery.config.stages import RUN_TEACHER, stages_of
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.data.sources import movie_reviews
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord
 from distillery.runs.run import train
-from distillery.runs.stages.sequence import Programme
+from distillery.runs.stages.sequence import StageSequence
 from distillery.teachers.curriculum import confidences, easiest
 from distillery.training.distiller import Distiller
 from fixtures.runs import STUDENT, Died, Dies, config, sha256
@@ -123,11 +123,11 @@ def test_a_recipe_for_texts(recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_route_is_learnt_from_in_its_order(route: Path, tmp_path: Path) -> None:
-    programme = Programme(run_of("route", route, tmp_path / "run"))
+    sequence = StageSequence(run_of("route", route, tmp_path / "run"))
     taught = []
     for place in range(3):
-        programme.begin(place)
-        taught.append(programme.parts.distiller.frozen["main"].net.head.weight.clone())  # type: ignore[union-attr, operator]
+        sequence.begin(place)
+        taught.append(sequence.parts.distiller.frozen["main"].net.head.weight.clone())  # type: ignore[union-attr, operator]
     for weight, file in zip(taught, ("epoch4.ckpt", "epoch9.ckpt"), strict=False):
         state = torch.load(route / "checkpoints" / file, weights_only=True)["state_dict"]
         assert torch.equal(weight, state["student.net.head.weight"])
@@ -143,28 +143,28 @@ def test_the_easiest_of_each_class_come_first() -> None:
     assert easiest(confidence, targets, 0.01).tolist() == [1, 4]  # one of each at least
 
 
-def teacher_mean(programme: Programme) -> torch.Tensor:
-    return torch.tensor([*programme.parts.cfg.teachers.main.input.mean]).view(-1, 1, 1)
+def teacher_mean(sequence: StageSequence) -> torch.Tensor:
+    return torch.tensor([*sequence.parts.cfg.teachers.main.input.mean]).view(-1, 1, 1)
 
 
-def teacher_std(programme: Programme) -> torch.Tensor:
-    return torch.tensor([*programme.parts.cfg.teachers.main.input.std]).view(-1, 1, 1)
+def teacher_std(sequence: StageSequence) -> torch.Tensor:
+    return torch.tensor([*sequence.parts.cfg.teachers.main.input.std]).view(-1, 1, 1)
 
 
 def test_a_curriculum_is_that_of_the_teachers_confidence(route: Path, tmp_path: Path) -> None:
-    programme = Programme(run_of("curriculum", route, tmp_path / "run"))
-    programme.begin()
-    teacher = programme.parts.distiller.frozen["main"].net.eval()
-    assert programme.data(2).sizes["train"] == 100
+    sequence = StageSequence(run_of("curriculum", route, tmp_path / "run"))
+    sequence.begin()
+    teacher = sequence.parts.distiller.frozen["main"].net.eval()
+    assert sequence.data(2).sizes["train"] == 100
     index, target, confidence = [], [], []
-    for batch in programme.data(2).train_dataloader():  # digits are neither resized nor, here, augmented
+    for batch in sequence.data(2).train_dataloader():  # digits are neither resized nor, here, augmented
         with torch.no_grad():
-            probability = teacher((batch["image"] - teacher_mean(programme)) / teacher_std(programme)).softmax(-1)
+            probability = teacher((batch["image"] - teacher_mean(sequence)) / teacher_std(sequence)).softmax(-1)
         index += batch["index"].tolist()
         target += batch["target"].tolist()
         confidence += [row[label].item() for row, label in zip(probability, batch["target"].tolist(), strict=True)]
     for place, share in ((0, 0.34), (1, 0.67)):
-        chosen = programme.data(place).splits["train"].indices.tolist()
+        chosen = sequence.data(place).splits["train"].indices.tolist()
         for label in range(10):
             own = sorted((-c, i) for c, i, t in zip(confidence, index, target, strict=True) if t == label)
             wanted = {i for _, i in own[: round(share * len(own))]}
@@ -179,8 +179,8 @@ def test_a_curriculum_asks_its_teacher_once(route: Path, tmp_path: Path, monkeyp
         return confidences(*args)
 
     monkeypatch.setattr("distillery.runs.stages.sequence.confidences", noted)
-    programme = Programme(run_of("curriculum", route, tmp_path / "run"))
-    assert [programme.data(place).sizes["train"] for place in (0, 1, 2)] == [30, 70, 100]  # of ten of each class
+    sequence = StageSequence(run_of("curriculum", route, tmp_path / "run"))
+    assert [sequence.data(place).sizes["train"] for place in (0, 1, 2)] == [30, 70, 100]  # of ten of each class
     assert len(asked) == 1
 
 

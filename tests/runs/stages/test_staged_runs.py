@@ -13,15 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from distillery.commands.train_command import resumed
-from distillery.config.names import STAGE
 from distillery.core.errors import UserError
+from distillery.core.roles import STAGE
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord
 from distillery.results.report.collect import collect
 from distillery.runs.plan import programme_row
 from distillery.runs.run import train
-from distillery.runs.stages.sequence import Programme
-from distillery.runs.verify_run import prove
+from distillery.runs.stages.sequence import StageSequence
+from distillery.runs.verify_run import verify_run
 from distillery.training.distiller import Distiller
 from fixtures.killed import differences
 from fixtures.runs import STEPS, STUDENT, Died, Dies, config, sha256
@@ -92,7 +92,7 @@ def test_one_fit_leaves_each_stages_student_and_a_record_of_all(whole: Path, tea
         assert {"student", "main", "stage:assistant"} <= {*predictions}
     (run,) = collect([whole])
     assert run.agreement is not None  # with the teacher, not with the assistant
-    prove(whole)
+    verify_run(whole)
 
 
 def test_the_first_stage_is_what_a_run_of_its_own_is(whole: Path, teacher: Path, tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_projectors_go_on_with_a_student_that_goes_on(staged: Staged) -> None:
 
 def test_a_length_in_steps_is_that_of_all_processes_before_they_run(staged: Staged) -> None:
     one = ("{a: {steps: 22}}", "data.train_size=102")  # two samples are left, enough for one process, not for two
-    assert Programme(staged(*one)).epochs(0) == 2
-    assert Programme(staged(*one, "trainer.devices=2")).epochs(0) == 3
+    assert StageSequence(staged(*one)).epochs(0) == 2
+    assert StageSequence(staged(*one, "trainer.devices=2")).epochs(0) == 3
 
 
 def test_a_projector_between_other_layers_is_another(staged: Staged) -> None:
@@ -297,7 +297,9 @@ def test_what_cannot_work_is_refused_before_the_first_stage(
 
 
 def test_the_plan_shows_every_stage(staged: Staged, capsys: pytest.CaptureFixture[str]) -> None:
-    Programme(staged("{first: {epochs: 2}, second: {steps: 15, student: {net: {widths: [9]}}}}")).rehearse(show=True)
+    StageSequence(staged("{first: {epochs: 2}, second: {steps: 15, student: {net: {widths: [9]}}}}")).rehearse(
+        show=True
+    )
     said = capsys.readouterr().out
     assert "Stage 1: first" in said
     assert "Stage 2: second" in said
@@ -305,15 +307,15 @@ def test_the_plan_shows_every_stage(staged: Staged, capsys: pytest.CaptureFixtur
 
 
 def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
-    programme = Programme(staged("{only: {epochs: 3, loss: {kd: {}}}}"))
-    programme.begin()
-    row = programme_row(programme.stage, programme.parts)
+    sequence = StageSequence(staged("{only: {epochs: 3, loss: {kd: {}}}}"))
+    sequence.begin()
+    row = programme_row(sequence.stage, sequence.parts)
     assert row[:3] == ["only", "3", "30"]
     # SmallCNN on 8×8 digits: 3×3 convolutions of 1→16 at 8×8 and 16→32 at 4×4, and a head 32→10
     student = 2 * (64 * 16 * 9 + 16 * 32 * 16 * 9 + 32 * 10)
     teacher = 2 * (64 * 32 * 9 + 16 * 64 * 32 * 9 + 4 * 64 * 64 * 9 + 64 * 10)
     assert row[-1] == f"{100 * 3 * (3 * student + teacher) / 1e6:.0f}M"
-    peers = Programme(staged("{only: {epochs: 3, until: {}, loss: {kd: {}}}}", "model/teacher=peer"))
+    peers = StageSequence(staged("{only: {epochs: 3, until: {}, loss: {kd: {}}}}", "model/teacher=peer"))
     peers.begin()
     row = programme_row(peers.stage, peers.parts)
     assert row[-1] == f"{100 * 3 * (3 * student + 3 * student) / 1e6:.0f}M"
@@ -388,15 +390,15 @@ def test_another_teacher_from_outside_is_refused(staged: Staged, teacher: Path, 
 
 
 def test_an_average_of_a_student_that_goes_on_records_nothing_into_it(staged: Staged) -> None:
-    programme = Programme(
+    sequence = StageSequence(
         staged(
             "{a: {epochs: 1, loss: {hint: {layers: {stages.1: stages.1}}}}, b: {epochs: 1, loss: {kd: {}}, teachers:"
             " {average: {role: ema, decay: 0.9}}}}",
             "loss/feature=[hint]",
         )
     )
-    programme.begin(1)
-    average = programme.parts.distiller.teachers["average"]
+    sequence.begin(1)
+    average = sequence.parts.distiller.teachers["average"]
     assert not [module for module in average.net.modules() if module._forward_hooks]
 
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import lightning as L
 import pytest
 
-from distillery.results.record import FILE, RunRecord
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord
 from distillery.runs.ranks import NUMBERS
 from distillery.runs.run import train
 from distillery.training.callbacks.termination import Termination
@@ -245,7 +246,7 @@ def test_a_terminated_study_does_not_go_on_with_the_next_run(tmp_path: Path) -> 
     assert code == EXIT_CODE
     assert "Traceback" not in output + errors
     assert errors == f"Stopped by SIGTERM: {out}/baseline/seed0\n"
-    records = {path.parent.relative_to(out).as_posix(): RunRecord.read(path.parent) for path in out.rglob(FILE)}
+    records = {path.parent.relative_to(out).as_posix(): RunRecord.read(path.parent) for path in out.rglob(RECORD)}
     statuses = {run: record.status for run, record in records.items()}
     assert statuses == {"teacher": "finished", "baseline/seed0": "failed"}
     assert str(records["baseline/seed0"].error).startswith("InterruptedError: SIGTERM from outside: ")

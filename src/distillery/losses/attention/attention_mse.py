@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, at_least_float32, require_same_shape
+from distillery.losses.signals import Attention
 from distillery.losses.term import Contract
 from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import mean_where
-from distillery.models.taps.attention_recorder import Attention
 
 
 def attention_mse(

@@ -5,10 +5,10 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction
 from distillery.losses.patches import among_patches, common_heads, grid_of, require_patches
+from distillery.losses.signals import Attention
 from distillery.losses.term import Contract, Pair
 from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import divergence, mean_where
-from distillery.models.taps.attention_recorder import Attention
 
 
 def class_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: Reduction = "mean") -> Tensor:

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, require_same_shape
+from distillery.losses.signals import Attention
 from distillery.losses.term import Contract
 from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import among, divergence, mean_where
-from distillery.models.taps.attention_recorder import Attention
 
 
 def minilm(

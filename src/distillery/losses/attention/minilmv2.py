@@ -7,10 +7,10 @@ from torch import Tensor
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows
+from distillery.losses.signals import Attention
 from distillery.losses.term import Contract, Layers, Pair
 from distillery.losses.token_terms import AttentionTerm, require_same_length
 from distillery.losses.tokens import among, divergence, mean_where
-from distillery.models.taps.attention_recorder import Attention
 
 RELATIONS = ("qq", "kk", "vv", "qk", "kq", "qv", "vq", "kv", "vk")
 PARTS = {"q": 0, "k": 1, "v": 2}

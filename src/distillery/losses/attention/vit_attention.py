@@ -8,10 +8,10 @@ from torch import Tensor
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction
 from distillery.losses.patches import among_patches, common_heads, grid_of, of_patches, require_patches
+from distillery.losses.signals import Attention
 from distillery.losses.term import Contract, Layers, Pair
 from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import divergence, mean_where
-from distillery.models.taps.attention_recorder import Attention
 
 Distance = Literal["kl", "mse"]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, TAP, Place, Signals
+from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, TAP, Attention, Place, Signals
 from distillery.models.adapters import Adapter
-from distillery.models.taps.attention_recorder import MEND, Attention, Recorders, attention_modules
+from distillery.models.taps.attention_recorder import MEND, Recorders, attention_modules
 
 SECOND_HEAD = "head_dist"  # what timm calls the head that learns from the teacher
 Dropout = nn.modules.dropout._DropoutNd

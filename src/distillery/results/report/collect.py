@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillery.core.errors import UserError
-from distillery.results.record import FILE, PREDICTIONS, RunRecord
+from distillery.results.layout import PREDICTIONS, RECORD
+from distillery.results.record import RunRecord
 from distillery.results.report.fidelity import top1_agreement
 
 Predictions = Mapping[str, NDArray[Any]]
@@ -56,8 +57,8 @@ def collect(folders: Iterable[Path]) -> list[Run]:
 def _records(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder. Name run folders or one above them: runs=[outputs/demo]")
-    if not (records := sorted(folder.rglob(FILE))):
-        raise UserError(f"There is no run in {folder}: no {FILE} in it or below. Name another folder.")
+    if not (records := sorted(folder.rglob(RECORD))):
+        raise UserError(f"There is no run in {folder}: no {RECORD} in it or below. Name another folder.")
     return records
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from distillery.results.layout import TIMELINE
 from distillery.results.report.collect import Run, collect
-from distillery.results.report.files import TIMELINE
 from distillery.results.report.formats import best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.report.plot import plot
 from distillery.results.report.plot_timeline import MOST, plot_timeline

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from distillery.config.loss_catalogue import Loss
 from distillery.config.names import losses_of
 from distillery.models.text.sentence_encoder import pretrained_model
+from distillery.results.layout import BALANCE as BALANCE
 from distillery.results.record import RunRecord
 from distillery.results.report.formats import NONE, percent, si
 from distillery.runs.export.loading_snippet import PIPELINES, loading_snippet
-from distillery.training.callbacks.balance import FILE as BALANCE
 
 MADE_BY = "Written by `distill-export`"
 TAGS = "tags:\n- knowledge-distillation\n"

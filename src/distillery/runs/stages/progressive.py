@@ -12,7 +12,7 @@ from rich.console import Console
 
 from distillery.core.errors import UserError
 from distillery.data.module import Data
-from distillery.runs.stages.sequence import Programme
+from distillery.runs.stages.sequence import StageSequence
 from distillery.training.distiller import Distiller
 
 
@@ -44,7 +44,7 @@ class Position:
 
 
 class ProgressiveDistillation(L.Callback):
-    """Trains the stages of a programme one after the other, in one fit.
+    """Trains the stages of a sequence one after the other, in one fit.
 
     A stage ends with an epoch; before the next one the student of the stage is written to the run folder, the parts
     of the next stage take its place, and the strategy is set up anew: it wraps what is trained now, and makes new
@@ -52,14 +52,14 @@ class ProgressiveDistillation(L.Callback):
     `on_stage_end(trainer, module)` hear of a stage's end, those with `on_stage_start` of the next one's beginning.
 
     Args:
-        programme: begun at the position.
+        sequence: begun at the position.
         position: where the fit starts.
     """
 
-    def __init__(self, programme: Programme, position: Position) -> None:
-        self.programme = programme
+    def __init__(self, sequence: StageSequence, position: Position) -> None:
+        self.sequence = sequence
         self.position = position
-        self.ended = not programme.several  # whether what stops the fit ends the run
+        self.ended = not sequence.several  # whether what stops the fit ends the run
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         assert isinstance(module, Distiller)
@@ -67,8 +67,8 @@ class ProgressiveDistillation(L.Callback):
 
     def data(self, epoch: int) -> Data:
         """What the epoch with this number, from 0 on, is trained on."""
-        last = len(self.programme.stages) - 1
-        return self.programme.data(min(last, self.programme.place + self._is_over(epoch)))
+        last = len(self.sequence.stages) - 1
+        return self.sequence.data(min(last, self.sequence.place + self._is_over(epoch)))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.on_train_epoch_start(trainer, module)  # which a fit that resumes in mid-epoch does not call
@@ -79,12 +79,12 @@ class ProgressiveDistillation(L.Callback):
             self._enter_next(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        until = self.programme.stage.until
+        until = self.sequence.stage.until
         if until is None or trainer.sanity_checking:
             return
         if until.metric not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
-            raise UserError(f"stages.{self.programme.stage.name}.until.metric={until.metric}: there are {known}.")
+            raise UserError(f"stages.{self.sequence.stage.name}.until.metric={until.metric}: there are {known}.")
         value = float(trainer.callback_metrics[until.metric])
         better = not math.isnan(value) and until.better(value, self.position.best)
         self.position.best = value if better else self.position.best
@@ -92,7 +92,7 @@ class ProgressiveDistillation(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics({"stage": self.programme.place}, step=trainer.global_step)
+            logger.log_metrics({"stage": self.sequence.place}, step=trainer.global_step)
         if self._is_last and self._is_over(trainer.current_epoch + 1):
             self.ended = trainer.should_stop = True
 
@@ -102,12 +102,12 @@ class ProgressiveDistillation(L.Callback):
         Raises:
             UserError: the student is not the one that the run was to end with.
         """
-        stages, place = self.programme.stages, self.programme.place
+        stages, place = self.sequence.stages, self.sequence.place
         if not self._is_last or not self._is_over(epochs):
             raise UserError(
                 f"The training was stopped in stage {stages[place].name!r}, {place + 1} of {len(stages)}, after "
                 f"{epochs} epochs in all, by trainer.max_time or a callback. The student of the whole run is not there "
-                f"yet; resume={self.programme.folder} goes on."
+                f"yet; resume={self.sequence.folder} goes on."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,27 +122,27 @@ class ProgressiveDistillation(L.Callback):
 
     @property
     def _is_last(self) -> bool:
-        return self.programme.place == len(self.programme.stages) - 1
+        return self.sequence.place == len(self.sequence.stages) - 1
 
     def _is_over(self, epoch: int) -> bool:
         """Whether the stage has ended when so many epochs of the run are done."""
-        until = self.programme.stage.until
+        until = self.sequence.stage.until
         done = epoch - self.position.epoch
-        return done >= self.programme.epochs(self.programme.place) or (
+        return done >= self.sequence.epochs(self.sequence.place) or (
             until is not None and self.position.waited >= until.patience
         )
 
     def _tell(self, module: Distiller) -> None:
-        module.stage, module.began = self.programme.stage.name, self.position.step
-        module.grown = frozenset(self.programme.own_teachers())
+        module.stage, module.stage_start_step = self.sequence.stage.name, self.position.step
+        module.stage_teachers = frozenset(self.sequence.own_teachers())
 
     def _enter_next(self, trainer: L.Trainer, module: Distiller) -> None:
         _call("on_stage_end", trainer, module)
-        losses = self.programme.advance(trainer.is_global_zero, lambda: trainer.strategy.barrier("stage"))
+        losses = self.sequence.advance(trainer.is_global_zero, lambda: trainer.strategy.barrier("stage"))
         self.position = Position(
-            self.programme.place, trainer.current_epoch, trainer.global_step, students=self.programme.students
+            self.sequence.place, trainer.current_epoch, trainer.global_step, students=self.sequence.students
         )
-        module.become(self.programme.parts.distiller, losses)
+        module.replace_parts(self.sequence.parts.distiller, losses)
         self._tell(module)
         trainer.strategy.connect(module)  # without what it had wrapped around
         module.configure_model()
@@ -153,8 +153,8 @@ class ProgressiveDistillation(L.Callback):
                 _begin_anew(checkpoint, trainer)
         _call("on_stage_start", trainer, module)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
-            name, count = self.programme.stage.name, len(self.programme.stages)
-            Console().print(f"Stage {self.programme.place + 1} of {count}: {name}", highlight=False)
+            name, count = self.sequence.stage.name, len(self.sequence.stages)
+            Console().print(f"Stage {self.sequence.place + 1} of {count}: {name}", highlight=False)
 
 
 class StagedData(L.LightningDataModule):

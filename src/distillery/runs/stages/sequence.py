@@ -14,16 +14,18 @@ from torch import Tensor, nn
 
 from distillery.config.build import Parts, build, build_data, updates
 from distillery.config.instantiate import make_scheduled
-from distillery.config.names import FROZEN, PLACE, role_of, teachers_of
-from distillery.config.networks import CONFIG, EXPORT, blank_student, build_teacher, complete_teacher
-from distillery.config.stages import FOLDER, RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
+from distillery.config.names import teachers_of
+from distillery.config.networks import blank_student, build_teacher, complete_teacher
+from distillery.config.stages import RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
 from distillery.core.errors import UserError
-from distillery.core.files import draft
+from distillery.core.files import atomic_write
+from distillery.core.roles import FROZEN, PLACE, role_of
 from distillery.data.module import Data
 from distillery.losses.term import Term
 from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights
-from distillery.runs.plan import programme_row, programme_table, show_plan
+from distillery.results.layout import CONFIG, STAGES, STUDENT
+from distillery.runs.plan import show_plan, stage_row, stage_table
 from distillery.teachers.curriculum import confidences, easiest
 from distillery.teachers.ensemble import Ensemble, refuse_task
 from distillery.training.freezing import freeze_rest, thaw
@@ -31,7 +33,7 @@ from distillery.training.fsdp import is_sharded, whole_state
 from distillery.training.logged_metrics import refuse_unlogged
 
 
-class Programme:
+class StageSequence:
     """The stages of a run and the parts of the one that is trained now. A run without stages has a single one.
 
     Args:
@@ -127,7 +129,7 @@ class Programme:
         for name, known in self.students.items():
             if self._left(name) != known:
                 raise UserError(
-                    f"{self.folder / FOLDER / name} does not hold the student that stage {name!r} has left: their "
+                    f"{self.folder / STAGES / name} does not hold the student that stage {name!r} has left: their "
                     "hashes differ. Put back that file, or start the run again without resume."
                 )
         first = max(number for number in range(place + 1) if self.stages[number].fresh)
@@ -153,11 +155,11 @@ class Programme:
                 former = parts.distiller.student
                 if show:
                     show_plan(parts, f"Stage {number + 1}: {stage.name}" if self.several else "")
-                    rows.append(programme_row(stage, parts))
+                    rows.append(stage_row(stage, parts))
                 if number + 1 < len(self.stages):  # no stage comes after the last, to learn from it
                     leave(parts, stage.name, Path(folder))
         if show and self.several:
-            Console().print(programme_table(rows))
+            Console().print(stage_table(rows))
 
     def advance(self, is_main: bool, wait: Callable[[], None]) -> set[str] | None:
         """Leave the student of this stage to later ones, and build the next.
@@ -182,7 +184,7 @@ class Programme:
 
     def _left(self, name: str) -> str:
         """SHA-256 of the file with the student that a stage has left."""
-        path = self.folder / FOLDER / name / EXPORT
+        path = self.folder / STAGES / name / STUDENT
         if not path.is_file():
             raise UserError(f"There is no {path}, which stage {name!r} has left. Put it back, or start the run again.")
         with path.open("rb") as file:
@@ -229,7 +231,7 @@ class Programme:
         task, student = self.parts.distiller.task, self.parts.distiller.student
         found: list[Network] = []
         for name in self.given.ensemble or ():
-            cfg = OmegaConf.create({**RUN_TEACHER, "weights": str(self.folder / FOLDER / name)})
+            cfg = OmegaConf.create({**RUN_TEACHER, "weights": str(self.folder / STAGES / name)})
             whole = complete_teacher(cfg, self.parts.data, task, name, self.parts.cfg.student)
             found.append(build_teacher(whole, name).to(student.device))
         return Ensemble([*found, student]) if found else None
@@ -278,15 +280,15 @@ def _compared(parts: Parts, term: nn.Module) -> dict[str, Any]:
 
 def leave(parts: Parts, name: str, folder: Path) -> None:
     """Write the student of a stage as a run folder, from which a network is rebuilt."""
-    own = folder / FOLDER / name
+    own = folder / STAGES / name
     own.mkdir(parents=True, exist_ok=True)
     save_config(parts.cfg, own)
-    save_weights(parts.distiller.student.net, own / EXPORT)
+    save_weights(parts.distiller.student.net, own / STUDENT)
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:
     """Write the resolved config of a run to its folder, whole or not at all."""
-    with draft(folder / CONFIG) as unfinished:
+    with atomic_write(folder / CONFIG) as unfinished:
         OmegaConf.save(cfg, unfinished, resolve=True)
 
 

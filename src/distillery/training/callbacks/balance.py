@@ -10,12 +10,11 @@ from rich.console import Console
 from torch import Tensor
 
 from distillery.core.errors import UserError
-from distillery.core.files import draft
+from distillery.core.files import atomic_write
 from distillery.losses.term import Term
+from distillery.results.layout import BALANCE
 from distillery.training.distiller import Distiller
 from distillery.training.gradient_norms import gradient_norms
-
-FILE = "balance.json"  # in a run folder: the weights that were found, by their place in the config
 
 
 class Balance(L.Callback):
@@ -98,7 +97,7 @@ class Balance(L.Callback):
             )
         found = {f"loss.{name}.weight": weight for name, weight in weights.items()}
         if trainer.is_global_zero:
-            with draft(self.folder / FILE) as unfinished:
+            with atomic_write(self.folder / BALANCE) as unfinished:
                 unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             if trainer.progress_bar_callback is not None:
                 overrides = " ".join(f"{path}={weight:g}" for path, weight in found.items())

@@ -22,7 +22,7 @@ class FollowSchedules(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        module.objective.follow(Progress(trainer.global_step - module.began, steps), self._met)
+        module.objective.follow(Progress(trainer.global_step - module.stage_start_step, steps), self._met)
 
     def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
         self._met.clear()

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distillery.training.gathering import world_size
+from distillery.core.process import world_size
 
 KEY = "random_state"  # in a checkpoint
 

@@ -42,7 +42,7 @@ class ScaleReport(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
         assert isinstance(module, Distiller)
-        if trainer.global_step - module.began >= self.steps or not self._measures:
+        if trainer.global_step - module.stage_start_step >= self.steps or not self._measures:
             return
         assert module.losses is not None
         weights = module.losses.weights
@@ -57,7 +57,7 @@ class ScaleReport(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
-        if self._rows and trainer.global_step - module.began >= self.steps:
+        if self._rows and trainer.global_step - module.stage_start_step >= self.steps:
             self._report(trainer, module)
 
     def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:

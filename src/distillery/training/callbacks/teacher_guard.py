@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.tasks.evaluate import Evaluation, evaluate
-from distillery.teachers.cache import scored
+from distillery.teachers.cache import evaluated_once
 from distillery.training.distiller import Distiller
 
 
@@ -41,10 +41,10 @@ class TeacherGuard(L.Callback):
         classes = len(data.classes)
         for name, teacher in module.frozen.items():
             judge = partial(evaluate, teacher, loader, module.task, module.task.outputs(data))
-            found = scored(teacher.recall, f"guard {type(module.task)} {vars(module.task)}", judge)
+            found = evaluated_once(teacher.cache, f"guard {type(module.task)} {vars(module.task)}", judge)
             chance = 1 / classes if found.predicted.shape == found.target.shape and classes else 0.0
             near_chance = chance > 0 and found.score < chance + 0.1 * (1 - chance)
-            if found.score < self.min_score and name not in module.grown:
+            if found.score < self.min_score and name not in module.stage_teachers:
                 raise UserError(
                     f"Teacher {name!r} scores {found.score:.3f} on the validation split, less than "
                     f"min_teacher_score={self.min_score}. "

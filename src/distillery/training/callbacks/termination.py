@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from distillery.runs.ranks import is_main
+from distillery.core.process import is_main
 
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell gives for a process that the signal has ended
 

@@ -18,7 +18,7 @@ from distillery.models.adapters import TextAdapter
 from distillery.models.weights import save_weights
 from distillery.runs.run import train
 from distillery.teachers import cache
-from distillery.teachers.cache import Recall
+from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from fixtures.composing import Compose
 from fixtures.texts import bert_overrides, sentences, text_data, tiny_bert, write_csv, write_tokenizer
@@ -49,8 +49,8 @@ def tapped(data: TextData, head: str = "sequence_classification", **config: Any)
     return teacher
 
 
-def cached(teacher: Teacher, data: TextData) -> Recall:
-    return Recall(partial(teacher.compute, training=True), teacher.fingerprint(), data)
+def cached(teacher: Teacher, data: TextData) -> TeacherCache:
+    return TeacherCache(partial(teacher.compute, training=True), teacher.fingerprint(), data)
 
 
 def assert_same_where_it_counts(found: Signals, expected: Signals, mask: Tensor) -> None:
@@ -116,7 +116,7 @@ def test_each_text_runs_once(folder: str) -> None:
         seen.append(batch["index"])
         return teacher.compute(batch, training=True)
 
-    recalled = Recall(compute, "one", data)  # type: ignore[arg-type]
+    recalled = TeacherCache(compute, "one", data)  # type: ignore[arg-type]
     for _ in range(2):
         for batch in data.train_dataloader():
             recalled(batch)
@@ -155,7 +155,7 @@ def test_a_decoder_is_refused(folder: str) -> None:
 def test_masked_texts_are_refused(folder: str) -> None:
     data = text_data(folder, Texts(TEXTS), mask=0.15)
     with pytest.raises(UserError, match=r"data\.mask makes another one.*data\.mask=null, or the teacher's cache=false"):
-        Recall(lambda batch: Signals(batch["index"]), "one", data)
+        TeacherCache(lambda batch: Signals(batch["index"]), "one", data)
 
 
 @pytest.fixture

@@ -16,13 +16,16 @@ from rich.console import Console
 
 from distillery.config.build import build
 from distillery.config.check import check
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
-from distillery.config.names import FROZEN, losses_of, method_name, role_of, teachers_of
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.config.names import losses_of, method_name, teachers_of
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
+from distillery.core.roles import FROZEN, role_of
 from distillery.losses.response.kd import KD
 from distillery.models.weights import weights_hash
-from distillery.results.record import FILE, RunRecord
-from distillery.runs.study import compare, jobs
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord
+from distillery.runs.study import jobs, run_study
 from distillery.runs.study_bar import StudyBar
 
 LONG = ("leaderboard", "wordnet_", "movie_reviews_", "text_recipes", "stages_movie")  # many jobs, or like another's
@@ -73,7 +76,7 @@ def study(out: Path, seeds: str = "[0]", overrides: tuple[str, ...] = TINY, **me
 
 def records(out: Path) -> dict[str, bytes]:
     """Every run.json below `out` by its run's folder."""
-    return {path.parent.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob(FILE))}
+    return {path.parent.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob(RECORD))}
 
 
 def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
@@ -89,7 +92,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
     """A baseline and KD, two seeds, run to the end."""
     cfg = study(tmp_path_factory.mktemp("study") / "out", "[0,1]", baseline=BASELINE, kd=[])
-    compare(cfg)
+    run_study(cfg)
     return cfg
 
 
@@ -119,7 +122,7 @@ def test_a_second_call_trains_nothing(finished: DictConfig, capsys: pytest.Captu
     before = records(out)
     assert len(before) == 5
     (out / "report.csv").unlink()
-    compare(finished)
+    run_study(finished)
     assert records(out) == before
     assert (out / "report.csv").is_file()
     shown = printed(capsys)
@@ -146,7 +149,7 @@ def test_methods_of_a_seed_start_alike_on_the_same_images(finished: DictConfig) 
 @pytest.mark.slow
 def test_every_method_of_the_demo(tmp_path: Path) -> None:
     cfg = study(tmp_path / "out", "[0,1]")
-    compare(cfg)
+    run_study(cfg)
     table = pd.read_csv(tmp_path / "out" / "report.csv")
     assert list(table["method"]) == ["teacher", "baseline", "kd", "kd+hint", "kd+at", "rkd"]
     assert set(table["n_seeds"][1:]) == {2}
@@ -156,22 +159,22 @@ def test_every_method_of_the_demo(tmp_path: Path) -> None:
 def test_the_others_go_on_when_a_method_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     methods = {"hint": IMPOSSIBLE, "baseline": BASELINE, "kd": []}
-    compare(study(out, **methods))
+    run_study(study(out, **methods))
     assert re.search(r"hint seed 0 failed: .*no layer 'no_such_layer'", printed(capsys))
     assert list(pd.read_csv(out / "report.csv")["method"]) == ["teacher", "baseline", "kd"]
     assert_shown_as_failed(out, "hint", "no_such_layer")
 
     before = records(out)
-    compare(study(out, **methods))
+    run_study(study(out, **methods))
     assert changed(before, records(out)) == {"hint/seed0"}, "only what failed is tried again"
-    compare(study(out, **{**methods, "hint": ["loss/feature=[hint]"]}))
+    run_study(study(out, **{**methods, "hint": ["loss/feature=[hint]"]}))
     assert RunRecord.read(out / "hint" / "seed0").status == "finished"
     assert "failed" not in (out / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_method_that_breaks_off_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    compare(study(out, kd=["optim.optimizer.lr=1e30"], baseline=BASELINE))
+    run_study(study(out, kd=["optim.optimizer.lr=1e30"], baseline=BASELINE))
     assert "kd seed 0 failed" in printed(capsys)
     assert list(pd.read_csv(out / "report.csv")["method"]) == ["baseline"]
     assert_shown_as_failed(out, "kd", "not finite|is nan|is inf")
@@ -182,10 +185,10 @@ def test_a_method_that_breaks_off_in_training(tmp_path: Path, capsys: pytest.Cap
 def test_a_failure_replaces_the_record_of_the_run_before(tmp_path: Path) -> None:
     """Else the report would show figures of another config as this one's."""
     out = tmp_path / "out"
-    compare(study(out, hint=["loss/feature=[hint]"], baseline=BASELINE))
+    run_study(study(out, hint=["loss/feature=[hint]"], baseline=BASELINE))
     cfg = study(out, hint=IMPOSSIBLE, baseline=BASELINE)
     cfg.replace = True
-    compare(cfg)
+    run_study(cfg)
     assert "hint" not in set(pd.read_csv(out / "report.csv")["method"])
     assert_shown_as_failed(out, "hint", "no_such_layer")
 
@@ -198,7 +201,7 @@ def test_the_others_go_on_after_an_error_that_is_not_the_users(
 
     out = tmp_path / "out"
     monkeypatch.setattr(KD, "forward", exhausted)
-    compare(study(out, kd=[], baseline=BASELINE))
+    run_study(study(out, kd=[], baseline=BASELINE))
     shown = printed(capsys)
     assert "kd seed 0 failed: Traceback" in shown
     assert "RuntimeError: out of memory" in shown
@@ -210,12 +213,12 @@ def test_the_others_go_on_after_an_error_that_is_not_the_users(
 def test_checkpoints_of_the_run_before_are_not_taken_for_its_own(tmp_path: Path) -> None:
     out = tmp_path / "out"
     every = (*TINY, "trainer.check_val_every_n_epoch=1")
-    compare(study(out, overrides=every, baseline=BASELINE))
+    run_study(study(out, overrides=every, baseline=BASELINE))
     assert RunRecord.read(out / "baseline" / "seed0").metrics.keys() == {"last", "best"}
     wider = ["student.net.widths=[8,16]", "callbacks.checkpoint_best=null"]
     cfg = study(out, overrides=every, baseline=[*BASELINE, *wider])
     cfg.replace = True
-    compare(cfg)
+    run_study(cfg)
     record = RunRecord.read(out / "baseline" / "seed0")
     assert record.status == "finished"
     assert record.metrics.keys() == {"last"}
@@ -233,14 +236,14 @@ def assert_shown_as_failed(out: Path, method: str, reason: str) -> None:
 @pytest.mark.slow
 def test_another_config_replaces_a_run_only_on_demand(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    compare(study(out, baseline=BASELINE, kd=[]))
+    run_study(study(out, baseline=BASELINE, kd=[]))
     before = records(out)
     hotter = study(out, baseline=BASELINE, kd=["loss.kd.temperature=2"])
     with pytest.raises(UserError, match=rf"{out}/kd/seed0 holds .* another config.*replace=true"):
-        compare(hotter)
+        run_study(hotter)
     assert records(out) == before
     hotter.replace = True
-    compare(hotter)
+    run_study(hotter)
     assert changed(before, records(out)) == {"kd/seed0"}
     assert OmegaConf.load(out / "kd" / "seed0" / "config.yaml").loss.kd.temperature == 2
 
@@ -248,14 +251,14 @@ def test_another_config_replaces_a_run_only_on_demand(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_new_teacher_is_learnt_from_anew(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    compare(study(out, baseline=BASELINE, kd=[]))
+    run_study(study(out, baseline=BASELINE, kd=[]))
     before, old = records(out), RunRecord.read(out / "teacher")
     cfg = study(out, baseline=BASELINE, kd=[])
     cfg.teacher = [*cfg.teacher, "seed=1"]
     with pytest.raises(UserError, match=rf"{out}/teacher holds .*replace=true"):
-        compare(cfg)
+        run_study(cfg)
     cfg.replace = True
-    compare(cfg)
+    run_study(cfg)
     assert changed(before, records(out)) == {"teacher", "kd/seed0"}
     new = RunRecord.read(out / "teacher")
     assert new.student_sha256 != old.student_sha256
@@ -266,7 +269,7 @@ def test_a_study_shares_anothers_teacher(finished: DictConfig, tmp_path: Path) -
     before = records(Path(finished.out))
     cfg = study(tmp_path / "out", baseline=BASELINE, kd=[])
     cfg.teacher_folder = f"{finished.out}/teacher"
-    compare(cfg)
+    run_study(cfg)
     assert records(Path(finished.out)) == before, "nothing of it is run again"
     assert records(tmp_path / "out").keys() == {"baseline/seed0", "kd/seed0"}
     used, own = (RunRecord.read(tmp_path / "out" / "kd/seed0"), RunRecord.read(Path(finished.out) / "teacher"))

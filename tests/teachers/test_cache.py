@@ -13,12 +13,11 @@ from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.data.sources.digits import digits
 from distillery.data.vision import VisionData
-from distillery.losses.signals import Signals
-from distillery.models.taps.attention_recorder import Attention
+from distillery.losses.signals import Attention, Signals
 from distillery.runs.run import train
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers import cache
-from distillery.teachers.cache import CHUNK, Recall, scored
+from distillery.teachers.cache import CHUNK, TeacherCache, evaluated_once
 from fixtures.composing import Compose, with_hint
 
 
@@ -44,7 +43,7 @@ class Seen:
 
 def test_signals_are_those_of_the_samples_asked_for() -> None:
     data, teacher = digits_data(), Seen({"block": 2.0})
-    recalled = Recall(teacher, "a teacher", data)
+    recalled = TeacherCache(teacher, "a teacher", data)
     for batch in data.train_dataloader():
         found, expected = recalled(batch), Seen({"block": 2.0})(batch)
         assert torch.equal(found.logits, expected.logits)
@@ -58,14 +57,14 @@ def test_signals_are_those_of_the_samples_asked_for() -> None:
 def test_the_next_run_computes_only_what_none_has_asked_for() -> None:
     data = digits_data()
     index = data.splits["train"].indices[:3]
-    Recall(Seen({"block": 2.0}), "one", data)({"index": index})
+    TeacherCache(Seen({"block": 2.0}), "one", data)({"index": index})
 
     again = Seen({"block": 2.0})
-    Recall(again, "one", digits_data())({"index": index})
+    TeacherCache(again, "one", digits_data())({"index": index})
     assert len(again.index) == CHUNK  # a look at which signals there are
 
     more = Seen({"block": 2.0, "stage": 3.0})
-    found = Recall(more, "one", data)({"index": index})
+    found = TeacherCache(more, "one", data)({"index": index})
     assert len(more.index) == len(data.splits["train"].indices)
     assert torch.equal(found.layers["stage"], 1.5 * found.layers["block"])
 
@@ -73,10 +72,10 @@ def test_the_next_run_computes_only_what_none_has_asked_for() -> None:
 @pytest.mark.parametrize(("fingerprint", "given"), [("other", {}), ("one", {"train_size": 600})])
 def test_another_teacher_or_other_images_share_nothing(fingerprint: str, given: dict[str, Any]) -> None:
     data, other = digits_data(), digits_data(**given)
-    Recall(Seen({"block": 2.0}), "one", data)({"index": data.splits["train"].indices[:3]})
+    TeacherCache(Seen({"block": 2.0}), "one", data)({"index": data.splits["train"].indices[:3]})
     teacher = Seen({"block": 5.0})
     index = other.splits["train"].indices[:3]
-    found = Recall(teacher, fingerprint, other)({"index": index})
+    found = TeacherCache(teacher, fingerprint, other)({"index": index})
     assert sorted(teacher.index) == sorted(other.splits["train"].indices.tolist())
     assert torch.equal(found.layers["block"], 5 * found.logits.view_as(found.layers["block"]))
 
@@ -90,24 +89,24 @@ def test_a_cached_teacher_is_scored_once_for_each_name() -> None:
 
     for _ in range(2):  # two runs of a study
         for name in ("val", "test"):
-            assert scored(Recall(Seen({}), "scored", data), name, partial(judge, name)).score == 0.5
+            assert evaluated_once(TeacherCache(Seen({}), "scored", data), name, partial(judge, name)).score == 0.5
     assert calls == ["val", "test"]
-    scored(Recall(Seen({}), "another", data), "val", partial(judge, "another teacher's"))
-    scored(None, "val", partial(judge, "not cached"))
-    scored(None, "val", partial(judge, "not cached"))
+    evaluated_once(TeacherCache(Seen({}), "another", data), "val", partial(judge, "another teacher's"))
+    evaluated_once(None, "val", partial(judge, "not cached"))
+    evaluated_once(None, "val", partial(judge, "not cached"))
     assert calls[2:] == ["another teacher's", "not cached", "not cached"]
 
 
 def test_augmented_images_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.augment=null, or the teacher's cache=false"):
-        Recall(Seen({}), "one", digits_data(augment={"crop": 1}))
+        TeacherCache(Seen({}), "one", digits_data(augment={"crop": 1}))
 
 
 def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache.os, "sysconf", lambda _: 2**9)  # 256 KiB
     teacher = Seen({"block": 2.0})
     with pytest.raises(UserError, match=r"would take .* GiB.*cache=false"):
-        Recall(teacher, "a large one", digits_data())({"index": torch.tensor([0])})
+        TeacherCache(teacher, "a large one", digits_data())({"index": torch.tensor([0])})
     assert len(teacher.index) == CHUNK
 
 

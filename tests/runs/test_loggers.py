@@ -21,11 +21,12 @@ from hydra.core.hydra_config import HydraConfig
 from wandb.proto.wandb_internal_pb2 import Record
 
 from distillery.commands.train_command import resumed
-from distillery.config.hydra_support import CONFIGS, HYDRA_VERSION, register_resolvers
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.runs import loggers
 from distillery.runs.run import train
-from distillery.runs.study import compare
+from distillery.runs.study import run_study
 
 TEACHER = ["experiment=digits_teacher", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "logger=none"]
 STUDENT = [
@@ -216,7 +217,7 @@ def test_a_study_is_a_group_with_its_report(compose_train: Any, tmp_path: Path) 
     cfg = compose("study", ["study=digits_demo", f"out='{tmp_path / 'study'}'", "seeds=[0]"])
     cfg.overrides = every
     cfg.methods = {"baseline": ["model/teacher=none"], "kd": []}
-    compare(cfg)
+    run_study(cfg)
     found = {run.name: run for run in runs(tmp_path / "study")}
     assert {name: run.job_type for name, run in found.items()} == {
         "teacher": "teacher",

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from distillery.core.errors import UserError
 from distillery.models.taps.network import evaluating
 from distillery.models.weights import save_weights
-from distillery.results.record import FILE, RunRecord
+from distillery.results.layout import RECORD
+from distillery.results.record import RunRecord
 from distillery.runs.run import Result
-from distillery.runs.verify_run import prove, student_of
+from distillery.runs.verify_run import student_of, verify_run
 from fixtures.runs import Died, Dies, train_student
 
 # Run where Lightning and Hydra cannot be imported: argv is the run folder, stdin the student's network and input.
@@ -108,7 +109,7 @@ def test_it_is_read_without_lightning_and_hydra(finished: Result) -> None:
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_the_score_is_proven(split: str, finished: Result, capsys: pytest.CaptureFixture[str]) -> None:
-    found = prove(finished.folder, split)
+    found = verify_run(finished.folder, split)
     assert found.score == pytest.approx(finished.record.metrics["last"][f"{split}_score"])
     assert f"{split} score {found.score:.4f}, recorded {found.score:.4f}" in capsys.readouterr().out
 
@@ -119,7 +120,7 @@ def test_the_score_of_another_precision_is_proven(precision: str, run: Callable[
     cfg = OmegaConf.load(result.folder / "config.yaml")
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
     assert student_of(result.folder, cfg, result.record).adapter.mean.dtype == dtype
-    assert prove(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"])
+    assert verify_run(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"])
 
 
 def test_other_weights_are_found_out(folder: Path) -> None:
@@ -128,7 +129,7 @@ def test_other_weights_are_found_out(folder: Path) -> None:
     weights["head.bias"][0] += 1e-6
     save_file(weights, path)
     with pytest.raises(UserError, match=r"student\.safetensors does not hold the weights that the run exported"):
-        prove(folder)
+        verify_run(folder)
 
 
 def test_a_changed_score_is_found_out(folder: Path) -> None:
@@ -136,7 +137,7 @@ def test_a_changed_score_is_found_out(folder: Path) -> None:
     record.metrics["last"]["test_score"] += 0.01
     record.write(folder)
     with pytest.raises(UserError, match=r"does not give the recorded score"):
-        prove(folder)
+        verify_run(folder)
 
 
 def test_other_data_are_found_out(folder: Path) -> None:
@@ -144,20 +145,20 @@ def test_other_data_are_found_out(folder: Path) -> None:
     cfg.data.train_size = 90
     OmegaConf.save(cfg, folder / "config.yaml")
     with pytest.raises(UserError, match=r"data of digits are not those of the run"):
-        prove(folder)
+        verify_run(folder)
 
 
 def test_another_network_is_found_out(folder: Path, finished: Result) -> None:
     save_weights(finished.parts.distiller.teachers["main"].net, folder / "student.safetensors")
     with pytest.raises(UserError, match=r"does not fit the SmallCNN"):
-        prove(folder)
+        verify_run(folder)
 
 
 def test_a_torn_export_is_found_out(folder: Path) -> None:
     path = folder / "student.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"student\.safetensors .* cannot be read"):
-        prove(folder)
+        verify_run(folder)
 
 
 def test_a_failed_run_proves_nothing(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -170,18 +171,18 @@ def test_a_failed_run_proves_nothing(run: Callable[..., Result], tmp_path: Path)
     with pytest.raises(Died):
         run(callbacks=[Noted(after=1)])
     with pytest.raises(UserError, match=r"is failed, not finished: Died: after step 1"):
-        prove(folders[0])
+        verify_run(folders[0])
     with pytest.raises(UserError, match=r"is not a run folder"):
-        prove(tmp_path)
-    (tmp_path / FILE).write_text("{")
+        verify_run(tmp_path)
+    (tmp_path / RECORD).write_text("{")
     with pytest.raises(UserError, match=r"is torn"):
-        prove(tmp_path)
+        verify_run(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "tset"])
 def test_there_are_two_splits_to_score(split: str, finished: Result) -> None:
     with pytest.raises(UserError, match=rf"no split '{split}'"):
-        prove(finished.folder, split)
+        verify_run(finished.folder, split)
 
 
 def test_data_without_a_validation_split(run: Callable[..., Result]) -> None:
@@ -189,7 +190,7 @@ def test_data_without_a_validation_split(run: Callable[..., Result]) -> None:
     record.metrics["last"]["val_score"] = None
     record.write(folder)
     with pytest.raises(UserError, match=r"has no score on val"):
-        prove(folder, "val")
+        verify_run(folder, "val")
 
 
 @pytest.mark.slow
