@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
-from distillery.core.process import is_main, processes
+from distillery.core.process import NUMBERS, is_main, processes
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord, config_hash
 from distillery.runs import ranks as module
@@ -448,7 +448,7 @@ def test_in_an_interactive_slurm_session_the_ranks_are_started(
 def test_one_process_of_all_is_the_main_one(
     variables: dict[str, str], main: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in module.NUMBERS:
+    for name in NUMBERS:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

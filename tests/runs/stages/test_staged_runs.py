@@ -18,7 +18,7 @@ from distillery.core.roles import STAGE
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord
 from distillery.results.report.collect import collect
-from distillery.runs.plan import programme_row
+from distillery.runs.plan import stage_row
 from distillery.runs.run import train
 from distillery.runs.stages.sequence import StageSequence
 from distillery.runs.verify_run import verify_run
@@ -309,7 +309,7 @@ def test_the_plan_shows_every_stage(staged: Staged, capsys: pytest.CaptureFixtur
 def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
     sequence = StageSequence(staged("{only: {epochs: 3, loss: {kd: {}}}}"))
     sequence.begin()
-    row = programme_row(sequence.stage, sequence.parts)
+    row = stage_row(sequence.stage, sequence.parts)
     assert row[:3] == ["only", "3", "30"]
     # SmallCNN on 8×8 digits: 3×3 convolutions of 1→16 at 8×8 and 16→32 at 4×4, and a head 32→10
     student = 2 * (64 * 16 * 9 + 16 * 32 * 16 * 9 + 32 * 10)
@@ -317,7 +317,7 @@ def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
     assert row[-1] == f"{100 * 3 * (3 * student + teacher) / 1e6:.0f}M"
     peers = StageSequence(staged("{only: {epochs: 3, until: {}, loss: {kd: {}}}}", "model/teacher=peer"))
     peers.begin()
-    row = programme_row(peers.stage, peers.parts)
+    row = stage_row(peers.stage, peers.parts)
     assert row[-1] == f"{100 * 3 * (3 * student + 3 * student) / 1e6:.0f}M"
 
 

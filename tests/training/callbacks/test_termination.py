@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import lightning as L
 import pytest
 
+from distillery.core.process import NUMBERS
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
-from distillery.runs.ranks import NUMBERS
 from distillery.runs.run import train
 from distillery.training.callbacks.termination import Termination
 from fixtures.runs import config
