@@ -1,13 +1,19 @@
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
-from distillery.data.sources.fashion_mnist import fashion_mnist
-from distillery.data.splits import SPLIT_SEED, class_quotas, read_index, stratified
+from distillery.data.module import Common, Data
+from distillery.data.raw import Split
+from distillery.data.sources.fashion_mnist import DEBIAN, fashion_mnist
+from distillery.data.sources.wordnet import wordnet
+from distillery.data.splits import class_quotas, read_index, stratified
 
 
 def test_quotas_by_the_largest_remainder() -> None:
@@ -77,10 +83,33 @@ def test_missing_index_is_refused() -> None:
         read_index("nowhere.txt", torch.arange(10))
 
 
+# SHA-256 of the positions, one a line, of the subsets with which the published figures were made.
+IMAGES = (fashion_mnist, DEBIAN, "7f54666b2c9106787aad2631d243cbeeb8c7de7204cad4dc79af764298f04c97")
+GLOSSES = (wordnet, Path("/usr/share/wordnet"), "e8f3bef26bd920764f026954d13a1dccc3c1941c8047fff60e5a5a4bab1df1c5")
+PUBLISHED = {
+    "leaderboard_fashion_mnist": IMAGES,
+    "leaderboard_vit": IMAGES,
+    "wordnet": GLOSSES,
+    "wordnet_teacher": GLOSSES,
+}
+
+
+class Unserved(Data):
+    """The splits alone: nothing is tokenised or checked."""
+
+    def served(self, splits: dict[str, Split]) -> dict[str, Split]:
+        return splits
+
+
 @pytest.mark.slow
-def test_committed_index_of_fashion_mnist_is_stratified_and_apart_from_validation(tmp_path: Path) -> None:
-    train = fashion_mnist(tmp_path).train
-    _, rest = stratified(train.targets, train.indices, 5000, SPLIT_SEED)
-    index = read_index(CONFIGS / "data" / "fashion_mnist_10000.txt", rest)
-    assert torch.bincount(train.targets[index]).tolist() == [1000] * 10
-    assert torch.equal(index, stratified(train.targets, rest, 10_000, SPLIT_SEED)[0])
+def test_recipes_draw_the_published_subset_whatever_the_seed() -> None:
+    for recipe, (source, folder, expected) in PUBLISHED.items():
+        if not folder.is_dir():
+            pytest.skip(f"{folder} is not installed")
+        recipe_data = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment" / f"{recipe}.yaml").data)
+        subset: Any = {key: value for key, value in recipe_data.items() if key in Common.__annotations__}
+        data = Unserved(source, **subset, eval_batch_size=100, root=str(folder), val_size=5000, seed=3)
+        train, val = (data.splits[part].indices for part in ("train", "val"))
+        lines = "".join(f"{position}\n" for position in train.tolist())
+        assert hashlib.sha256(lines.encode()).hexdigest() == expected, recipe
+        assert not torch.isin(train, val).any()

@@ -22,7 +22,6 @@ from distillery.data.sources.duplicates import distinct
 from distillery.data.sources.movie_reviews import movie_reviews
 from distillery.data.sources.sotu import passages, sotu
 from distillery.data.sources.wordnet import CLASSES, wordnet
-from distillery.data.splits import SPLIT_SEED, read_index, stratified
 from distillery.data.text import TextData
 
 DEBIAN = Path("/usr/share/wordnet")
@@ -209,16 +208,6 @@ def test_the_real_wordnet(real_wordnet: RawData) -> None:
     assert int(test.sum()) == 10_000
     assert (test - counts * 10_000 / counts.sum()).abs().max() < 1
     assert len(data.train.indices) == 107_024
-
-
-def test_committed_index_of_wordnet_is_stratified_and_apart_from_validation(real_wordnet: RawData) -> None:
-    train = real_wordnet.train
-    _, rest = stratified(train.targets, train.indices, 5000, SPLIT_SEED)
-    index = read_index(CONFIGS / "data" / "wordnet_20000.txt", rest)
-    assert index.tolist() == sorted(index.tolist())
-    assert len(index) == 20_000
-    assert torch.bincount(train.targets[index], minlength=45).min() >= 1
-    assert torch.equal(index, stratified(train.targets, rest, 20_000, SPLIT_SEED)[0])
 
 
 # Speeches

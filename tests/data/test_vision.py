@@ -98,6 +98,17 @@ def test_impossible_settings_are_refused_at_setup(cifar_data: Make, given: dict[
         cifar_data(**given).setup()
 
 
+def test_a_subset_seed_of_its_own_outlives_the_seed(cifar_data: Make) -> None:
+    def drawn(seed: int, subset_seed: int | None) -> list[int]:
+        data = cifar_data(train_size=200, seed=seed, subset_seed=subset_seed)
+        return data.splits["train"].indices.tolist()  # type: ignore[no-any-return]
+
+    assert drawn(0, 5) == drawn(1, 5) == drawn(5, None)
+    assert drawn(0, None) == drawn(7, 0) != drawn(0, 5)
+    orders = [list(cifar_data(train_size=200, seed=seed, subset_seed=5).sampler("train")) for seed in (0, 1)]
+    assert orders[0] != orders[1]
+
+
 def test_an_own_validation_split_excludes_val_size(cifar_data: Make) -> None:
     given = {"source": digits, "root": None, "mean": [0.3], "std": [0.4], "augment": None}
     assert cifar_data(**given, val_size=None).sizes == {"train": 800, "val": 200, "test": 797}

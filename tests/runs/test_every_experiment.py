@@ -67,7 +67,7 @@ FASHION = (
     "data.val_size=20",
     "data.batch_size=30",
 )
-INDEXED = (*FASHION, "data.train_index=null", "loss/response=[kd]")
+ONE_LOSS = (*FASHION, "loss/response=[kd]")
 IMAGENET = (  # 96 pixels: few images, one step an epoch
     "data.root='{root}/fashion'",
     "data.train_size=16",
@@ -78,7 +78,7 @@ IMAGENET = (  # 96 pixels: few images, one step an epoch
 )
 TEXTS = (*DIGITS, "data.train_size=48", "data.batch_size=16", "trainer.precision=32-true")
 MOVIES = (*TEXTS, "data.val_size=20")
-WORDNET = (*TEXTS, "data.train_index=null", "data.train_size=90", "data.val_size=90")
+WORDNET = (*TEXTS, "data.train_size=90", "data.val_size=90")
 SPEECHES = (*TEXTS, "data.root='{root}/sotu'", "data.source.words=8", "data.max_length=16")
 SMALL_GLUE = (
     "data.source.path='{root}/glue'",
@@ -134,8 +134,8 @@ EXPERIMENTS = {
     "wordnet_teacher": Small(WORDNET, TASK, slow=True),
     # each of their runs has one loss: here kd
     "leaderboard_digits": Small((*DIGITS, "loss/response=[kd]"), KD, teacher="digits_teacher"),
-    "leaderboard_fashion_mnist": Small(INDEXED, KD, teacher="fashion_mnist_teacher"),
-    "leaderboard_vit": Small(INDEXED, KD, teacher="fashion_mnist_vit_teacher"),
+    "leaderboard_fashion_mnist": Small(ONE_LOSS, KD, teacher="fashion_mnist_teacher"),
+    "leaderboard_vit": Small(ONE_LOSS, KD, teacher="fashion_mnist_vit_teacher"),
 }
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if small.slow else []) for name, small in EXPERIMENTS.items()]
 Composed = Callable[..., DictConfig]

@@ -31,6 +31,7 @@ class Common(TypedDict, total=False):
     train_size: int | None
     train_fraction: float | None
     train_index: str | None
+    subset_seed: int | None
     val_size: int | float | None
     num_workers: int
     drop_last: bool
@@ -42,10 +43,11 @@ class Data(LightningDataModule):
     Args:
         source: returns the `RawData`; called once, with `root` if that is given.
         batch_size, eval_batch_size: samples of all processes together.
-        seed: of the training subset, the order, the augmentation and the masking.
-        train_size, train_fraction: the size of a stratified subset of the training split, drawn by the seed.
-        train_index: instead of them, a file of the positions in the raw training set to train on, one a line,
-            the same for every seed; its path is relative to the repository.
+        seed: of the order, the augmentation and the masking.
+        train_size, train_fraction: the size of a stratified subset of the training split.
+        train_index: instead of them, a file with the positions in the raw training set to train on, one a line;
+            its path is relative to the repository.
+        subset_seed: draws the subset of `train_size` or `train_fraction`; None: `seed` does.
         val_size: how many (or, below 1, which share) of the training samples are kept for validation, always
             the same ones; 0 for none. None: the set's own split, else a tenth.
         num_workers: processes that make batches; data held in memory need none.
@@ -68,6 +70,7 @@ class Data(LightningDataModule):
         train_size: int | None = None,
         train_fraction: float | None = None,
         train_index: str | None = None,
+        subset_seed: int | None = None,
         val_size: int | float | None = None,
         num_workers: int = 0,
         drop_last: bool = False,
@@ -81,6 +84,7 @@ class Data(LightningDataModule):
         self.train_size = train_size
         self.train_fraction = train_fraction
         self.train_index = train_index
+        self.subset_seed = seed if subset_seed is None else subset_seed
         self.val_size = val_size
         self.num_workers = num_workers
         self.drop_last = drop_last
@@ -146,7 +150,7 @@ class Data(LightningDataModule):
         if size == available:
             return train
         try:
-            drawn, _ = stratified(train.targets, train.indices, size, self.seed)
+            drawn, _ = stratified(train.targets, train.indices, size, self.subset_seed)
         except UserError as error:
             name = "train_size" if self.train_fraction is None else "train_fraction"
             raise UserError(f"data.{name}={getattr(self, name)}: {error}") from error
