@@ -37,7 +37,7 @@ test: .venv/.ready ## run the fast tests
 	@$(PYTEST)
 
 test-slow: .venv/.ready ## run the slow tests: whole runs, two processes, the wheel
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m "slow and not long"
 
 test-long: .venv/.ready ## run the long tests, which CI leaves out: full demos, 100 kills, browser pages
 	@$(PYTEST) -m long

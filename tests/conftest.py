@@ -1,15 +1,17 @@
-"""Fixtures for the tests of whole runs."""
+"""Fixtures shared by the tests of all packages."""
 
 import logging
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -18,12 +20,12 @@ from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from fixtures.command_line import Cli
 from fixtures.composing import Compose
-from fixtures.runs import train_teacher
+from fixtures.runs import Once, train_teacher
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small networks are fastest on one thread, and two test processes do not disturb each other."""
+    """Small networks are fastest on one thread, and parallel test processes don't compete for cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,19 +34,42 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c() -> None:
-    """A shell starts what runs in its background deaf to SIGINT, and this process would start its own so."""
+    """A shell makes its background jobs ignore SIGINT, and the processes that the tests start would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a teacher of the digits. Not to be written to."""
-    return train_teacher(tmp_path_factory.mktemp("teacher") / "run")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once("teacher", make)`: a folder filled by `make(folder)`, once for all parallel test processes.
+
+    Tests must not write to it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / "once" / name, shared / "once" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock")):
+            if not done.exists():
+                torch.set_num_threads(1)
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def teacher(once: Once) -> Path:
+    """The run folder of a teacher of the digits. Tests must not write to it."""
+    return once("teacher", train_teacher)
 
 
 @pytest.fixture
 def compose_train(tmp_path: Path) -> Iterator[Compose]:
-    """`compose_train("experiment=…", …)`: the config of `distill-train`, its run folder under `tmp_path`."""
+    """`compose_train("experiment=…", …)`: the config of `distill-train`, with its run folder under `tmp_path`."""
     register_resolvers()
 
     def composed(*overrides: str, run: str = "run") -> DictConfig:
@@ -58,13 +83,13 @@ def compose_train(tmp_path: Path) -> Iterator[Compose]:
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`cli("train", "seed=1", …)` in an empty folder: exit code, and all that was printed.
+    """`cli("train", "seed=1", …)` runs a command in an empty folder: returns its exit code and everything it printed.
 
-    In this process, since importing torch anew takes seconds. An error that is no `UserError` is raised.
+    It runs in this process, because importing torch in another takes seconds. Errors other than `UserError` are raised.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it: to be put back
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it: restored afterwards
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])
     monkeypatch.setattr(logging.root, "level", logging.root.level)

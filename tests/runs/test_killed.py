@@ -1,6 +1,8 @@
-"""A run that is killed with SIGKILL, wherever it is, and goes on, leaves what one leaves that was not killed."""
+"""A run that is killed with SIGKILL at any moment and resumed ends like one that was not killed."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -8,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from distillery.results.layout import CHECKPOINTS
-from fixtures.killed import TIME, Ended, Moment, Server, differences, drawn, killed, server
+from fixtures.killed import STAGES, TIME, Ended, Moment, Server, differences, drawn, killed, server
 from fixtures.runs import STUDENT, config
 
 pytestmark = pytest.mark.slow
 
-# All that is state: dropout, BatchNorm, losses with parameters, their balance, an average as a second teacher, a
-# learning rate that falls at each step; and a best score that is not the last one's.
+# Everything that has state: dropout, BatchNorm, losses with parameters, their balance, a learning rate that falls at
+# each step; and a best score that is not the last one.
 RICH = (
     *STUDENT,
     "student.net._target_=fixtures.dropout.DroppingCNN",
@@ -27,17 +29,6 @@ RICH = (
     "trainer.max_epochs=4",
 )
 EVERY_THIRD = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=3")
-# What of these a stage leaves as it is goes on in the next; a student of its own, data of its own, a part frozen, a
-# stage that waits for its metric.
-STAGES = (
-    *STUDENT,
-    "student.net._target_=fixtures.dropout.DroppingCNN",
-    "loss/feature=[hint]",
-    "+stages={hint: {epochs: 2, task: {weight: 0}, loss: {hint: {weight: 1}}},"
-    " assistant: {epochs: 3, until: {patience: 1, min_delta: 2}, student: {net: {widths: [12, 24]}}, task: null,"
-    " data: {train_size: 200, batch_size: 20}, optim: {optimizer: {lr: 0.005}}, loss: {kd: {}}},"
-    " final: {steps: 15, student: {}, teacher: 'stage:assistant', data: null, loss: {kd: {}, hint: {weight: 1}}}}",
-)
 RUNS = {
     "three stages": STAGES,
     "three stages, saved every third step": (*STAGES, *EVERY_THIRD),
@@ -77,7 +68,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield each
 
 
-@pytest.fixture(scope="module", params=RUNS)
+# One of the runs has every kind of place in which to be killed.
+IN_CI = "three stages, saved every third step"
+PARAMS = [pytest.param(name, marks=[] if name == IN_CI else pytest.mark.long) for name in RUNS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def trials(
     request: pytest.FixtureRequest, runs: Server, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trials:
@@ -128,3 +124,20 @@ def test_another_run_is_told(runs: Server, teacher: Path, tmp_path: Path) -> Non
     found = differences(tmp_path / "1", tmp_path / "0")
     assert {"student.safetensors", "metrics", "last.ckpt state_dict", "last.ckpt optimizer_states"} <= set(found)
     assert "last.ckpt lr_schedulers" not in found
+
+
+def kill_script(moments: int) -> str:
+    """What `scripts/kill.py` prints about that many moments; it fails if one run ends differently."""
+    script = Path(__file__).parents[2] / "scripts/kill.py"
+    return subprocess.run(
+        [sys.executable, script, "--moments", str(moments)], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+def test_the_script_kills_and_compares() -> None:
+    assert "1 of 1 runs" in kill_script(1)
+
+
+@pytest.mark.long
+def test_a_hundred_kills() -> None:
+    assert "100 of 100 runs" in kill_script(100)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from distillery.runs.run import train
-from fixtures.runs import STUDENT, config, train_teacher
+from fixtures.runs import STUDENT, Once, config
 
 # argv: the run folder; stdin: `student` of its config.yaml. The images come from scikit-learn itself.
 READER = """
@@ -48,11 +48,9 @@ print(json.dumps({"predicted": given, "target": load_digits().target[recorded["i
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    teacher = train_teacher(folder / "teacher")
+def finished(teacher: Path, once: Once) -> Path:
     overrides = (*STUDENT, f"teachers.main.weights='{teacher}'", "loss/feature=[hint]")
-    return train(config(folder / "student", *overrides)).folder
+    return once("with_hint", lambda folder: train(config(folder, *overrides)))
 
 
 @pytest.mark.slow

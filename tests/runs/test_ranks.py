@@ -27,7 +27,7 @@ from distillery.runs import ranks as module
 from distillery.runs.ranks import VARIABLES, ranks
 from distillery.runs.run import train
 from distillery.runs.study import run_study
-from fixtures.runs import STUDENT, config, train_teacher
+from fixtures.runs import STUDENT, Once, config, train_teacher
 from fixtures.two_ranks import Notes, alive
 
 TESTS = Path(__file__).parent
@@ -101,32 +101,29 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = train_teacher(tmp_path_factory.mktemp("teacher") / "run")
-    return f"teachers.main.weights='{folder}'"
+def teacher(once: Once) -> str:
+    return f"teachers.main.weights='{once('teacher', train_teacher)}'"
 
 
 @pytest.fixture(scope="module")
-def alone(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
+def alone(teacher: str, once: Once) -> Callable[[float], Path]:
     """`alone(lr)`: the folder of the job on one process."""
-    place = tmp_path_factory.mktemp("alone")
-
-    def run(lr: float = LR) -> Path:
-        folder = place / str(lr)
-        if not folder.exists():
-            train(config(folder, *JOB, teacher, f"optim.optimizer.lr={lr}"))
-        return folder
-
-    return run
+    return lambda lr=LR: once(
+        f"one rank, lr={lr}", lambda folder: train(config(folder, *JOB, teacher, f"optim.optimizer.lr={lr}"))
+    )
 
 
 @pytest.fixture(scope="module")
-def together(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def together(teacher: str, once: Once) -> tuple[Path, str]:
     """The same on two: its folder, in a path that needs quotes, and all that it printed."""
-    folder = tmp_path_factory.mktemp("together") / "two ranks, x=1"
-    code, output = ended(started(folder.parent, SCRIPT, *JOB, *TWO, teacher, f"paths.run='{folder}'"))
-    assert code == 0, output
-    return folder, output
+
+    def make(folder: Path) -> None:
+        code, output = ended(started(folder.parent, SCRIPT, *JOB, *TWO, teacher, f"paths.run='{folder}'"))
+        assert code == 0, output
+        folder.with_suffix(".txt").write_text(output, encoding="utf-8")
+
+    folder = once("two ranks, x=1", make)
+    return folder, folder.with_suffix(".txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
-from fixtures.runs import STEPS, STUDENT, Died, Dies, Forgets, config, sha256
+from fixtures.runs import STEPS, STUDENT, Died, Dies, Forgets, Once, config, sha256
 
 # Losses with parameters of their own, augmentation, BatchNorm, a learning rate that falls: all of it is state.
 RICH = (*STUDENT, "loss/response=[kd,dkd]", "loss/feature=[hint]", "loss/relation=[rkd]")
@@ -35,11 +35,9 @@ def prepared(teacher: Path, tmp_path: Path) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(teacher: Path, once: Once) -> Path:
     """The run that was not stopped."""
-    torch.set_num_threads(1)
-    cfg = config(tmp_path_factory.mktemp("whole") / "run", *RICH, f"teachers.main.weights='{teacher}'")
-    return train(cfg, RICH).folder
+    return once("rich", lambda folder: train(config(folder, *RICH, f"teachers.main.weights='{teacher}'"), RICH))
 
 
 def stopped(cfg: DictConfig, after: int) -> Path:
@@ -151,11 +149,10 @@ def test_a_run_that_ended_by_its_steps_is_not_trained_on(prepared: Prepared) -> 
 
 
 @pytest.fixture(scope="module")
-def dropped(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+def dropped(teacher: Path, once: Once) -> tuple[Path, tuple[str, ...]]:
     """A run whose student has dropout, and its overrides."""
-    torch.set_num_threads(1)
     given = (*STUDENT, "student.net._target_=fixtures.dropout.DroppingCNN", f"teachers.main.weights='{teacher}'")
-    return train(config(tmp_path_factory.mktemp("dropped") / "run", *given)).folder, given
+    return once("dropout", lambda folder: train(config(folder, *given))), given
 
 
 @pytest.mark.parametrize(

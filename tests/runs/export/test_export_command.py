@@ -34,7 +34,7 @@ from distillery.runs.export.loading_snippet import loading_snippet
 from distillery.runs.export.model_card import model_card
 from distillery.runs.run import train
 from distillery.runs.verify_run import student_of
-from fixtures.runs import config
+from fixtures.runs import Once, config
 from fixtures.texts import sentences, tiny_bert, write_csv, write_tokenizer
 
 SHORT = (
@@ -50,23 +50,24 @@ EMBEDDINGS = "{electra.embeddings: electra.embeddings}"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with texts.csv, a tokenizer `tok`, and the runs `teacher` and `student`. Not to be written to."""
-    folder = tmp_path_factory.mktemp("texts")
+def runs(once: Once) -> Path:
+    """A folder with texts.csv, a tokenizer `tok`, and the runs `teacher` and `student`. Tests must not write to it."""
+    return once("text_runs", write_runs)
+
+
+def write_runs(folder: Path) -> None:
     tokenizer = write_tokenizer(folder / "tok")
     write_csv(folder / "texts.csv", [(text, ("kind", "cruel")[label]) for text, label in sentences(160)])
     data = ("data=text_csv", f"data.source.path='{folder / 'texts.csv'}'", f"data.tokenizer='{tokenizer}'")
     given = [*data, *SHORT, "optim=adamw_linear", "optim.optimizer.lr=0.01", "model/student=encoder"]
     given += [f"student.net.config.{size}" for size in SIZES]
     given += ["student.net.config.max_position_embeddings=48", "data.max_length=20"]
-    torch.set_num_threads(1)
     own = [*given, "model/teacher=none", "student.net.config.num_hidden_layers=2", "name=tiny_teacher"]
     teacher = train(config(folder / "teacher", *own), own).folder
     own = [*given, f"teachers.main.weights='{teacher}'", "student.net.config.num_hidden_layers=1", "name=tiny"]
     own += [f"student.initialise={{source: '{teacher}', layers: last}}", "task.weight=0.3", "loss.kd.weight=0.7"]
     own += ["loss/feature=[hidden_mse]", f"loss.hidden_mse.layers={EMBEDDINGS}", "loss.hidden_mse.weight=0.1"]
     train(config(folder / "student", *own), own)
-    return folder
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from distillery.runs.run import train
 from distillery.runs.stages.sequence import StageSequence
 from distillery.teachers.curriculum import confidences, easiest
 from distillery.training.distiller import Distiller
-from fixtures.runs import STUDENT, Died, Dies, config, sha256
+from fixtures.runs import STUDENT, Died, Dies, Once, config, sha256
 
 pytestmark = pytest.mark.filterwarnings("ignore:Teacher .* scores")
 
@@ -61,11 +61,10 @@ def test_every_recipe_is_tested() -> None:
 
 
 @pytest.fixture(scope="module")
-def route(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that has kept its way."""
-    torch.set_num_threads(1)
+def route(once: Once) -> Path:
+    """A teacher that has saved its checkpoints along the way."""
     given = ["experiment=digits_teacher", "trainer.max_epochs=10", "logger=none", "callbacks=route"]
-    return train(config(tmp_path_factory.mktemp("route") / "run", *given)).folder
+    return once("route", lambda folder: train(config(folder, *given)))
 
 
 def run_of(recipe: str, route: Path, folder: Path, *more: str) -> DictConfig:

@@ -24,7 +24,7 @@ from distillery.runs.stages.sequence import StageSequence
 from distillery.runs.verify_run import verify_run
 from distillery.training.distiller import Distiller
 from fixtures.killed import differences
-from fixtures.runs import STEPS, STUDENT, Died, Dies, config, sha256
+from fixtures.runs import STEPS, STUDENT, Died, Dies, Once, config, sha256
 
 # 10 steps an epoch; a stage that freezes the head, one with a student of its own, one that learns from that one.
 HINT = "hint: {epochs: 2, task: {weight: 0}, loss: {hint: {weight: 1}}}"
@@ -46,11 +46,11 @@ def staged(teacher: Path, tmp_path: Path) -> Staged:
 
 
 @pytest.fixture(scope="module")
-def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(teacher: Path, once: Once) -> Path:
     """The run of `THREE` that was not stopped."""
-    torch.set_num_threads(1)
-    cfg = config(tmp_path_factory.mktemp("whole") / "run", *THREE, f"teachers.main.weights='{teacher}'")
-    return train(cfg, THREE).folder
+    return once(
+        "three_stages", lambda folder: train(config(folder, *THREE, f"teachers.main.weights='{teacher}'"), THREE)
+    )
 
 
 class Looks(L.Callback):
