@@ -1,12 +1,12 @@
 # Every target first creates .venv if it is missing or older than pyproject.toml or constraints.txt.
 PYTHON    ?= python3
-EXTRAS    := dev,tensorboard,efficientnet
+EXTRAS    := dev,docs,tensorboard,efficientnet
 BIN       := .venv/bin
 OVERRIDES ?=
 PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text test test-slow test-long lint types format notebook docs benchmark clean
+.PHONY: help setup demo demo-text test test-slow test-long lint types format notebook docs serve benchmark clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -58,13 +58,16 @@ notebook: .venv/.ready ## rebuild notebooks/quickstart.ipynb from scripts/quicks
 	@$(BIN)/jupytext --quiet --update --to ipynb --output notebooks/quickstart.ipynb scripts/quickstart.py
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/quickstart.ipynb
 
-docs: .venv/.ready ## rebuild docs/losses.md and the README's tables from the code
-	@$(BIN)/python scripts/losses_page.py
-	@$(BIN)/python scripts/readme.py
+docs: .venv/.ready ## build the documentation into site/ and update the README's tables
+	@$(BIN)/python scripts/tables.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+serve: .venv/.ready ## show the documentation and rebuild it on changes
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 benchmark: .venv/.ready ## measure the speed against a hand-written loop
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean: ## remove caches and build files; keeps .venv, data and outputs
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,93 +1,111 @@
-"""Write docs/losses.md from the losses' contracts, docstrings and configs: `make docs`."""
+"""The site's pages of losses, made from contracts, docstrings and configs when the site is built (docs_site.py)."""
 
-from pathlib import Path
+import re
+
+from latex2mathml.converter import convert
 
 from distillery.config.loss_catalogue import FORMS, Loss, losses, markdown_row
 from distillery.losses import FAMILIES
 
-PAGE = Path(__file__).parents[1] / "docs/losses.md"
-INTRODUCTION = """\
-# Losses
+INDEX = """\
+# All losses
 
-Written by `make docs` from the code and the configs; `distill-losses` shows the same as a table.
+Choose losses by family and name: `distill-train loss/response=[kd] loss/feature=[hint]`. `distill-losses` prints
+this overview in the terminal; how to combine and weight losses is explained in [the guide](../guides/losses.md).
 
-$z_s$, $z_t$ are the logits of student and teacher, $F_s$, $F_t$ their features, $T$ the temperature and $C$ the number
-of classes. A loss is chosen by its family and name, several as a list; `weight` multiplies it in the objective, beside
-`task.weight` times the loss on the labels.
+- **form**: a *divergence* is 0 where student and teacher agree. A *cross-entropy* adds a constant (the teacher's
+  entropy). A *learned* loss has trainable modules between student and teacher, so its value at agreement is not fixed.
+- **T²**: whether the loss is multiplied by the squared temperature by default; – if it has none.
+- **reference**: the code or paper whose values and gradients the implementation reproduces (`tests/losses/`).
+"""
+INTRODUCTIONS = {
+    "response": "Losses on logits: the student learns the teacher's predictions.",
+    "feature": "Losses on intermediate activations. Layers are paired automatically or by name; a projector adapts "
+    "differing shapes.",
+    "attention": "Losses on attention maps: where a CNN is active, or how a transformer's tokens attend to each other.",
+    "relation": "Losses on the relations between the samples of a batch.",
+}
+NOTATION = """\
+<p>$z_s$ and $z_t$ are the logits of student and teacher, $F_s$ and $F_t$ their features, $p$ probabilities, $y$ the
+label, $T$ the temperature, $C$ the number of classes, and $r$ a projector.</p>
 
-- **form**: a *divergence* is 0 where student and teacher agree; a *cross-entropy* has a constant added to that; between
-  *learned* ones there are trainable modules, and nothing is promised at agreement.
-- **T²**: whether the loss is multiplied by the square of the temperature, by default.
-- **expected size**: before the weight.
-- **holds**: tested on random inputs; what a loss does not list, it does not have. *Shift-invariant*: a number added to
-  all logits of a row changes nothing. *Symmetric*: student and teacher may be exchanged.
+Each formula is the loss before its weight. The row *holds* lists properties that are tested on random inputs:
+*shift-invariant* means that adding a constant to all logits of a row changes nothing, *symmetric* that student and
+teacher can be exchanged.
 """
 HOLDS = {
     "non_negative": "non-negative",
     "shift_invariant": "shift-invariant",
-    "class_permutation": "any order of classes",
-    "batch_permutation": "any order of samples",
+    "class_permutation": "invariant to the order of classes",
+    "batch_permutation": "invariant to the order of samples",
     "symmetric": "symmetric",
 }
 NEEDS = {
     "logits": "logits",
     "maps": "feature maps [B, C, H, W]",
     "features": "layers: maps, tokens or vectors",
-    "vectors": "one vector a sample [B, D]",
+    "vectors": "one vector per sample [B, D]",
     "tokens": "tokens [B, L, D]",
     "attention": "attention layers",
 }
 
 
-def page() -> str:
-    """The whole page."""
-    parts = [INTRODUCTION, _contents()]
+def index() -> str:
+    """The overview: a row for each loss, by family."""
+    parts = [INDEX]
     for family in FAMILIES:
-        parts += [f"\n## {family.capitalize()}\n", *(_section(loss) for loss in losses([family]))]
+        parts += [f"\n## {family.capitalize()}\n\n", "| loss | what | form | T² | reference |\n", "| --- " * 5 + "|\n"]
+        for loss in losses([family]):
+            name = f"[`{loss.name}`]({family}.md#{loss.name})"
+            parts.append(
+                markdown_row(name, loss.title, FORMS[loss.contract.form], loss.t_squared, loss.contract.values_of)
+            )
     return "".join(parts)
 
 
-def _contents() -> str:
-    found = {family: losses([family]) for family in FAMILIES}
-    lines = [
-        f"**[{family.capitalize()}](#{family})**: {', '.join(f'[{loss.name}](#{loss.name})' for loss in own)}.\n"
-        for family, own in found.items()
-    ]
-    return "\n" + "\n".join(lines)
+def page(family: str) -> str:
+    """The page of a family: formula, contract and settings of each of its losses."""
+    notation = re.sub(r"\$(.*?)\$", lambda formula: mathml(formula[1]), NOTATION)
+    introduction = f"# {family.capitalize()} losses\n\n{INTRODUCTIONS[family]}\n\n{notation}"
+    return introduction + "".join(_section(loss) for loss in losses([family]))
+
+
+def mathml(formula: str, display: str = "inline") -> str:
+    """The formula as MathML, which browsers draw without a script."""
+    understood = formula.replace(r"\arg\max", r"\operatorname{argmax}").replace(r"\big\lVert", r"\lVert")
+    return convert(understood.replace(r"\big\rVert", r"\rVert"), display=display)
 
 
 def _section(loss: Loss) -> str:
     contract = loss.contract
     rows = {
-        "needs": NEEDS[contract.needs],
+        "reads": NEEDS[contract.needs],
         "form": FORMS[contract.form],
         "T²": loss.t_squared,
         "reduction": contract.reduction,
         "expected size": contract.scale,
         "holds": ", ".join(HOLDS[name] for name in HOLDS if name in contract.properties) or "–",
-        "values of": contract.values_of,
-        "in tables": f"`{contract.short_name}`",
+        "reference": contract.values_of,
+        "short name": f"`{contract.short_name}`",
     }
-    facts = "".join(markdown_row(f"**{name}**", value) for name, value in rows.items())
+    facts = "".join(markdown_row(name, value) for name, value in rows.items())
     settings = "".join(markdown_row(f"`{s.name}`", f"`{s.default}`", s.comment) for s in loss.settings)
     return f"""
-### {loss.name}
+## {loss.name}
 
-[{loss.title}]({contract.paper}). `distill-train loss/{contract.family}=[{loss.name}]`
+[{loss.title}]({contract.paper})
 
-$$
-{contract.formula}
-$$
+<div class="formula">{mathml(contract.formula, "block")}</div>
 
 {loss.explanation}
 
-| | |
+```bash
+distill-train loss/{contract.family}=[{loss.name}]
+```
+
+| contract | |
 | --- | --- |
 {facts}
 | setting | default | |
 | --- | --- | --- |
 {settings}"""
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

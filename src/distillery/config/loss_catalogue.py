@@ -1,4 +1,4 @@
-"""Every loss with its contract and its config: what `distill-losses`, docs/losses.md and the README's table show."""
+"""Every loss with its contract and its config: what `distill-losses` and the pages of the site show."""
 
 import importlib
 import inspect

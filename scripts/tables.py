@@ -1,8 +1,7 @@
-"""Fill the README's tables from the reports in docs/results and from the losses: `make docs`.
+"""Tables of results in Markdown, made from docs/results/<report>/report.csv. Run it to update the README's.
 
-A block `<!-- results: NAME -->` … `<!-- end -->` holds the table of docs/results/NAME/report.csv, the block
-`<!-- losses -->` … `<!-- end -->` what `distill-losses --markdown` prints, and `<!-- leaderboard -->` … `<!-- end -->`
-each method's gain in the studies of all losses.
+Between `<!-- results: NAME -->` and `<!-- end -->` goes the table of the report NAME, between `<!-- leaderboard -->`
+and `<!-- end -->` each method's gain in the studies of all losses. The site's pages are filled in when it is built.
 """
 
 import re
@@ -11,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 from hydra import compose, initialize_config_dir
 
-from distillery.config import loss_catalogue
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from distillery.results.report.formats import NONE, percent, points, verdicts
@@ -19,7 +17,7 @@ from distillery.results.report.table import BASELINE, TEACHER
 from distillery.results.report.write import markdown_table
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- (losses|leaderboard|results: (?P<report>\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (leaderboard|results: (?P<report>\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
 STUDIES = {
     "leaderboard_digits": "digits",
     "leaderboard_fashion_mnist": "Fashion-MNIST",
@@ -28,25 +26,24 @@ STUDIES = {
 MARKS = {"better than the baseline": "**", "worse than the baseline": "*"}
 
 
-def filled(readme: str) -> str:
-    """The README with every block as its report, or the code, has it now."""
+def filled(page: str) -> str:
+    """The page with the present table in each block."""
 
     def block(match: re.Match[str]) -> str:
         if report := match["report"]:
             table = markdown_table(pd.read_csv(ROOT / "docs/results" / report / "report.csv"))
-        elif match[2] == "losses":
-            table = loss_catalogue.markdown_table(loss_catalogue.losses())
         else:
             table = leaderboard()
         return f"{match[1]}{table}{match[4]}"
 
-    return BLOCK.sub(block, readme)
+    return BLOCK.sub(block, page)
 
 
 def leaderboard() -> str:
-    """Gain over the baseline in each study, in points: bold where it is above 0, italic where it is below.
+    """Each method's gain over the baseline in each study, in percentage points.
 
-    Of teacher and baseline the score itself. A method without a finished run has failed.
+    Bold where the interval lies above 0, italic where it lies below. Teacher and baseline show their score. A method
+    of the study without a finished run is marked as failed.
     """
     columns = {study: _gains(study) for study in STUDIES}
     rows = [TEACHER, BASELINE]
@@ -60,7 +57,7 @@ def leaderboard() -> str:
 
 
 def _gains(study: str) -> dict[str, str]:
-    """By method, the greatest gain first."""
+    """By method, the largest gain first."""
     table = pd.read_csv(ROOT / "docs/results" / study / "report.csv").sort_values("diff_mean", ascending=False)
     said = verdicts(table)
     found = {}

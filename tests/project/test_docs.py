@@ -1,0 +1,162 @@
+"""README and guides: the commands run, the tables are those of the committed reports, the links lead somewhere."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from distillery.config.check import check
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.core.paths import CONFIGS
+from distillery.runs.stages.sequence import StageSequence
+from fixtures.command_line import Cli
+from fixtures.datasets import write_fashion_mnist
+from fixtures.runs import config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/guides").glob("*.md"))]
+RESULTS = (ROOT / "docs/results/index.md").read_text(encoding="utf-8")
+QUICKSTART = (ROOT / "docs/guides/quickstart.md").read_text(encoding="utf-8")
+
+
+def in_blocks(page: str) -> list[list[str]]:
+    """The words of each command in the page's code blocks."""
+    joined = page.replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in re.findall(r"^distill-.*$", joined, re.MULTILINE)]
+
+
+def in_text(page: str) -> Iterator[list[str]]:
+    """Those between the words, but for the ones with a placeholder."""
+    for command in re.findall(r"`(distill-[^`]+ [^`]+)`", page):
+        if not set("<…") & set(command):
+            yield shlex.split(command)
+
+
+def first_of_sweep(arguments: list[str]) -> list[str]:
+    """The overrides of the first job."""
+    first = []
+    for override in OverridesParser.create().parse_overrides(arguments):
+        if override.is_sweep_override():
+            first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
+        elif override.key_or_group not in ("hydra.run.dir", "sweep"):
+            first.append(override.input_line)
+    return first
+
+
+def test_readme_is_short_and_its_tables_are_those_of_the_reports() -> None:
+    filled = runpy.run_path(str(ROOT / "scripts/tables.py"))["filled"]
+    assert filled(README) == README, "make docs"
+    assert README.count("<!-- results:") == 2
+    assert len(README.splitlines()) <= 200
+
+
+def test_links_within_the_repository_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+        assert links
+        for link in links:
+            assert (ROOT / link).exists(), link
+
+
+def test_every_command_composes(tmp_path: Path) -> None:
+    register_resolvers()
+    found = [command for page in (README, *GUIDES, RESULTS) for command in (*in_blocks(page), *in_text(page))]
+    assert len(found) > 50
+    for name, *arguments in found:
+        if name == "distill-losses" or "--help" in arguments:
+            continue
+        overrides = first_of_sweep([a for a in arguments if a not in ("-m", "--cfg", "job")])
+        with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+            cfg = compose(name.removeprefix("distill-"), [*overrides, *(["paths.run=run"] if "train" in name else [])])
+        if name == "distill-train" and not OmegaConf.missing_keys(cfg):
+            check(cfg, overrides)
+
+
+def test_the_stages_are_what_is_said_of_them(teacher: Path, tmp_path: Path) -> None:
+    stages = (ROOT / "docs/guides/stages.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n.*?(stages:\n.*?)```", stages, re.DOTALL)
+    own = ["experiment=digits_demo", "loss/feature=[hint]", f"teachers.main.weights='{teacher}'"]
+    cfg = config(tmp_path / "run", *own)
+    cfg.stages = OmegaConf.create(block).stages
+    sequence = StageSequence(cfg)
+    sequence.rehearse(show=False)
+    hint, assistant, student = sequence.stages
+    assert (hint.cfg.task.weight, assistant.cfg.task.weight) == (0, cfg.task.weight)
+    assert [*student.cfg.loss] == ["kd"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_readme_and_guides_run(
+    tmp_path: Path, cli: Cli, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, cut short: few epochs, one seed; small files in the place of the data sets."""
+    monkeypatch.setenv("DISTILLERY_OUTPUTS", "outputs")
+    write_fashion_mnist(tmp_path / "fashion", train=200, test=50)
+    write_own_data(tmp_path)
+    small = ["trainer.max_epochs=1", "min_teacher_score=0", "data.val_size=50", "data.train_size=100"]
+    short = {
+        "train": ["trainer.max_epochs=1", "min_teacher_score=0"],
+        "study": ["seeds=[0]", "overrides=" + json.dumps([*small, f"data.root={tmp_path / 'fashion'}"])],
+    }
+    for name, *arguments in [command for page in (README, *GUIDES) for command in in_blocks(page)]:
+        command = name.removeprefix("distill-")
+        if "--cfg" in arguments or "hardware=ddp" in arguments or "experiment=fashion_mnist_vit" in arguments:
+            continue  # composed above; tests/runs tries two processes
+        given = [*arguments, *short.get(command, [])]
+        if command == "train" and not {"plan=true", "stages=teacher_assistant"} & {*arguments}:
+            given.append("callbacks.checkpoint_last.every_n_epochs=1")
+        if "data=image_folder" in arguments:
+            given += ["data.source.size=32", "data.num_workers=0"]
+        given = ["student.weights=null" if a == "student.weights=pretrained" else a for a in given]  # no network here
+        code, printed = cli(command, *given)
+        assert code == 0, f"{name} {shlex.join(given)}\n{printed}"
+    assert (tmp_path / "outputs/digits_demo/report.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_site_builds_offline_without_a_warning(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "mkdocs"
+    closed = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", **closed}
+    command = [script, "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    html = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
+    loaded = re.compile(r"""<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*["'](?:https?:)?//""")
+    assert not [path for path, text in html.items() if loaded.search(text)]
+    for page in ("losses/response.html", "losses/feature.html", "losses/attention.html", "losses/relation.html"):
+        assert "<math" in html[tmp_path / page]
+
+
+def write_own_data(folder: Path) -> None:
+    """`pictures/<class>/*.jpg`, `reviews.csv` and the folder of a `tokenizer`."""
+    for number in range(60):
+        path = folder / "pictures" / ("cat" if number % 2 else "dog") / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number * 4, 90, 255 - number * 4)).save(path)
+    labels = ["good" if number % 2 else "bad" for number in range(60)]
+    rows = [f"word{number} is {label},{label}" for number, label in enumerate(labels)]
+    (folder / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    words = ["[PAD]", "[UNK]", "is", "good", "bad"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        folder / "tokenizer"
+    )
