@@ -1,6 +1,8 @@
 """Whole batches by their key, and a DataLoader that Lightning can save and restore in mid-epoch."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -44,13 +46,21 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
     """
 
     sampler: SeededBatchSampler
+    _source: Iterator[Any]
+    _peeked: deque[Any]  # read ahead, not served yet
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator starts at the first `next`: Lightning calls `iter` before it sets the sampler's epoch,
         # and workers would prefetch the wrong one.
-        for batch in super().__iter__():
+        self._source, self._peeked = super().__iter__(), deque()
+        while (batch := self._peeked.popleft() if self._peeked else next(self._source, None)) is not None:
             self.sampler.served += 1
             yield batch
+
+    def peek(self, count: int) -> list[Any]:
+        """The next `count` batches of the current iteration, or as many as are left; they are still to be served."""
+        self._peeked.extend(islice(self._source, max(0, count - len(self._peeked))))
+        return list(islice(self._peeked, count))
 
     def state_dict(self) -> dict[str, int]:
         return self.sampler.state_dict()

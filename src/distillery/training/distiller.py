@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.roles import EMA, FROZEN, PEER
+from distillery.data.loader import ResumableLoader
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Task
 from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
+from distillery.training.update_counts import UpdateCounts
 
 TERMS = "objective.terms."  # how the names of the losses' parameters and buffers begin
 VALIDATED = ("val/score", "val/loss")  # the metrics of a validation
@@ -53,8 +55,10 @@ class Distiller(L.LightningModule):
         self.optim = optim
         self.teachers = dict(teachers)  # a dict's values are not registered as submodules
         self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
+        self.outputs = outputs  # of a row of logits; None: any number
         self.val_score = task.metric(outputs)
         self.losses: Losses | None = None  # between a forward and its backward
+        self._counts: UpdateCounts | None = None  # of the update whose gradients are being accumulated
         self.stage = ""  # the name of the stage that is trained; a run of one stage has none
         self.stage_start_step = 0  # at which update that stage did
         self.stage_teachers: frozenset[str] = frozenset()  # the teachers that are students of earlier stages
@@ -73,6 +77,7 @@ class Distiller(L.LightningModule):
             other.load_state_dict({name: before[name] for name in same if not name.startswith(begun)}, strict=False)
         self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
         self.task, self.objective, self.optim = other.task, other.objective, other.optim
+        self.outputs = other.outputs
         self.val_score = other.val_score.to(self.device)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -87,13 +92,21 @@ class Distiller(L.LightningModule):
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         if self.device_mesh is not None:
             share_buffers(self.student)
+        batches, loader = self.trainer.accumulate_grad_batches, self.trainer.train_dataloader
+        if batches == 1 or not isinstance(loader, ResumableLoader):  # others cannot look ahead: each batch counts alike
+            self._counts = None
+        elif batch_idx % batches == 0 or self._counts is None:
+            left = min(batches - batch_idx % batches, int(self.trainer.num_training_batches) - batch_idx)
+            self._counts = UpdateCounts.of(self.task, [batch, *loader.peek(left - 1)])
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Any]:
         others = {name: each(batch, training=True) for name, each in self.teachers.items() if each is not self.student}
         student = self.student(batch)
         signals = dict.fromkeys(self.teachers, student) | others  # the student may be among its teachers
-        self.losses = losses = self.objective(student, signals, batch)
-        return {"loss": losses.total, "terms": losses.terms}
+        self.losses = losses = self.objective(student, signals, batch, self._counts)
+        # Lightning divides by accumulate_grad_batches, even where an epoch ends after fewer batches.
+        missing = self.trainer.accumulate_grad_batches / self._counts.batches if self._counts else 1
+        return {"loss": losses.total if missing == 1 else losses.total * missing, "terms": losses.terms}
 
     def on_after_backward(self) -> None:
         self.losses = None  # holds the graph

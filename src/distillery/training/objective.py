@@ -5,18 +5,16 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.core.process import world_size
 from distillery.losses.several import Several
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from distillery.tasks.task import Batch, Task
 from distillery.training.gathering import gathered
 from distillery.training.schedules import Progress, Schedule
+from distillery.training.update_counts import UpdateCounts
 
 
 @dataclass
@@ -37,8 +35,9 @@ class Losses:
 class Objective(nn.Module):
     """total = task.weight · task loss + Σ weight · distillation loss.
 
-    A loss that is a sum over rows is divided by the rows of the global batch, so that the gradient which DDP
-    averages over its ranks is that of one big batch, also where the ranks' shares differ.
+    A loss that is a sum over rows is divided by the rows of the whole update (`UpdateCounts`). Its gradient is that of
+    one big batch, on any number of ranks and with accumulated gradients, even if ranks or batches have unequal shares.
+    A loss on the relations of a batch compares the samples of each batch; over accumulated batches it is their mean.
 
     Args:
         task: owns the hard-label loss and the rows that count.
@@ -102,23 +101,35 @@ class Objective(nn.Module):
         assert isinstance(term, Term)
         return [*term.by_teacher.values()], name
 
-    def forward(self, student: Signals, teachers: Mapping[str, Signals], batch: Mapping[str, Tensor]) -> Losses:
+    def forward(
+        self,
+        student: Signals,
+        teachers: Mapping[str, Signals],
+        batch: Mapping[str, Tensor],
+        counts: UpdateCounts | None = None,
+    ) -> Losses:
+        """The losses of one batch.
+
+        Args:
+            counts: of the update that the batch belongs to; None: the batch, with those of the other ranks, is all.
+        """
+        counts = counts or UpdateCounts.of(self.task, [batch])
         rows, labelled = self.task.rows(student, batch)
         taught = {name: self.task.rows(signals.detach(), batch)[0] for name, signals in teachers.items()}
-        target, count = labelled["target"], _Counts(rows.logits, batch)
+        target = labelled["target"]
         terms: dict[str, Any] = dict(self.terms)
-        losses = {"task": count.mean_of_rows(self.task.loss(rows.logits, target))}
-        losses |= {name: _value(term, rows, taught, batch, labelled, count) for name, term in terms.items()}
+        losses = {"task": counts.mean_of_rows(self.task.loss(rows.logits, target))}
+        losses |= {name: _value(term, rows, taught, batch, labelled, counts) for name, term in terms.items()}
         weights = {"task": self.task.weight} | {name: term.weight for name, term in terms.items()}
         total = _weighted(weights, losses)
         logged = dict(losses)
         for peer in self.peers:
             own = self.task.rows(teachers[peer], batch)[0]
-            theirs = {"task": count.mean_of_rows(self.task.loss(own.logits, target))}
+            theirs = {"task": counts.mean_of_rows(self.task.loss(own.logits, target))}
             for name, term in terms.items():
                 if peer in term.by_teacher:
                     one = term.by_teacher[peer]
-                    theirs[name] = _value(one, own, {peer: rows.detach()}, batch, labelled, count)
+                    theirs[name] = _value(one, own, {peer: rows.detach()}, batch, labelled, counts)
             total = total + _weighted(weights, theirs)
             logged |= {f"{peer}/{name}": value for name, value in theirs.items()}
         logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
@@ -126,7 +137,7 @@ class Objective(nn.Module):
 
 
 def _value(
-    term: Term, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labelled: Batch, count: "_Counts"
+    term: Term, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labelled: Batch, counts: UpdateCounts
 ) -> Tensor:
     """The term's loss, over the global batch where it is a sum: over rows of logits, or over samples."""
     of_rows = term.contract.needs == "logits"
@@ -134,11 +145,11 @@ def _value(
     values = {}
     for name, one in term.by_teacher.items():
         given = student, teachers[name], batch
-        values[name] = one(*(gathered(one, *given) if one.gather and count.ranks > 1 else given))
+        values[name] = one(*(gathered(one, *given) if one.gather and counts.ranks > 1 else given))
     value = term.combined(values, teachers, batch) if isinstance(term, Several) else values[term.teacher]
     if not term.contract.per_sample:
         return value
-    return count.mean_of_rows(value) if of_rows else count.mean_of_samples(value)
+    return counts.mean_of_rows(value) if of_rows else counts.mean_of_samples(value)
 
 
 def _weighted(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Tensor:
@@ -151,23 +162,3 @@ def _weighted(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Ten
 def _refuse_weight(path: str, weight: object) -> None:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise UserError(f"{path}.weight={weight}: it must be a finite number.")
-
-
-class _Counts:
-    """Rows and samples of the global batch. A mean is this rank's sum × ranks ÷ their number: averaged over the
-    ranks it is the global mean."""
-
-    def __init__(self, logits: Tensor, batch: Batch) -> None:
-        self.rows: Tensor | int = max(1, len(logits))  # of texts without a token that counts the mean is 0
-        self.samples: Tensor | int = len(next(iter(batch.values())))
-        self.ranks = world_size()
-        if self.ranks > 1:
-            counts = torch.tensor([len(logits), self.samples], device=logits.device)
-            dist.all_reduce(counts)
-            self.rows, self.samples = counts.clamp_min(1)
-
-    def mean_of_rows(self, values: Tensor) -> Tensor:
-        return values.sum() * self.ranks / self.rows
-
-    def mean_of_samples(self, values: Tensor) -> Tensor:
-        return values.sum() * self.ranks / self.samples
