@@ -35,8 +35,8 @@ SMALL = (
     "optim.optimizer.lr=5e-3",
     "logger=none",
     "callbacks.scale_report=null",
-    "callbacks.teacher_guard=null",
 )
+pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores")  # its weights are random
 Trained = Callable[..., Result]
 
 
@@ -211,6 +211,13 @@ def test_masked_lm(run: Trained) -> None:
             ]
     assert result.record.metrics["last"]["perplexity"] == pytest.approx(np.exp(np.mean(surprise["student"])), rel=1e-5)
     assert result.record.teachers["main"]["perplexity"] == pytest.approx(np.exp(np.mean(surprise["main"])), rel=1e-5)
+
+
+def test_masked_lm_in_stages(run: Trained) -> None:
+    """The guard scores the frozen teacher before each stage."""
+    given = ["data.source.label=null", "data.mask=0.15", "+stages={first: {epochs: 1}, second: {epochs: 1}}"]
+    result = run("plain.csv", "masked_lm", len(VOCABULARY), *given)
+    assert [entry["stage"] for entry in result.record.timeline] == ["first", "second"]
 
 
 def test_token_classification(run: Trained) -> None:

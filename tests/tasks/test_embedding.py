@@ -110,9 +110,9 @@ def test_any_number_of_dimensions() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"task.weight=0.5: .* Set task.weight=0, .* loss/response=\[logit_mse\]"):
+    with pytest.raises(UserError, match=r"task.weight=0.5: .* Set task.weight=0 and .* loss/response=\[logit_mse\]"):
         Embedding(weight=0.5)
-    with pytest.raises(UserError, match=r"gives \[3, 5, 8\], not one vector .* head sentence_embedding"):
+    with pytest.raises(UserError, match=r"returns \[3, 5, 8\], not one vector .* head sentence_embedding"):
         Embedding().rows(Signals(torch.randn(3, 5, 8)), BATCH)
     with pytest.raises(UserError, match=r"\[3\] of torch.float32, are not one class for each sample"):
         Embedding().rows(Signals(torch.randn(3, 8)), {**BATCH, "target": torch.randn(3)})

@@ -70,11 +70,11 @@ def test_outputs_are_the_vocabulary() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"none of the tokens of 'x' are masked.* Set data.mask=0.15"):
+    with pytest.raises(UserError, match=r"no tokens of 'x' are masked.* Set data.mask=0.15"):
         MaskedLM().outputs(SimpleNamespace(name="x", classes=("a", "b"), vocab_size=VOCABULARY, mask=None))
     with pytest.raises(UserError, match=r"'digits' has no tokens to mask. Choose a data set of texts"):
         MaskedLM().outputs(SimpleNamespace(name="digits", classes=("0", "1")))
     with pytest.raises(UserError, match=r"task=masked_lm: the targets of this batch, \[3\], are one for each sample"):
         MaskedLM().rows(Signals(logits()), {"target": INDEX, "index": INDEX})
-    with pytest.raises(UserError, match=r"task=masked_lm: the network gives logits \[3, 11\].* head masked_lm"):
+    with pytest.raises(UserError, match=r"task=masked_lm: the network returns logits \[3, 11\].* head masked_lm"):
         MaskedLM().rows(Signals(logits()[:, 0]), {"target": TARGET, "index": INDEX})

@@ -10,11 +10,13 @@ import pytest
 import yaml
 
 import distillery.tasks
+from distillery.models.text.transformer import HEADS
 from distillery.tasks.task import Task
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "task").glob("*.yaml"))
-MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path__)} - {"task", "tokens"}
+MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path__)} - {"task", "tokens", "evaluate"}
 MEMBERS = sorted(name for name in vars(Task) if inspect.isfunction(vars(Task)[name]) and not name.startswith("_"))
+PIPELINE_TAGS = {"text-classification", "token-classification", "fill-mask", "sentence-similarity"}  # of the hub
 
 
 def test_every_task_has_its_config() -> None:
@@ -32,8 +34,12 @@ def test_config_holds_every_setting_with_its_default(path: Path) -> None:
     assert {name: getattr(made, name) for name in config} == config
     assert MEMBERS == ["loss", "metric", "outputs", "predict", "rows"]
     assert all(callable(getattr(made, member)) for member in MEMBERS)
-    assert made.score
-    assert made.head
+    assert made.head in HEADS
+    assert made.pipeline_tag in PIPELINE_TAGS
+    low, high = made.score_range
+    metric = made.metric(3)
+    assert metric.higher_is_better in (None, made.higher_is_better)
+    assert low < high
 
 
 def test_tasks_are_told_apart_by_score_or_head() -> None:

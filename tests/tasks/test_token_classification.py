@@ -113,9 +113,9 @@ def test_refusals() -> None:
     task = TokenClassification()
     with pytest.raises(UserError, match=r"\[3\], are one for each sample.* task=classification"):
         task.rows(signals, {**given, "target": torch.zeros(3, dtype=torch.long)})
-    with pytest.raises(UserError, match=r"logits \[3, 4\] where the targets are \[3, 7\].* head token_classification"):
+    with pytest.raises(UserError, match=r"logits \[3, 4\] for targets \[3, 7\].* head token_classification"):
         task.rows(Signals(signals.logits[:, 0]), given)
-    with pytest.raises(UserError, match=r"logits \[3, 6, 4\] where the targets are \[3, 7\]"):
+    with pytest.raises(UserError, match=r"logits \[3, 6, 4\] for targets \[3, 7\]"):
         task.rows(Signals(signals.logits[:, 1:]), given)
     with pytest.raises(UserError, match=r"task.label_smoothing=1.5"):
         TokenClassification(label_smoothing=1.5)

@@ -181,7 +181,6 @@ def run(compose_train: Compose, folder: str, tmp_path: Path) -> Callable[..., pd
         "optim.optimizer.lr=1e-3",
         "trainer.max_epochs=2",
         "trainer.log_every_n_steps=1",
-        "callbacks.teacher_guard=null",
         "callbacks.scale_report=null",
     ]
 

@@ -255,7 +255,7 @@ class Alters(L.Callback):
 @pytest.mark.filterwarnings("ignore:Teacher 'main' scores")
 def test_the_guard_stops_a_run_whose_teacher_changed(name: str, tmp_path: Path) -> None:
     cfg = small(tmp_path, "trainer.limit_train_batches=1", "trainer.max_epochs=1")
-    with pytest.raises(RuntimeError, match="Teacher 'main' changed during the fit"):
+    with pytest.raises(RuntimeError, match="Teacher 'main' changed during training"):
         train(cfg, callbacks=[Alters(name)])
 
 
@@ -392,7 +392,7 @@ def test_a_teacher_below_min_teacher_score_is_refused_before_the_first_step(
     permuted = {**good, "head.weight": good["head.weight"].roll(1, 0), "head.bias": good["head.bias"].roll(1, 0)}
     watch = Watch()
     cfg = configured(tmp_path / "run", *SMALL, saved(permuted, tmp_path), "min_teacher_score=0.5")
-    with pytest.raises(UserError, match=r"Teacher 'main' scores 0\.\d+.*less than min_teacher_score=0.5.*labels"):
+    with pytest.raises(UserError, match=r"Teacher 'main' scores 0\.\d+.*worse than min_teacher_score=0.5.*labels"):
         train(cfg, callbacks=[watch])
     assert watch.student_modes == []
 

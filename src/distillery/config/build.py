@@ -12,7 +12,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distillery.config.check_task import check_task
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.names import losses_of, teachers_of
 from distillery.config.networks import build_moving, build_student, build_teacher, complete, complete_teacher
@@ -25,6 +24,7 @@ from distillery.models.taps.network import Network, probe
 from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
+from distillery.training.check_task import check_task
 from distillery.training.distiller import Distiller, Optim
 from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.objective import Objective

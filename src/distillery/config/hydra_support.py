@@ -20,7 +20,9 @@ HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 def register_resolvers() -> None:
     """`${method:}`: the run's losses as one word, e.g. `kd+at`; `${run_dir:default}`: where a run goes;
     `${group:}`: the runs that it belongs to; `${package:name,folder}`: a folder of an installed package;
-    `${options:group}`: the options of a config group, as one word."""
+    `${options:group}`: the options of a config group, as one word;
+    `${score_mode:target}`: whether the best score of a task's class is the `max` or the `min`."""
+    OmegaConf.register_new_resolver("score_mode", _score_mode, replace=True)
     OmegaConf.register_new_resolver("options", _options, replace=True)
     OmegaConf.register_new_resolver("package", _package, replace=True)
     OmegaConf.register_new_resolver("method", _method, replace=True)
@@ -45,6 +47,13 @@ def _package(name: str, folder: str = "") -> str:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"This recipe needs a package: make setup, or pip install --no-deps {name.replace('_', '-')}")
     return str(Path(spec.submodule_search_locations[0]) / folder)
+
+
+def _score_mode(target: str) -> str:
+    try:
+        return "max" if hydra.utils.get_class(target).higher_is_better else "min"  # type: ignore[attr-defined]
+    except (ImportError, AttributeError, ValueError):
+        return "max"  # a class that cannot be imported is refused elsewhere, with a message of its own
 
 
 def _options(group: str) -> str:

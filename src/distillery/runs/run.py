@@ -148,7 +148,7 @@ def cpu_threads(cfg: DictConfig) -> Iterator[None]:
 
 def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -> RunRecord:
     """What is known of a run before it starts."""
-    cfg, data = sequence.parts.cfg, sequence.data(-1)
+    cfg, data, task = sequence.parts.cfg, sequence.data(-1), sequence.parts.distiller.task
     return RunRecord(
         name=cfg.name,
         method=cfg.method,
@@ -162,7 +162,9 @@ def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -
             "fingerprint": data.fingerprint,
             "num_classes": len(data.classes),
             "classes": list(data.classes),
-            "score_name": sequence.parts.distiller.task.score,
+            "score_name": task.score,
+            "higher_is_better": task.higher_is_better,
+            "score_range": list(task.score_range),
             "remarks": list(data.remarks),
             **data.sizes,
         },

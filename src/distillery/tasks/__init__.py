@@ -1,1 +1,1 @@
-"""What the labels mean, one file a task."""
+"""What the labels mean: one file for each task."""

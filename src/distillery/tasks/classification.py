@@ -1,5 +1,7 @@
 """One class for each sample."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -7,31 +9,32 @@ from torchmetrics.classification import MulticlassAccuracy
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32
 from distillery.losses.signals import Signals
-from distillery.tasks.task import Batch, Labelled
+from distillery.tasks.task import Batch, Labelled, Task, Usage
 
 
-class Classification:
-    """One class for each sample, an image or a text. Score: top-1 accuracy in [0, 1].
+class Classification(Task):
+    """One class for each sample, an image or a text. Score: top-1 accuracy, in [0, 1].
 
     Args:
-        weight: of the hard-label loss in the objective (the literature's gamma, or 1 - alpha).
-        label_smoothing: mass taken from the label and spread over the classes (Szegedy et al. 2016).
+        weight: weight of the hard-label loss in the objective (gamma, or 1 - alpha, in the literature).
+        label_smoothing: probability mass taken from the label and spread over all classes (Szegedy et al. 2016).
 
     Raises:
-        UserError: a `label_smoothing` outside of [0, 1].
+        UserError: `label_smoothing` is outside [0, 1].
     """
 
     score = "accuracy"
     head = "sequence_classification"
-    perplexity = False
+    pipeline_tag = "text-classification"
 
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing <= 1:
-            raise UserError(f"task.label_smoothing={label_smoothing}: it must lie between 0 and 1.")
+            raise UserError(f"task.label_smoothing={label_smoothing}: it must be between 0 and 1.")
         self.weight = weight
         self.label_smoothing = label_smoothing
 
     def outputs(self, data: Labelled) -> int:
+        """The number of classes."""
         if not data.classes:
             raise UserError(f"task=classification: the samples of '{data.name}' have no classes.")
         return len(data.classes)
@@ -47,8 +50,14 @@ class Classification:
         )
 
     def metric(self, outputs: int | None) -> Metric:
+        """Top-1 accuracy."""
         return MulticlassAccuracy(outputs, average="micro", validate_args=False)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The predicted class of each row, [N]."""
         return logits.argmax(-1)
+
+    @classmethod
+    def usage(cls, net: Any, tokenizer: Any) -> Usage:
+        text, lines = super().usage(net, tokenizer)
+        return Usage(text, [*lines, "model.config.id2label[logits[0].argmax().item()]"])

@@ -1,4 +1,6 @@
-"""A vector for each sample, so that what is alike lies near."""
+"""One vector for each sample, such that similar samples have similar vectors."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,16 +10,16 @@ from torchmetrics.utilities import dim_zero_cat
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32, unit_rows
 from distillery.losses.signals import Signals
-from distillery.tasks.task import Batch, Labelled
+from distillery.tasks.task import Batch, Labelled, Task, Usage
 
-CHUNK = 1000  # samples whose similarities to all others are held at once
+CHUNK = 1000  # samples whose similarities to all others are in memory at once
 
 
 class NearestNeighbour(Metric):
-    """Share of the samples whose nearest neighbour among the others, by cosine, is of their class.
+    """Fraction of the samples whose nearest neighbour among the others, by cosine, has the same class.
 
-    Of embeddings [N,D] and classes [N]; all are kept until `compute`. Of several at the same distance the first is
-    taken. A sample that is alone has no neighbour: 0.
+    Takes embeddings [N,D] and classes [N] and keeps them until `compute`. Of equally near neighbours the first counts.
+    A single sample has no neighbour and scores 0.
     """
 
     higher_is_better = True
@@ -42,35 +44,36 @@ class NearestNeighbour(Metric):
         found = []
         for own in torch.arange(len(classes), device=classes.device).split(CHUNK):
             cosines = embeddings[own] @ embeddings.mT
-            cosines[torch.arange(len(own)), own] = -torch.inf  # a sample is no neighbour of its own
+            cosines[torch.arange(len(own)), own] = -torch.inf  # a sample is not its own neighbour
             found.append(classes[cosines.argmax(1)])
         return (torch.cat(found) == classes).to(embeddings.dtype).mean()
 
 
-class Embedding:
-    """A vector for each sample, here called its logits. Score: accuracy of the nearest neighbour's class, in [0, 1].
+class Embedding(Task):
+    """One vector for each sample, in the place of logits. Score: nearest-neighbour accuracy, in [0, 1].
 
-    The neighbour is looked for among all other samples of the split that is scored, by cosine (leave one out). The
-    classes are used for nothing else: there is no hard-label loss. What a student learns comes from its teacher, as in
-    Reimers and Gurevych 2020 (https://arxiv.org/abs/2004.09813), whose loss is `loss/response=[logit_mse]`: the mean
+    It is the fraction of the split's samples whose nearest neighbour, by cosine among all others, has the same class.
+    The classes serve for the score only. There is no hard-label loss: the student learns from its teacher, as in
+    Reimers and Gurevych 2020 (https://arxiv.org/abs/2004.09813), whose loss is `loss/response=[logit_mse]`, the mean
     squared error over samples and dimensions.
 
     Args:
-        weight: 0.
+        weight: must be 0.
 
     Raises:
-        UserError: another weight.
+        UserError: `weight` is not 0.
     """
 
     score = "nearest-neighbour accuracy"
+    prediction = "vector"
     head = "sentence_embedding"
-    perplexity = False
+    pipeline_tag = "sentence-similarity"
 
     def __init__(self, weight: float = 0.0) -> None:
         if weight != 0:
             raise UserError(
-                f"task.weight={weight}: task=embedding has no hard-label loss to be weighed, its classes are for the "
-                "score only. Set task.weight=0, and let the student learn from a teacher: loss/response=[logit_mse]."
+                f"task.weight={weight}: task=embedding has no hard-label loss; the classes serve for the score only. "
+                "Set task.weight=0 and let the student learn from a teacher: loss/response=[logit_mse]."
             )
         self.weight = weight
 
@@ -78,36 +81,48 @@ class Embedding:
         """None: vectors may have any number of dimensions."""
         if not data.classes:
             raise UserError(
-                f"task=embedding: the samples of '{data.name}' have no classes, and the score is the accuracy of the "
-                "nearest neighbour's. Choose data with classes."
+                f"task=embedding: the samples of '{data.name}' have no classes, which the score compares. Choose data "
+                "with classes."
             )
 
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
         """Every sample is a row: N = B.
 
         Raises:
-            UserError: the network does not give one vector a sample, or the targets are not one class a sample.
+            UserError: the network does not return one vector for each sample, or the targets are not one class each.
         """
         shape, target = list(signals.logits.shape), batch["target"]
         if len(shape) != 2:
             raise UserError(
-                f"task=embedding: the network gives {shape}, not one vector for each sample. Choose a network with the "
-                "head sentence_embedding, which pools the tokens."
+                f"task=embedding: the network returns {shape}, not one vector for each sample. Choose a network with "
+                "the head sentence_embedding, which pools the tokens."
             )
         if target.dim() != 1 or target.is_floating_point():
             raise UserError(
                 f"task=embedding: the targets of this batch, {list(target.shape)} of {target.dtype}, are not one class "
-                "for each sample. Choose data that have these."
+                "for each sample. Choose data that have one."
             )
         return signals, batch
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """0 for each row, [N]: the classes teach nothing."""
+        """0 for each row, [N]: there is no hard-label loss."""
         return at_least_float32(logits).new_zeros(len(logits))
 
     def metric(self, outputs: int | None) -> NearestNeighbour:
+        """Nearest-neighbour accuracy."""
         return NearestNeighbour()
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The vector of each row itself, [N,D], in at least float32: its neighbour depends on the other rows."""
+        """The vectors themselves, [N,D], in at least float32: the neighbours depend on the other rows."""
         return at_least_float32(logits)
+
+    @classmethod
+    def usage(cls, net: Any, tokenizer: Any) -> Usage:
+        lines = [
+            "states = model(**inputs).last_hidden_state",
+            'counts = inputs["attention_mask"].unsqueeze(-1)',
+            "embedding = (states * counts).sum(1) / counts.sum(1)",
+        ]
+        if getattr(net, "normalise", False):
+            lines.append("embedding = embedding / embedding.norm(dim=-1, keepdim=True)")
+        return super().usage(net, tokenizer)._replace(lines=lines)

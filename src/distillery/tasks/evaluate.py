@@ -1,4 +1,4 @@
-"""How well a network does on a split: one plain loop, each sample exactly once."""
+"""Scores a network on a split: one plain loop that visits each sample exactly once."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from distillery.tasks.task import Task
 
 @dataclass
 class Evaluation:
-    """`score` and mean hard-label `loss` on a split, and each row's `index`, `target` and prediction, [N]."""
+    """`score` and mean hard-label `loss` on a split, and the `index`, `target` and prediction of each row, [N]."""
 
     score: float
     loss: float
@@ -22,9 +22,14 @@ class Evaluation:
 
 
 def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None) -> Evaluation:
-    """Score `network` in evaluation mode, where its parameters lie.
+    """Score `network` in evaluation mode, on the device of its parameters.
 
-    Not under a Trainer: samples that a distributed loader repeats to fill a batch would be counted twice.
+    It is not run by a Trainer, whose distributed loaders may count a sample twice to fill a batch.
+
+    Args:
+        network: maps a batch to `Signals`.
+        loader: batches with `target` and `index`.
+        outputs: see `Task.outputs`.
     """
     device = next(network.parameters()).device
     metric = task.metric(outputs).to(device)

@@ -1,6 +1,6 @@
-"""The masked tokens of a text are to be found out from the others."""
+"""Masked language modelling: the masked tokens of a text are predicted from the others."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -8,44 +8,49 @@ from torchmetrics.classification import MulticlassAccuracy
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32
 from distillery.losses.signals import Signals
-from distillery.tasks.task import Batch, Labelled
+from distillery.tasks.task import Batch, Labelled, Task, Usage
 from distillery.tasks.tokens import token_rows
 
 
 @runtime_checkable
 class Maskable(Protocol):
-    """Data that can be served with masked tokens."""
+    """A data set that can mask tokens."""
 
     @property
     def vocab_size(self) -> int: ...
     @property
-    def mask(self) -> float | None: ...  # the share of tokens that are masked
+    def mask(self) -> float | None: ...  # the fraction of tokens that are masked
 
 
-class MaskedLM:
-    """Predicts the masked tokens of a text (BERT; Devlin et al. 2019). Score: accuracy on these, in [0, 1].
+class MaskedLM(Task):
+    """Predicts the masked tokens of a text (BERT; Devlin et al. 2019). Score: accuracy on them, in [0, 1].
 
-    The perplexity that papers report is exp(mean loss), for the loss is in nats a masked token. It compares only where
-    vocabulary and masking are the same.
+    The loss is in nats per masked token; the perplexity that papers report is exp(mean loss). Perplexities are
+    comparable only for the same vocabulary and the same masking.
 
     Args:
-        weight: of the hard-label loss in the objective.
+        weight: weight of the hard-label loss in the objective.
     """
 
     score = "masked accuracy"
-    head = "masked_lm"
+    prediction = "token"
+    per_token = True
+    masked = True
     perplexity = True
+    head = "masked_lm"
+    pipeline_tag = "fill-mask"
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
 
     def outputs(self, data: Labelled) -> int:
+        """The size of the vocabulary."""
         if not isinstance(data, Maskable):
             raise UserError(f"task=masked_lm: '{data.name}' has no tokens to mask. Choose a data set of texts.")
         if data.mask is None:
             raise UserError(
-                f"task=masked_lm: none of the tokens of '{data.name}' are masked, so that there is nothing to predict. "
-                "Set data.mask=0.15, the share of BERT."
+                f"task=masked_lm: no tokens of '{data.name}' are masked, so there is nothing to predict. "
+                "Set data.mask=0.15, as BERT does."
             )
         return data.vocab_size
 
@@ -58,8 +63,13 @@ class MaskedLM:
         return nn.functional.cross_entropy(at_least_float32(logits), target, reduction="none")
 
     def metric(self, outputs: int | None) -> MulticlassAccuracy:
+        """Accuracy on the masked tokens."""
         return MulticlassAccuracy(outputs, average="micro", validate_args=False)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The predicted token of each row, [N]."""
         return logits.argmax(-1)
+
+    @classmethod
+    def usage(cls, net: Any, tokenizer: Any) -> Usage:
+        return super().usage(net, tokenizer)._replace(text=f'"A {tokenizer.mask_token} of yours."')

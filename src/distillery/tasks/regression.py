@@ -8,37 +8,38 @@ from torchmetrics import SpearmanCorrCoef
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32, require_same_shape
 from distillery.losses.signals import Signals
-from distillery.tasks.task import Batch, Labelled
+from distillery.tasks.task import Batch, Labelled, Task
 
 
 class RankCorrelation(SpearmanCorrCoef):
-    """Spearman's rank correlation of predictions [N,1] with targets [N], and 0 where it is negative."""
+    """Spearman's rank correlation of predictions [N,1] and targets [N]; a negative one counts as 0."""
 
     def __init__(self) -> None:
-        with warnings.catch_warnings(action="ignore"):  # that it keeps all samples: two numbers of each
+        with warnings.catch_warnings(action="ignore"):  # it keeps all samples: two numbers each
             super().__init__()
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        # Ranks of NaN would be those of their positions: a broken network on sorted data would score 1.
+        # NaNs would be ranked by position: a broken network would score 1 on sorted data.
         super().update(_numbers(preds).nan_to_num(), target)
 
     def compute(self) -> Tensor:
         return super().compute().clamp_min(0.0)
 
 
-class Regression:
-    """A number for each sample, as the similarity of two sentences. Score: Spearman's rank correlation, in [0, 1].
+class Regression(Task):
+    """One number for each sample, such as the similarity of two sentences. Score: Spearman's rank correlation.
 
-    This is what is reported on STS-B (Cer et al. 2017). A negative one counts as 0: it is worse than chance. Constant
-    predictions have 0 too.
+    It is what is reported for STS-B (Cer et al. 2017). A negative correlation, which is worse than chance, counts as 0,
+    so that the score is in [0, 1]. Constant predictions score 0.
 
     Args:
-        weight: of the hard-label loss in the objective.
+        weight: weight of the hard-label loss in the objective.
     """
 
     score = "Spearman correlation"
+    prediction = "number"
     head = "sequence_classification"
-    perplexity = False
+    pipeline_tag = "text-classification"
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
@@ -55,23 +56,24 @@ class Regression:
         """Every sample is a row: N = B.
 
         Raises:
-            UserError: the targets are no numbers, or not one for each sample.
+            UserError: the targets are not one number for each sample.
         """
         target = batch["target"]
         if target.dim() != 1 or not target.is_floating_point():
             raise UserError(
                 f"task=regression: the targets of this batch, {list(target.shape)} of {target.dtype}, are not one "
-                "number for each sample. Choose data that have these."
+                "number for each sample. Choose data that have one."
             )
         return signals, batch
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The squared error of each row [N], in the square of the targets' unit and at least float32."""
+        """The squared error of each row, [N], in at least float32."""
         numbers = _numbers(logits)
         require_same_shape(numbers, target)
         return (numbers - target).square()
 
     def metric(self, outputs: int | None) -> RankCorrelation:
+        """Spearman's rank correlation."""
         return RankCorrelation()
 
     def predict(self, logits: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""What a task is: the hard-label loss, the score, and which rows of logits count."""
+"""What a task is: the hard-label loss, the score, and which rows of logits count.
+
+A new task is one subclass of `Task` in a file of its own, one `configs/task/<name>.yaml`, and one test. The rest of the
+package asks the task for what it needs to know and never which task it is.
+"""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 from torchmetrics import Metric
@@ -12,7 +16,7 @@ Batch = Mapping[str, Tensor]
 
 
 class Labelled(Protocol):
-    """What a task wants to know of a data set."""
+    """What a task asks of a data set."""
 
     @property
     def name(self) -> str: ...
@@ -20,32 +24,68 @@ class Labelled(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
 
-class Task(Protocol):
-    """What the labels mean. The rest of the package knows nothing of it but this."""
+class Usage(NamedTuple):
+    """How an exported transformer is called, as Python source for its model card."""
 
-    score: str  # what the score is called in tables; it lies in [0, 1], the more the better
-    head: str  # of a transformer for this task: a key of `distillery.models.text.transformer.HEADS`
-    perplexity: bool  # whether exp(mean loss) is a figure that people read: predicts tokens
+    text: str  # the first arguments of the tokenizer's call
+    lines: list[str]  # what follows, with `model` and `inputs` defined
+
+
+class Task(Protocol):
+    """What the labels mean. Subclasses state the class variables without a default and implement the methods."""
+
+    score: ClassVar[str]  # the name of the score in tables
+    higher_is_better: ClassVar[bool] = True
+    score_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    perplexity: ClassVar[bool] = False  # whether exp(mean loss) is reported
+    # What a row of logits stands for: a distribution over the data's classes or over the vocabulary, or just numbers.
+    prediction: ClassVar[Literal["class", "token", "number", "vector"]] = "class"
+    per_token: ClassVar[bool] = False  # whether each token is a row, instead of each sample
+    masked: ClassVar[bool] = False  # whether it predicts masked tokens (`data.mask`)
+    head: ClassVar[str]  # of a transformer: a key of `distillery.models.text.transformer.HEADS`
+    pipeline_tag: ClassVar[str]  # what the Hugging Face hub calls the task
     weight: float  # of the hard-label loss in the objective
 
+    @classmethod
+    def is_distribution(cls) -> bool:
+        """Whether the softmax of a row of logits is a distribution, which teachers and students can compare."""
+        return cls.prediction in ("class", "token")
+
     def outputs(self, data: Labelled) -> int | None:
-        """How many logits a row has on these data; None: any number.
+        """The number of logits in a row for these data; None: any number.
 
         Raises:
             UserError: the data have no labels of this kind.
         """
+        raise NotImplementedError
 
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
         """The rows of logits that count, [N, C], and the batch with `target` and `index` of each row, [N].
 
-        `index` is the position of the row's sample in the data. Everything but the logits stays as it is.
+        `index` is the position of the row's sample in the data. Everything but the logits stays as it is. Logits
+        [B, 0], of a network that was stopped before its head, are returned as they are, with the same rows of the
+        batch.
         """
+        raise NotImplementedError
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The hard-label loss of each row, [N], in at least float32."""
+        raise NotImplementedError
 
     def metric(self, outputs: int | None) -> Metric:
-        """What computes the score from logits and targets of rows, fed batch by batch, of one row at least."""
+        """Computes the score from the rows' logits and targets. It is updated with batches of at least one row."""
+        raise NotImplementedError
 
     def predict(self, logits: Tensor) -> Tensor:
         """The prediction of each row, [N, ...]."""
+        raise NotImplementedError
+
+    @classmethod
+    def usage(cls, net: Any, tokenizer: Any) -> Usage:
+        """How to ask an exported transformer for a prediction.
+
+        Args:
+            net: the network.
+            tokenizer: the tokenizer it is exported with.
+        """
+        return Usage('"A text of yours."', ["logits = model(**inputs).logits"])

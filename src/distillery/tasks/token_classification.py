@@ -1,32 +1,35 @@
 """One class for each token."""
 
+from typing import Any
+
 from torchmetrics.classification import MulticlassF1Score
 
 from distillery.core.errors import UserError
 from distillery.losses.signals import Signals
 from distillery.tasks.classification import Classification
-from distillery.tasks.task import Batch, Labelled
+from distillery.tasks.task import Batch, Labelled, Task, Usage
 from distillery.tasks.tokens import token_rows
 
 
 class TokenClassification(Classification):
     """One class for each token: parts of speech, named entities. Score: macro F1 of the tokens, in [0, 1].
 
-    That is the mean of the F1 of each class, 'O' being one of them; a class that neither occurs nor is predicted does
-    not count. Accuracy would be high for a network that calls every token 'O'. The F1 of whole entities, which
-    CoNLL-2003 reports (Tjong Kim Sang and De Meulder 2003), is another number: do not compare the two.
+    It is the mean of the F1 scores of all classes, including 'O'; a class that neither occurs nor is predicted is left
+    out. (Accuracy would be high for a network that labels every token 'O'.) It is not the F1 of whole entities that
+    CoNLL-2003 reports (Tjong Kim Sang and De Meulder 2003): do not compare the two.
 
     Args:
-        weight: of the hard-label loss in the objective.
-        label_smoothing: mass taken from the label and spread over the classes (Szegedy et al. 2016).
+        weight: weight of the hard-label loss in the objective.
+        label_smoothing: probability mass taken from the label and spread over all classes (Szegedy et al. 2016).
 
     Raises:
-        UserError: a `label_smoothing` outside of [0, 1].
+        UserError: `label_smoothing` is outside [0, 1].
     """
 
     score = "macro F1"
+    per_token = True
     head = "token_classification"
-    perplexity = False
+    pipeline_tag = "token-classification"
 
     def outputs(self, data: Labelled) -> int:
         if not data.classes:
@@ -37,6 +40,11 @@ class TokenClassification(Classification):
         """Every token with a class is a row."""
         return token_rows("token_classification", signals, batch)
 
-    def metric(self, outputs: int | None) -> MulticlassF1Score:  # another score
-        assert outputs is not None, "the number that `outputs` gives"
+    def metric(self, outputs: int | None) -> MulticlassF1Score:
+        """Macro F1."""
+        assert outputs is not None, "the number that `outputs` returns"
         return MulticlassF1Score(outputs, average="macro", validate_args=False)
+
+    @classmethod
+    def usage(cls, net: Any, tokenizer: Any) -> Usage:
+        return Usage('["Words", "of", "yours", "."], is_split_into_words=True', Task.usage(net, tokenizer).lines)

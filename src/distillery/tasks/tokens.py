@@ -1,4 +1,4 @@
-"""Rows that are tokens: what token classification and masked LM share."""
+"""The rows of a task that has one target for each token."""
 
 from dataclasses import replace
 
@@ -11,17 +11,20 @@ from distillery.tasks.task import Batch
 def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
     """The tokens with a target, in the order of the batch: logits [B,L,C] and targets [B,L] → rows [N,C] and [N].
 
-    Each row's `index` is that of its sample. A network that has stopped at its last tap has no logits to take rows of,
-    [B,0]: its signals stay as they are.
+    Each row's `index` is that of its sample. Logits [B,0], of a network that was stopped before its head, are returned
+    as they are.
+
+    Args:
+        task: the name of the task in error messages.
 
     Raises:
-        UserError: the batch has one target a sample, or the network one row of logits; `task` is what errors call this.
+        UserError: the batch has one target, or the network one row of logits, for each sample instead of each token.
     """
     logits, target = signals.logits, batch["target"]
     if target.dim() != 2:
         raise UserError(
-            f"task={task}: the targets of this batch, {list(target.shape)}, are one for each sample, and there must be "
-            "one for each token. Choose data that have these, or task=classification (of numbers: task=regression)."
+            f"task={task}: the targets of this batch, {list(target.shape)}, are one for each sample, and this task "
+            "needs one for each token. Choose other data, or task=classification (for numbers: task=regression)."
         )
     counts = target != IGNORED
     index = batch["index"].unsqueeze(1).expand_as(target)
@@ -30,7 +33,7 @@ def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batc
         return signals, labelled
     if logits.dim() != 3 or logits.shape[:2] != target.shape:
         raise UserError(
-            f"task={task}: the network gives logits {list(logits.shape)} where the targets are {list(target.shape)}, "
-            f"and there must be a row of logits for each token. Choose a network with the head {task}."
+            f"task={task}: the network returns logits {list(logits.shape)} for targets {list(target.shape)}, and this "
+            f"task needs a row of logits for each token. Choose a network with the head {task}."
         )
     return replace(signals, logits=logits[counts]), labelled

@@ -1,4 +1,4 @@
-"""Several networks as one: the mean of what they predict."""
+"""An ensemble: the mean of what several networks predict."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.losses.signals import Signals
 from distillery.models.taps.network import Network
-from distillery.tasks.embedding import Embedding
-from distillery.tasks.regression import Regression
 from distillery.tasks.task import Task
 
 
 class Ensemble(nn.Module):
-    """Its logits are the logarithm of the mean of the networks' class probabilities (born-again networks)."""
+    """Several networks as one. Its logits are the logarithm of the mean of their class probabilities.
+
+    Paper: Born Again Neural Networks, https://arxiv.org/abs/1805.04770.
+    """
 
     def __init__(self, networks: Sequence[Network]) -> None:
         super().__init__()
@@ -26,6 +27,12 @@ class Ensemble(nn.Module):
 
 
 def refuse_task(task: Task) -> None:
-    """Refuse an ensemble for a task that has numbers or vectors in the place of class probabilities."""
-    if isinstance(task, Regression | Embedding):
-        raise UserError("ensemble: students vote on classes, and this task has none. Set ensemble=null.")
+    """Refuse an ensemble for a task whose logits are no distribution.
+
+    Raises:
+        UserError: there are no probabilities to average.
+    """
+    if not task.is_distribution():
+        raise UserError(
+            f"ensemble averages class probabilities, and this task predicts a {task.prediction}. Set ensemble=null."
+        )

@@ -34,6 +34,11 @@ from distillery.runs.export.loading_snippet import loading_snippet
 from distillery.runs.export.model_card import model_card
 from distillery.runs.run import train
 from distillery.runs.verify_run import student_of
+from distillery.tasks.classification import Classification
+from distillery.tasks.embedding import Embedding
+from distillery.tasks.masked_lm import MaskedLM
+from distillery.tasks.task import Task
+from distillery.tasks.token_classification import TokenClassification
 from fixtures.runs import Once, config
 from fixtures.texts import sentences, tiny_bert, write_csv, write_tokenizer
 
@@ -260,14 +265,17 @@ def test_the_command_is_one_that_a_shell_reads(described: Callable[..., str], wo
     assert shlex.split(command.replace("\\\n", "")) == ["distill-train", f"name={words}"]
 
 
-@pytest.mark.parametrize("head", ["sequence_classification", "token_classification", "masked_lm", "sentence_embedding"])
+@pytest.mark.parametrize("task", [Classification, TokenClassification, MaskedLM, Embedding])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_the_snippet_gives_what_the_student_gives(runs: Path, tmp_path: Path, head: str, normalise: bool) -> None:
+def test_the_snippet_gives_what_the_student_gives(
+    runs: Path, tmp_path: Path, task: type[Task], normalise: bool
+) -> None:
+    head = task.head
     net = tiny_bert(head, classes=None if head in ("masked_lm", "sentence_embedding") else 3)
     if isinstance(net, SentenceEncoder):
         net.normalise = normalise
     tokenizer = AutoTokenizer.from_pretrained(runs / "tok")
-    snippet = loading_snippet(head, net, tokenizer, 6)
+    snippet = loading_snippet(task, head, net, tokenizer, 6)
     save_pretrained_folder(net, tokenizer, tmp_path / "net", "")
     said: dict[str, Any] = {}
     code = snippet.removeprefix("```python\n").removesuffix("```").replace("path/to/this/folder", str(tmp_path / "net"))

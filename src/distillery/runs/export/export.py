@@ -9,10 +9,8 @@ from distillery.config.networks import TOKENIZER, run_config
 from distillery.core.errors import UserError
 from distillery.data.tokenizers import load_tokenizer
 from distillery.models.text.export import CARD, save_pretrained_folder
-from distillery.runs.export.model_card import MADE_BY, head_of, model_card
+from distillery.runs.export.model_card import MADE_BY, model_card, task_of
 from distillery.runs.verify_run import finished, student_of
-
-CLASSIFIERS = ("sequence_classification", "token_classification")
 
 
 def export(run: Path, out: Path) -> Path:
@@ -34,7 +32,7 @@ def export(run: Path, out: Path) -> Path:
         raise UserError(f"{out} holds something that is no earlier export, and is not replaced. Name another: out=…")
     student = student_of(run, cfg, record)
     tokenizer = load_tokenizer(cfg.student.input.tokenizer, "student.input.tokenizer")
-    if head_of(cfg) in CLASSIFIERS:
+    if task_of(cfg).prediction == "class":
         _name_classes(student.net, record.data.get("classes", ()))
     save_pretrained_folder(student.net, tokenizer, out, model_card(record, cfg, student.net, tokenizer, run))
     return out

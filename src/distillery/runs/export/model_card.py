@@ -19,7 +19,8 @@ from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.results.layout import BALANCE as BALANCE
 from distillery.results.record import RunRecord
 from distillery.results.report.formats import NONE, percent, si
-from distillery.runs.export.loading_snippet import PIPELINES, loading_snippet
+from distillery.runs.export.loading_snippet import loading_snippet
+from distillery.tasks.task import Task
 
 MADE_BY = "Written by `distill-export`"
 TAGS = "tags:\n- knowledge-distillation\n"
@@ -41,10 +42,11 @@ def model_card(
     """
     head = head_of(cfg)
     sections = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {PIPELINES[head]}\n{TAGS if record.teachers else ''}---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {task_of(cfg).pipeline_tag}\n"
+        f"{TAGS if record.teachers else ''}---",
         f"# {record.name}: {record.method}, seed {record.seed}",
         _summary(record, cfg, net, head),
-        "## Use\n\n" + loading_snippet(head, net, tokenizer, cfg.data.get("max_length")),
+        "## Use\n\n" + loading_snippet(task_of(cfg), head, net, tokenizer, cfg.data.get("max_length")),
         "## Scores and costs\n\n" + "\n\n".join(_figures(record, cfg)),
         "## Method\n\n" + "\n".join(f"- {line}" for line in _method(record, cfg, run)),
         "## Data\n\n" + "\n".join(f"- {line}" for line in _data(record.data)),
@@ -56,10 +58,11 @@ def model_card(
 
 def head_of(cfg: DictConfig) -> str:
     """The head of the student in a run's config: its own, or that of the task."""
-    return str(cfg.student.net.get("head") or _task(cfg).head)
+    return str(cfg.student.net.get("head") or task_of(cfg).head)
 
 
-def _task(cfg: DictConfig) -> Any:
+def task_of(cfg: DictConfig) -> type[Task]:
+    """The task of a run's config."""
     return get_class(cfg.task._target_)
 
 
@@ -73,7 +76,7 @@ def _summary(record: RunRecord, cfg: DictConfig, net: nn.Module, head: str) -> s
 
 def _figures(record: RunRecord, cfg: DictConfig) -> Iterator[str]:
     """A table of the student and its teachers, and what the student keeps and saves of each frozen one."""
-    name, last = _task(cfg).score, record.metrics["last"]
+    name, last = task_of(cfg).score, record.metrics["last"]
     networks = {"student": {**record.cost, "score": last["test_score"], "val_score": last["val_score"]}}
     networks |= {f"teacher `{name}`": entry for name, entry in record.teachers.items() if "score" in entry}
     header = ["", f"test {name} %", f"validation {name} %", "params", "of them embeddings", "FLOPs", "latency ms"]

@@ -1,4 +1,4 @@
-"""Proves that a teacher is fit to teach, and that training has not changed it."""
+"""Checks that a teacher is good enough before training, and that training has not changed it."""
 
 import warnings
 from functools import partial
@@ -6,27 +6,28 @@ from functools import partial
 import lightning as L
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.cache import evaluated_once
 from distillery.training.distiller import Distiller
 
+FEW = 1000  # classes: finding the best order of more takes too long
+
 
 class TeacherGuard(L.Callback):
-    """Scores each teacher on the student's own validation batches before the first step; compares hashes at the end.
+    """Scores each frozen teacher on the student's validation batches before the first step of each stage.
 
-    The same in each stage.
-
-    Only the frozen ones: the others change with the student, and know nothing at first.
+    At the end of the stage the teachers' hashes are compared. Other teachers change with the student and know nothing
+    at first: they are left alone.
 
     Args:
-        min_score: refuse a teacher that scores less; one that is the student of an earlier stage may.
+        min_score: refuse a teacher whose score is worse; 0: refuse none. The student of an earlier stage may have any
+            score.
 
     Raises:
-        UserError: a teacher below `min_score`.
-        RuntimeError: a parameter or buffer of a teacher changed during the fit.
+        UserError: a teacher's score is worse than `min_score`.
+        RuntimeError: a parameter or buffer of a teacher changed during training.
     """
 
     def __init__(self, min_score: float = 0.0) -> None:
@@ -37,23 +38,24 @@ class TeacherGuard(L.Callback):
         assert isinstance(module, Distiller)
         self._fingerprints = {name: teacher.fingerprint() for name, teacher in module.frozen.items()}
         loader = trainer.datamodule.val_dataloader() or trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        classes = len(data.classes)
+        task, outputs = module.task, module.outputs
         for name, teacher in module.frozen.items():
-            judge = partial(evaluate, teacher, loader, module.task, module.task.outputs(data))
-            found = evaluated_once(teacher.cache, f"guard {type(module.task)} {vars(module.task)}", judge)
-            chance = 1 / classes if found.predicted.shape == found.target.shape and classes else 0.0
-            near_chance = chance > 0 and found.score < chance + 0.1 * (1 - chance)
-            if found.score < self.min_score and name not in module.stage_teachers:
+            judge = partial(evaluate, teacher, loader, task, outputs)
+            found = evaluated_once(teacher.cache, f"guard {type(task)} {vars(task)}", judge)
+            accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
+            chance = 1 / outputs if outputs else 0.0
+            near_chance = accuracy < chance + 0.1 * (1 - chance)
+            worse = found.score < self.min_score if task.higher_is_better else found.score > self.min_score
+            if self.min_score and worse and name not in module.stage_teachers:
                 raise UserError(
-                    f"Teacher {name!r} scores {found.score:.3f} on the validation split, less than "
+                    f"Teacher {name!r} scores {found.score:.3f} on the validation split, worse than "
                     f"min_teacher_score={self.min_score}. "
-                    + (likely_cause(found, classes) if near_chance else "Train it longer, or lower that bar.")
+                    + (likely_cause(found) if near_chance else "Train it longer, or change min_teacher_score.")
                 )
             if near_chance:
                 warnings.warn(
-                    f"Teacher {name!r} scores {found.score:.3f} on the student's own validation batches, where chance "
-                    f"gives {chance:.3f}. " + likely_cause(found, classes),
+                    f"Teacher {name!r} scores {found.score:.3f} on the student's own validation batches: it predicts "
+                    f"{accuracy:.1%} of the labels, where chance predicts {chance:.1%}. {likely_cause(found)}",
                     stacklevel=1,
                 )
 
@@ -67,22 +69,25 @@ class TeacherGuard(L.Callback):
         assert isinstance(module, Distiller)
         for name, before in self._fingerprints.items():  # none, if the fit had no step left to train
             if module.frozen[name].fingerprint() != before:
-                raise RuntimeError(f"Teacher {name!r} changed during the fit: its parameters or buffers differ.")
+                raise RuntimeError(f"Teacher {name!r} changed during training: its parameters or buffers differ.")
 
 
-def likely_cause(found: Evaluation, classes: int) -> str:
-    """Why a teacher may score badly: labels in another order, or inputs that it was not trained on."""
-    confusion: Tensor = torch.zeros(classes, classes)
-    confusion.index_put_((found.target, found.predicted), torch.ones(()), accumulate=True)
-    rows, columns = linear_sum_assignment(-confusion.numpy())
-    relabelled = confusion[rows, columns].sum().item() / len(found.target)
-    used = int((confusion.sum(0) > 0).sum())
-    if relabelled > max(0.5, 2 * found.score):
-        return (
-            f"Likely the labels: with the classes in another order it would score {relabelled:.3f}. "
-            "Compare the class lists of the teacher's data set and of yours."
+def likely_cause(found: Evaluation) -> str:
+    """Why a teacher may predict few labels: its classes are in another order, or its inputs are not what it expects."""
+    labels, places = torch.cat([found.target, found.predicted]).unique(return_inverse=True)
+    if len(labels) <= FEW:
+        confusion = torch.zeros(len(labels), len(labels))
+        confusion.index_put_((*places.chunk(2),), torch.ones(()), accumulate=True)
+        rows, columns = linear_sum_assignment(-confusion.numpy())
+        accuracy, relabelled = (
+            each.sum().item() / len(found.target) for each in (confusion.diag(), confusion[rows, columns])
         )
+        if relabelled > max(0.5, 2 * accuracy):
+            return (
+                f"Likely the labels: with the classes in another order it would predict {relabelled:.1%}. "
+                "Compare the class lists of the teacher's data set and of yours."
+            )
     return (
-        f"It predicts {used} of {classes} classes. Likely the inputs: check the teacher's normalisation and resolution "
-        "(teachers.<name>.input: mean, std, size) and its weights."
+        f"It predicts {len(found.predicted.unique())} different labels. Likely the inputs: check the teacher's "
+        "normalisation and resolution, or its tokenizer (teachers.<name>.input), and its weights."
     )

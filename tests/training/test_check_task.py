@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.config.check_task import check_task
 from distillery.core.errors import UserError
 from distillery.losses.feature.hidden_mse import HiddenMSE
 from distillery.losses.response.deep_supervision import DeepSupervision
@@ -22,6 +21,7 @@ from distillery.tasks.embedding import Embedding
 from distillery.tasks.masked_lm import MaskedLM
 from distillery.tasks.regression import Regression
 from distillery.tasks.token_classification import TokenClassification
+from distillery.training.check_task import check_task
 
 BATCH: Mapping[str, Tensor] = {"image": torch.rand(2, 1, 2, 2)}
 
@@ -44,11 +44,11 @@ def two(combine: str) -> Several:
     [
         (Classification(), {}, {"varies": "mask"}, r"data\.mask=null"),
         (Classification(weight=0.0), {}, {}, "nothing to learn from: task.weight=0"),
-        (Embedding(), {}, {}, "task=embedding has no baseline"),
+        (Embedding(), {}, {}, "Choose a loss and a teacher"),
         (Regression(), {"kd": KD()}, {}, r"loss\.kd compares distributions over classes.*logit_mse"),
         (Embedding(), {"kd": KD()}, {}, r"loss\.kd compares distributions over classes"),
         (MaskedLM(), {"deep_supervision": DeepSupervision()}, {}, "one label for each sample"),
-        (TokenClassification(), {"hidden_mse": two("confidence")}, {}, "combine=mean or random"),
+        (TokenClassification(), {"hidden_mse": two("confidence")}, {}, "combine=mean or combine=random"),
         (Embedding(), {"logit_mse": LogitMSE()}, {"width": 5}, "3 dimensions, those of teacher 'main' 5"),
     ],
 )

@@ -1,0 +1,74 @@
+"""Which losses and data go with a task, by what the task says of itself."""
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from distillery.core.errors import UserError
+from distillery.data.module import Data
+from distillery.losses.several import BY_LABEL, Several
+from distillery.losses.term import Term
+from distillery.models.taps.network import Network, probe
+from distillery.tasks.task import Task
+
+
+def check_task(
+    task: Task,
+    data: Data,
+    terms: Mapping[str, Term],
+    schedules: Collection[str],
+    student: Network,
+    teachers: Mapping[str, Network],
+    batch: Mapping[str, Tensor],
+) -> None:
+    """Refuse data and losses that make no sense for the task.
+
+    Args:
+        schedules: the numbers that have a schedule, such as `task.weight`.
+        batch: a few samples, on which the widths of vectors are found out.
+
+    Raises:
+        UserError: tokens are masked and the task does not predict them; there is nothing to learn from; a loss on
+            distributions, for numbers or vectors; a loss on the logits of samples, for the logits of tokens; vectors
+            of different widths.
+    """
+    if data.varies == "mask" and not task.masked:
+        raise UserError("data.mask masks tokens, and this task does not predict them. Set data.mask=null.")
+    if task.weight == 0 and not terms and "task.weight" not in schedules:
+        raise UserError(
+            "There is nothing to learn from: task.weight=0 and there is no distillation loss. Choose a loss and a "
+            "teacher, or give the task a weight if it has a hard-label loss."
+        )
+    for name, term in terms.items():
+        if term.contract.needs == "logits":
+            if not task.is_distribution() and "shift_invariant" in term.contract.properties:
+                raise UserError(
+                    f"loss.{name} compares distributions over classes, and this task predicts a {task.prediction}. Use "
+                    "loss/response=[logit_mse], or a loss on layers."
+                )
+            if task.prediction == "vector":
+                _refuse_other_widths(name, term, student, teachers, batch)
+        elif task.per_token:
+            _refuse_logits_of_samples(name, term)
+
+
+def _refuse_other_widths(
+    name: str, term: Term, student: Network, teachers: Mapping[str, Network], batch: Mapping[str, Tensor]
+) -> None:
+    ours = probe(student, batch).logits.shape[-1]
+    for teacher in term.by_teacher:
+        if (theirs := probe(teachers[teacher], batch).logits.shape[-1]) != ours:
+            raise UserError(
+                f"loss.{name}: the student's vectors have {ours} dimensions, those of teacher {teacher!r} {theirs}. "
+                f"Set student.net.config.hidden_size={theirs}, or use a loss on layers."
+            )
+
+
+def _refuse_logits_of_samples(name: str, term: Term) -> None:
+    if term.contract.family == "response":
+        raise UserError(f"loss.{name} predicts one label for each sample, and this task has one for each token.")
+    if isinstance(term, Several) and term.combine in BY_LABEL:
+        raise UserError(
+            f"loss.{name}.combine={term.combine} weights the teachers of each sample by their logits, and this task "
+            "has logits for each token. Use combine=mean or combine=random for a loss on layers."
+        )
