@@ -117,7 +117,7 @@ def test_a_target_that_cannot_be_imported(target: str, said: str, compose_train:
         check(cfg)
 
 
-@pytest.mark.parametrize("options", ["[kd,kd]", "[kd, dkd, kd]"])
+@pytest.mark.parametrize("options", ["[kd,kd]", "[kd, dkd, dkd, kd]"])
 def test_a_loss_named_twice(options: str, compose_train: Compose) -> None:
     override = f"loss/response={options}"
     cfg = compose_train(TAUGHT)  # Hydra itself would compose it, and count the loss once

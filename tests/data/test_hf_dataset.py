@@ -1,11 +1,11 @@
 """Hub data sets, through the builders of `datasets` for local files: no network."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -13,7 +13,6 @@ from distillery.core.errors import UserError
 from distillery.data.raw import Split
 from distillery.data.sources.hf_dataset import hf_dataset
 
-datasets = pytest.importorskip("datasets")
 Rows = Sequence[Mapping[str, Any]]
 Write = Callable[..., str]
 
@@ -113,11 +112,11 @@ def test_duplicates_are_left_out_or_only_counted(glue: Write) -> None:
     assert served(data.train) == expected(TRAIN)
     assert data.remarks == (
         "train: 1 repeated texts and 0 with contradictory labels left out",
-        "train: 1 texts that are in val too left out",
+        "train: 1 texts that are also in val left out",
     )
     data = hf_dataset(path, drop_duplicates=False)
     assert served(data.train) == expected([*TRAIN, TRAIN[0], VAL[1]])
-    assert data.remarks[1] == "train: 1 texts that are in val too found and kept"
+    assert data.remarks[1] == "train: 1 texts that are also in val found and kept"
 
 
 def test_files_of_one_kind_and_parts_of_a_split(tmp_path: Path) -> None:
@@ -130,6 +129,19 @@ def test_files_of_one_kind_and_parts_of_a_split(tmp_path: Path) -> None:
     assert data.train.inputs.first == [f"t{i}" for i in range(7)]
     assert data.test.inputs.first == ["t7", "t8", "t9"]
     assert data.test.targets.tolist() == [1, 0, 2]
+
+
+def test_words_of_a_csv_file_are_no_missing_values(tmp_path: Path) -> None:
+    words = ["none", "null", "NA", "nan"]
+    rows = [f"{'' if row == 5 else words[row % 4]}{row},{words[row % 4] if row else ''}" for row in range(12)]
+    for part in ("train", "test"):
+        lines = [f"null,{words[0]}", *rows] if part == "test" else rows
+        (tmp_path / f"{part}.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    files = {part: str(tmp_path / f"{part}.csv") for part in ("train", "test")}
+    data = hf_dataset("csv", text="text", data_files=files, val=None, drop_duplicates=False)
+    assert data.classes == ("NA", "nan", "none", "null")
+    assert data.remarks[0] == "train: 1 rows without a label left out"
+    assert data.test.inputs.first[0] == "null"
 
 
 def test_words_with_a_label_each(glue: Write) -> None:
@@ -180,9 +192,3 @@ def test_offline_names_the_cache_and_the_flag(own_cache: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere' cannot be loaded"):
         hf_dataset(str(tmp_path / "nowhere"))
-
-
-def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
-        hf_dataset("glue", "sst2")

@@ -2,15 +2,21 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
 from distillery.core.errors import UserError
 from distillery.data.raw import RawData, Split
+from distillery.data.sources.table_splits import in_class_order
 from distillery.data.sources.text_files import jsonl, text_csv
 
 ROWS = [("good film", "pos"), ("bad, bad film", "neg"), ('a "so-so"\nfilm', "neutral"), ("NA", "neg")]
@@ -71,6 +77,46 @@ def test_quotes_as_characters(tmp_path: Path) -> None:
         text_csv(path, label=None, test_fraction=0.5)
 
 
+CODES = ("01", "1", "010", "10", "11")
+WORDS = ("01", "1", "NA", "none", "null")
+
+
+def test_classes_have_one_order_however_they_are_found() -> None:
+    for expected in (CODES, WORDS, ("-1", "+1", "1", "2")):
+        for found in permutations(expected):
+            assert in_class_order(found) == expected
+
+
+@pytest.mark.slow
+def test_classes_have_one_order_in_every_process(tmp_path: Path) -> None:
+    """Python draws a hash seed for each process, on which the order of a set of strings depends."""
+    for name, labels in {"codes.csv": CODES, "words.csv": WORDS}.items():
+        write_csv(tmp_path / name, [(f"text {i}", label) for i, label in enumerate(5 * labels)])
+    program = (
+        "from distillery.data.sources.text_files import text_csv\n"
+        "print(*(text_csv(name).classes for name in ('codes.csv', 'words.csv')))"
+    )
+    for seed in range(5):
+        env = os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
+        run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert run.stdout == f"{CODES} {WORDS}\n", run.stderr
+
+
+def test_what_datasets_would_do_to_a_file_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A name with characters that it expands, a field beyond Python's limit, its cache and its output."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    long = "the film is good " * 9000
+    path = write_csv(tmp_path / "a[1] x::b*.csv", [(long, "01"), ("nan", "1"), ("", "1"), ("2019-01-01", "01")])
+    data = text_csv(path, drop_empty=True, test_fraction=0.67)
+    assert data.train.inputs.first == [long, "nan", "2019-01-01"]
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": "one"}, {"text": "c", "label": 1}]
+    assert jsonl(write_jsonl(tmp_path / "[2].jsonl", rows), test_fraction=0.67).classes == ("1", "one")
+    assert not (tmp_path / "cache").exists()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_test_split_is_cut_by_class_always_alike(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "own.csv", [(f"text {i}", "rare" if i % 10 == 0 else "often") for i in range(100)])
     data = text_csv(path)
@@ -96,7 +142,7 @@ def test_numbers_and_texts_without_labels(tmp_path: Path) -> None:
     assert plain.train.targets.tolist() == [0] * 20
     assert plain.train.targets.dtype == torch.int64
     assert len(plain.test.indices) == 4
-    with pytest.raises(UserError, match=r"no number in column 'text' of 20 rows \(line 2, 3, 4, …\): 'text 0'"):
+    with pytest.raises(UserError, match=r"column 'text' is not a number in 20 rows \(line 2, 3, 4, …\): 'text 0'"):
         text_csv(path, label="text", regression=True)
     write_csv(path, [("a", "1"), ("b", "nan")])
     with pytest.raises(UserError, match=r"1 row \(line 3\): 'nan'"):
@@ -119,13 +165,13 @@ def test_duplicates_are_left_out_and_counted(tmp_path: Path) -> None:
     assert data.remarks == (
         "test: 1 repeated texts and 0 with contradictory labels left out",
         "val: 1 repeated texts and 0 with contradictory labels left out",
-        "val: 1 texts that are in test too left out",
+        "val: 1 texts that are also in test left out",
         "train: 2 repeated texts and 2 with contradictory labels left out",
-        "train: 1 texts that are in test too left out",
-        "train: 1 texts that are in val too left out",
+        "train: 1 texts that are also in test left out",
+        "train: 1 texts that are also in val left out",
     )
     few = write_csv(tmp_path / "few.csv", [("a", 0), ("b", 1)])
-    with pytest.raises(UserError, match=r"few\.csv' has no text for the train split.*2 texts that are in test too"):
+    with pytest.raises(UserError, match=r"few\.csv' has no text left .*train.*2 texts that are also in test"):
         text_csv(few, test=paths["train"])
 
 
@@ -190,11 +236,11 @@ def test_empty_texts_are_refused_or_left_out(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("", "is empty"),
-        ("text,label\n", "no text for the train split"),
-        ("text,label\na,b\nc\n", r"line 3: 1 fields, but the heading has 2"),
-        ('text,label\n"a\nb",c\n\na, b,c\n', r"line 5: 3 fields.*'\,' in it in quotes"),
-        ("text,text\na,b\n", "names a column twice"),
-        ("text,label\na,\nb,c\n", r"no label in column 'label' of 1 row \(line 2\)"),
+        ("text,label\n", "is empty"),
+        ("text,label\na,b\nc\n", r"line 3: 1 fields, but the header has 2"),
+        ('text,label\n"a\nb",c\n\na, b,c\n', r"line 5: 3 fields.*contains ',' in quotes"),
+        ("text,text\na,b\n", "two columns of the same name"),
+        ("text,label\na,\nb,c\n", r"column 'label' has no label in 1 row \(line 2\)"),
         ("text,label\na,b\nc,b\n", r"labels are all \['b'\]; at least two"),
         ('text,label\n"a" b,c\n', r"line 2: .*quotes=false"),
         ('text,label\na,b\n"c,d\n', r"line 3: .*quotes=false"),
@@ -254,11 +300,11 @@ def test_words_with_a_label_each(tmp_path: Path) -> None:
     [
         ({"words": ["a", "b"], "tags": ["O"]}, "line 5: 2 words, but 1 labels in column 'tags'"),
         ({"words": ["a", "b"], "tags": "O O"}, "line 5: 2 words, but 'O O' in column"),
-        ({"words": "a b", "tags": ["O", "O"]}, r"no list of words in column 'words' of 1 row \(line 5\): 'a b'"),
-        ({"words": ["a", " "], "tags": ["O", "O"]}, r"no list of words"),
+        ({"words": "a b", "tags": ["O", "O"]}, r"column 'words' is not a list of words in 1 row \(line 5\): 'a b'"),
+        ({"words": ["a", " "], "tags": ["O", "O"]}, "not a list of words"),
         ({"words": [], "tags": []}, r"empty in 1 row \(line 5\)"),
         ({"tags": []}, r"empty in 1 row \(line 5\)"),
-        ({"words": ["a"]}, r"no label in column 'tags' of 1 row \(line 5\)"),
+        ({"words": ["a"]}, r"column 'tags' has no label in 1 row \(line 5\)"),
     ],
 )
 def test_words_and_labels_that_do_not_agree(tmp_path: Path, row: dict[str, Any], words: str) -> None:
@@ -276,10 +322,12 @@ def test_a_tag_outside_the_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "options", "words"),
     [
-        ("{'text': 1}", {}, "line 2: no JSON"),
+        ("{'text': 1}", {}, "line 2: not valid JSON"),
         ('["a", "b"]', {}, r"line 2: it must be a JSON object, not '\[\"a\""),
-        ('{"text": 7, "label": "x"}', {}, r"no text in column 'text' of 1 row \(line 2\): 7"),
-        ('{"text": "b"}', {}, r"no label in column 'label' of 1 row \(line 2\)"),
+        ('{"text": "half \\ud83d", "label": "x"}', {}, "line 2: not valid JSON .*surrogates"),
+        ('{"text": "b"} {"text": "c"}', {}, "line 2: not valid JSON .*Extra data"),
+        ('{"text": 7, "label": "x"}', {}, r"column 'text' is not text in 1 row \(line 2\): 7"),
+        ('{"text": "b"}', {}, r"column 'label' has no label in 1 row \(line 2\)"),
         ('{"text": "b", "label": ["x"]}', {}, "more than one label.*data.source.words"),
         ('{"text": "b", "label": "x"}', {"words": "text", "second": "text"}, "words and data.source.second exclude"),
         ('{"text": "b", "label": "x"}', {"label": "tags"}, "has no such column"),

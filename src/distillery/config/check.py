@@ -228,8 +228,9 @@ def _refuse_input(path: str, given: Any) -> None:
 def _refuse_duplicates(override: str) -> None:
     group, _, options = override.partition("=")
     named = [option.strip() for option in options.strip("[]").split(",")]
-    if group.startswith("loss/") and (twice := {option for option in named if named.count(option) > 1}):
-        name = twice.pop()
+    twice = [option for option in named if named.count(option) > 1]
+    if group.startswith("loss/") and twice:
+        name = twice[0]
         raise UserError(
             f"{override}: {name!r} is named twice. A second instance needs a name of its own: "
             f"+{group}@loss.{name}_b={name}"

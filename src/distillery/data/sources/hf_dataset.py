@@ -1,18 +1,21 @@
-"""Text data sets of the Hugging Face hub, by name."""
+"""Text data sets from the Hugging Face hub, by name."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset
+from datasets.exceptions import DatasetsError
 
 from distillery.core.errors import UserError
 from distillery.data.raw import RawData
 from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-HIDDEN = -1  # the label of a sample whose label is not given, as in the test splits of GLUE
+HIDDEN = -1  # the label of a sample whose label is withheld, as in the test splits of GLUE
+# pandas takes words such as NA, null and none for missing values. In a CSV file only an empty field is one.
+CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 
 
 def hf_dataset(
@@ -31,24 +34,23 @@ def hf_dataset(
     revision: str | None = None,
     data_files: Mapping[str, str] | None = None,
 ) -> RawData:
-    """Texts, pairs of texts or lists of words through `datasets.load_dataset`.
+    """Texts, pairs of texts or lists of words, loaded by `datasets.load_dataset`.
 
-    Where the labels of the test split are hidden, or `test` is None, the validation split is the test split, for
-    nothing may be chosen on the texts which give the score, and validation texts are cut from train; the remarks
-    say so. Rows without a label elsewhere are left out and counted. The classes are those that the data set
-    declares, else the labels of the training texts, sorted.
+    If the labels of the test split are hidden, or `test` is None, the validation split becomes the test split, and
+    validation texts are cut from train: nothing may be selected on the texts that give the score. The remarks say so.
+    Rows without a label elsewhere are left out and counted. The classes are those that the data set declares, else the
+    labels of the training texts, sorted.
 
     Args:
-        path, name, revision, data_files: of `load_dataset`: a data set of the hub or a folder, its configuration,
-            its commit; or a kind of file ("csv", "json", "parquet") and the files of each split.
+        path, name, revision, data_files: arguments of `load_dataset`: a data set of the hub or a folder, its
+            configuration, its commit; or a file type ("csv", "json", "parquet") and the files of each split.
         text, second, words, label, regression, drop_empty: see `Columns`.
-        train, val, test: the splits; a part of one is written as "train[:90%]".
-        drop_duplicates: leave out repeated texts; False: only count them, where scores are compared with those of
-            a paper that did not.
+        train, val, test: the names of the splits; part of a split is written as "train[:90%]".
+        drop_duplicates: leave out repeated texts; False: only count them, for scores that are compared with those
+            of a paper that kept them.
 
     Raises:
-        UserError: `datasets` is not installed, the data set cannot be had or has no such configuration or split,
-            or what `table_data` refuses.
+        UserError: the data set is unavailable or has no such configuration or split, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, words, None, regression, drop_empty)
     called = path if name is None else f"{path}/{name}"
@@ -76,44 +78,38 @@ def hf_dataset(
     return table_data(called, columns, tables, drop_duplicates=drop_duplicates, remarks=remarks)
 
 
-def _load(called: str, path: str, **options: Any) -> "list[Dataset]":
+def _load(called: str, path: str, **options: Any) -> list[Dataset]:
     try:
-        import datasets
-    except ImportError as error:
-        raise UserError("The data sets of the hub are read by a package of their own: pip install datasets") from error
-    try:
-        return datasets.load_dataset(path, **options)
+        return datasets.load_dataset(path, **options, **(CSV_OPTIONS if path == "csv" else {}))
     except ConnectionError as error:
         arguments = ", ".join(repr(value) for value in (path, options["name"]) if value is not None)
         raise UserError(
             f"'{called}' is not in the cache '{datasets.config.HF_DATASETS_CACHE}', and the hub cannot be reached: "
-            f"{error}. Where there is a network run load_dataset({arguments}) once, copy its cache here, and name it "
-            "with HF_HOME (the cache is the folder datasets in it). HF_HUB_OFFLINE=1 reads the cache without asking "
+            f"{error}. Run load_dataset({arguments}) once on a machine with a network, copy its cache here, and set "
+            "HF_HOME to the folder that contains it (as `datasets`). HF_HUB_OFFLINE=1 reads the cache without asking "
             "the hub first."
         ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
             f"'{called}' cannot be loaded: {error}. See data.source.path, name, train, val and test; val=null cuts "
             "the validation texts from train, test=null tests on val."
         ) from error
 
 
-def _hidden(data: "Dataset", label: str | None) -> bool:
-    """Whether there are labels, and none that is given."""
+def _hidden(data: Dataset, label: str | None) -> bool:
+    """Whether the split has a column of labels, all of them withheld."""
     if label is None or label not in data.column_names:
         return False
     return len(data) > 0 and all(value is None or value == HIDDEN for value in data[label])
 
 
-def _table(data: "Dataset", where: str, label: str | None) -> tuple[Table, list[str] | None]:
-    """The labelled rows of `data`, and the classes that it declares; labels of these are given by name."""
-    from datasets import ClassLabel
-
+def _table(data: Dataset, where: str, label: str | None) -> tuple[Table, list[str] | None]:
+    """The labelled rows of `data`, and the classes that it declares, if any; their labels become names."""
     rows = list(range(len(data)))
     if label is None or label not in data.column_names:
         return Table(where, {name: data[name] for name in data.column_names}, rows, "row"), None
     labels, names = list(data[label]), None
-    declared = getattr(data.features[label], "feature", data.features[label])  # of lists: of their items
+    declared = getattr(data.features[label], "feature", data.features[label])  # the items of a list
     if isinstance(declared, ClassLabel):
         names = list(declared.names)
         labels = [_named(value, names) for value in labels]

@@ -1,4 +1,4 @@
-"""A table of texts and labels, from a file or a hub, and what its columns mean."""
+"""A table of texts and labels, read from a file or the hub, and the meaning of its columns."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,19 +20,19 @@ EXCLUDING = (
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a table are.
+    """Which column of a table holds what.
 
     Args:
         text: the column of the texts, or of the first text of each pair.
-        label: of the labels; None: there are none.
-        second: of the second texts; None: single texts.
-        words: instead of `text`: of lists of words, whose labels are lists as well (token classification).
-        classes: the labels that there may be, in their order. None: those of the training texts, sorted.
+        label: the column of the labels; None: the texts are not labelled.
+        second: the column of the second text of each pair; None: the texts are not pairs.
+        words: instead of `text`, the column of lists of words, each with a list of labels (token classification).
+        classes: the allowed labels, in order; None: the labels of the training texts, sorted.
         regression: the labels are numbers.
         drop_empty: leave out rows with an empty text; False: refuse them.
 
     Raises:
-        UserError: options that exclude each other.
+        UserError: two options exclude each other.
     """
 
     text: str
@@ -58,15 +58,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length; None is a missing value. `lines` says where each row stands, for messages."""
+    """Columns of equal length; None is a missing value. `lines` is the place of each row in the file, for messages."""
 
-    where: str  # what messages call it
+    where: str  # its name in messages
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int]
     unit: str = "line"
 
     def column(self, option: str, name: str) -> list[Any]:
-        """The values of column `name`, which the user gave as data.source.`option`."""
+        """The values of the column `name`, which the user set as data.source.`option`."""
         if name not in self.columns:
             hint = did_you_mean(name, self.columns)
             raise UserError(f"data.source.{option}={name}: {self.where} has no such column.{hint}")
@@ -80,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of a table, checked: texts (or lists of words) and labels (strings, numbers or tuples of strings)."""
+    """Checked rows of a table: texts (or lists of words) and labels (strings, numbers or tuples of strings)."""
 
     table: Table
     rows: list[int]
@@ -98,7 +98,7 @@ class Samples:
         return replace(self, rows=of(self.rows), first=of(self.first), second=of(self.second), labels=of(self.labels))
 
     def keys(self) -> list[Hashable]:
-        """What makes two samples the same but for the label."""
+        """What two samples share if they are the same but for the label."""
         first = [text if isinstance(text, str) else tuple(text) for text in self.first]
         return list(first) if self.second is None else list(zip(first, self.second, strict=True))
 
@@ -107,8 +107,8 @@ def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
     """The samples of `table`, and how many rows with an empty text were left out.
 
     Raises:
-        UserError: a column is missing, a text is empty or none, a label is missing or of another kind, or a list
-            of words has another number of labels.
+        UserError: a column is missing, a text is empty or not a string, a label is missing or of the wrong kind, or
+            the numbers of words and labels differ.
     """
     first: list[Any] = _texts(table, "text", columns.text) if columns.words is None else _words(table, columns.words)
     second = None if columns.second is None else _texts(table, "second", columns.second)
@@ -116,8 +116,8 @@ def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
     empty = [row for row, text in enumerate(first) if not text or (second is not None and not second[row])]
     if empty and not columns.drop_empty:
         raise UserError(
-            f"{table.where}: the text is empty in {table.places(empty)}. Mend the file, or leave such rows out with "
-            "data.source.drop_empty=true."
+            f"{table.where}: the text is empty in {table.places(empty)}. Correct the file, or leave these rows out "
+            "with data.source.drop_empty=true."
         )
     samples = Samples(table, list(range(len(first))), first, second, labels)
     filled = samples.take(sorted({*samples.rows} - {*empty}))
@@ -127,15 +127,15 @@ def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
 
 
 def _texts(table: Table, option: str, name: str) -> list[str]:
-    """The texts of a column; missing ones and those of white space only as empty strings."""
+    """The texts of a column; a missing or blank one becomes an empty string."""
     values = table.column(option, name)
     if wrong := [row for row, text in enumerate(values) if not isinstance(text, str | None)]:
-        raise UserError(f"{table.where}: no text in column '{name}' of {table.places(wrong)}: {values[wrong[0]]!r}.")
+        raise UserError(f"{table.where}: column '{name}' is not text in {table.places(wrong)}: {values[wrong[0]]!r}.")
     return [text if text and text.strip() else "" for text in values]
 
 
 def _words(table: Table, name: str) -> list[list[str]]:
-    """The lists of words of a column; missing ones as empty lists."""
+    """The lists of words of a column; a missing one becomes an empty list."""
     values = [[] if words is None else words for words in table.column("words", name)]
     wrong = [
         row
@@ -144,7 +144,7 @@ def _words(table: Table, name: str) -> list[list[str]]:
     ]
     if wrong:
         raise UserError(
-            f"{table.where}: no list of words in column '{name}' of {table.places(wrong)}: {values[wrong[0]]!r}."
+            f"{table.where}: column '{name}' is not a list of words in {table.places(wrong)}: {values[wrong[0]]!r}."
         )
     return values
 
@@ -154,27 +154,27 @@ def _labels(samples: Samples, labels: list[Any], columns: Columns) -> list[Any]:
     table, column = samples.table, f"column '{columns.label}'"
     rows = list(zip(samples.rows, labels, strict=True))
     if missing := [row for row, label in rows if label is None or not str(label).strip()]:
-        raise UserError(f"{table.where}: no label in {column} of {table.places(missing)}.")
+        raise UserError(f"{table.where}: {column} has no label in {table.places(missing)}.")
     if columns.words is not None:
         for (row, label), words in zip(rows, samples.first, strict=True):
             if not isinstance(label, list) or len(label) != len(words):
                 found = f"{len(label)} labels" if isinstance(label, list) else repr(label)
                 raise UserError(
                     f"{table.where}, {table.unit} {table.lines[row]}: {len(words)} words, but {found} in {column}. "
-                    "It must be a list with a label for each word."
+                    "It must be a list with one label per word."
                 )
         return [tuple(map(str, label)) for label in labels]
     if columns.regression:
         if wrong := [(row, label) for row, label in rows if not _is_number(label)]:
             raise UserError(
-                f"{table.where}: no number in {column} of {table.places([row for row, _ in wrong])}: "
+                f"{table.where}: {column} is not a number in {table.places([row for row, _ in wrong])}: "
                 f"{wrong[0][1]!r}. For classes set data.source.regression=false."
             )
         return [float(label) for label in labels]
     if wrong := [(row, label) for row, label in rows if isinstance(label, list | dict)]:
         raise UserError(
-            f"{table.where}: more than one label in {column} of {table.places([row for row, _ in wrong])}. Lists of "
-            "labels go with lists of words: set data.source.words to their column."
+            f"{table.where}: {column} has more than one label in {table.places([row for row, _ in wrong])}. Lists of "
+            "labels need lists of words: set data.source.words to their column."
         )
     return [str(label).strip() for label in labels]
 

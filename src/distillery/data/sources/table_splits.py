@@ -1,6 +1,6 @@
-"""Tables of texts made into splits: without duplicates, apart from each other, labels numbered."""
+"""Turns tables of texts into splits: without duplicates, disjoint, with numbered labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +22,15 @@ def table_data(
     drop_duplicates: bool = True,
     remarks: Sequence[str] = (),
 ) -> RawData:
-    """The splits of `tables`, by the names train, val and test; only train must be there.
+    """The splits of `tables`, whose names are train, val and test; only train is required.
 
-    Without test it is `test_fraction` of train, drawn by class and always the same. `drop_duplicates` leaves out
-    repeated texts (all of those whose labels differ), from val what is in test too, and from train what is in
-    val or test; without it they are only counted. An index is a position in the list of those that remain.
+    Without test, `test_fraction` of train becomes the test split, drawn by class and always the same.
+    `drop_duplicates` leaves out repeated texts (all copies if their labels differ), texts of val that are also in
+    test, and texts of train that are also in val or test; without it they are only counted. An index is a position
+    among the texts that remain.
 
     Raises:
-        UserError: what `read_samples` refuses, labels outside the classes, fewer than two classes, nothing left.
+        UserError: what `read_samples` refuses, a label outside the classes, fewer than two classes, or an empty split.
     """
     notes = list(remarks)
     parts: dict[str, Samples] = {}
@@ -40,7 +41,7 @@ def table_data(
     parts = _apart(parts, drop_duplicates, notes)
     for part, samples in parts.items():
         if not samples:
-            raise UserError(f"{samples.table.where} has no text for the {part} split. " + ". ".join(notes))
+            raise UserError(f"{samples.table.where} has no text left for the {part} split. " + ". ".join(notes))
     classes = _classes(columns, parts["train"])
     splits = {part: Split.whole(*_encode(samples, columns, classes)) for part, samples in parts.items()}
     if "test" not in splits:
@@ -50,7 +51,7 @@ def table_data(
 
 
 def _apart(parts: Mapping[str, Samples], drop: bool, notes: list[str]) -> dict[str, Samples]:
-    """The parts without repeated texts and without those of another part; test comes before val before train."""
+    """The parts without repeated texts and without texts of another part; test has priority over val over train."""
     verb = "left out" if drop else "found and kept"
     kept: dict[str, Samples] = {}
     for part in [name for name in ("test", "val", "train") if name in parts]:
@@ -65,7 +66,7 @@ def _apart(parts: Mapping[str, Samples], drop: bool, notes: list[str]) -> dict[s
             held = set(others.keys())
             foreign = [position for position, key in enumerate(remaining.keys()) if key not in held]
             if shared := len(remaining) - len(foreign):
-                notes.append(f"{part}: {shared:,} texts that are in {other} too {verb}")
+                notes.append(f"{part}: {shared:,} texts that are also in {other} {verb}")
             remaining = remaining.take(foreign)
         kept[part] = remaining if drop else parts[part]
     return {part: kept[part] for part in parts}
@@ -75,7 +76,7 @@ def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:
     if train.labels is None or columns.regression:
         return ()
     if columns.classes is None:
-        classes = _sorted({label for labels in train.labels for label in _each(labels)})
+        classes = in_class_order({label for labels in train.labels for label in _each(labels)})
     else:
         classes = tuple(map(str, columns.classes))
         if len(set(classes)) != len(classes):
@@ -90,10 +91,10 @@ def _each(labels: Any) -> Sequence[str]:
     return (labels,) if isinstance(labels, str) else labels
 
 
-def _sorted(labels: set[str]) -> tuple[str, ...]:
-    """Whole numbers by size, everything else by the alphabet."""
+def in_class_order(labels: Collection[str]) -> tuple[str, ...]:
+    """Whole numbers by value, equal ones such as 01 and 1 by text; if any label is not a number, all by text."""
     try:
-        return tuple(sorted(labels, key=int))
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
     except ValueError:
         return tuple(sorted(labels))
 
@@ -127,11 +128,11 @@ def _refuse_foreign(samples: Samples, labels: Sequence[Any], classes: Mapping[st
 
 
 def _cut(train: Split, fraction: float) -> tuple[Split, Split]:
-    """(train, test) of one set: by class, or of all alike where the targets are no classes."""
+    """Cut one split into (train, test): by class, or at random where the targets are not classes."""
     if not 0 < fraction < 1:
         raise UserError(
-            f"data.source.test_fraction={fraction} is not between 0 and 1, and no test texts are given: set "
-            "data.source.test, or the share of the texts to test on."
+            f"data.source.test_fraction={fraction} is not between 0 and 1, and there is no test file: set "
+            "data.source.test, or the fraction of the texts to test on."
         )
     try:
         test, rest = stratified(train.targets, train.indices, round(fraction * len(train.indices)), SPLIT_SEED)

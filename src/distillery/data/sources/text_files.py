@@ -1,10 +1,16 @@
-"""One's own texts: files with a text and a label in each row."""
+"""Your own texts: CSV and JSON Lines files with a text and a label in each row."""
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from datasets import Dataset, Features, Value, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from datasets.exceptions import DatasetGenerationError
+from datasets.utils import logging
 
 from distillery.core.errors import UserError
 from distillery.data.raw import RawData
@@ -12,6 +18,8 @@ from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
 
 Given = str | Path
+Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
+LONGEST_FIELD = 2**31 - 1  # Python's default of 131,072 characters is too small for a court ruling
 
 
 def text_csv(
@@ -28,18 +36,18 @@ def text_csv(
     separator: str | None = None,
     quotes: bool = True,
 ) -> RawData:
-    """Texts, or pairs of texts, from a CSV or TSV file with a heading.
+    """Texts, or pairs of texts, from a CSV or TSV file with a header row.
 
-    Every field is read as it stands: "NA" and "null" are texts like others, "01" is the label "01".
+    Every field is read as a string: "NA" and "null" are texts like any other, and "01" and "1" are two labels.
 
     Args:
         path, test, val: the files; without `test` the test split is `test_fraction` of `path`.
         text, second, label, classes, regression, drop_empty: see `Columns`.
-        separator: of the fields; None: a tab in files that end in .tsv, else a comma.
-        quotes: a field may stand in double quotes; False: a quote is a character like others, as in GLUE's files.
+        separator: between the fields; None: a tab in files that end in .tsv, else a comma.
+        quotes: fields may be enclosed in double quotes; False: a quote is an ordinary character, as in GLUE's files.
 
     Raises:
-        UserError: a file cannot be read or taken apart, or what `table_data` refuses.
+        UserError: a file cannot be read or parsed, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, None, classes, regression, drop_empty)
     return _data(path, val, test, columns, test_fraction, lambda file: _read_csv(file, separator, quotes))
@@ -58,14 +66,14 @@ def jsonl(
     test_fraction: float = 0.2,
     drop_empty: bool = False,
 ) -> RawData:
-    """Texts, pairs of texts or lists of words from a file with a JSON object in each line.
+    """Texts, pairs of texts or lists of words from a file with one JSON object per line.
 
     Args:
         path, test, val: the files; without `test` the test split is `test_fraction` of `path`.
         text, second, words, label, classes, regression, drop_empty: see `Columns`.
 
     Raises:
-        UserError: a file cannot be read, a line is no JSON object, or what `table_data` refuses.
+        UserError: a file cannot be read, a line is not a JSON object, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, words, classes, regression, drop_empty)
     return _data(path, val, test, columns, test_fraction, _read_jsonl)
@@ -85,64 +93,108 @@ def _data(
 
 
 def _read_csv(path: Path, separator: str | None, quotes: bool) -> Table:
-    """Python's reader and not pandas': it knows the line of each row, also after a quoted line break."""
-    if separator is None:
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows: list[list[str]] = []
+    separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    quoting: Quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    header, lines = _check_csv(path, separator, quoting)
+    columns = _load(
+        Dataset.from_csv,
+        path,
+        features=Features(dict.fromkeys(header, Value("string"))),
+        names=header,
+        header=0,
+        sep=separator,
+        quoting=quoting,
+        keep_default_na=False,
+        encoding="utf-8-sig",
+    )
+    return Table(f"'{path}'", columns, lines)
+
+
+def _check_csv(path: Path, separator: str, quoting: Quoting) -> tuple[list[str], list[int]]:
+    """The header, and the line at which each row begins.
+
+    `datasets` reads CSV with pandas, which does not tell the lines and is lenient: after a stray quote it silently
+    merges rows, and it pads short ones. Python's strict parser goes first and refuses both.
+    """
+    header: list[str] = []
     lines: list[int] = []
+    csv.field_size_limit(LONGEST_FIELD)
+    line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(
-                file,
-                delimiter=separator,
-                quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
-                strict=True,
-            )
-            line = 1
+        with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
             for row in reader:
-                if row:
-                    rows.append(row)
+                if len(row) > 1 or "".join(row).strip():  # pandas skips blank lines
+                    header = header or row
                     lines.append(line)
+                    if len(row) != len(header):
+                        raise UserError(
+                            f"'{path}', line {line}: {len(row)} fields, but the header has {len(header)}. Enclose a "
+                            f"text that contains {separator!r} in quotes, or set data.source.separator."
+                        )
                 line = reader.line_num + 1
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' cannot be read: {error}.") from error
     except csv.Error as error:
         raise UserError(
-            f"'{path}', line {line}: {error}. Within quotes a quote must be doubled; if quotes are characters like "
-            "others, set data.source.quotes=false."
+            f"'{path}', line {line}: {error}. Double a quote within quotes; if quotes are ordinary characters, set "
+            "data.source.quotes=false."
         ) from error
-    if not rows:
-        raise UserError(f"'{path}' is empty: it must have a heading and rows.")
-    heading = rows[0]
-    if len(set(heading)) != len(heading):
-        raise UserError(f"'{path}' names a column twice: {', '.join(heading)}.")
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(heading):
-            raise UserError(
-                f"'{path}', line {line}: {len(row)} fields, but the heading has {len(heading)}. Put a text with "
-                f"{separator!r} in it in quotes, or set data.source.separator."
-            )
-    values = zip(*rows[1:], strict=True) if len(rows) > 1 else ((),) * len(heading)
-    return Table(f"'{path}'", dict(zip(heading, values, strict=True)), lines[1:])
+    if len(lines) < 2:
+        raise UserError(f"'{path}' is empty: it must have a header and rows.")
+    if len(set(header)) != len(header):
+        raise UserError(f"'{path}' has two columns of the same name: {', '.join(header)}.")
+    return header, lines[1:]
 
 
 def _read_jsonl(path: Path) -> Table:
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
+    with _readable(path), path.open(encoding="utf-8-sig", newline="\n") as file:
+        lines = {number: line for number, line in enumerate(file, 1) if line.strip()}
+    if not lines:
+        raise UserError(f"'{path}' is empty: it must have a JSON object on each line.")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        columns = _load(Dataset.from_json, path)
+    except UserError as error:
+        raise UserError(_bad_json(path, lines) or str(error)) from error
+    rows = len(next(iter(columns.values())))
+    if rows != len(lines):
+        raise UserError(_bad_json(path, lines) or f"'{path}' has {rows} JSON objects on {len(lines)} lines.")
+    return Table(f"'{path}'", columns, list(lines))
+
+
+def _bad_json(path: Path, lines: Mapping[int, str]) -> str | None:
+    """What is wrong with the first line that is not an object, or that holds half of a surrogate pair."""
+    for number, line in lines.items():
+        try:
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except ValueError as error:
+            return f"'{path}', line {number}: not valid JSON ({error})."
+        if not isinstance(row, dict):
+            return f"'{path}', line {number}: it must be a JSON object, not {line.strip()[:60]!r}."
+    return None
+
+
+def _load(read: Callable[..., Any], path: Path, **options: Any) -> dict[str, Sequence[Any]]:
+    """The columns of a file. Nothing is printed, and nothing is left in the cache of `datasets`."""
+    verbosity, no_bars = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
+    try:
+        with TemporaryDirectory() as cache:
+            plain_name = Path(cache) / "file"  # in the real one [, * and :: would have a meaning of their own
+            plain_name.symlink_to(path.resolve())
+            data = read(str(plain_name), cache_dir=cache, keep_in_memory=True, **options)
+    except (DatasetGenerationError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read: {error.__cause__ or error}.") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if not no_bars:
+            enable_progress_bars()
+    return {name: data[name][:] for name in data.column_names}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' cannot be read: {error}.") from error
-    for line, item in enumerate(content.split("\n"), 1):  # splitlines would also split at characters within texts
-        if not item.strip():
-            continue
-        try:
-            row = json.loads(item)
-        except json.JSONDecodeError as error:
-            raise UserError(f"'{path}', line {line}: no JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise UserError(f"'{path}', line {line}: it must be a JSON object, not {item.strip()[:60]!r}.")
-        rows.append(row)
-        lines.append(line)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Table(f"'{path}'", {name: [row.get(name) for row in rows] for name in names}, lines)
