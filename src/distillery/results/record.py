@@ -131,11 +131,16 @@ def _finite(value: Any) -> Any:
 
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """SHA-256 of a resolved config without its paths: equal for two jobs that compute the same thing."""
-    identity = {key: _essence(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(computed_settings(cfg), sort_keys=True).encode()).hexdigest()
+
+
+def computed_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that decides what is computed: without names, paths, loggers and bars."""
+    settings = {key: _essence(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
     for later in ("stages", "ensemble"):
-        if not identity.get(later):  # as it was before there were any
-            identity.pop(later, None)
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        if not settings.get(later):  # as it was before there were any
+            settings.pop(later, None)
+    return settings
 
 
 def _essence(value: Any) -> Any:

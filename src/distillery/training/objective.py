@@ -3,7 +3,7 @@
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -91,6 +91,11 @@ class Objective(nn.Module):
         balanced = [f"{name}.weight" for name in self.terms] if self.balance else []
         places = {path: self._places(path) for path in (*self.schedules, *balanced)}
         return {path: getattr(owners[0], name) for path, (owners, name) in places.items()}
+
+    @property
+    def response_losses(self) -> list[str]:
+        """The names of the losses on logits."""
+        return [name for name, term in self.terms.items() if cast(Term, term).contract.needs == "logits"]
 
     def _places(self, path: str) -> tuple[list[Any], str]:
         """What has this number, and its name there: of a loss with several teachers each copy has it."""

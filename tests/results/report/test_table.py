@@ -1,5 +1,6 @@
 """The table's figures against scipy and against numbers worked out by hand."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +127,68 @@ def test_the_interval_is_scipys() -> None:
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((low, high))
     assert all(map(math.isnan, mean_and_ci95([])))
+
+
+def write_config(folder: Path, **settings: Any) -> None:
+    """The resolved config that a run leaves, with these settings by dotted path (`__` for a dot)."""
+    config: dict[str, Any] = {"name": folder.name, "paths": {"run": str(folder)}, "loss": {"kd": {"weight": 1.0}}}
+    for path, value in settings.items():
+        *parents, last = path.split("__")
+        node = config
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+
+
+def test_every_setting_of_a_sweep_has_its_row(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
+    """A sweep over temperatures was one row: that of the job which was started last."""
+    for seed, base in enumerate([0.80, 0.84, 0.82]):
+        write_config(make_run("baseline", seed, base), seed=seed, data__seed=seed)
+        for temperature, gain in ((1.0, 0.01), (2.0, 0.05), (4.0, 0.03)):
+            run = make_run("kd", seed, base + gain, folder=f"kd_{temperature}_{seed}")
+            write_config(run, seed=seed, data__seed=seed, loss__kd__temperature=temperature)
+        write_config(make_run("hint", seed, base), seed=seed, teachers__main__weights=f"teacher{seed}")
+    found = table()
+    assert list(found.index) == [
+        "teacher",
+        "baseline",
+        "kd temperature=1",
+        "kd temperature=2",
+        "kd temperature=4",
+        "hint",
+    ]
+    assert list(found.loc["kd temperature=1":"kd temperature=4", "diff_mean"]) == pytest.approx([0.01, 0.05, 0.03])
+    assert set(found.loc["baseline":"hint", "n_seeds"]) == {3}
+
+
+def test_a_method_is_compared_with_the_baseline_of_its_own_settings(
+    make_run: MakeRun, table: Callable[[], pd.DataFrame]
+) -> None:
+    for rate, base, gain in ((0.1, 0.8, 0.05), (0.2, 0.6, 0.1)):
+        for method, score in (("baseline", base), ("kd", base + gain)):
+            run = make_run(method, 0, score, folder=f"{method}_{rate}")
+            write_config(run, seed=0, optim__optimizer__lr=rate)
+    run = make_run("kd", 0, 0.9, folder="kd_0.3")
+    write_config(run, seed=0, optim__optimizer__lr=0.3)
+    found = table()
+    assert list(found.index) == ["teacher", "baseline lr=0.1", "baseline lr=0.2", "kd lr=0.1", "kd lr=0.2", "kd lr=0.3"]
+    assert list(found["diff_mean"].loc["kd lr=0.1":"kd lr=0.2"]) == pytest.approx([0.05, 0.1])
+    assert pd.isna(found.loc["kd lr=0.3", "diff_mean"]), "there is no baseline with this rate"
+
+
+def test_a_second_teacher_is_not_averaged_into_the_first(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
+    """All distinct teachers were averaged: of one at 98 and one at 20 the report made 59.0 ± 55.2."""
+    main = {"source": "teacher", "sha256": "t0", "score": 0.98, "params": 9, "flops": 9, "latency_ms": 3.0}
+    weak = {**main, "sha256": "t1", "score": 0.2, "params": 3}
+    for seed, base in enumerate(BASELINE):
+        make_run("baseline", seed, base)
+        make_run("kd", seed, base + 0.05, teacher=main)
+        make_run("both", seed, base + 0.02, teachers={"main": main, "b": weak})
+        make_run("other", seed, base, teachers={"main": weak})
+    found = table()
+    assert list(found.index[:3]) == ["teacher", "teacher b", "teacher of other"]
+    assert list(found["score_mean"][:3]) == pytest.approx([0.98, 0.2, 0.2])
+    assert list(found["n_seeds"][:3]) == [1, 1, 1]
+    assert found.loc["kd", "retention"] == pytest.approx(0.88 / 0.98)
+    assert found.loc["both", "gap_recovered"] == pytest.approx(0.02 / 0.15)

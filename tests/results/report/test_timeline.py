@@ -129,13 +129,13 @@ def test_a_panel_is_there_where_there_is_something_for_it(drawn: Callable[..., F
     beta = timeline(5, numbers=lambda epoch: {"task.weight": 1.0, "dkd.weight": 1.0, "dkd.beta": float(epoch)})
     figure = drawn(plain=[timeline(10, lr=falling)], dkd=[beta], blind=[timeline(3, lr=falling, score=lambda _: None)])
     found = columns(figure)
-    assert labels(found["plain"]) == ["val. score (%)", "weight", "learning rate"]  # no stage, no temperature
-    assert labels(found["dkd"]) == ["", "", "", "other"]  # a row is named once
-    assert len(found["blind"]) == 3
+    assert labels(found["plain"]) == ["val. score (%)", "learning rate"]  # no stage, and no weight changes
+    assert labels(found["dkd"]) == ["", "other"]  # a row is named once; neither its rate nor its weights change
+    assert len(found["blind"]) == 2
     assert [text.get_text() for text in found["blind"][0].texts] == ["no validation"]
     assert {ax.get_xlim() for ax in figure.axes} == {(0, 10)}
     assert {ax.get_yscale() for ax in figure.axes} == {"linear"}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["task", "dkd", "dkd.beta"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dkd.beta"]
 
 
 def test_the_mean_is_of_the_epochs_that_every_seed_has(drawn: Callable[..., Figure]) -> None:
@@ -161,7 +161,7 @@ def test_nothing_overlaps_with_long_names_of_stages(drawn: Callable[..., Figure]
         assert [text.get_text() for text in strip.texts] == names
         assert all(strip.get_window_extent().y0 <= box.y0 and box.y1 <= strip.get_window_extent().y1 for box in boxes)
         assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))
-    boxes = [ax.get_tightbbox() for ax in figure.axes] + [figure.legends[0].get_window_extent()]
+    boxes = [ax.get_tightbbox() for ax in figure.axes] + [each.get_window_extent() for each in figure.legends]
     overlapping = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.shrunk(0.99, 0.9).overlaps(b)]
     assert not overlapping
     assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)

@@ -86,7 +86,7 @@ def test_the_table_is_printed_where_the_bar_is(
 
 
 def test_it_warns_of_a_loss_that_is_not_heard(composed: Compose) -> None:
-    with pytest.warns(UserWarning, match=r"loss\.hint has \S+, where task has \S+: .* Is loss\.hint\.weight meant"):
+    with pytest.warns(UserWarning, match=r"loss\.hint has \S+, but task has \S+ .*Check loss\.hint\.weight"):
         train(composed("loss.hint.weight=1e-5"))
 
 
@@ -97,14 +97,17 @@ def test_a_loss_that_is_meant_to_be_still_is_none_to_warn_of(
     cfg = composed(*SET, f"loss.hint.weight={weight}")
     train(cfg)
     assert logged(cfg)["hint/share"] < 0.01
-    assert not [each for each in recwarn if "different strength" in str(each.message)]
+    assert not [each for each in recwarn if "hardly reach the student" in str(each.message)]
 
 
 def test_the_bound_is_a_hundred_times() -> None:
     assert unheard({"task": 0.99, "kd": 0.0099}) == ""
     assert unheard({}) == unheard({"task": 1.0}) == unheard({"task": 0.0, "kd": 0.0}) == ""
+    assert unheard({"task": 0.001, "kd": 0.9}, ["kd"]) == "", "soft targets take the place of labels"
+    assert "task has 0.001" in unheard({"task": 0.001, "kd": 0.002, "hint": 0.99}, ["kd"])
+    assert "task has 0.001" in unheard({"task": 0.001, "hint": 0.99}, ["kd"])
     warning = unheard({"task": 0.5, "kd": 0.004, "at": 0.001, "rkd": 0.0, "dkd": 0.495})
-    assert "loss.kd has 0.004 and loss.at has 0.001 and loss.rkd has 0, where task has 0.5" in warning
+    assert "loss.kd has 0.004 and loss.at has 0.001 and loss.rkd has 0, but task has 0.5" in warning
     assert "loss.dkd" not in warning
 
 

@@ -1,19 +1,21 @@
 """From run folders to runs: every record below some folders, with its agreement with the teacher."""
 
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from distillery.core.errors import UserError
-from distillery.results.layout import PREDICTIONS, RECORD
-from distillery.results.record import RunRecord
+from distillery.results.layout import CONFIG, PREDICTIONS, RECORD
+from distillery.results.record import RunRecord, computed_settings
 from distillery.results.report.fidelity import top1_agreement
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 Predictions = Mapping[str, NDArray[Any]]
 
 
@@ -21,11 +23,19 @@ Predictions = Mapping[str, NDArray[Any]]
 class Run:
     """A run folder as the report sees it.
 
-    `agreement` is None where no teacher's predictions are known, or what is predicted are no classes.
+    Attributes:
+        folder: of the run.
+        record: its `run.json`.
+        settings: what is computed, by dotted path: its `config.yaml` without names, paths, loggers and bars.
+        label: of its row in the table, see `settings.labelled`.
+        agreement: share of test samples on which student and teacher agree; None where no teacher's predictions are
+            known, or the predictions are not classes.
     """
 
     folder: Path
     record: RunRecord
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
     agreement: float | None = None
 
     @property
@@ -46,7 +56,7 @@ def collect(folders: Iterable[Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for folder in folders:
-        below = [Run(path.parent, RunRecord.read(path.parent)) for path in _records(folder)]
+        below = [_read(path.parent) for path in _records(folder)]
         for run in sorted(below, key=lambda run: run.record.started):
             found.setdefault(run.folder.resolve(), run)
     runs = list(found.values())
@@ -60,6 +70,24 @@ def _records(folder: Path) -> list[Path]:
     if not (records := sorted(folder.rglob(RECORD))):
         raise UserError(f"There is no run in {folder}: no {RECORD} in it or below. Name another folder.")
     return records
+
+
+def _read(folder: Path) -> Run:
+    record, path = RunRecord.read(folder), folder / CONFIG
+    config = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) if path.is_file() else {}
+    return Run(folder, record, dict(flat(computed_settings(config))), label=record.method)
+
+
+def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings and lists by dotted path."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from flat(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list) and any(isinstance(item, Mapping) for item in node):
+        for index, item in enumerate(node):
+            yield from flat(item, f"{path}[{index}]")
+    else:
+        yield path, node
 
 
 def _predictions(folder: Path) -> Predictions:

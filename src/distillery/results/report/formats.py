@@ -8,24 +8,26 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
-from distillery.results.report.table import BASELINE, PERPLEXITY, TEACHER, TEXT_COLUMNS
+from distillery.results.report.table import PERPLEXITY, TEXT_COLUMNS, is_baseline, is_teacher
 
 NONE = "–"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the shown table.
+    """A column of the shown table, beside that of the methods.
 
     Attributes:
         heading: in Markdown.
-        narrow: on a terminal; empty: it is left out there.
+        narrow: on a terminal.
         cell: the text for a row of the method table.
+        is_cost: whether it says what a network costs.
     """
 
     heading: str
     narrow: str
     cell: Callable[[Any], str]
+    is_cost: bool = False
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -53,33 +55,37 @@ def is_of_texts(table: pd.DataFrame) -> bool:
 def columns(table: pd.DataFrame) -> list[Column]:
     """What is shown of a method table, in order; of texts, what the student saves stands beside what it keeps."""
     scores = [
-        Column("method", "method", lambda row: row.method),
         Column("seeds", "seeds", lambda row: str(row.n_seeds)),
-        Column("score %", "score %\n± std", lambda row: percent(row.score_mean, 2) + _spread(row.score_std)),
-        Column("Δ baseline", "Δ baseline\n± ci95", lambda row: points(row.diff_mean, row.diff_ci95)),
-        Column("retention %", "reten-\ntion %", lambda row: percent(row.retention)),
+        Column("score %", "score %", lambda row: percent(row.score_mean, 2) + _spread(row.score_std)),
+        Column("Δ baseline", "Δ baseline", lambda row: points(row.diff_mean, row.diff_ci95)),
+        Column("retention %", "retained\n%", lambda row: percent(row.retention)),
     ]
     if PERPLEXITY in table:
-        scores.insert(3, Column("perplexity", "perple-\nxity", lambda row: _figure(row.perplexity, "{:.2f}")))
+        scores.insert(2, Column("perplexity", "perplexity", lambda row: _figure(row.perplexity, "{:.2f}")))
     fidelity = [
-        Column("gap recovered %", "gap re-\ncovered %", lambda row: percent(row.gap_recovered, 0)),
-        Column("agreement %", "agree-\nment %", lambda row: percent(row.agreement)),
+        Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0)),
+        Column("agreement %", "agrees\n%", lambda row: percent(row.agreement)),
     ]
-    texts = is_of_texts(table)
     cost = [
-        Column("FLOPs", "" if texts else "FLOPs", lambda row: si(row.flops)),
-        Column("latency ms", "" if texts else "latency\nms", lambda row: _figure(row.latency_ms, "{:.3g}")),
+        Column("FLOPs", "FLOPs", lambda row: si(row.flops), is_cost=True),
+        Column("latency ms", "latency\nms", lambda row: _figure(row.latency_ms, "{:.3g}"), is_cost=True),
     ]
-    if not texts:
-        return [*scores, *fidelity, Column("params", "params", lambda row: si(row.params)), *cost]
+    if not is_of_texts(table):
+        return [*scores, *fidelity, Column("params", "params", lambda row: si(row.params), is_cost=True), *cost]
     savings = [
-        Column("speed-up", "speed-\nup", lambda row: _figure(row.speed_up, "{:.2f}×")),
+        Column("speed-up", "speed-up", lambda row: _figure(row.speed_up, "{:.2f}×"), is_cost=True),
         Column(
             "non-embedding params (% of teacher)",
-            "non-\nemb.\nparams\n(%)",
+            "non-embedding\nparams (%)",
             lambda row: si(row.non_embedding_params) + _share(row.non_embedding_ratio),
+            is_cost=True,
         ),
-        Column("params (% of teacher)", "params\n(%)", lambda row: si(row.params) + _share(row.params_ratio)),
+        Column(
+            "params (% of teacher)",
+            "params (%)",
+            lambda row: si(row.params) + _share(row.params_ratio),
+            is_cost=True,
+        ),
     ]
     return [*scores, *savings, *fidelity, *cost]
 
@@ -103,7 +109,7 @@ def _share(ratio: float) -> str:
 
 def best_method(table: pd.DataFrame) -> str:
     """The student with the highest mean score; that may be the baseline."""
-    students = table[table["method"] != TEACHER]
+    students = table[~table["method"].map(is_teacher)]
     return str(students.loc[students["score_mean"].idxmax(), "method"])
 
 
@@ -120,7 +126,8 @@ def verdict(mean: float, ci95: float) -> str:
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
     """Verdict for each method; none where there is no baseline."""
-    if BASELINE not in set(table["method"]):
+    baselines = table["method"].map(is_baseline)
+    if not baselines.any():
         return {}
-    methods = table[~table["method"].isin([TEACHER, BASELINE])]
+    methods = table[~baselines & ~table["method"].map(is_teacher)]
     return {row.method: verdict(row.diff_mean, row.diff_ci95) for row in methods.itertuples()}

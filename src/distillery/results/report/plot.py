@@ -1,7 +1,7 @@
 """The report's picture: what the student saves and keeps (left), what each method gains over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from distillery.results.report.collect import Run
 from distillery.results.report.formats import percent, points, si, verdicts
-from distillery.results.report.table import BASELINE, TEACHER
+from distillery.results.report.table import BASELINE, TEACHER, is_teacher
 
 # Okabe and Ito's palette, told apart with any colour vision; what has no measurable gain is hollow besides
 BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#6E6E6E"
@@ -29,6 +29,7 @@ KEY = """test score (%)
 small: one seed · large: mean · hollow: no gain shown
 bar: 95 % interval of the gain, paired by seed"""
 LONGEST_NAME = 22
+LEAST_HEIGHT, HEIGHT = 3.5, 4.5  # inches: of the whole picture, and of the left half at most
 TITLE_PAD = 18  # points: room for the names of the reference lines
 
 
@@ -41,13 +42,19 @@ def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
         path: of the PNG.
     """
     rows = {str(row["method"]): row for row in table.to_dict("records")}
-    methods = sorted((name for name in rows if name != TEACHER), key=lambda name: rows[name]["score_mean"])
+    methods = sorted((name for name in rows if not is_teacher(name)), key=lambda name: rows[name]["score_mean"])
     said = verdicts(table)
     colours = {name: COLOURS.get(said.get(name, ""), GREY) for name in methods}
     with rc_context(STYLE):
         layout = ConstrainedLayoutEngine(wspace=0.06)
-        figure = Figure(figsize=(8, max(3.5, 1.7 + 0.26 * len(methods))), dpi=200, layout=layout)
-        left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
+        height = max(LEAST_HEIGHT, 1.7 + 0.26 * len(methods))
+        figure = Figure(figsize=(8, height), dpi=200, layout=layout)
+        right_alone = height - HEIGHT  # inches: the right half grows with the methods, the left would only be stretched
+        if right_alone > 0:
+            grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.2], height_ratios=[HEIGHT, right_alone])
+            left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
+        else:
+            left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
         _score_against_cost(left, rows, methods, colours)
         _gains(right, rows, methods, colours, said, students)
         figure.savefig(path)
@@ -65,21 +72,28 @@ def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colo
         if name in (best, BASELINE):
             # the best is the highest: its label goes up and the baseline's down, so that they never meet
             up, score = name == best, 100 * rows[name]["score_mean"]
-            right = costs[name] ** 2 > min(costs.values()) * max(costs.values())  # of the middle: the label goes left
+            place = _relative(costs[name], costs)
+            side = "center" if up and 0.1 < place < 0.9 else "right" if place > 0.5 else "left"
             ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
             ax.annotate(
                 f"{short(name, 16)} {percent(rows[name]['score_mean'])}", (costs[name], score),
-                xytext=(-7 if right else 7, 1 if up else -1), textcoords="offset points",
-                ha="right" if right else "left", va="bottom" if up else "top",
+                xytext=({"left": 7, "center": 0, "right": -7}[side], 6 if side == "center" else 1 if up else -1),
+                textcoords="offset points", ha=side, va="bottom" if up else "top",
                 color=colours[name], weight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )  # fmt: skip
-        elif name != TEACHER:
+        elif not is_teacher(name):
             score = 100 * rows[name]["score_mean"]
             ax.scatter(costs[name], score, s=16, color=colours[name], alpha=0.45, linewidths=0)
     if TEACHER in costs:
         _teacher_and_gap(ax, rows, costs, best, colours[best])
     _cost_axis(ax, rows, costs)
     ax.margins(y=0.16)
+
+
+def _relative(cost: float, costs: Mapping[str, float]) -> float:
+    """Where a cost lies between the smallest (0) and the greatest (1), on a logarithmic axis."""
+    low, high = math.log(max(min(costs.values()), 1)), math.log(max(*costs.values(), 1))
+    return (math.log(max(cost, 1)) - low) / (high - low) if high > low else 0.0
 
 
 def _teacher_and_gap(ax: Axes, rows: dict[str, Any], costs: dict[str, float], best: str, colour: str) -> None:
@@ -147,7 +161,7 @@ def _gains(
     baseline = 100 * rows[BASELINE]["score_mean"] if BASELINE in rows else math.nan
     for height, name in enumerate(methods):
         row, colour = rows[name], colours[name]
-        scores = [100 * run.score for run in students if run.record.method == name and run.score is not None]
+        scores = [100 * run.score for run in students if run.label == name and run.score is not None]
         ax.scatter(scores, [height - 0.24] * len(scores), s=7, color=colour, alpha=0.5, linewidths=0, zorder=2)
         gain, ci95 = 100 * row["diff_mean"], 100 * row["diff_ci95"]
         if not math.isnan(ci95):  # around baseline + gain: the bar crosses the baseline's line if the gain may be 0

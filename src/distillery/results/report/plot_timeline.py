@@ -31,6 +31,7 @@ LINE = 1.25 * STAGE_SIZE
 LEFT, RIGHT, TOP, BOTTOM, GAP = 0.68, 0.12, 0.3, 0.42, 0.12  # inches beside a method's panels, and between two
 LEGEND = 5  # columns
 FEW = 20  # epochs with a score: each is marked
+KINDS = ("weight", "temperature", "other")  # of numbers, a panel each
 DECADE = 10  # what spans more is drawn on a logarithmic axis
 NOTHING = 1e5  # a rate that falls by more has ended at 0, as the schedules of transformers do
 
@@ -55,9 +56,14 @@ class Method:
         return [(name, epochs[0] - 1, epochs[-1]) for name, epochs in parts if name]
 
     def numbers(self, kind: str) -> dict[str, list[float]]:
-        """Those of a kind, by what the legend calls them; NaN in the epochs that lack them."""
+        """Those of a kind that change, by their name in the legend; NaN in the epochs that lack them."""
         paths = dict.fromkeys(path for each in self.epochs for path in each.numbers if _kind(path) == kind)
-        return {_label(path): [each.numbers.get(path, math.nan) for each in self.epochs] for path in paths}
+        values = {path: [each.numbers.get(path, math.nan) for each in self.epochs] for path in paths}
+        return {_label(path): own for path, own in values.items() if len(set(map(str, own))) > 1}
+
+    @property
+    def learning_rate_changes(self) -> bool:
+        return len({each.lr for each in self.epochs}) > 1
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,8 @@ def plot_timeline(students: Sequence[Run], path: Path) -> list[str]:
 def methods_of(students: Sequence[Run]) -> list[Method]:
     """Those in whose first seed something changes, in order of appearance."""
     methods = []
-    for name in dict.fromkeys(run.record.method for run in students):
-        records = sorted((run.record for run in students if run.record.method == name), key=lambda each: each.seed)
+    for name in dict.fromkeys(run.label for run in students):
+        records = sorted((run.record for run in students if run.label == name), key=lambda each: each.seed)
         timelines = [epochs_of(record.timeline) for record in records]
         scores = [_by_stage(epochs) for epochs in timelines]
         if changes(timelines[0]):
@@ -146,8 +152,8 @@ def timeline_figure(methods: Sequence[Method]) -> Figure:
             last.set_xlabel("epoch")
             last.tick_params(labelbottom=True)
         upper -= sum(panel.height + GAP for panel in panels) + BOTTOM
-    handles = [Line2D([], [], label=name, lw=1.6, **look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=LEGEND, frameon=False)
+    if handles := [Line2D([], [], label=name, lw=1.6, **look) for name, look in looks.items()]:
+        figure.legend(handles=handles, loc="lower center", ncols=LEGEND, frameon=False)
     return figure
 
 
@@ -191,7 +197,7 @@ def _panels(
         Panel("", strip, lambda _: any(each.stages for each in tier), shaded(_stages, axis)),
         Panel("val. score (%)", 1.1, lambda _: scores, shaded(_scores, scores)),
         numbers("weight"),
-        Panel("learning rate", 0.8, lambda _: True, shaded(_learning_rate)),
+        Panel("learning rate", 0.8, lambda method: method.learning_rate_changes, shaded(_learning_rate)),
         numbers("temperature"),
         numbers("other"),
     ]
@@ -302,9 +308,8 @@ def _label(path: str) -> str:
 
 def _looks(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     """Colour and line of what the legend has: the same for a loss in every panel and method."""
-    paths = [path for method in methods for each in method.epochs for path in each.numbers]
-    others = [label for label in dict.fromkeys(map(_label, paths)) if label != "task"]
-    looks = {"task": {"color": GREY, "ls": "-"}}
-    for i, label in enumerate(others):
+    labels = dict.fromkeys(label for method in methods for kind in KINDS for label in method.numbers(kind))
+    looks: dict[str, dict[str, Any]] = {"task": {"color": GREY, "ls": "-"}} if "task" in labels else {}
+    for i, label in enumerate(label for label in labels if label != "task"):
         looks[label] = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
     return looks

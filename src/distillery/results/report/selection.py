@@ -5,17 +5,18 @@ from dataclasses import dataclass, field
 
 from distillery.core.errors import UserError
 from distillery.results.report.collect import Run
+from distillery.results.report.settings import labelled
 
 
 @dataclass
 class Selection:
-    """Runs sorted by their part in a report.
+    """The runs of a report, sorted by the part that they play in it.
 
     Attributes:
-        students: the runs that are compared: finished, one for each method and seed, in order of appearance.
+        students: the runs that are compared: finished, one for each method, setting and seed, in order of appearance.
         teachers: runs whose student is the teacher of other runs here.
-        superseded: finished runs of a method and seed for which there is a later one.
-        unfinished: failed runs, runs still going, and runs without a test score.
+        superseded: finished runs of which there is a later one with the same method, settings and seed.
+        unfinished: failed runs, running ones, and runs without a test score.
     """
 
     students: list[Run] = field(default_factory=list)
@@ -25,25 +26,28 @@ class Selection:
 
 
 def select(runs: Sequence[Run]) -> Selection:
-    """Sorts the runs of one experiment.
+    """Sort the runs of one experiment, and label each with the row of the table that it belongs to.
 
     Raises:
         UserError: no finished run, runs on different data or with different scores, or students of different size in
-            one method.
+            one row.
     """
     selection = Selection()
     hashes = {teacher.get("sha256") for run in runs for teacher in run.record.frozen_teachers.values()}
-    latest: dict[tuple[str, int], Run] = {}
+    candidates: list[Run] = []
     for run in runs:
-        key = (run.record.method, run.record.seed)
         if run.record.status != "finished" or run.score is None:
             selection.unfinished.append(run)
         elif run.record.student_sha256 is not None and run.record.student_sha256 in hashes:
             selection.teachers.append(run)
-        elif (other := latest.get(key)) is None:
-            latest[key] = run
         else:
-            old, latest[key] = sorted([other, run], key=lambda r: r.record.started)
+            candidates.append(run)
+    latest: dict[tuple[str, int], Run] = {}
+    for run in labelled(candidates):
+        other = latest.setdefault((run.label, run.record.seed), run)
+        if other is not run:
+            old, new = sorted([other, run], key=lambda each: each.record.started)
+            latest[run.label, run.record.seed] = new
             selection.superseded.append(old)
     selection.students = list(latest.values())
     _check_comparable(selection.students)
@@ -60,10 +64,10 @@ def _check_comparable(students: Sequence[Run]) -> None:
         if name := run.record.data.get("score_name"):  # records of version 0.1 do not say
             scores.setdefault(name, run)
         data.setdefault(f"{run.record.data.get('name')} ({run.record.data.get('test')} test samples)", run)
-        first = sizes.setdefault(run.record.method, run)
+        first = sizes.setdefault(run.label, run)
         if first.record.cost.get("params") != run.record.cost.get("params"):
             raise UserError(
-                f"The runs of '{run.record.method}' have students of different size: {first.folder}, "
+                f"The runs of '{run.label}' have students of different size: {first.folder}, "
                 f"{run.folder}. One report is about one student: report each by itself."
             )
     if len(data) > 1:

@@ -1,6 +1,7 @@
 """The table of methods: one row for the teacher, the baseline and each method, over seeds."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from distillery.results.report.collect import Run
+from distillery.results.report.settings import same_settings
 
 COLUMNS = (
     "method", "n_seeds", "score_mean", "score_std", "diff_mean", "diff_ci95", "retention", "gap_recovered",
@@ -17,6 +19,7 @@ COLUMNS = (
 TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up")
 PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
 TEACHER, BASELINE = "teacher", "baseline"
+MAIN = "main"  # the teacher of this name is the one that all methods are compared with
 NAN = float("nan")
 
 
@@ -31,7 +34,9 @@ def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
 
 
 def method_table(students: Sequence[Run]) -> pd.DataFrame:
-    """One row a method, with the columns `COLUMNS`; NaN where a figure is not defined.
+    """One row for each teacher, baseline, and method with its settings; NaN where a figure is not defined.
+
+    The columns are `COLUMNS`. `retention` and `gap_recovered` relate to the first teacher's row.
 
     Where a network has embeddings (`nn.Embedding`: runs on texts) the columns `TEXT_COLUMNS` follow: the parameters
     outside of them, student ÷ teacher of these and of all parameters, and the median over seeds of teacher ÷ student
@@ -39,7 +44,8 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
     different runs. Language models have their `PERPLEXITY`, mean over seeds.
 
     Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds.
-    `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval.
+    `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval. Of several
+    baselines, a method is compared with the one of its own settings (the same learning rate, say), or with none.
     `retention` and `gap_recovered` are ratios of means; the gap is undefined unless teacher − baseline is
     above 0 with its whole interval. Latency is the median over seeds. The teacher's `n_seeds` is how many
     distinct teachers there are.
@@ -47,25 +53,20 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
     Args:
         students: the runs that are compared, as `select` gives them.
     """
-    methods: dict[str, list[Run]] = {BASELINE: []}
-    for run in students:
-        methods.setdefault(run.record.method, []).append(run)
-    baseline = _scores(methods[BASELINE])
-    rows = _teacher_rows(students, baseline)
-    base_mean = _mean(baseline.values())
-    teacher_mean = rows[0]["score_mean"] if rows else NAN
-    gap_is_real = bool(rows) and rows[0]["diff_mean"] > rows[0]["diff_ci95"]
-    gap = teacher_mean - base_mean if gap_is_real else NAN
+    baselines = [run for run in students if run.record.method == BASELINE]
+    labels = dict.fromkeys([*(run.label for run in baselines), *(run.label for run in students)])
+    teachers = _teacher_rows(students, baselines)
+    teacher_mean = teachers[0]["score_mean"] if teachers else NAN
 
-    for method, runs in methods.items():
-        if not runs:
-            continue
+    rows = [*teachers]
+    for label in labels:
+        runs = [run for run in students if run.label == label]
         scores = _scores(runs)
-        row = _row(method, len(runs), list(scores.values()), [run.record.cost for run in runs])
-        if method != BASELINE:
-            pairs = [scores[seed] - baseline[seed] for seed in scores if seed in baseline]
-            row["diff_mean"], row["diff_ci95"] = mean_and_ci95(pairs)
-            row["gap_recovered"] = (row["score_mean"] - base_mean) / gap
+        row = _row(label, len(runs), list(scores.values()), [run.record.cost for run in runs])
+        if runs[0].record.method != BASELINE:
+            baseline = _scores(same_settings(runs[0], baselines))
+            row["diff_mean"], row["diff_ci95"] = mean_and_ci95(_paired(scores, baseline))
+            row["gap_recovered"] = (row["score_mean"] - _mean(baseline.values())) / _gap(teachers, baseline)
         row["agreement"] = _mean(run.agreement for run in runs)
         row["speed_up"] = _speed_up(runs)
         row[PERPLEXITY] = _mean(run.record.metrics["last"].get(PERPLEXITY) for run in runs)
@@ -101,25 +102,73 @@ def _speed_up(runs: Sequence[Run]) -> float:
     return float(np.median(found)) if found else NAN
 
 
-def _teacher_rows(students: Sequence[Run], baseline: dict[int, float]) -> list[dict[str, Any]]:
-    """The row of all distinct teachers, or none; its difference to the baseline is the gap.
+def is_teacher(label: str) -> bool:
+    """Whether a row of the table is that of a teacher: `teacher`, or `teacher b` of another one."""
+    return label.partition(" ")[0] == TEACHER
 
-    The gap is paired by seed: a baseline's teacher is that of the runs of its seed; all where there is none.
+
+def is_baseline(label: str) -> bool:
+    """Whether a row of the table is a baseline: `baseline`, or `baseline lr=0.1` of several."""
+    return label.partition(" ")[0] == BASELINE
+
+
+def _teacher_rows(students: Sequence[Run], baselines: Sequence[Run]) -> list[dict[str, Any]]:
+    """The row of the teacher that the methods are compared with, then those of the others; or none.
+
+    The first is the teacher called `main` in most runs, over the seeds: each may have one of its own. A teacher that
+    only some methods have besides is `teacher <its name>`; another `main` is `teacher of <method>`.
     """
-    entries = [(run.record.seed, teacher) for run in students for teacher in run.record.frozen_teachers.values()]
-    if not entries:
+    if not (reference := _reference(students)):
         return []
-    distinct = {teacher["sha256"]: teacher for _, teacher in entries}
-    scores = [teacher["score"] for teacher in distinct.values()]
-    row = _row(TEACHER, len(distinct), scores, [teacher for _, teacher in entries])
-    gaps = []
-    for seed, score in baseline.items():
-        own = {teacher["sha256"]: teacher["score"] for other, teacher in entries if other == seed}
-        gaps.append(_mean(own.values() or scores) - score)
-    row["diff_mean"], row["diff_ci95"] = mean_and_ci95(gaps)
+    entries: dict[str, list[tuple[int, dict[str, Any]]]] = {TEACHER: []}
+    for run in students:
+        for name, teacher in run.record.frozen_teachers.items():
+            label = f"{TEACHER} {name if name != MAIN else f'of {run.label}'}"
+            if teacher["sha256"] == reference.get(run.record.seed):
+                label = TEACHER
+            entries.setdefault(label, []).append((run.record.seed, teacher))
     compared = any(run.agreement is not None for run in students)
-    perplexity = _mean(teacher.get(PERPLEXITY) for teacher in distinct.values())
-    return [{**row, "agreement": 1.0 if compared else NAN, PERPLEXITY: perplexity}]
+    rows = []
+    for label, own in entries.items():
+        distinct = {teacher["sha256"]: teacher for _, teacher in own}
+        row = _row(label, len(distinct), [each["score"] for each in distinct.values()], [each for _, each in own])
+        row["agreement"] = 1.0 if compared and label == TEACHER else NAN
+        row[PERPLEXITY] = _mean(teacher.get(PERPLEXITY) for teacher in distinct.values())
+        row["by_seed"] = {seed: teacher["score"] for seed, teacher in own}
+        if len({run.label for run in baselines}) == 1:
+            row["diff_mean"], row["diff_ci95"] = mean_and_ci95(_gaps(row, _scores(baselines)))
+        rows.append(row)
+    return rows
+
+
+def _reference(students: Sequence[Run]) -> dict[int, str]:
+    """The SHA-256 of the teacher that most runs of each seed have, preferably of those called `main`."""
+    found: dict[int, Counter[str]] = {}
+    entries = [(run.record.seed, *entry) for run in students for entry in run.record.frozen_teachers.items()]
+    names = {name for _, name, _ in entries}
+    name = MAIN if MAIN in names else next((name for _, name, _ in entries), "")
+    for seed, own, teacher in entries:
+        if own == name:
+            found.setdefault(seed, Counter())[teacher["sha256"]] += 1
+    everywhere = sum(found.values(), Counter[str]())
+    return {seed: max(own, key=lambda sha256: (own[sha256], everywhere[sha256])) for seed, own in found.items()}
+
+
+def _gaps(teacher: dict[str, Any], baseline: Mapping[int, float]) -> list[float]:
+    """Teacher − baseline by seed; where a seed has no teacher of its own, with the mean of all."""
+    return [teacher["by_seed"].get(seed, teacher["score_mean"]) - score for seed, score in baseline.items()]
+
+
+def _gap(teachers: Sequence[dict[str, Any]], baseline: Mapping[int, float]) -> float:
+    """Teacher − baseline, where it is above 0 with its whole interval."""
+    if not teachers:
+        return NAN
+    mean, half = mean_and_ci95(_gaps(teachers[0], baseline))
+    return teachers[0]["score_mean"] - _mean(baseline.values()) if mean > half else NAN
+
+
+def _paired(scores: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
+    return [score - baseline[seed] for seed, score in scores.items() if seed in baseline]
 
 
 def _row(method: str, n: int, scores: list[float | None], costs: Sequence[dict[str, Any]]) -> dict[str, Any]:

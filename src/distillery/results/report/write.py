@@ -3,19 +3,20 @@
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from distillery.results.layout import TIMELINE
 from distillery.results.report.collect import Run, collect
-from distillery.results.report.formats import best_method, cells, columns, is_of_texts, points, verdicts
+from distillery.results.report.formats import Column, best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.report.plot import plot
 from distillery.results.report.plot_timeline import MOST, plot_timeline
 from distillery.results.report.selection import Selection, select
-from distillery.results.report.table import PERPLEXITY, TEACHER, method_table
+from distillery.results.report.table import PERPLEXITY, is_teacher, method_table
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -57,17 +58,36 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
     return table
 
 
-def terminal_table(table: pd.DataFrame, title: str) -> Table:
-    """The table for the terminal, the best method in bold; in 80 columns the ± parts go to a second line."""
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    narrow = [column for column in columns(table) if column.narrow]
-    for column in narrow:
-        justify: Literal["left", "right"] = "left" if column.heading == "method" else "right"
-        shown.add_column(column.narrow, justify=justify, min_width=len("+12.34 ±") if "\n±" in column.narrow else None)
+def terminal_table(table: pd.DataFrame, title: str) -> Group:
+    """The table for a terminal of 80 columns, the best method in bold; below it what the networks cost.
+
+    Costs are a table of their own: beside the scores, no cell would fit on one line.
+    """
+    scores, costs = ([column for column in columns(table) if column.is_cost is cost] for cost in (False, True))
     best = best_method(table)
-    for row in cells(table, narrow):
-        shown.add_row(*row, style="bold" if row[0] == best else "dim" if row[0] == TEACHER else None)
-    return shown
+    bold = {best: "bold"} | {name: "dim" for name in table["method"] if is_teacher(name)}
+    return Group(_rows(table, scores, title, bold), _rows(_distinct_costs(table, costs), costs, "Cost", {}))
+
+
+def _rows(table: pd.DataFrame, shown: Sequence[Column], title: str, styles: Mapping[str, str]) -> Table:
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.add_column("method", overflow="fold")
+    for column in shown:
+        made.add_column(column.narrow, justify="right", no_wrap=True)
+    for name, row in zip(table["method"], cells(table, shown), strict=True):
+        made.add_row(name, *row, style=styles.get(name))
+    return made
+
+
+def _distinct_costs(table: pd.DataFrame, costs: Sequence[Column]) -> pd.DataFrame:
+    """One row for all students of one size: their latencies are measurements of one network."""
+    students = ~table["method"].map(is_teacher)
+    if table.loc[students, ["params", "flops"]].drop_duplicates().shape[0] > 1:
+        return table
+    one = table[students].iloc[:1].assign(method="students", latency_ms=table.loc[students, "latency_ms"].median())
+    if "speed_up" in table:
+        one = one.assign(speed_up=table.loc[students, "speed_up"].median())
+    return pd.concat([table[~students], one])
 
 
 def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str, timelines: Sequence[str]) -> str:
@@ -129,10 +149,10 @@ def _commit(git: Mapping[str, Any]) -> str:
 
 def markdown_table(table: pd.DataFrame) -> str:
     """The table alone, the best method in bold; also of a table that was read back from report.csv."""
-    best = best_method(table)
-    shown = columns(table)
-    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table, shown)]
-    header = [column.heading for column in shown]
+    best, shown = best_method(table), columns(table)
+    rows = [[name, *row] for name, row in zip(table["method"], cells(table, shown), strict=True)]
+    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in rows]
+    header = ["method", *(column.heading for column in shown)]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
 
@@ -152,13 +172,11 @@ def _left_out(selection: Selection) -> list[str]:
     kept = {_job(run): run for run in selection.students}
     for run in selection.superseded:
         later = kept[_job(run)]
-        same = later.record.config_hash == run.record.config_hash
-        note = "" if same else ", **with other settings**: compare their `config.yaml`"
-        lines.append(f"`{run.folder}` ({_job(run)}): there is a later run, `{later.folder}`{note}.")
+        lines.append(f"`{run.folder}` ({_job(run)}): there is a later run, `{later.folder}`.")
     lines += [f"`{run.folder}`: its student is a teacher of the other runs." for run in selection.teachers]
-    seeds = {run.record.method: set[int]() for run in selection.students}
+    seeds = {run.label: set[int]() for run in selection.students}
     for run in selection.students:
-        seeds[run.record.method].add(run.record.seed)
+        seeds[run.label].add(run.record.seed)
     for method, own in seeds.items():
         if missing := sorted(set.union(*seeds.values()) - own):
             lines.append(f"`{method}` has no run of seed {_unique(missing)}.")
@@ -166,7 +184,7 @@ def _left_out(selection: Selection) -> list[str]:
 
 
 def _job(run: Run) -> str:
-    return f"{run.record.method}, seed {run.record.seed}"
+    return f"{run.label or run.record.method}, seed {run.record.seed}"
 
 
 def _list(heading: str, lines: Sequence[str]) -> str:

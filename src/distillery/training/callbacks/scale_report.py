@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning as L
@@ -85,7 +85,7 @@ class ScaleReport(L.Callback):
             for name, row in found.items()
             if row["weighted"] != 0 and f"{name}.weight" not in scheduled
         }
-        if warning := unheard(shares):
+        if warning := unheard(shares, module.objective.response_losses):
             warnings.warn(warning, stacklevel=1)
 
 
@@ -114,19 +114,29 @@ def table(found: Mapping[str, Mapping[str, float]], steps: int) -> Table:
     return made
 
 
-def unheard(shares: Mapping[str, float]) -> str:
-    """What to warn of; nothing if no share is less than a hundredth of the largest."""
+def unheard(shares: Mapping[str, float], response: Collection[str] = ()) -> str:
+    """The warning about losses whose share of the gradient is less than a hundredth of the largest; or nothing.
+
+    The task loss is left out where a loss on logits is heard: the soft targets then take the place of the labels, and
+    the literature gives these a small weight (Hinton et al. 2015, section 2).
+
+    Args:
+        shares: of the gradient at the student, by loss.
+        response: the losses on logits.
+    """
     if not shares:
         return ""
     loudest = max(shares, key=lambda name: shares[name])
     faint = [name for name, share in shares.items() if share * APART < shares[loudest]]
+    if any(name in shares and name not in faint for name in response):
+        faint = [name for name in faint if name != "task"]
     if not faint:
         return ""
     named = " and ".join(f"{_path(name)} has {shares[name]:.2g}" for name in faint)
     return (
-        f"The losses pull at the student with very different strength: of the gradient, {named}, where "
-        f"{_path(loudest)} has {shares[loudest]:.2g}: more than {APART} times as much. Is "
-        f"{_path(faint[0])}.weight meant so? objective.balance=auto finds weights that pull alike."
+        f"Some losses hardly reach the student: of its gradient, {named}, but {_path(loudest)} has "
+        f"{shares[loudest]:.2g}, more than {APART} times as much. Check {_path(faint[0])}.weight, or let "
+        "objective.balance=auto find weights that pull equally hard."
     )
 
 
