@@ -1,6 +1,5 @@
 """cfg → networks: the student and the teachers, their weights, their input adapters."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
@@ -77,13 +76,14 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
         cfg.net.config.vocab_size = data.vocab_size
 
 
-def build_student(cfg: DictConfig, data: Data | None = None) -> Network:
+def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Network:
     """A completed config → the student, from scratch unless `weights` or `initialise` says otherwise.
 
     Args:
         data: what it will be trained on, for a student that is initialised: its words are counted.
+        parts: what has been made of its network before, by the names of the settings that describe it.
     """
-    net = _net(cfg, "student")
+    net = _net(cfg, "student", **parts)
     if settings := cfg.get("initialise"):
         # transformers takes seconds: only where it is asked for
         from distillery.models.text.initialise import initialise
@@ -154,14 +154,15 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             "'pretrained' (timm's, transformers'), a .safetensors or .pth file, or the folder of a run that trained "
             "it; or take model/teacher=none for the baseline."
         )
-    net = _net(cfg, name)
+    net = _initialised(cfg, name)
+    stored = _fill(net, cfg)
     if cfg.weights == "pretrained" and (new := getattr(net, "new_weights", None)):
         raise UserError(
             f"Teacher {name!r}: {cfg.net.model} has no weights for {new[0]!r}, which would be newly initialised. Train "
             f"it on the task first, as a student with weights=pretrained, and name its run: model/teacher=run "
             f"teachers.{name}.weights=<run folder>"
         )
-    return Teacher(net, adapter(cfg, net), name=name, source=str(cfg.weights), bn_mode=cfg.bn_mode)
+    return Teacher(net, adapter(cfg, net), name, source=str(cfg.weights), bn_mode=cfg.bn_mode, stored=stored)
 
 
 def _setting(name: str) -> str:
@@ -216,10 +217,26 @@ def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
     return ImageAdapter(list(cfg.input.mean), list(cfg.input.std), cfg.input.size)
 
 
-def _net(cfg: DictConfig | Mapping[str, Any], name: str) -> Any:
-    if cfg["weights"] == "pretrained":
+def _net(cfg: DictConfig, name: str, **parts: Any) -> Any:
+    """The network with its weights; `parts` of it, by their name in `cfg.net`, have been made before."""
+    net = _initialised(cfg, name, **parts)
+    _fill(net, cfg)
+    return net
+
+
+def _fill(net: nn.Module, cfg: DictConfig) -> dict[str, Tensor] | None:
+    """Load the weights that a run folder or a file holds, and return them; None: there is neither."""
+    if cfg.weights in (None, "pretrained"):
+        return None
+    source = Path(cfg.weights)
+    return load_weights(net, source / STUDENT if source.is_dir() else source)
+
+
+def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
+    """The network as it is made: initialised at random, or pretrained."""
+    if cfg.weights == "pretrained":
         try:
-            return instantiate(cfg["net"], pretrained=True)
+            return instantiate(cfg.net, pretrained=True, **parts)
         except UserError:
             raise
         except Exception as error:
@@ -228,15 +245,11 @@ def _net(cfg: DictConfig | Mapping[str, Any], name: str) -> Any:
                 f"Offline? Give a file instead: weights=path/to/model.safetensors"
             ) from error
     try:
-        net = instantiate(cfg["net"])
+        return instantiate(cfg.net, **parts)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         cause = error.__cause__ or error
         raise UserError(
-            f"{_setting(name)}.net: {cfg['net']['_target_']} cannot be made with these settings: {cause}"
+            f"{_setting(name)}.net: {cfg.net._target_} cannot be made with these settings: {cause}"
         ) from error
-    if cfg["weights"] is not None:
-        source = Path(cfg["weights"])
-        load_weights(net, source / STUDENT if source.is_dir() else source)
-    return net

@@ -18,11 +18,13 @@ WRAPPERS = ("module.", "_orig_mod.", "net.", "model.")  # DDP, torch.compile, an
 STUDENTS = ("student.net.", "student.")  # beside other parts, which are not the network's
 
 
-def load_weights(net: nn.Module, source: str | Path) -> None:
+def load_weights(net: nn.Module, source: str | Path) -> dict[str, Tensor]:
     """Fill every parameter and persistent buffer of `net` from a .safetensors, .pth, .pt or .ckpt file.
 
     Containers (`{"state_dict": ...}`, `{"model": ...}`), prefixes of DDP and torch.compile and checkpoints
     of Distillery are unpacked; nothing is loaded in part.
+
+    Returns: the weights as the file holds them, which may have other data types than `net`, by their names in `net`.
 
     Raises:
         UserError: no such file, a corrupt file, or weights of another network.
@@ -46,6 +48,7 @@ def load_weights(net: nn.Module, source: str | Path) -> None:
             "choose the network that the file was saved from, or another file."
         )
     net.load_state_dict(given)
+    return given
 
 
 def load_in_order(net: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -82,12 +85,22 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
         save_file(state, unfinished, metadata={"format": "pt"})
 
 
-def weights_hash(net: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of each parameter and buffer, in the order of their names."""
+def weights_hash(net: nn.Module, stored: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 over name, dtype, shape and bytes of each parameter and buffer, in the order of their names.
+
+    Args:
+        stored: the weights as the file of the network holds them (see `load_weights`). They are hashed in place of
+            the network's own, so that the hash is that of the network which was saved, whatever its data type.
+    """
     digest = hashlib.sha256()
+    stored = stored or {}
+    dtype = next((tensor.dtype for tensor in stored.values() if tensor.is_floating_point()), None)
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = stored[name] if name in stored else tensors[name].detach()
+        if name not in stored and dtype and tensor.is_floating_point():  # a buffer that is never saved
+            tensor = tensor.to(dtype)
+        tensor = tensor.cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

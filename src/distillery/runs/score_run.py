@@ -1,4 +1,4 @@
-"""What a run leaves behind when training is over: scores, costs, predictions, the exported student."""
+"""What a run leaves behind when training has ended: scores, costs, predictions, the exported student."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distillery.config.build import Parts
 from distillery.core.files import atomic_write
-from distillery.core.roles import PLACE, SELF, STAGE
+from distillery.core.roles import FROZEN, PLACE, SELF, STAGE
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights, weights_hash
@@ -40,8 +40,8 @@ def score_run(
     scored highest on validation (where the data have a validation split).
 
     Args:
-        teachers: those to be scored, of all stages; a student of an earlier stage is called `stage:<name>`.
-        ensemble: of students of several stages, to be scored too.
+        teachers: the teachers to score, of all stages; a student of an earlier stage is called `stage:<name>`.
+        ensemble: of students of several stages; it is scored, too.
     """
     student, data = parts.distiller.student, parts.data
     data.setup("test")
@@ -55,20 +55,9 @@ def score_run(
     for name, teacher in teachers.items():
         if teacher is student:
             record.teachers[name] = {"role": SELF}
-            continue
-        assert isinstance(teacher, Teacher | Peer)
-        cache = teacher.cache if isinstance(teacher, Teacher) else None
-        judge = partial(_evaluate, parts, teacher, data.test_dataloader())
-        found = evaluated_once(cache, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
-        predictions[name] = found.predicted
-        record.teachers[name] = {
-            "role": STAGE if name.startswith(PLACE) else teacher.role,
-            "source": teacher.source,
-            "sha256": weights_hash(teacher.net),
-            "score": found.score,
-            **_perplexity(parts, found),
-            **_cost(teacher, parts.example),
-        }
+        else:
+            entry, predictions[name] = _score_teacher(teacher, parts)
+            record.teachers[name] = entry | ({"role": STAGE} if name.startswith(PLACE) else {})
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
     with atomic_write(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
@@ -81,6 +70,23 @@ def score_run(
         checkpoint = torch.load(best, weights_only=True, map_location=student.device)
         with _weights(student, checkpoint["state_dict"]):
             record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
+
+
+def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor]:
+    """What the record says of a teacher, and its predictions on the test split."""
+    assert isinstance(teacher, Teacher | Peer)
+    judge = partial(_evaluate, parts, teacher, parts.data.test_dataloader())
+    loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
+    cache = teacher.cache if isinstance(teacher, Teacher) else None
+    found = evaluated_once(cache, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
+    return {
+        "role": teacher.role,
+        "source": teacher.source,
+        "sha256": teacher.sha256 if loaded else weights_hash(teacher.net),
+        "score": found.score,
+        **_perplexity(parts, found),
+        **_cost(teacher, parts.example),
+    }, found.predicted
 
 
 def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:

@@ -1,6 +1,8 @@
-"""The teacher: a network that is frozen, whatever is done to what surrounds it."""
+"""The teacher: a network that stays frozen, whatever is done to the module that holds it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import chain
 from typing import Literal, Self, get_args
 
 import torch
@@ -28,6 +30,7 @@ class Teacher(Network):
         source: where the weights came from, for the records.
         bn_mode: "eval" normalises by the running statistics. "train" normalises each training batch by its own
             statistics (as OFD does: Heo et al. 2019, table 8) and still leaves the running ones unchanged.
+        stored: the weights as their file holds them, where they come from one (see `load_weights`): for `sha256`.
 
     Raises:
         UserError: an unknown `bn_mode`.
@@ -42,6 +45,7 @@ class Teacher(Network):
         name: str = "teacher",
         source: str = "",
         bn_mode: BatchNormMode = "eval",
+        stored: Mapping[str, Tensor] | None = None,
     ) -> None:
         known = get_args(BatchNormMode)
         if bn_mode not in known:
@@ -56,9 +60,46 @@ class Teacher(Network):
         self.cache: TeacherCache | None = None  # of training samples, where they are cached
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
+        self._dtypes = _float_dtypes(self._weights())
+        self._hashed_dtypes = self._dtypes
+        if stored is not None:
+            self.sha256 = weights_hash(net, stored)
+            self._hashed_dtypes = _float_dtypes(stored.values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the weights as they were loaded, before they are cast to the precision of a run.
+
+        Taken once. Of weights from a file it is the hash of the network that was saved there, in its data type.
+        """
+        return weights_hash(self.net)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every parameter and buffer as they are now."""
+        return weights_hash(self.net)
+
+    def expected_fingerprint(self) -> str:
+        """The `fingerprint` of weights that are still as they were loaded. Hashes them only where they were cast."""
+        cast = _float_dtypes(self._weights()) != self._hashed_dtypes
+        return self.fingerprint() if cast else self.sha256
+
+    def reset(self, name: str) -> Self:
+        """Remove what a stage of training has left: taps, cache, compiled code, the run's device and precision.
+
+        Args:
+            name: what the teacher is called from now on.
+        """
+        self.name, self.cache, self.stops_at, self.stops = name, None, None, False
+        self.tap((), {})
+        self.tap_attention((), {})
+        self.net._compiled_call_impl = None  # what `Module.compile` has set: it knows the former taps
+        self.cpu()
+        if _float_dtypes(self._weights()) != self._dtypes:
+            self.to(max(self._dtypes, key=lambda dtype: dtype.itemsize))
+        return self
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, also when the whole that it is part of is put into train mode."""
+        """Stays in evaluation mode, also when a module that contains it is put into train mode."""
         return super().train(False)
 
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
@@ -82,6 +123,9 @@ class Teacher(Network):
                 module.training = training
             return self.observe(batch, stop)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of every parameter and buffer."""
-        return weights_hash(self.net)
+    def _weights(self) -> Iterable[Tensor]:
+        return chain(self.net.parameters(), self.net.buffers())
+
+
+def _float_dtypes(tensors: Iterable[Tensor]) -> frozenset[torch.dtype]:
+    return frozenset(tensor.dtype for tensor in tensors if tensor.is_floating_point())

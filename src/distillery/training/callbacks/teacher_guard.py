@@ -36,7 +36,7 @@ class TeacherGuard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        self._fingerprints = {name: teacher.fingerprint() for name, teacher in module.frozen.items()}
+        self._fingerprints = {name: teacher.expected_fingerprint() for name, teacher in module.frozen.items()}
         loader = trainer.datamodule.val_dataloader() or trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         task, outputs = module.task, module.outputs
         for name, teacher in module.frozen.items():
