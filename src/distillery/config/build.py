@@ -1,8 +1,9 @@
-"""cfg → parts: data, networks, objective and their wiring, checked on one real batch."""
+"""Config → the parts of a run: data, networks, objective and their wiring, checked on one real batch."""
 
+import hashlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,14 +14,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from distillery.config.instantiate import make, make_scheduled, make_term
+from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.names import losses_of, teachers_of
-from distillery.config.networks import build_moving, build_student, build_teacher, complete, complete_teacher
+from distillery.config.networks import build_moving, build_student, complete, complete_teacher
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.core.errors import UserError
 from distillery.core.process import processes
-from distillery.core.roles import FROZEN, SELF, role_of
+from distillery.core.roles import SELF
 from distillery.data.module import Data
-from distillery.models.taps.network import Network, probe
+from distillery.models.taps.network import Network
+from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
@@ -33,7 +36,12 @@ from distillery.training.wiring import wire
 
 @dataclass
 class Parts:
-    """What a run is made of. `cfg` is the config with every open place filled, `example` the batch it was built on."""
+    """What a run is made of.
+
+    Attributes:
+        cfg: the config with every open setting filled in, so that it makes these parts without the data.
+        example: the batch that shapes and layers were found on.
+    """
 
     cfg: DictConfig
     data: Data
@@ -54,58 +62,50 @@ def build_data(cfg: DictConfig) -> Data:
     return data
 
 
-def build(cfg: DictConfig, data: Data | None = None, former: Network | None = None, seed: int | None = None) -> Parts:
-    """Build everything a run, or a stage of one, needs, and refuse what cannot work before anything is trained.
+def build(
+    cfg: DictConfig,
+    data: Data | None = None,
+    former: Parts | None = None,
+    seed: int | None = None,
+    loaded: LoadedTeachers | None = None,
+) -> Parts:
+    """Build everything that a run, or a stage of one, needs. What cannot work is refused before anything is trained.
 
-    The student is initialised first after seeding: the same for every method that shares the seed.
+    The student is initialised right after seeding, so that it begins with the same weights whatever the method.
 
     Args:
-        cfg: is completed in place.
-        data: those of `cfg`, where they have been read before.
-        former: the student that goes on; None: it is a new one.
-        seed: of the student's first weights; None: `cfg.seed`.
+        data: the data of `cfg`, if they have been read before.
+        former: the stage before, whose student is trained further; None: the student is a new one.
+        seed: for the first weights of the student and of the losses; None: `cfg.seed`.
+        loaded: the teachers that the run has loaded so far.
 
     Raises:
-        UserError: data, networks or losses that do not fit; says which and how to mend it.
+        UserError: data, networks or losses do not fit together; says which, and how to fix it.
     """
+    cfg = cfg.copy()
     data = build_data(cfg) if data is None else data
+    loaded = LoadedTeachers() if loaded is None else loaded
     task, schedules = make_scheduled("task", cfg.task)
     outputs = task.outputs(data)
-    cfg.student = complete(cfg.student, data, task, "student")
-    cfg.optim = _planned(cfg.optim, updates(data, cfg.trainer)[1])
-    cfg.loss = {name: _sized(loss, data) for name, loss in losses_of(cfg).items()}
-    cfg.teachers = {
-        name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in teachers_of(cfg).items()
-    }
-    if data.kind == "texts":
-        from distillery.config.check_texts import (  # transformers takes seconds: only for texts
-            check_lengths,
-            check_tokenizer,
-        )
-
-        for name, own in {"student": cfg.student, **cfg.teachers}.items():
-            if "input" in own:  # an average of the student is made for what the student is
-                check_tokenizer(name, own.input.tokenizer, data)
-
+    _complete(cfg, data, task, former)
     batch = data.example()
-    cfg.student = complete_reuse(cfg.student, cfg.teachers, batch)
 
     L.seed_everything(cfg.seed if seed is None else seed, verbose=False)
-    student = build_student(cfg.student, data) if former is None else former
-    student.tap((), batch)  # an average of a former one would go on recording into it
+    if former is None:
+        cfg.student, made = complete_reuse(cfg.student, cfg.teachers, batch, loaded)
+        student = build_student(cfg.student, data, **made)
+    else:
+        student = former.distiller.student
+    student.tap((), batch)  # an average of a former student would record into the former's taps
     student.tap_attention((), batch)
-    frozen = {name: build_teacher(own, name) for name, own in cfg.teachers.items() if role_of(own) == FROZEN}
+    frozen = loaded.load_all(cfg.teachers)
     if former is None:
         reuse_classifier(student, frozen, batch)
     teachers: dict[str, Network] = {
         name: frozen[name] if name in frozen else build_moving(own, name, student) for name, own in cfg.teachers.items()
     }
-    networks = dict.fromkeys((student, *teachers.values()))  # the student may be among its teachers
-    for network in networks:
-        _refuse_other_outputs(network, batch, data.kind, outputs)
-    if data.kind == "texts":
-        for network in networks:
-            check_lengths(network, data)
+    networks = list(dict.fromkeys((student, *teachers.values())))  # the student may be among its teachers
+    _refuse_networks(networks, batch, data, outputs)
 
     terms = {}
     for name, loss in cfg.loss.items():
@@ -118,29 +118,16 @@ def build(cfg: DictConfig, data: Data | None = None, former: Network | None = No
     peers = [name for name, teacher in teachers.items() if isinstance(teacher, Peer)]
     objective = Objective(task, terms, schedules, balance=cfg.objective.balance == "auto", peers=peers)
     refuse_unlogged(cfg.callbacks, schedules, validated=data.sizes["val"] > 0)
-    for name, teacher in cfg.teachers.items():
-        if teacher.get("cache"):
-            frozen[name].cache = _cache_of(frozen[name], teacher, data, str(cfg.trainer.precision))
+
+    for name, teacher in frozen.items():
+        if cfg.teachers[name].get("cache"):
+            teacher.cache = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
     if cfg.compile:
-        torch.compiler.reset()  # a process compiles the code of a forward eight times, and a study makes many networks
-        for network in networks:
-            if network is not former:
-                network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
-    optim = Optim(**instantiate(cfg.optim))
-    distiller = Distiller(student, teachers, task, objective, optim, outputs)
-    if cfg.trainer.max_epochs:  # without one there is no schedule either: a cosine cannot have the length 0
+        _compile(networks if former is None else networks[1:])
+    distiller = Distiller(student, teachers, task, objective, Optim(**instantiate(cfg.optim)), outputs)
+    if cfg.trainer.max_epochs:  # a cosine cannot have the length 0
         _refuse_optim(distiller)
     return Parts(cfg, data, distiller, batch)
-
-
-def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:
-    if cfg.bn_mode == "train":
-        raise UserError(
-            f"teachers.{teacher.name}: with bn_mode=train its signals depend on the batch that an image is in, and "
-            "cache=true keeps one for each image. Set one of the two back."
-        )
-    fingerprint = f"{teacher.fingerprint()} {cfg.input} {precision}"
-    return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
 
 
 def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
@@ -153,23 +140,71 @@ def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
     return steps, total if trainer.max_steps < 0 else min(trainer.max_steps, total)
 
 
-def _planned(optim: DictConfig, steps: int) -> DictConfig:
-    """The settings with the length of a schedule that ends with the run filled in, where the config leaves it open."""
+def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> None:
+    """Fill in what the config leaves open and the data, the task or a teacher's run decide.
+
+    Raises:
+        UserError: a network that does not fit the data, or whose tokenizer is another one.
+    """
+    cfg.student = complete(cfg.student, data, task, "student") if former is None else former.cfg.student
+    cfg.optim = _with_length(cfg.optim, updates(data, cfg.trainer)[1])
+    cfg.loss = {name: _with_sizes(loss, data) for name, loss in losses_of(cfg).items()}
+    cfg.teachers = {
+        name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in teachers_of(cfg).items()
+    }
+    if data.kind == "texts":
+        from distillery.config.check_texts import check_tokenizer  # transformers takes seconds: only for texts
+
+        for name, network in {"student": cfg.student, **cfg.teachers}.items():
+            if "input" in network:  # an average of the student has the student's
+                check_tokenizer(name, network.input.tokenizer, data)
+
+
+def _with_length(optim: DictConfig, steps: int) -> DictConfig:
+    """The settings with the length of a schedule that ends with the run, where the config leaves it open."""
     if optim.scheduler is not None and optim.scheduler.get("total_steps", steps) is None:
         optim.scheduler.total_steps = steps
     return optim
 
 
-def _sized(loss: DictConfig, data: Data) -> DictConfig:
-    """The loss with what it wants to know of the data filled in, where the config leaves that open.
+def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:
+    """The loss with the sizes of the data that it asks for, where the config leaves them open.
 
-    `samples` is an upper bound of `index` (memory banks), `batch_size` the size of the greatest batch.
+    `samples` is an upper bound of `index` (memory banks), `batch_size` the size of the largest batch.
     """
     sizes = {"samples": len(data.raw.train.targets), "batch_size": data.batch_size}
     for name in sizes.keys() & loss.keys():
         if loss[name] is None:
             loss[name] = sizes[name]
     return loss
+
+
+def _refuse_networks(networks: Sequence[Network], batch: Mapping[str, Tensor], data: Data, outputs: int | None) -> None:
+    """Refuse networks that cannot read the data, or have other outputs than the task."""
+    for network in networks:
+        _refuse_other_outputs(network, batch, data.kind, outputs)
+    if data.kind == "texts":
+        from distillery.config.check_texts import check_lengths  # transformers takes seconds: only for texts
+
+        for network in networks:
+            check_lengths(network, data)
+
+
+def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:
+    if cfg.bn_mode == "train":
+        raise UserError(
+            f"teachers.{teacher.name}: with bn_mode=train an image's signals depend on the batch that it is in, and "
+            "cache=true keeps one set of signals for each image. Set bn_mode=eval or cache=false."
+        )
+    chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
+    fingerprint = f"{teacher.sha256} {cfg.input} {precision} {chosen}"
+    return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
+
+
+def _compile(networks: Iterable[Network]) -> None:
+    torch.compiler.reset()  # torch compiles a function eight times at most, and a study makes many networks
+    for network in networks:
+        network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
 
 
 def _refuse_optim(distiller: Distiller) -> None:
@@ -185,8 +220,8 @@ def _refuse_optim(distiller: Distiller) -> None:
 
 def _refuse_other_outputs(network: Network, batch: Mapping[str, Tensor], kind: str, outputs: int | None) -> None:
     try:
-        found = probe(network, batch).logits.shape
-    except (RuntimeError, AssertionError, IndexError) as error:  # timm asserts the size of the images
+        found = network.shapes(batch).logits
+    except (RuntimeError, AssertionError, IndexError, KeyError) as error:  # timm asserts the size of the images
         given = {key: tuple(value.shape) for key, value in batch.items() if key in ("image", "input_ids")}
         mend = {
             "images": "Do `net.in_chans` and `input` (mean, std, size) fit the data?",

@@ -6,7 +6,7 @@ from distillery.core.errors import UserError
 from distillery.data.module import Data
 from distillery.data.text import TextData
 from distillery.data.tokenizers import load_tokenizer, refuse_other_tokenizer
-from distillery.models.taps.network import Network, probe
+from distillery.models.taps.network import Network
 from distillery.models.text.sentence_encoder import pretrained_model
 
 COMPARED = 200  # texts on which two tokenizers are compared
@@ -36,7 +36,7 @@ def check_lengths(network: Network, data: Data) -> None:
     """
     assert isinstance(data, TextData)
     try:
-        probe(network, data.longest())
+        network.shapes(data.longest())
     except (IndexError, RuntimeError) as error:
         positions = _positions(network.net)
         lengths = data.used_lengths()

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Required, TypedDict
+from typing import Any, ClassVar, Literal, Required, Self, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -156,10 +157,18 @@ class Data(LightningDataModule):
             raise UserError(f"data.{name}={getattr(self, name)}: {error}") from error
         return Split(train.inputs, train.targets, drawn)
 
-    def narrow(self, positions: Tensor) -> None:
-        """Train on these positions alone, [N], of those that there are to train on; before a loader is made."""
-        train = self.splits["train"]
-        self.splits["train"] = replace(train, indices=positions)
+    def narrowed(self, indices: Tensor) -> Self:
+        """The same data with only some of the training samples.
+
+        The `fingerprint` stays that of all samples, as which ones are chosen is a matter of how a run is trained.
+
+        Args:
+            indices: some of the training split's, [N].
+        """
+        other = copy(self)
+        other.fingerprint = self.fingerprint
+        other.splits = {**self.splits, "train": replace(self.splits["train"], indices=indices)}
+        return other
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ Dropout = nn.modules.dropout._DropoutNd
 
 class _LastTap(Exception):
     """What is asked for has been recorded: the rest of the network need not run."""
+
+
+class Shapes(NamedTuple):
+    """The shapes of the logits, and of the output of each module that gives a tensor, by path."""
+
+    logits: torch.Size
+    layers: dict[str, torch.Size]
 
 
 class Network(nn.Module):
@@ -47,6 +54,7 @@ class Network(nn.Module):
         self._recorders = Recorders()
         self._records = 0  # of a whole forward: how often something is recorded; found out by `last_tap`
         self._to_come = 0  # of these, in a forward that stops early
+        self._shapes: dict[tuple[Any, ...], Shapes] = {}  # by the shapes of a batch
 
     @property
     def device(self) -> torch.device:
@@ -165,16 +173,26 @@ class Network(nn.Module):
         """The paths of the modules that compute attention, in the order in which they run."""
         return attention_modules(self.net, lambda: probe(self, batch))
 
+    def shapes(self, batch: Mapping[str, Tensor]) -> Shapes:
+        """What one forward of the batch gives, the modules in the order in which they finish.
+
+        A batch of the same shapes is not forwarded again.
+        """
+        key = tuple((name, value.shape) for name, value in batch.items())
+        if key not in self._shapes:
+            layers: dict[str, torch.Size] = {}
+
+            def note(path: str, _: Any, output: Tensor) -> None:
+                layers.pop(path, None)
+                layers[path] = output.shape
+
+            logits = watch(self, batch, note).logits.shape
+            self._shapes[key] = Shapes(logits, layers)
+        return self._shapes[key]
+
     def layers(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """The path and output shape of every module that gives a tensor, in the order in which they finish."""
-        finished: dict[str, torch.Size] = {}
-
-        def note(path: str, _: Any, output: Tensor) -> None:
-            finished.pop(path, None)
-            finished[path] = output.shape
-
-        watch(self, batch, note)
-        return finished
+        return self.shapes(batch).layers
 
     def stages(self, batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """`layers`, but only those that the network itself calls its stages (timm's `feature_info`), if it does."""
@@ -289,15 +307,15 @@ def probe(network: Network, batch: Mapping[str, Tensor]) -> Signals:
         return network(batch)
 
 
-def watch(network: Network, batch: Mapping[str, Tensor], note: Callable[[str, Any, Tensor], None]) -> None:
-    """One `probe`, in which `note(path, inputs, output)` hears of each module that gives a tensor, as it finishes."""
+def watch(network: Network, batch: Mapping[str, Tensor], note: Callable[[str, Any, Tensor], None]) -> Signals:
+    """One `probe`, in which `note(path, inputs, output)` is called for each module that gives a tensor, as it ends."""
 
     def at(path: str) -> Any:
         return lambda _, inputs, output: note(path, inputs, output) if isinstance(output, Tensor) else None
 
     hooks = [module.register_forward_hook(at(path)) for path, module in network.net.named_modules() if path]
     try:
-        probe(network, batch)
+        return probe(network, batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from distillery.config.build import Parts, build, build_data, updates
 from distillery.config.instantiate import make_scheduled
+from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.names import teachers_of
-from distillery.config.networks import blank_student, build_teacher, complete_teacher
+from distillery.config.networks import blank_student, complete_teacher
 from distillery.config.stages import RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
@@ -28,16 +29,27 @@ from distillery.results.layout import CONFIG, STAGES, STUDENT
 from distillery.runs.plan import show_plan, stage_row, stage_table
 from distillery.teachers.curriculum import confidences, easiest
 from distillery.teachers.ensemble import Ensemble, refuse_task
+from distillery.teachers.frozen import Teacher
 from distillery.training.freezing import freeze_rest, thaw
 from distillery.training.fsdp import is_sharded, whole_state
 from distillery.training.logged_metrics import refuse_unlogged
 
 
 class StageSequence:
-    """The stages of a run and the parts of the one that is trained now. A run without stages has a single one.
+    """The stages of a run, and the parts of the one that is being trained. A run without stages has a single one.
+
+    Data sets and teachers are shared: each is read or loaded once, whichever stages ask for it.
 
     Args:
         cfg: the composed config.
+
+    Attributes:
+        folder: the run folder.
+        stages: all stages, in order.
+        given: `cfg` with each stage as a whole config, from which other processes make the same stages.
+        place: the number of the stage that is being trained, from 0 on.
+        parts: what that stage is made of.
+        students: SHA-256 of the student files that finished stages have left, by stage.
 
     Raises:
         UserError: see `stages_of`.
@@ -45,33 +57,38 @@ class StageSequence:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.folder = Path(cfg.paths.run)
-        self.students: dict[str, str] = {}  # SHA-256 of the files that finished stages have left, by stage
-        self._data: dict[str, Data] = {}
+        self.students: dict[str, str] = {}
+        self.place = 0
+        self.parts: Parts
+        self._data: dict[str, Data] = {}  # by its settings
         self._confidences: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of a teacher in samples, see `curriculum.py`
+        self._loaded = LoadedTeachers()
+        self._outside: dict[int, dict[str, Teacher]] = {}  # the teachers that no stage has trained, by stage and name
+        self._trainable: set[str] = set()  # the student's parameters that are trained unless a stage freezes them
         self.stages = stages_of(cfg)
         for place, stage in enumerate(self.stages):
             if stage.steps is not None:
                 self.stages[place] = stage.lasting(math.ceil(stage.steps / updates(self.data(place), cfg.trainer)[0]))
-        self.given = expanded(cfg, self.stages) if self.several else cfg  # what other processes make the same of
-        self.place = 0  # of the stage that is trained now
-        self.parts: Parts
-        self._teachers: dict[str, str] = {}  # from outside: SHA-256 by the stage's name and theirs
-        self._trainable: set[str] = set()  # of the student: what is trained where no stage freezes it
+        self.given = expanded(cfg, self.stages) if self.several else cfg
 
     @property
     def several(self) -> bool:
-        """Whether it has stages at all."""
+        """Whether the run has stages at all."""
         return bool(self.stages[0].name)
 
     @property
     def stage(self) -> Stage:
-        """The one that is trained now."""
+        """The stage that is being trained."""
         return self.stages[self.place]
 
-    def config(self) -> DictConfig:
-        """What is written down of the run: the config of the stage that is trained now, and all stages.
+    def epochs(self, place: int) -> int:
+        """The length of a stage in epochs; the greatest possible one if it waits for a metric."""
+        return int(self.stages[place].cfg.trainer.max_epochs)
 
-        Its `trainer` is that of the one fit.
+    def config(self) -> DictConfig:
+        """The config that is saved with the run: that of the stage which is being trained, with all stages in it.
+
+        Its `trainer` is that of the whole fit.
         """
         if not self.several:
             return self.parts.cfg
@@ -81,63 +98,7 @@ class StageSequence:
         cfg.trainer.reload_dataloaders_every_n_epochs = 1  # each stage may have data of its own
         return cfg
 
-    def data(self, place: int) -> Data:
-        """The data of a stage; stages with the same settings share them."""
-        stage = self.stages[place]
-        teacher = OmegaConf.to_yaml(stage.cfg.teachers, resolve=True) if stage.easiest else ""
-        judged = OmegaConf.to_yaml(stage.cfg.data, resolve=True) + teacher
-        key = f"{judged}{stage.easiest}"
-        if key not in self._data:
-            with said_of(stage):
-                data = build_data(stage.cfg)
-                if stage.easiest and judged not in self._confidences:
-                    self._confidences[judged] = self._judge(data, stage)
-            if stage.easiest:
-                index, confidence, classes = self._confidences[judged]
-                data.narrow(index[easiest(confidence, classes, stage.easiest)].sort().values)
-            self._data[key] = data
-        return self._data[key]
-
-    def _judge(self, data: Data, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
-        """How confident the stage's teacher is of each sample, see `confidences`."""
-        teacher = teachers_of(stage.cfg).get("main")
-        if teacher is None or role_of(teacher) != FROZEN or "main" in stage_teachers(stage.cfg):
-            raise UserError(
-                "easiest: it asks for a frozen teacher, teachers.main, that is there before the run: that one says "
-                "what is easy."
-            )
-        task, _ = make_scheduled("task", stage.cfg.task)
-        whole = complete_teacher(teacher, data, task, "main", stage.cfg.student)
-        return confidences(build_teacher(whole, "main"), data, task)
-
-    def epochs(self, place: int) -> int:
-        """The length of a stage in epochs; where it waits for a metric, the greatest."""
-        return int(self.stages[place].cfg.trainer.max_epochs)
-
-    def begin(self, place: int = 0, students: Mapping[str, str] | None = None) -> None:
-        """Build the parts of the stage with this number, without those before it being trained.
-
-        Weights of the student that went through these are to be filled in from a checkpoint.
-
-        Args:
-            students: what earlier stages have left, see `students`.
-
-        Raises:
-            UserError: a student of an earlier stage is another than it was.
-        """
-        self.students = dict(students or {})
-        for name, known in self.students.items():
-            if self._left(name) != known:
-                raise UserError(
-                    f"{self.folder / STAGES / name} does not hold the student that stage {name!r} has left: their "
-                    "hashes differ. Put back that file, or start the run again without resume."
-                )
-        first = max(number for number in range(place + 1) if self.stages[number].fresh)
-        former = None
-        for number in range(first, place + 1):
-            self.parts = self._build(number, self.folder, former)
-            former = self.parts.distiller.student
-        self.place = place
+    # Stages, built one after the other
 
     def rehearse(self, show: bool) -> None:
         """Build every stage once, so that what cannot work is refused before the first is trained.
@@ -145,53 +106,75 @@ class StageSequence:
         Students that are not yet trained stand in for the trained ones.
 
         Args:
-            show: print what each is made of, and what it costs.
+            show: print what each stage is made of, and what it costs.
         """
         former = None
         rows = []
         with TemporaryDirectory(prefix="distillery-") as folder:
-            for number, stage in enumerate(self.stages):
-                parts = self._build(number, Path(folder), None if stage.fresh else former)
-                former = parts.distiller.student
+            for place, stage in enumerate(self.stages):
+                former = parts = self._build(place, Path(folder), former)
                 if show:
-                    show_plan(parts, f"Stage {number + 1}: {stage.name}" if self.several else "")
+                    show_plan(parts, f"Stage {place + 1}: {stage.name}" if self.several else "")
                     rows.append(stage_row(stage, parts))
-                if number + 1 < len(self.stages):  # no stage comes after the last, to learn from it
-                    leave(parts, stage.name, Path(folder))
+                if any(PLACE + stage.name in OmegaConf.to_yaml(later.cfg) for later in self.stages[place + 1 :]):
+                    save_student(parts, stage.name, Path(folder))
+                for name in stage_teachers(stage.cfg):
+                    self._loaded.forget(parts.distiller.frozen[name])
         if show and self.several:
             Console().print(stage_table(rows))
 
+    def begin(self, place: int = 0, students: Mapping[str, str] | None = None) -> None:
+        """Build the parts of a stage without training the stages before it.
+
+        The weights are to be filled in from a checkpoint.
+
+        Args:
+            place: the number of the stage.
+            students: what earlier stages have left, see `students`.
+
+        Raises:
+            UserError: the student of an earlier stage is not the one that the stage left.
+        """
+        self.students = dict(students or {})
+        for name, sha256 in self.students.items():
+            if self._student_hash(name) != sha256:
+                raise UserError(
+                    f"{self.folder / STAGES / name} does not hold the student that stage {name!r} has left: their "
+                    "hashes differ. Put back that file, or start the run again without resume."
+                )
+        first = max(number for number in range(place + 1) if self.stages[number].fresh)
+        for number in range(first):
+            self._load_teachers(number)
+        former = None
+        for number in range(first, place + 1):
+            former = self.parts = self._build(number, self.folder, former)
+        self.place = place
+
     def advance(self, is_main: bool, wait: Callable[[], None]) -> set[str] | None:
-        """Leave the student of this stage to later ones, and build the next.
+        """Save the student of this stage, and build the next stage.
 
         Args:
             is_main: whether this process writes.
             wait: returns when all processes have called it.
 
-        Returns: where the student goes on, the losses that do, too: with the same layers and teachers.
+        Returns: the losses that keep their state, which have the same layers and teachers; None: the student is new.
         """
         self.gather()
         if is_main:
-            leave(self.parts, self.stage.name, self.folder)
+            save_student(self.parts, self.stage.name, self.folder)
         wait()
-        self.students[self.stage.name] = self._left(self.stage.name)
+        self.students[self.stage.name] = self._student_hash(self.stage.name)
+        before = self.parts
+        for network in (before.distiller.student, *before.distiller.frozen.values()):
+            network.cpu()  # where the next stage is built
         self.place += 1
-        before, student = self.parts, self.parts.distiller.student.cpu()  # where all is built
-        self.parts = self._build(self.place, self.folder, None if self.stage.fresh else student)
+        self.parts = self._build(self.place, self.folder, before)
         if is_main:
             save_config(self.config(), self.folder)
         return None if self.stage.fresh else lasting_losses(before, self.parts)
 
-    def _left(self, name: str) -> str:
-        """SHA-256 of the file with the student that a stage has left."""
-        path = self.folder / STAGES / name / STUDENT
-        if not path.is_file():
-            raise UserError(f"There is no {path}, which stage {name!r} has left. Put it back, or start the run again.")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     def gather(self) -> None:
-        """Where the student of this stage is sharded, a whole one takes its place; to be called by all processes."""
+        """Replace a sharded student by a whole one; to be called by all processes."""
         student = self.parts.distiller.student
         if is_sharded(student):
             state = {name: value.cpu() for name, value in whole_state(student).items()}
@@ -199,87 +182,153 @@ class StageSequence:
             whole.load_state_dict(state)
             self.parts.distiller.student = whole
 
+    def _build(self, place: int, folder: Path, before: Parts | None) -> Parts:
+        """The parts of a stage.
+
+        Args:
+            folder: the run folder, in which the students of earlier stages are.
+            before: the parts of the stage before.
+        """
+        stage, data = self.stages[place], self.data(place)
+        with naming(stage):
+            cfg = placed(stage.cfg, folder) if self.several else stage.cfg
+            former = None if stage.fresh else before
+            parts = build(cfg, data, former, stage.seed, self._loaded)
+            if self.several:
+                self._set_up(stage, parts)
+        self._note_teachers(place, parts.distiller.frozen)
+        return parts
+
+    def _set_up(self, stage: Stage, parts: Parts) -> None:
+        """What only stages ask for: teachers from other stages, a frozen part of the student, an end by a metric."""
+        student = parts.distiller.student
+        for name, source in stage_teachers(stage.cfg).items():
+            parts.distiller.frozen[name].source = PLACE + source
+        if self.given.ensemble and stage is self.stages[-1]:
+            refuse_task(parts.distiller.task)
+        if stage.fresh:
+            self._trainable = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+        thaw(student, self._trainable)
+        if stage.until:
+            refuse_unlogged(stage.cfg.callbacks, {}, parts.data.sizes["val"] > 0, {"until": stage.until.metric})
+        freeze_rest(parts.distiller, stage.train, parts.example)
+
+    # Data
+
+    def data(self, place: int) -> Data:
+        """The data of a stage; stages with the same settings share them."""
+        stage = self.stages[place]
+        key = OmegaConf.to_yaml(stage.cfg.data, resolve=True)
+        with naming(stage):
+            if key not in self._data:
+                self._data[key] = build_data(stage.cfg)
+            return self._data[key] if stage.easiest is None else self._easiest(key, stage, stage.easiest)
+
+    def _easiest(self, key: str, stage: Stage, share: float) -> Data:
+        """The data with this key, without the training samples that are hard for the stage's teacher."""
+        data = self._data[key]
+        judged = key + OmegaConf.to_yaml(stage.cfg.teachers, resolve=True)
+        if judged not in self._confidences:
+            self._confidences[judged] = self._judge(data, stage)
+        narrowed = f"{judged}{share}"
+        if narrowed not in self._data:
+            index, confidence, classes = self._confidences[judged]
+            self._data[narrowed] = data.narrowed(index[easiest(confidence, classes, share)].sort().values)
+        return self._data[narrowed]
+
+    def _judge(self, data: Data, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
+        """How confident the stage's teacher is of each sample, see `confidences`."""
+        teacher = teachers_of(stage.cfg).get("main")
+        if teacher is None or role_of(teacher) != FROZEN or "main" in stage_teachers(stage.cfg):
+            raise UserError(
+                "easiest: it asks for a frozen teacher, teachers.main, that is there before the run: its confidence "
+                "decides which samples are easy."
+            )
+        task, _ = make_scheduled("task", stage.cfg.task)
+        whole = complete_teacher(teacher, data, task, "main", stage.cfg.student)
+        return confidences(self._loaded.load(whole, "main"), data, task)
+
+    # Teachers and students
+
     def sources(self) -> dict[str, str]:
-        """SHA-256 of what the run is made from: each stage's data, and the teachers from outside of those built."""
-        data = {f"{stage.name}:data": self.data(place).fingerprint for place, stage in enumerate(self.stages)}
-        return data | self._teachers
+        """SHA-256 of what the run is made from: each stage's data, and the teachers that no stage has trained.
+
+        Of the teachers those of the stages that were built so far.
+        """
+        sources = {f"{stage.name}:data": self.data(place).fingerprint for place, stage in enumerate(self.stages)}
+        for place, teachers in self._outside.items():
+            for name, teacher in teachers.items():
+                sources[f"{self.stages[place].name}:teachers.{name}"] = teacher.sha256
+        return sources
 
     def own_teachers(self) -> dict[str, str]:
-        """The teachers of this stage that are students of earlier ones: the stage's name by the teacher's."""
+        """The teachers of this stage that earlier stages have trained: the stage's name by the teacher's."""
         return stage_teachers(self.stage.cfg) if self.several else {}
 
     def teachers(self) -> dict[str, Network]:
-        """Those that a finished run is held against: of this stage, and the frozen ones that only earlier stages had.
+        """The teachers that a finished run is compared with: this stage's, and the frozen ones of earlier stages.
 
-        A student of an earlier stage is called `stage:<name>`. Where two stages have different teachers of one name,
-        it is the later stage's.
+        A student of an earlier stage is called `stage:<name>`, and is compared only if it teaches in this stage. Where
+        two stages have different teachers of one name, it is the later stage's.
         """
         own = self.own_teachers()
         found = {
             PLACE + own[name] if name in own else name: each for name, each in self.parts.distiller.teachers.items()
         }
-        for number in reversed(range(self.place)):
-            cfg = self.stages[number].cfg
-            for name, teacher in teachers_of(cfg).items():
-                if role_of(teacher) == FROZEN and name not in stage_teachers(cfg) and name not in found:
-                    task, student = self.parts.distiller.task, self.parts.cfg.student
-                    found[name] = build_teacher(complete_teacher(teacher, self.data(number), task, name, student), name)
+        for place in reversed(range(self.place)):
+            found |= {name: each for name, each in self._outside[place].items() if name not in found}
         return found
 
     def ensemble(self) -> Ensemble | None:
         """The students of the stages that the config names together with the last one; None if it names none."""
-        task, student = self.parts.distiller.task, self.parts.distiller.student
-        found: list[Network] = []
+        student = self.parts.distiller.student
+        others: list[Teacher] = []
         for name in self.given.ensemble or ():
             cfg = OmegaConf.create({**RUN_TEACHER, "weights": str(self.folder / STAGES / name)})
-            whole = complete_teacher(cfg, self.parts.data, task, name, self.parts.cfg.student)
-            found.append(build_teacher(whole, name).to(student.device))
-        return Ensemble([*found, student]) if found else None
+            whole = complete_teacher(cfg, self.parts.data, self.parts.distiller.task, name, self.parts.cfg.student)
+            others.append(self._loaded.load(whole, name, beside=others))
+        return Ensemble([*(other.to(student.device) for other in others), student]) if others else None
 
-    def _build(self, place: int, folder: Path, former: Network | None) -> Parts:
-        stage = self.stages[place]
-        parts = self._staged(place, folder, former) if self.several else build(stage.cfg.copy())
-        for name, teacher in parts.distiller.frozen.items():
-            source = f"{stage.name}:teachers.{name}"
-            if name not in stage_teachers(stage.cfg) and source not in self._teachers:
-                self._teachers[source] = teacher.fingerprint()
-        return parts
+    def _load_teachers(self, place: int) -> None:
+        """Load the teachers of an earlier stage, as a run that was not stopped has done by now."""
+        stage, data = self.stages[place], self.data(place)
+        cfg = placed(stage.cfg, self.folder)
+        task, _ = make_scheduled("task", cfg.task)
+        with naming(stage):
+            frozen = {name: teacher for name, teacher in teachers_of(cfg).items() if role_of(teacher) == FROZEN}
+            completed = {
+                name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in frozen.items()
+            }
+            self._note_teachers(place, self._loaded.load_all(completed))
 
-    def _staged(self, place: int, folder: Path, former: Network | None) -> Parts:
-        stage = self.stages[place]
-        cfg = placed(stage.cfg, folder)
-        data = self.data(place)
-        with said_of(stage):
-            parts = build(cfg, data, former, stage.seed)
-            for name, source in stage_teachers(stage.cfg).items():
-                parts.distiller.frozen[name].source = PLACE + source
-            if self.given.ensemble and place + 1 == len(self.stages):
-                refuse_task(parts.distiller.task)
-            if former is None:
-                named = parts.distiller.student.named_parameters()
-                self._trainable = {name for name, parameter in named if parameter.requires_grad}
-            thaw(parts.distiller.student, self._trainable)
-            if stage.until:
-                refuse_unlogged(stage.cfg.callbacks, {}, parts.data.sizes["val"] > 0, {"until": stage.until.metric})
-            freeze_rest(parts.distiller, stage.train, parts.example)
-        return parts
+    def _note_teachers(self, place: int, teachers: Mapping[str, Teacher]) -> None:
+        trained = stage_teachers(self.stages[place].cfg)
+        self._outside[place] = {name: teacher for name, teacher in teachers.items() if name not in trained}
+
+    def _student_hash(self, name: str) -> str:
+        """SHA-256 of the file with the student that a stage has left."""
+        path = self.folder / STAGES / name / STUDENT
+        if not path.is_file():
+            raise UserError(f"There is no {path}, which stage {name!r} has left. Put it back, or start the run again.")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lasting_losses(before: Parts, after: Parts) -> set[str]:
-    """The losses of both stages with the same layers and the same teachers."""
+    """The losses that have the same layers and the same teachers in both stages."""
     old, new = before.distiller.objective.terms, after.distiller.objective.terms
     return {name for name in old.keys() & new.keys() if _compared(before, old[name]) == _compared(after, new[name])}
 
 
 def _compared(parts: Parts, term: nn.Module) -> dict[str, Any]:
-    """What a loss compares, by teacher: which one that is, and its pairs of layers."""
+    """By teacher, what a loss compares: the teacher's config, and the pairs of layers."""
     assert isinstance(term, Term)
     teachers = teachers_of(parts.cfg)
     return {name: (teachers.get(name), one.taps) for name, one in term.by_teacher.items()}
 
 
-def leave(parts: Parts, name: str, folder: Path) -> None:
-    """Write the student of a stage as a run folder, from which a network is rebuilt."""
+def save_student(parts: Parts, name: str, folder: Path) -> None:
+    """Write the student of a stage as a run folder, from which the network can be rebuilt."""
     own = folder / STAGES / name
     own.mkdir(parents=True, exist_ok=True)
     save_config(parts.cfg, own)
@@ -287,13 +336,13 @@ def leave(parts: Parts, name: str, folder: Path) -> None:
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:
-    """Write the resolved config of a run to its folder, whole or not at all."""
+    """Write the resolved config of a run to its folder, atomically."""
     with atomic_write(folder / CONFIG) as unfinished:
         OmegaConf.save(cfg, unfinished, resolve=True)
 
 
 @contextmanager
-def said_of(stage: Stage) -> Iterator[None]:
+def naming(stage: Stage) -> Iterator[None]:
     """Errors within name the stage."""
     try:
         yield
