@@ -107,18 +107,19 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
     monkeypatch.setenv("DISTILLERY_OUTPUTS", "outputs")
     write_fashion_mnist(tmp_path / "fashion", train=200, test=50)
     write_own_data(tmp_path)
-    small = ["trainer.max_epochs=1", "min_teacher_score=0", "data.val_size=50", "data.train_size=100"]
-    short = {
-        "train": ["trainer.max_epochs=1", "min_teacher_score=0"],
-        "study": ["seeds=[0]", "overrides=" + json.dumps([*small, f"data.root={tmp_path / 'fashion'}"])],
-    }
+    once = ["trainer.max_epochs=1", "min_teacher_score=0"]
+    small = [*once, "data.val_size=50", "data.train_size=100", f"data.root={tmp_path / 'fashion'}"]
+    studies = {"study=fashion_mnist": small, "study=digits_demo": once}
     for name, *arguments in dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page)):
         command = name.removeprefix("distill-")
         if "--cfg" in arguments or "hardware=ddp" in arguments or "experiment=fashion_mnist_vit" in arguments:
             continue  # composed above; tests/runs tries two processes
-        given = [*arguments, *short.get(command, [])]
-        if command == "train" and not {"plan=true", "stages=teacher_assistant"} & {*arguments}:
-            given.append("callbacks.checkpoint_last.every_n_epochs=1")
+        given = [*arguments]
+        if command == "study":
+            (study,) = (overrides for choice, overrides in studies.items() if choice in arguments)
+            given += ["seeds=[0]", "overrides=" + json.dumps(study)]
+        elif command == "train":
+            given += [*once, "callbacks.checkpoint_last.every_n_epochs=1"]
         if "data=image_folder" in arguments:
             given += ["data.source.size=32", "data.num_workers=0"]
         given = ["student.weights=null" if a == "student.weights=pretrained" else a for a in given]  # no network here
