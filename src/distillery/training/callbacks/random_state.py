@@ -1,4 +1,4 @@
-"""The state of the random generators in the checkpoint: a resumed run's dropout draws what it would have drawn."""
+"""Random numbers of each rank, and their state in the checkpoint: a resumed run repeats what dropout draws."""
 
 import warnings
 from typing import Any
@@ -9,15 +9,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distillery.core.process import world_size
+from distillery.core.random import hash_key
 
 KEY = "random_state"  # in a checkpoint
 
 
 class RandomState(L.Callback):
-    """Stores PyTorch's generators, the CPU's and that of this rank's accelerator; each rank has its own.
+    """Seeds PyTorch's generators for each rank at the start of training, and saves and restores their state.
 
-    Nothing here draws from Python's or NumPy's. They are put back when all else has started, for what starts may
-    draw, too: to be the last of the callbacks but those that save.
+    All ranks initialise their networks with one seed. With it they would also draw the same dropout masks, and a batch
+    would be regularised less than on one process: every rank but the first is given a seed of its own. The first, and
+    so a run on one process, goes on drawing from the seed of the run.
+
+    Saved are the generators of the CPU and of this rank's accelerator; nothing here draws from Python's or NumPy's.
+    They are restored after everything else has started, which may draw random numbers too: this must be the last
+    callback, apart from those that save.
     """
 
     def __init__(self) -> None:
@@ -35,15 +41,18 @@ class RandomState(L.Callback):
             self._restored = {kind: each[trainer.global_rank].clone() for kind, each in states.items()}
         else:
             warnings.warn(
-                f"The run was started on {len(states['cpu'])} processes and goes on on {trainer.world_size}: what is "
-                "random in its networks, as dropout, is drawn anew.",
+                f"The run was started on {len(states['cpu'])} processes and is resumed on {trainer.world_size}: random "
+                "numbers in its networks, such as those of dropout, are not those that it would have drawn.",
                 stacklevel=2,
             )
 
     def on_stage_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._restored.clear()  # a stage begins with a seed
+        self._restored.clear()  # the stage's parts have just been initialised with its seed
+        self.on_train_start(trainer, module)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_rank:
+            torch.manual_seed(hash_key(torch.initial_seed(), trainer.global_rank))  # of every device
         for kind in _kinds(module.device):
             if kind in self._restored:
                 _generator(kind).set_rng_state(self._restored[kind])
