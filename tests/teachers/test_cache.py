@@ -17,12 +17,14 @@ from distillery.losses.signals import Attention, Signals
 from distillery.runs.run import train
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers import cache
-from distillery.teachers.cache import CHUNK, TeacherCache, evaluated_once
+from distillery.teachers.cache import TeacherCache, evaluated_once
 from fixtures.composing import Compose, with_hint
+
+BATCH = 500  # samples of one forward of the teacher
 
 
 def digits_data(**given: Any) -> VisionData:
-    settings: dict[str, Any] = {"mean": [0.3], "std": [0.4], "batch_size": 32, "eval_batch_size": 500, "seed": 0}
+    settings: dict[str, Any] = {"mean": [0.3], "std": [0.4], "batch_size": 32, "eval_batch_size": BATCH, "seed": 0}
     return VisionData(digits, **settings | given)
 
 
@@ -32,10 +34,12 @@ class Seen:
     def __init__(self, taps: Mapping[str, float]) -> None:
         self.taps = taps
         self.index: list[int] = []
+        self.largest = 0
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Signals:
         self.index += batch["index"].tolist()
         image = batch["image"]
+        self.largest = max(self.largest, len(image))
         layers = {tap: factor * image for tap, factor in self.taps.items()}
         operands = Attention(image, 2 * image, 3 * image, mask=None, scale=0.5)
         return Signals(image.flatten(1), {"head:weight": torch.ones(2, 3), **layers}, {"blocks.0": operands})
@@ -61,12 +65,22 @@ def test_the_next_run_computes_only_what_none_has_asked_for() -> None:
 
     again = Seen({"block": 2.0})
     TeacherCache(again, "one", digits_data())({"index": index})
-    assert len(again.index) == CHUNK  # a look at which signals there are
+    assert len(again.index) == BATCH  # a look at which signals there are
 
     more = Seen({"block": 2.0, "stage": 3.0})
     found = TeacherCache(more, "one", data)({"index": index})
     assert len(more.index) == len(data.splits["train"].indices)
     assert torch.equal(found.layers["stage"], 1.5 * found.layers["block"])
+
+
+def test_the_teacher_is_given_batches_of_the_size_that_evaluation_has() -> None:
+    """A value may depend, in its last bits, on the size of the batch: values of another size are not reused."""
+    index = digits_data().splits["train"].indices[:3]
+    for size in (100, 37):
+        teacher = Seen({"block": 2.0})
+        TeacherCache(teacher, "of this size", digits_data(eval_batch_size=size))({"index": index})
+        assert teacher.largest == size
+        assert len(teacher.index) == len(digits_data().splits["train"].indices)
 
 
 @pytest.mark.parametrize(("fingerprint", "given"), [("other", {}), ("one", {"train_size": 600})])
@@ -107,7 +121,7 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch: pytest.
     teacher = Seen({"block": 2.0})
     with pytest.raises(UserError, match=r"would take .* GiB.*cache=false"):
         TeacherCache(teacher, "a large one", digits_data())({"index": torch.tensor([0])})
-    assert len(teacher.index) == CHUNK
+    assert len(teacher.index) == BATCH
 
 
 def with_cache(compose_train: Compose, folder: Path) -> Callable[..., Any]:

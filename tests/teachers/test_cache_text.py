@@ -27,13 +27,7 @@ TEXTS = [text for text, _ in sentences(60)]
 LAYERS = ["bert.encoder.layer.0", "bert.encoder.layer.1:input", "bert.embeddings", "classifier", "classifier:weight"]
 ATTENTION = ["bert.encoder.layer.0.attention.self", "bert.encoder.layer.1.attention.self"]
 LOSSES = ("kd", "hidden_mse", "tinybert_attention", "minilm", "pkd")
-CHUNK = 16
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four batches of the cache's own, each padded to another length."""
-    monkeypatch.setattr(cache, "CHUNK", CHUNK)
+BATCH = 16  # texts of one forward of the teacher: of four batches, each padded to another length
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +75,7 @@ def assert_same_where_it_counts(found: Signals, expected: Signals, mask: Tensor)
 
 @pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
 def test_in_whatever_batch(head: str, folder: str) -> None:
-    data = text_data(folder, Texts(TEXTS))
+    data = text_data(folder, Texts(TEXTS), eval_batch_size=BATCH)
     teacher = tapped(data, head)
     recalled = cached(teacher, data)
     padded = 0
@@ -108,7 +102,7 @@ def test_pairs_of_a_subset(folder: str) -> None:
 
 
 def test_each_text_runs_once(folder: str) -> None:
-    data = text_data(folder, Texts(TEXTS))
+    data = text_data(folder, Texts(TEXTS), eval_batch_size=BATCH)
     teacher = tapped(data)
     seen: list[Tensor] = []
 
@@ -129,7 +123,7 @@ def test_memory_is_that_of_the_tokens_that_count(
     share: float, refused: bool, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not of the padding: logits a text; two layers, the embeddings and six operands, 16 numbers each, a token."""
-    data = text_data(folder, Texts(TEXTS))
+    data = text_data(folder, Texts(TEXTS), eval_batch_size=BATCH)
     teacher = tapped(data)
     tokens = sum(len(ids) for ids in data.tokenizer(TEXTS)["input_ids"])
     needed = 4 * (60 * 3 + 60 * 3 + tokens * (2 + 1 + 6) * 16)
@@ -145,7 +139,7 @@ def test_memory_is_that_of_the_tokens_that_count(
 
 def test_a_decoder_is_refused(folder: str) -> None:
     """Which of the tokens before it a token sees is not kept."""
-    data = text_data(folder, Texts(TEXTS))
+    data = text_data(folder, Texts(TEXTS), eval_batch_size=BATCH)
     teacher = tapped(data, is_decoder=True)
     recalled = cached(teacher, data)
     with pytest.raises(UserError, match=r"'bert\.encoder\.layer\.0\.attention\.self' is not that of an encoder.*cache"):

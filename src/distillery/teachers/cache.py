@@ -10,19 +10,18 @@ from rich.progress import track
 from torch import Tensor
 
 from distillery.core.errors import UserError
+from distillery.core.process import world_size
 from distillery.data.module import Data
 from distillery.losses.signals import Attention, Signals, is_parameter
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers.stored_signals import Stored, stored
 
-CHUNK = 500  # samples of one forward
-
 
 @dataclass
 class Held:
-    """What is known of one teacher on one set of data: signals of the training samples, scores of the other splits."""
+    """What is known of one teacher on one data set: signals of the training samples, scores on the other splits."""
 
-    key: tuple[str, str] = ("", "")
+    key: tuple[str, str, int] = ("", "", 0)
     signals: dict[str, Stored] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
@@ -57,6 +56,7 @@ class TeacherCache:
         self._compute = compute
         self._fingerprint = fingerprint
         self._data = data
+        self._batch_size = max(1, data.eval_batch_size // world_size())  # `eval_batch_size` counts those of all ranks
         self._first: Signals | None = None  # what the signals are like
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Signals:
@@ -70,14 +70,15 @@ class TeacherCache:
     def held(self) -> Held:
         """What this process knows of the teacher on the data."""
         global _held
-        key = (self._fingerprint, self._data.fingerprint)
+        # The last bits of a value depend on how many samples are computed together.
+        key = (self._fingerprint, self._data.fingerprint, self._batch_size)
         if _held.key != key:
             _held = Held(key)
         return _held
 
     def _all(self, device: torch.device) -> Signals:
         """Compute what is not yet held of the whole training split; returns the signals of the first chunk."""
-        keys, dataset = self._data.plain(CHUNK)
+        keys, dataset = self._data.plain(self._batch_size)
         positions = torch.tensor([position for key in keys for position in key.positions])
         self._row = torch.full((len(dataset),), -1)
         self._row[positions] = torch.arange(len(positions))
