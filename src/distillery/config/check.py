@@ -5,6 +5,7 @@ import math
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import fields
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,7 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.core.paths import CONFIGS
 from distillery.core.roles import EMA, FROZEN, SELF, SETTINGS, role_of
 from distillery.models.timm_names import check_timm
+from distillery.training.distiller import Optim
 from distillery.training.schedules import schedules_in
 
 SECTIONS = frozenset("data task teachers student loss objective optim trainer callbacks paths".split())
@@ -29,7 +31,7 @@ ROOT = SECTIONS | frozenset(
 NETWORK = SETTINGS[FROZEN]
 INPUT = frozenset("mean std size".split())  # of a network of images
 PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that are no teacher's
-OPTIM = frozenset("optimizer scheduler interval".split())
+OPTIM = frozenset(field.name for field in fields(Optim))
 INTERVALS = ("epoch", "step")
 OBJECTIVE = frozenset("balance balance_steps".split())
 TRAINER = frozenset(
@@ -150,6 +152,8 @@ def _refuse_optim(optim: Mapping[str, Any]) -> None:
     rate = optimizer.get("lr", 0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
         raise UserError(f"optim.optimizer.lr={rate}: it must be a finite number, 0 or greater.")
+    if not isinstance(decay := optim.get("decay_biases_and_norms", True), bool):
+        raise UserError(f"optim.decay_biases_and_norms={decay}: it must be true or false.")
     if (interval := optim.get("interval", "epoch")) not in INTERVALS:
         raise UserError(f"optim.interval={interval}." + did_you_mean(str(interval), INTERVALS))
 

@@ -24,11 +24,28 @@ VALIDATED = ("val/score", "val/loss")  # the metrics of a validation
 
 @dataclass
 class Optim:
-    """How the student is optimised: `optimizer(parameters)`, `scheduler(optimizer)` stepped each `interval`."""
+    """How the student is optimised.
 
-    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    Attributes:
+        optimizer: makes one of a list of parameters, or of parameter groups.
+        scheduler: makes the learning-rate schedule of the optimizer; None: the rate is constant.
+        interval: how often the scheduler steps, `epoch` or `step`.
+        decay_biases_and_norms: whether weight decay applies to parameters of one dimension, too: biases, and the
+            weights of normalisations. Transformers are trained without (Devlin et al. 2019, the authors' code).
+    """
+
+    optimizer: Callable[[Any], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None
     interval: str = "epoch"
+    decay_biases_and_norms: bool = True
+
+    def groups(self, parameters: list[nn.Parameter]) -> list[nn.Parameter] | list[dict[str, Any]]:
+        """What the optimizer is made of: the parameters, or two groups of them where some are not decayed."""
+        if self.decay_biases_and_norms:
+            return parameters
+        decayed = [parameter for parameter in parameters if parameter.dim() > 1]
+        others = [parameter for parameter in parameters if parameter.dim() <= 1]
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
 
 class Distiller(L.LightningModule):
@@ -126,7 +143,7 @@ class Distiller(L.LightningModule):
             shard(self.student, self.objective, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optim.optimizer([parameter for _, parameter in self.trainable()])
+        optimizer = self.optim.optimizer(self.optim.groups([parameter for _, parameter in self.trainable()]))
         if self.optim.scheduler is None:
             return optimizer
         return {
