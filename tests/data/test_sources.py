@@ -1,12 +1,12 @@
 import gzip
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST, VisionDataset
 
 from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
@@ -94,74 +94,72 @@ def truncate(path: Path) -> None:
 
 
 def cut_inside(path: Path) -> None:
-    """A gzip file that unpacks, of an IDX file that is too short."""
+    """Damage a gzipped file that still unpacks."""
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-20]))
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "words"),
-    [
-        ("train-images-idx3-ubyte.gz", truncate, "cannot be read"),
-        ("t10k-images-idx3-ubyte.gz", cut_inside, r"damaged: its header says 40 × 28 × 28 bytes, but 31340"),
-        ("t10k-labels-idx1-ubyte.gz", lambda path: path.write_bytes(gzip.compress(b"<html>")), "not an IDX file"),
-        ("t10k-labels-idx1-ubyte.gz", Path.unlink, "has no 't10k-labels-idx1-ubyte'"),
-        (
-            "train-labels-idx1-ubyte.gz",
-            lambda path: shutil.copy(path.with_name("t10k-labels-idx1-ubyte.gz"), path),
-            "don't belong together",
-        ),
-    ],
-)
-def test_damaged_idx_files_are_named(tmp_path: Path, name: str, damage: Callable[[Path], object], words: str) -> None:
-    write_fashion_mnist(tmp_path)
-    damage(tmp_path / name)
-    with pytest.raises(UserError, match=words) as caught:
-        read_fashion(tmp_path)
-    assert name.removesuffix(".gz") in str(caught.value)
+def to_html(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"<html>"))
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda path: path.write_bytes(b"<html>")])
-def test_damaged_pickles_are_named(tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    write_cifar100(tmp_path)
-    damage(tmp_path / "cifar-100-python" / "test")
-    with pytest.raises(UserError, match=r"cifar-100-python/test'"):
-        cifar100(tmp_path)
+def to_test_labels(path: Path) -> None:
+    shutil.copy(path.with_name("t10k-labels-idx1-ubyte.gz"), path)
 
 
-def test_a_pickle_of_the_other_cifar_is_refused(tmp_path: Path) -> None:
-    write_cifar10(tmp_path)
-    write_cifar100(tmp_path)
-    shutil.copy(tmp_path / "cifar-10-batches-py" / "test_batch", tmp_path / "cifar-100-python" / "test")
-    with pytest.raises(UserError, match="fine_labels"):
-        cifar100(tmp_path)
+def test_damaged_files_of_fashion_mnist_are_named(tmp_path: Path) -> None:
+    for number, (name, damage, words) in enumerate(
+        [
+            ("train-images-idx3-ubyte", truncate, "is damaged or of another format"),
+            ("t10k-images-idx3-ubyte", cut_inside, "is damaged or of another format"),
+            ("t10k-labels-idx1-ubyte", to_html, "is damaged or of another format"),
+            ("t10k-images-idx3-ubyte", to_test_labels, "is damaged or of another format"),
+            ("t10k-labels-idx1-ubyte", Path.unlink, "'t10k-labels-idx1-ubyte.gz'. Fetch the file, or set data.root"),
+            ("train-labels-idx1-ubyte", to_test_labels, "has 100 train images, but 40 labels"),
+        ]
+    ):
+        root = tmp_path / str(number)
+        write_fashion_mnist(root)
+        damage(root / f"{name}.gz")
+        with pytest.raises(UserError) as caught:
+            read_fashion(root)
+        assert words in str(caught.value)
+        assert (name if "train images" not in words else str(root)) in str(caught.value)
+
+
+def test_damaged_files_of_cifar_are_named(tmp_path: Path) -> None:
+    for number, damage in enumerate((truncate, Path.unlink, lambda path: path.write_bytes(b"<html>"))):
+        root = tmp_path / str(number)
+        write_cifar100(root)
+        damage(root / "cifar-100-python" / "test")
+        with pytest.raises(UserError, match=r"cifar-100-python(/test' is missing|' is damaged)"):
+            cifar100(root)
 
 
 @pytest.mark.usefixtures("no_debian")
-@pytest.mark.parametrize(
-    ("source", "name"), [(read_fashion, "FashionMNIST"), (cifar10, "CIFAR10"), (cifar100, "CIFAR100")]
-)
 def test_missing_files_are_downloaded_and_a_failure_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Callable[[Path], RawData], name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network is replaced: torchvision's own constructors aren't called."""
-    asked: list[tuple[Path, bool]] = []
+    asked: list[Path] = []
 
-    def offline(root: Path, download: bool) -> None:
-        asked.append((root, download))
+    def offline(dataset: VisionDataset) -> None:
+        asked.append(Path(dataset.root))
         raise OSError("Network is unreachable")
 
-    module = "fashion_mnist" if name == "FashionMNIST" else "cifar"
-    monkeypatch.setattr(f"distillery.data.sources.{module}.{name}", offline)
-    with pytest.raises(UserError, match=r"Network is unreachable.*data\.root"):
-        source(tmp_path / "new")
-    assert asked == [(tmp_path / "new", True)]
+    for number, (source, dataset) in enumerate(
+        [(read_fashion, FashionMNIST), (cifar10, CIFAR10), (cifar100, CIFAR100)]
+    ):
+        monkeypatch.setattr(dataset, "download", offline)
+        with pytest.raises(UserError, match=r"Network is unreachable.*data\.root"):
+            source(tmp_path / str(number))
+        assert asked.pop() == tmp_path / str(number)
 
 
+@pytest.mark.usefixtures("no_debian")
 def test_a_download_lands_where_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw: dict[str, Raw] = {}
 
-    def fetch(root: Path, download: bool) -> None:
-        raw.update(write_cifar100(root))
+    def fetch(dataset: FashionMNIST) -> None:
+        raw.update(write_fashion_mnist(Path(dataset.raw_folder), zipped=False))
 
-    monkeypatch.setattr("distillery.data.sources.cifar.CIFAR100", fetch)
-    assert_equal(cifar100(tmp_path), raw)
+    monkeypatch.setattr(FashionMNIST, "download", fetch)
+    assert_equal(read_fashion(tmp_path), raw)

@@ -1,10 +1,8 @@
-"""CIFAR-10 and CIFAR-100, from the pickles of their "python version"."""
+"""CIFAR-10 and CIFAR-100, from the files of their "python version"."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -15,65 +13,53 @@ from distillery.data.sources.download import download
 
 
 def cifar10(root: str | Path = "data") -> RawData:
-    """50,000 + 10,000 colour images of 32×32 pixels in 10 classes (Krizhevsky 2009).
+    """50,000 + 10,000 color images of 32×32 pixels in 10 classes (Krizhevsky 2009).
 
-    `root` is the folder `cifar-10-batches-py` or one that holds it; without it, it is downloaded there.
+    `root` is the folder `cifar-10-batches-py` or the one that contains it. If it is missing, it is downloaded there.
 
     Raises:
         UserError: a file is missing or damaged, or the download failed.
     """
-    folder = _folder(Path(root), "cifar-10-batches-py", "data_batch_1", CIFAR10)
-    batches = [f"data_batch_{number}" for number in range(1, 6)]
-    classes = _read(folder / "batches.meta")["label_names"]
-    return RawData(
-        "cifar10",
-        tuple(classes),
-        train=_split([folder / name for name in batches], "labels"),
-        test=_split([folder / "test_batch"], "labels"),
-    )
+    return _data("cifar10", CIFAR10, Path(root))
 
 
 def cifar100(root: str | Path = "data") -> RawData:
-    """50,000 + 10,000 colour images of 32×32 pixels in 100 classes, the fine labels (Krizhevsky 2009).
+    """50,000 + 10,000 color images of 32×32 pixels in 100 classes, the fine labels (Krizhevsky 2009).
 
-    `root` is the folder `cifar-100-python` or one that holds it; without it, it is downloaded there.
+    `root` is the folder `cifar-100-python` or the one that contains it. If it is missing, it is downloaded there.
 
     Raises:
         UserError: a file is missing or damaged, or the download failed.
     """
-    folder = _folder(Path(root), "cifar-100-python", "train", CIFAR100)
-    classes = _read(folder / "meta")["fine_label_names"]
-    return RawData(
-        "cifar100",
-        tuple(classes),
-        train=_split([folder / "train"], "fine_labels"),
-        test=_split([folder / "test"], "fine_labels"),
-    )
+    return _data("cifar100", CIFAR100, Path(root))
 
 
-def _folder(root: Path, name: str, first: str, dataset: type) -> Path:
-    if root.name == name and (root / first).is_file():
-        return root
-    if not (root / name / first).is_file():
-        download(dataset, root, f"the unpacked folder '{name}'")
-    return root / name
+def _data(name: str, dataset: type[CIFAR10], root: Path) -> RawData:
+    folder = dataset.base_folder
+    if root.name == folder and root.is_dir():
+        root = root.parent
+    if not (root / folder).is_dir():
+        download(dataset, root, f"the unpacked folder '{folder}'")
 
+    class Unhashed(dataset):
+        """Reads subsets and repacked copies as well: torchvision accepts only files with the original MD5 sums."""
 
-def _read(path: Path) -> dict[str, Any]:
+        meta = dataset.meta | {"md5": None}
+
+        def _check_integrity(self) -> bool:
+            return True
+
     try:
-        with path.open("rb") as file:
-            return pickle.load(file, encoding="latin1")
+        train, test = Unhashed(root, train=True), Unhashed(root, train=False)
     except FileNotFoundError as error:
-        raise UserError(f"'{path}' is missing. Unpack the whole archive again.") from error
+        raise UserError(f"'{error.filename}' is missing. Unpack the whole archive again.") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"'{path}' is damaged ({error}). Fetch the archive again.") from error
+        raise UserError(
+            f"A file in '{root / folder}' is damaged or of another format ({error!r}). Unpack the archive again."
+        ) from error
+    return RawData(name, tuple(train.classes), train=_split(train), test=_split(test))
 
 
-def _split(paths: list[Path], labels: str) -> Split:
-    batches = [_read(path) for path in paths]
-    try:
-        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        targets = torch.tensor([label for batch in batches for label in batch[labels]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"'{paths[0]}' is not a CIFAR batch with 'data' and '{labels}' ({error}).") from error
-    return Split.whole(TensorImages(torch.from_numpy(images)), targets)
+def _split(dataset: Any) -> Split:
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    return Split.whole(TensorImages(images), torch.tensor(dataset.targets))

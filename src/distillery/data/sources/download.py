@@ -1,4 +1,4 @@
-"""Downloading through torchvision, with errors that say what else can be done."""
+"""Downloads through torchvision, with errors that name the alternative."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +9,10 @@ from distillery.core.errors import UserError
 
 
 def download(dataset: Callable[..., object], root: Path, wanted: str) -> None:
-    """Let torchvision's `dataset` download itself to `root`; one process at a time.
+    """Let torchvision's `dataset` download itself to `root`, one process at a time.
 
     Raises:
-        UserError: it failed; says where the `wanted` files may be put by hand.
+        UserError: the download failed; says where to put the `wanted` files by hand.
     """
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -20,6 +20,6 @@ def download(dataset: Callable[..., object], root: Path, wanted: str) -> None:
             dataset(root, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"The data are not under '{root}' and the download failed: {error}. "
-            f"Put {wanted} into a folder and name it with data.root=<folder>."
+            f"There are no data in '{root}', and the download failed: {error}. "
+            f"Put {wanted} into a folder and set data.root to it."
         ) from error

@@ -1,12 +1,14 @@
-"""Fashion-MNIST, from any folder with its IDX files."""
+"""Fashion-MNIST, from any folder with its four files."""
 
-import gzip
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
-import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import extract_archive
 
 from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
@@ -14,23 +16,24 @@ from distillery.data.raw import RawData, Split
 from distillery.data.sources.download import download
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
-UNSIGNED_BYTE = 0x08
+# What torchvision and gzip raise for a file that is damaged or of another format.
+DAMAGED = (OSError, EOFError, zlib.error, AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
 
 
 def fashion_mnist(root: str | Path = "data") -> RawData:
-    """60,000 + 10,000 grey images of 28×28 pixels in 10 classes (Xiao, Rasul & Vollgraf 2017).
+    """60,000 + 10,000 grayscale images of 28×28 pixels in 10 classes (Xiao, Rasul & Vollgraf 2017).
 
-    Looked for in `root`, in `root`/FashionMNIST/raw and where Debian's package puts it, gzipped or not; what
-    is nowhere is downloaded to `root`.
+    The files, gzipped or not, are looked for in `root`, in `root`/FashionMNIST/raw and where the Debian package puts
+    them. If they are in none of these, they are downloaded to `root`.
 
     Raises:
         UserError: a file is missing, damaged or of another format, or the download failed.
     """
     nested = Path(root) / "FashionMNIST" / "raw"
     places = [Path(root), nested, DEBIAN]
-    folder = next((place for place in places if _file(place, "train-images-idx3-ubyte")), None)
+    folder = next((place for place in places if any(place.glob("train-images-idx3-ubyte*"))), None)
     if folder is None:
-        download(FashionMNIST, Path(root), "the four IDX files of Fashion-MNIST (gzipped or not)")
+        download(FashionMNIST, Path(root), "the four files of Fashion-MNIST (gzipped or not)")
         folder = nested
     return RawData(
         "fashion_mnist",
@@ -40,46 +43,20 @@ def fashion_mnist(root: str | Path = "data") -> RawData:
     )
 
 
-def read_idx(path: Path) -> Tensor:
-    """The unsigned bytes of an IDX file, gzipped or not, as uint8.
-
-    The format: two zero bytes, the type, the number of dimensions, each dimension as a big-endian 32-bit
-    number, the values.
-    """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
-        raise UserError(f"'{path}' cannot be read: {error}. Fetch the file again.") from error
-    if len(data) < 4 or data[:3] != bytes((0, 0, UNSIGNED_BYTE)):
-        raise UserError(f"'{path}' is not an IDX file of unsigned bytes.")
-    start = 4 + 4 * data[3]
-    shape = np.frombuffer(data[4:start], ">u4").tolist()
-    if len(data) - start != np.prod(shape, dtype=int):
-        raise UserError(
-            f"'{path}' is damaged: its header says {' × '.join(map(str, shape))} bytes, "
-            f"but {len(data) - start} follow. Fetch the file again."
-        )
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
 def _split(folder: Path, part: str) -> Split:
-    names = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
-    found = []
-    for name in names:
-        path = _file(folder, name)
-        if path is None:
-            raise UserError(f"'{folder}' has no '{name}' nor '{name}.gz'. Fetch the file, or set data.root.")
-        found.append(read_idx(path))
-    images, labels = found
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise UserError(
-            f"'{names[0]}' and '{names[1]}' in '{folder}' don't belong together: "
-            f"shapes {tuple(images.shape)} and {tuple(labels.shape)}."
-        )
-    return Split.whole(TensorImages(images[:, None]), labels.long())
+    images = _read(folder / f"{part}-images-idx3-ubyte", read_image_file)
+    labels = _read(folder / f"{part}-labels-idx1-ubyte", read_label_file)
+    if len(images) != len(labels):
+        raise UserError(f"'{folder}' has {len(images)} {part} images, but {len(labels)} labels. Fetch the files again.")
+    return Split.whole(TensorImages(images[:, None]), labels)
+
+
+def _read(path: Path, read: Callable[[str], Tensor]) -> Tensor:
+    """One file, through torchvision, which reads only unpacked ones."""
+    if not path.is_file() and not (packed := path.with_name(f"{path.name}.gz")).is_file():
+        raise UserError(f"'{path}' is missing, and so is '{packed.name}'. Fetch the file, or set data.root.")
+    try:
+        with TemporaryDirectory() as unpacked:
+            return read(str(path if path.is_file() else extract_archive(packed, unpacked)))
+    except DAMAGED as error:
+        raise UserError(f"'{path}' is damaged or of another format ({error!r}). Fetch the file again.") from error
