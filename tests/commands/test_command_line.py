@@ -365,6 +365,42 @@ def test_the_plan_leaves_what_was_there(command: Command, tmp_path: Path) -> Non
     assert left_behind(tmp_path) == ["outputs", "outputs/other"]
 
 
+@pytest.mark.parametrize("refused", [["data.train_size=-3"], ["plan=true"]])
+def test_only_the_folders_that_hydra_made_are_removed(refused: list[str], command: Command, tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "results").mkdir(parents=True)  # by a batch script, for what comes later
+    command(train, "experiment=digits_teacher", *refused, "hydra.run.dir=scratch/results/first/run")
+    assert left_behind(tmp_path) == ["scratch", "scratch/results"]
+    (tmp_path / "scratch" / "results" / "mine").mkdir()
+    command(train, "experiment=digits_teacher", *refused, "hydra.run.dir=scratch/results/mine")
+    assert left_behind(tmp_path) == ["scratch", "scratch/results", "scratch/results/mine"]
+
+
+@pytest.mark.parametrize("setting", [["hydra.run.dir=file/run"], ["-m", "hydra.sweep.dir=file/sweep", "seed=0,1"]])
+def test_a_folder_that_cannot_be_made(setting: list[str], command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = command(train, *setting, "experiment=digits_teacher", *SHORT)
+    assert answer.code == 2
+    assert re.search(r"folder cannot be made: .*file.*hydra\.run\.dir=", answer.err)
+    assert "Traceback" not in answer.err
+    assert left_behind(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["[v1] first", "it's, a=b :x: $HOME"])
+def test_the_last_line_works_when_it_is_pasted(name: str, command: Command, tmp_path: Path) -> None:
+    """Also where the folder's name has what rich, Hydra or the shell would take for something else."""
+    hydra = name.replace("'", "\\'")
+    answer = command(train, "experiment=digits_teacher", "debug=fdr", *SHORT[1:], f"hydra.run.dir='out/{hydra}'")
+    assert answer.code == 0, answer.err
+    line = answer.out.splitlines()[-1]
+    echoed = subprocess.run(
+        ["sh", "-c", line.replace("distill-evaluate", "printf %s", 1)], capture_output=True, text=True
+    )
+    (argument,) = [echoed.stdout]
+    proof = command(evaluate, argument)
+    assert proof.code == 0, (line, proof.err)
+    assert re.search(r"test score 0\.\d+, recorded", proof.out)
+
+
 def test_a_run_and_the_proof_of_it(command: Command, teacher: Path, tmp_path: Path) -> None:
     answer = command(train, *DEMO, f"teachers.main.weights='{teacher}'", "seed=2")
     assert (answer.code, answer.err) == (0, "")
@@ -412,7 +448,8 @@ def test_resuming_from_the_command_line(command: Command, teacher: Path, tmp_pat
     assert_refused(answer, r"config from its folder, and loss\.kd\.temperature=2 is not part of it")
     assert left_behind(tmp_path) == before
     answer = command(train, f"resume={folder.relative_to(tmp_path)}")
-    assert_refused(answer, r"is finished: there is nothing left to train")
+    assert answer.code == 0
+    assert "holds this very run, finished: kept" in answer.out
     assert left_behind(tmp_path) == before
     assert RunRecord.read(folder).status == "finished"
 

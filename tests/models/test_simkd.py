@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distillery.commands.train_command import resumed
 from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.data.vision import VisionData
@@ -21,6 +20,7 @@ from distillery.models.simkd import SimKD
 from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights
 from distillery.results.record import RunRecord
+from distillery.runs.job import resumed
 from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
 from distillery.tasks.classification import Classification

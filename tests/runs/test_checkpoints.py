@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distillery.core.errors import UserError
-from distillery.core.files import atomic_write, remove_unfinished
+from distillery.core.files import SUFFIX, atomic_write, remove_unfinished
 from distillery.results.layout import BEFORE_LAST, CHECKPOINTS, LAST
 from distillery.runs.checkpoints import LastCheckpoint, WholeCheckpoints, last_checkpoint
-from distillery.runs.run import make_trainer
+from distillery.runs.trainer import make_trainer
 from distillery.training.callbacks.random_state import RandomState
 from fixtures.runs import STUDENT, config, train_student
 
@@ -111,7 +111,7 @@ def test_a_block_that_raises_leaves_the_former_file(tmp_path: Path) -> None:
 
 def test_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    for name in (".run.json.17.draft", f"{CHECKPOINTS}/.{LAST}.17.draft"):
+    for name in (f".run.json.17{SUFFIX}", f"{CHECKPOINTS}/.{LAST}.17{SUFFIX}"):
         (tmp_path / name).write_text("to")
     for kept in (".hidden", "draft"):
         (tmp_path / kept).write_text("mine")

@@ -20,11 +20,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from wandb.proto.wandb_internal_pb2 import Record
 
-from distillery.commands.train_command import resumed
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.runs import loggers
+from distillery.runs.job import resumed
 from distillery.runs.run import train
 from distillery.runs.study import run_study
 

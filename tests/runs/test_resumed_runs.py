@@ -14,9 +14,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.commands.train_command import resumed
 from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
+from distillery.runs.job import resumed
 from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
 from fixtures.runs import STEPS, STUDENT, Died, Dies, Forgets, Once, config, sha256

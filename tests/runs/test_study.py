@@ -135,8 +135,9 @@ def test_methods_of_a_seed_start_alike_on_the_same_images(finished: DictConfig) 
     _, students = jobs(finished, Path(finished.out))
     starts: dict[int, set[tuple[str, str | None]]] = {0: set(), 1: set()}
     for job in students:
-        record = job.finished()
+        record = job.found()
         assert record is not None
+        assert record.status == "finished"
         initial = weights_hash(build(job.cfg.copy()).distiller.student.net)
         assert initial != record.student_sha256
         starts[record.seed].add((initial, record.data["fingerprint"]))
@@ -239,7 +240,7 @@ def test_another_config_replaces_a_run_only_on_demand(tmp_path: Path) -> None:
     run_study(study(out, baseline=BASELINE, kd=[]))
     before = records(out)
     hotter = study(out, baseline=BASELINE, kd=["loss.kd.temperature=2"])
-    with pytest.raises(UserError, match=rf"{out}/kd/seed0 holds .* another config.*replace=true"):
+    with pytest.raises(UserError, match=rf"{out}/kd/seed0 holds .* another job .*replace=true"):
         run_study(hotter)
     assert records(out) == before
     hotter.replace = True
@@ -266,15 +267,22 @@ def test_a_new_teacher_is_learnt_from_anew(tmp_path: Path) -> None:
 
 
 def test_a_study_shares_anothers_teacher(finished: DictConfig, tmp_path: Path) -> None:
+    """And a method may have a second one; finished, it is kept as any other."""
     before = records(Path(finished.out))
-    cfg = study(tmp_path / "out", baseline=BASELINE, kd=[])
+    second = f"+teachers.second={{role: frozen, net: null, weights: '{finished.out}/kd/seed0', input: {{}}, bn_mode: eval, cache: false}}"
+    two = [second, "loss.kd.teacher=[main,second]", "+loss.kd.combine=mean", "trainer.max_epochs=1"]
+    cfg = study(tmp_path / "out", baseline=BASELINE, kd=[], two=two)
     cfg.teacher_folder = f"{finished.out}/teacher"
     run_study(cfg)
     assert records(Path(finished.out)) == before, "nothing of it is run again"
-    assert records(tmp_path / "out").keys() == {"baseline/seed0", "kd/seed0"}
-    used, own = (RunRecord.read(tmp_path / "out" / "kd/seed0"), RunRecord.read(Path(finished.out) / "teacher"))
-    assert used.teachers["main"]["sha256"] == own.student_sha256
-    assert list(pd.read_csv(tmp_path / "out" / "report.csv").method) == ["teacher", "baseline", "kd"]
+    own = records(tmp_path / "out")
+    assert own.keys() == {"baseline/seed0", "kd/seed0", "two/seed0"}
+    assert len({each["sha256"] for each in RunRecord.read(tmp_path / "out" / "two/seed0").teachers.values()}) == 2
+    run_study(cfg)
+    assert records(tmp_path / "out") == own
+    used, taught = (RunRecord.read(tmp_path / "out" / "kd/seed0"), RunRecord.read(Path(finished.out) / "teacher"))
+    assert used.teachers["main"]["sha256"] == taught.student_sha256
+    assert {"teacher", "baseline", "two"} <= set(pd.read_csv(tmp_path / "out" / "report.csv").method)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -330,7 +338,7 @@ def test_a_method_with_a_teacher_of_its_own_is_not_given_the_studys(tmp_path: Pa
     methods = {role: [f"model/teacher={role}"] for role in ("ema", "peer", "self", "none", "run")}
     _, students = jobs(study(tmp_path, **methods), tmp_path)
     given = {job.folder.parent.name: [each for each in job.overrides if "main.weights" in each] for job in students}
-    studys = [f"++teachers.main.weights='{tmp_path / 'teacher'}'"]  # a baseline may begin with the teacher's layers
+    studys = [f"++teachers.main.weights={tmp_path / 'teacher'}"]  # a baseline may begin with the teacher's layers
     assert given == {role: [] for role in methods} | {"none": studys, "run": studys}
     for job in students[:2]:
         check(job.cfg, job.overrides)

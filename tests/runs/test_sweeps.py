@@ -11,9 +11,9 @@ import pytest
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distillery.commands import train_command
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
+from distillery.runs import sweep
 from distillery.training.distiller import Distiller
 from fixtures.command_line import Cli
 from fixtures.runs import STEPS, STUDENT
@@ -42,13 +42,13 @@ def test_what_is_finished_is_kept_and_the_rest_is_run(
     cli: Cli, jobs: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores: list[float | None] = []
-    run = train_command.command
+    run = sweep.sweep_job
 
-    def noted(cfg: DictConfig) -> float | None:
-        scores.append(run(cfg))
+    def noted(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
+        scores.append(run(cfg, overrides))
         return scores[-1]
 
-    monkeypatch.setattr(train_command, "command", noted)
+    monkeypatch.setattr(sweep, "sweep_job", noted)
     code, said = cli("train", *jobs, "seed=0")
     assert code == 0
     assert said.splitlines()[-1] == "0 kept, 1 run, 0 failed: sweep"
@@ -154,7 +154,7 @@ def test_a_folder_of_another_job_stays_as_it_is(cli: Cli, jobs: Sequence[str]) -
     before = contents(Path("sweep"))
     code, said = cli("train", *jobs, "seed=0,1")
     assert code == 1
-    assert re.search(r"error 0_kd_seed0: \S+ holds a run of another config\. Remove that folder, or .*sweep\.dir", said)
+    assert re.search(r"error 0_kd_seed0: \S+ holds a finished run of another job .*replace=true.*sweep\.dir=", said)
     assert re.search(r"error 1_kd_seed1: \S+ is torn", said)
     assert "0 kept, 0 run, 2 failed: sweep" in said
     assert contents(Path("sweep")).items() >= before.items()

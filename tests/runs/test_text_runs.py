@@ -10,10 +10,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from distillery.commands.train_command import resumed
 from distillery.data.tokens import IGNORED
 from distillery.models.weights import save_weights
 from distillery.results.record import RunRecord
+from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import (

@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from distillery.commands.train_command import resumed
 from distillery.config.build import build
 from distillery.config.check import check
 from distillery.core.errors import UserError
@@ -23,6 +22,7 @@ from distillery.models.weights import save_weights
 from distillery.results.record import RunRecord
 from distillery.results.report.collect import collect
 from distillery.results.report.write import write_report
+from distillery.runs.job import resumed
 from distillery.runs.plan import network_table, term_table
 from distillery.runs.run import Result, train
 from distillery.runs.verify_run import verify_run

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torchmetrics.classification import MulticlassAccuracy
 
-from distillery.commands.train_command import resumed
 from distillery.config.build import build
 from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.losses.response.kd import KD
 from distillery.losses.several import Several
 from distillery.results.record import config_hash
+from distillery.runs.job import resumed
 from distillery.runs.plan import schedule_table, term_table
 from distillery.runs.run import train
 from distillery.tasks.classification import Classification

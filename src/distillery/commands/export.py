@@ -10,16 +10,14 @@ from distillery.core.errors import UserError
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-
+    from distillery.core.terminal import say
     from distillery.runs.export.export import export
 
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("Which run? Name a run folder: distill-export run=outputs/wordnet/kd/seed0")
     run = Path(str(cfg.run))
     out = export(run, run / "export" if cfg.out is None else Path(str(cfg.out)))
-    said = f"Written: {out}. Its README.md says how to load it."
-    Console().print(said, markup=False, highlight=False, soft_wrap=True)
+    say(f"Written: {out}. Its README.md says how to load it.")
 
 
 if __name__ == "__main__":

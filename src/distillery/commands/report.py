@@ -11,8 +11,7 @@ from distillery.core.errors import UserError
 @hydra_main("report")
 def main(cfg: DictConfig) -> None:
     """Writes report.md, report.csv and report.png, and prints the table."""
-    from rich.console import Console
-
+    from distillery.core.terminal import plain_console, say
     from distillery.results.layout import report_files
     from distillery.results.report.write import terminal_table, write_report
 
@@ -22,9 +21,8 @@ def main(cfg: DictConfig) -> None:
     folders = [Path(str(name)) for name in names]
     out = Path(cfg.out or folders[0])
     table = write_report(folders, out, cfg.title)
-    console = Console()
-    console.print(terminal_table(table, cfg.title))
-    console.print(f"Written: {out}/{', '.join(report_files(out))}", markup=False, highlight=False, soft_wrap=True)
+    plain_console().print(terminal_table(table, cfg.title))
+    say(f"Written: {out}/{', '.join(report_files(out))}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from distillery.training.schedules import schedules_in
 
 SECTIONS = frozenset("data task teachers student loss objective optim trainer callbacks paths".split())
 ROOT = SECTIONS | frozenset(
-    "name method seed threads compile plan resume min_teacher_score logger stages ensemble".split()
+    "name method seed threads compile plan resume replace min_teacher_score logger stages ensemble".split()
 )
 NETWORK = SETTINGS[FROZEN]
 INPUT = frozenset("mean std size".split())  # of a network of images

@@ -5,11 +5,22 @@ import sys
 from difflib import get_close_matches
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from distillery.config.hydra_support import HYDRA_VERSION
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.paths import CONFIGS
+
+
+def user_message(error: Exception, config_name: str) -> str | None:
+    """What the user is told of an error that is theirs to mend; None for any other error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain(error, config_name)
+    return explain_null(error) if isinstance(error, ValueError) else None
 
 
 def explain(error: Exception, config_name: str) -> str:

@@ -10,6 +10,7 @@ BALANCE = "balance.json"  # the weights that objective.balance=auto has found, b
 WANDB_ID = "wandb_id.txt"  # which W&B run a resumed run goes on with
 STAGES = "stages"  # the student of each finished stage, in a run folder of its own
 CHECKPOINTS = "checkpoints"
+RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, BALANCE)  # what a run that replaces another removes
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 
 REPORT = ("report.md", "report.csv", "report.png")  # in the folder of a report

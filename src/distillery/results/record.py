@@ -15,10 +15,10 @@ from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, role_of
 from distillery.results.layout import RECORD
 
-# What does not change what is computed: where things lie, what they are called, and how the run is watched.
-NOT_IDENTITY = frozenset({"paths", "hydra", "name", "method", "logger", "resume", "plan"})  # at the root of the config
+# Settings that do not change what is computed: where things lie, what they are called, how the run is watched.
+NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan".split())  # at the root of the config
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir"})  # at any depth
-BAR = "enable_progress_bar"  # at any depth, too: a study's runs have it off
+WATCHING = frozenset({"enable_progress_bar", "num_workers"})  # at any depth
 
 
 def _now() -> str:
@@ -33,7 +33,7 @@ class RunRecord:
         name: name of the run, as its folder is called.
         method: short names of its distillation terms (`kd+hint`); `baseline` for a run without teachers.
         seed: seed of the run; runs of one seed are compared as pairs.
-        config_hash: identity of the job, see `config_hash`.
+        config_hash: identity of the job, see `runs/job.py`.
         overrides: the command line's own part of the config.
         status: `running` from the first moment; `failed` keeps the message in `error`.
         started: UTC, ISO 8601.
@@ -42,7 +42,7 @@ class RunRecord:
             names), `score_name` (what the task calls its score), `higher_is_better` and `score_range` (lowest and
             highest possible score), `remarks` (notes on the data for the user).
         sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
-            empty where there is but one. Records of version 0.1 lack it.
+            empty where there is but one.
         teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
             (where the task is to predict tokens), and its costs like the student's; for the student as its own teacher
             the role alone.
@@ -51,13 +51,12 @@ class RunRecord:
             `val_loss`, `test_loss`, and `perplexity` of the test split like a teacher's; `ensemble`, where the
             config asks for one.
         cost: the student's `params`, `embedding_params` (those of them in lookup tables), `flops` (2 × MACs at
-            batch 1), `latency_ms`. Records of version 0.1 lack `embedding_params`.
+            batch 1), `latency_ms`.
         seconds: wall-clock time of the run.
-        timeline: one entry an epoch, by the field names of `timeline.Epoch`. Records of version 0.1 lack it.
+        timeline: one entry an epoch, by the field names of `timeline.Epoch`.
     """
 
     VERSION: ClassVar[int] = 1
-    ADDED: ClassVar[frozenset[str]] = frozenset({"timeline", "sources"})  # older records of this version lack it
 
     name: str
     method: str
@@ -77,6 +76,12 @@ class RunRecord:
     seconds: float | None = None
     error: str | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def val_score(self) -> float | None:
+        """On the validation split in the last epoch; None without such a split, or if the run is not finished."""
+        score: float | None = self.metrics.get("last", {}).get("val_score")
+        return score
 
     @property
     def frozen_teachers(self) -> dict[str, dict[str, Any]]:
@@ -104,7 +109,9 @@ class RunRecord:
                 f"{folder} is not a run folder: it has no {RECORD}. Name a folder that distill-train wrote."
             ) from None
         except ValueError as error:
-            raise UserError(f"{path} is torn ({error}). Run that job again, or remove its folder.") from None
+            raise UserError(
+                f"{path} is torn ({error}). Run that job again with replace=true, or remove its folder."
+            ) from None
         version = content.pop("version", None) if isinstance(content, dict) else None
         if version != cls.VERSION:
             raise UserError(
@@ -112,10 +119,11 @@ class RunRecord:
                 "Run that job again, or read it with the version that wrote it."
             )
         names = {f.name for f in dataclasses.fields(cls)}
-        if wrong := sorted((names ^ content.keys()) - cls.ADDED):
+        missing, unexpected = sorted(names - content.keys()), sorted(content.keys() - names)
+        if missing or unexpected:
             raise UserError(
-                f"{path} lacks these fields or has them too much: {', '.join(wrong)}. "
-                "Run that job again, or remove its folder."
+                f"{path} has unexpected fields ({', '.join(unexpected) or 'none'}) and lacks others "
+                f"({', '.join(missing) or 'none'}). Run that job again with replace=true, or remove its folder."
             )
         return cls(**content)
 
@@ -135,15 +143,22 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
 
 
 def computed_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that decides what is computed: without names, paths, loggers and bars."""
-    settings = {key: _essence(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
-    for later in ("stages", "ensemble"):
-        if not settings.get(later):  # as it was before there were any
-            settings.pop(later, None)
-    return settings
+    """The part of a resolved config that decides what is computed.
+
+    That is all of it but names, paths, loggers, progress bars and the number of workers that load data.
+    """
+    return {key: _essence(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
 
 
 def _essence(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: key != BAR and _essence(item) for key, item in value.items() if key not in PLACES}
+        return {
+            key: _essence(item)
+            for key, item in value.items()
+            if key not in PLACES and key not in WATCHING and not _is_progress_bar(item)
+        }
     return [_essence(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_progress_bar(value: Any) -> bool:
+    return isinstance(value, Mapping) and str(value.get("_target_", "")).endswith("ProgressBar")

@@ -63,7 +63,7 @@ class Resumption(L.Callback):
         checkpoint["stopped"] = trainer.should_stop and self._ended()
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        trainer.should_stop = checkpoint.get("stopped", False)  # version 0.1 did not store it
+        trainer.should_stop = checkpoint["stopped"]
         states = checkpoint["callbacks"]
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and (state := states.get(callback.state_key)):

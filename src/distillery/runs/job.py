@@ -1,63 +1,248 @@
-"""One of the jobs of a study or of a sweep: what its folder already holds, and what is still to be done for it."""
+"""The rule for a job whose folder already holds something: the same for a run, a sweep and a study.
 
-from dataclasses import dataclass
+A job is a config and the folder it runs in. Two configs are the same job if they compute the same thing (see
+`Job.identity`). What happens depends on what the folder holds:
+
+- nothing, or a job that failed before it left anything: the job runs;
+- this job, finished: it is kept as it is;
+- this job, unfinished: it is resumed from its last checkpoint;
+- another job: the job is refused and the folder stays untouched; `replace=true` removes what is there and runs it;
+- a run under `debug=`: it is replaced.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from distillery.config.build import build_data
+from distillery.config.names import losses_of, teachers_of
+from distillery.config.networks import run_config
+from distillery.config.stages import stages_of
 from distillery.core.errors import UserError
-from distillery.core.process import is_main
-from distillery.results.layout import RECORD
-from distillery.results.record import RunRecord, config_hash
-from distillery.runs.run import plain, train
+from distillery.core.roles import SETTINGS, role_of
+from distillery.models.weights import SUFFIXES
+from distillery.results.layout import CONFIG, RECORD, RESULTS
+from distillery.results.record import RunRecord, computed_settings, config_hash
+from distillery.runs.checkpoints import moved
+
+DEBUG = "debug"  # the name that every config in configs/debug gives its run
+OTHER_FOLDER = "To choose another folder: hydra.run.dir=…, of a sweep hydra.sweep.dir=…, of a study out=…"
+WEIGHTS = ("*.safetensors", "*.bin")  # in a folder as `save_pretrained` writes it
+Fingerprints = MutableMapping[str, str]  # SHA-256 of data sets, by their settings
 
 
 @dataclass
 class Job:
-    """One run: what to call it, where it goes, and what it is composed of."""
+    """One run.
 
-    label: str
-    folder: Path
-    overrides: list[str]
+    Attributes:
+        cfg: its composed config; `cfg.paths.run` is its folder.
+        overrides: the part of the config that was given on the command line.
+        label: what a study calls it.
+    """
+
     cfg: DictConfig
+    overrides: Sequence[str] = ()
+    label: str = field(default="", kw_only=True)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.paths.run)
 
     def identity(self) -> str:
-        return config_hash(plain(self.cfg))
+        """SHA-256 of what is computed: the config without names, paths, loggers, progress bars and worker counts.
 
-    def record(self) -> RunRecord | None:
-        """What an earlier call left in the folder."""
-        return RunRecord.read(self.folder) if (self.folder / RECORD).is_file() else None
+        Weights count by their content, wherever they lie: those of a finished run by the hash in its `run.json`, those
+        in a file by the file's own. No network is loaded. Of the data the record holds a hash, see `found`.
+        """
+        settings = plain(self.cfg)
+        if not self.cfg.get("stages"):  # a baseline may still carry settings of a teacher that it does without
+            taught = {str(name) for name in teachers_of(self.cfg)}
+            settings["teachers"] = {name: _used(settings["teachers"][name]) for name in taught}
+            settings["loss"] = {name: settings["loss"][name] for name in losses_of(self.cfg)}
+        if len(self.folder.parts) > 1:  # every relative path lies in "."
+            settings = moved(settings, str(self.folder), "run")
+        data = {key: _without_paths(value) for key, value in settings["data"].items()}
+        return config_hash(_by_content({**settings, "data": data}))
 
-    def finished(self) -> RunRecord | None:
-        """The record of this very job, where it has been run to its end."""
-        record = self.record()
-        return record if record and record.status == "finished" and record.config_hash == self.identity() else None
+    def found(self, fingerprints: Fingerprints | None = None) -> RunRecord | None:
+        """The record of this very job, finished or not; None if the job is to run from its beginning.
 
-    def go_on(self) -> RunRecord:
-        """Train it: from the last checkpoint that a run of it has left in the folder, or from the beginning.
+        Nothing is changed on the disk.
+
+        Args:
+            fingerprints: of data sets that were read before; those that are read here are added.
 
         Raises:
-            UserError: the folder holds the run of another job, which stays as it is.
-            Exception: what `train` raises. It is recorded, also where it came before training.
+            UserError: the folder holds another job, and `replace` is false; or it cannot be made.
         """
-        record = self.record()
-        if record and record.config_hash != self.identity():
-            raise UserError(
-                f"{self.folder} holds a run of another config. Remove that folder, "
-                "or give this sweep one of its own, hydra.sweep.dir=…"
-            )
+        if self.cfg.resume:
+            return RunRecord.read(self.folder)
+        refuse_unusable(self.folder)
+        replace = bool(self.cfg.get("replace", False))
         try:
-            if record and record.data:  # it was not refused before training
-                self.cfg.resume = str(self.folder)
-            return train(self.cfg, self.overrides).record
-        except Exception as error:
-            if is_main():
-                self.failed(error)
+            record = RunRecord.read(self.folder) if (self.folder / RECORD).is_file() else None
+        except UserError:
+            if replace:
+                return None
             raise
+        left = [name for name in RESULTS if _is_there(self.folder / name)]
+        if record is None:
+            if left and not replace:
+                raise UserError(
+                    f"{self.folder} holds {' and '.join(left)}, but no {RECORD}. Add replace=true to remove "
+                    f"them. {OTHER_FOLDER}"
+                )
+            return None
+        if record.name == DEBUG:
+            return None
+        if record.config_hash == self.identity() and self._has_same_data(record, fingerprints):
+            return record if record.data else None  # without: it was refused before anything was built
+        if replace or (record.status == "failed" and not left):
+            return None
+        raise UserError(
+            f"{self.folder} holds a {record.status} run of another job ({self._differences()}). Add replace=true to "
+            f"run this job in its place. {OTHER_FOLDER}"
+        )
 
-    def failed(self, error: Exception) -> None:
-        """Leave a record of the failure also where it came before training, for which `train` has none."""
-        cfg = self.cfg
-        record = self.record() or RunRecord(cfg.name, cfg.method, cfg.seed, self.identity(), self.overrides)
-        record.status, record.error = "failed", f"{type(error).__name__}: {error}"
-        record.write(self.folder)
+    def record_failure(self, error: Exception) -> None:
+        """Leave a record of the error, also where it came before training. The folder of another job stays as it is."""
+        with suppress(UserError):
+            record = self.found()
+            if record is None:
+                remove_results(self.folder)
+                cfg = self.cfg
+                record = RunRecord(cfg.name, cfg.method, cfg.seed, self.identity(), list(self.overrides))
+            record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+            record.write(self.folder)
+
+    def _has_same_data(self, record: RunRecord, fingerprints: Fingerprints | None) -> bool:
+        """Whether the data of each stage are those that the run in the folder was trained on."""
+        known = {} if fingerprints is None else fingerprints
+        for stage in stages_of(self.cfg):
+            sha256 = record.sources.get(f"{stage.name}:data")
+            if sha256 is None:
+                continue
+            settings = OmegaConf.to_yaml(stage.cfg.data, resolve=True)
+            if settings not in known:
+                known[settings] = build_data(stage.cfg).fingerprint
+            if known[settings] != sha256:
+                return False
+        return True
+
+    def _differences(self) -> str:
+        """What distinguishes the job in the folder from this one, as far as its config tells."""
+        if not (self.folder / CONFIG).is_file():
+            return "its config is lost"
+        there = dict(_leaves(computed_settings(plain(run_config(str(self.folder), "paths.run")))))
+        here = dict(_leaves(computed_settings(plain(self.cfg))))
+        differ = [key for key, value in here.items() if value is not None and there.get(key, value) != value]
+        if not differ:
+            return "its teacher, its data or the version of Distillery differ"
+        said = [f"{key} is {there[key]} there and {here[key]} here" for key in differ[:3]]
+        return ", ".join(said) + (f", and {len(differ) - 3} more" if len(differ) > 3 else "")
+
+
+def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """The config of the run in `folder`, which may have been moved, to be resumed.
+
+    Raises:
+        UserError: an override that the run did not have: a run is resumed under its own config.
+    """
+    record = RunRecord.read(folder)
+    if foreign := [o for o in overrides if o not in record.overrides and not o.startswith("resume=")]:
+        raise UserError(
+            f"A resumed run takes its config from its folder, and {', '.join(foreign)} is not part of it. "
+            "Leave it out, or start a new run with it."
+        )
+    saved = plain(run_config(str(folder), "resume"))
+    cfg: DictConfig = OmegaConf.create(moved(saved, saved["paths"]["run"], str(folder)))
+    cfg.resume = str(folder)
+    return cfg
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain data."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what a former run has left in its folder: its best checkpoint, say, would be taken for the next run's."""
+    for name in RESULTS:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def refuse_unusable(folder: Path) -> None:
+    """Refuse a run folder that cannot be made or written to; it is not touched."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if not existing.is_dir():
+        raise UserError(f"The run folder {folder} cannot be made: {existing} is not a folder. {OTHER_FOLDER}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"There is no permission to write the run folder {folder}. {OTHER_FOLDER}")
+
+
+def _used(teacher: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a teacher of its role reads."""
+    return {key: value for key, value in teacher.items() if key == "role" or key in SETTINGS[role_of(teacher)]}
+
+
+def _is_there(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _by_content(value: Any) -> Any:
+    """`value` with the hash of the weights in place of each path to weights."""
+    if isinstance(value, Mapping):
+        return {key: _by_content(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_by_content(item) for item in value]
+    return _weights_sha256(Path(value).expanduser()) or value if _is_path(value) else value
+
+
+def _weights_sha256(path: Path) -> str | None:
+    """SHA-256 of the weights of a finished run, in a file, or in the folder of a transformer; None if it has none."""
+    if path.suffix in SUFFIXES and path.is_file():
+        return _file_sha256(path)
+    if (path / RECORD).is_file():
+        return RunRecord.read(path).student_sha256
+    if (path / "config.json").is_file():
+        files = sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
+        return hashlib.sha256(" ".join(map(_file_sha256, files)).encode()).hexdigest()
+    return None
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_paths(value: Any) -> Any:
+    """`value` without the names of existing files: what is in them is in the data's own hash."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    return None if _is_path(value) else value
+
+
+def _is_path(value: Any) -> bool:
+    """Whether it names an existing file or folder."""
+    try:
+        return isinstance(value, str) and bool(value) and Path(value).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a path, or in the home of an unknown user
+        return False
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting that holds no others, by its full name."""
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    for key, item in value.items():
+        yield from _leaves(item, f"{path}.{key}" if path else str(key))

@@ -10,6 +10,7 @@ from torch import Tensor
 from distillery.config.build import Parts, updates
 from distillery.config.stages import Stage
 from distillery.core.roles import FROZEN, PEER
+from distillery.core.terminal import plain_console
 from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.models.cost import count_flops, count_parameters
@@ -22,7 +23,7 @@ from distillery.training.schedules import Latch, Progress
 
 def show_plan(parts: Parts, heading: str = "", console: Console | None = None) -> None:
     """Print data, networks, loss terms with layers, shapes and projectors, weights, and what a run costs."""
-    console = console or Console()
+    console = console or plain_console()
     if heading:
         console.rule(heading, align="left", style="dim")
     for table in (data_table(parts), network_table(parts), term_table(parts), schedule_table(parts)):

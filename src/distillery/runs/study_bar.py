@@ -1,4 +1,4 @@
-"""One bar for a whole study."""
+"""One progress bar for a whole study."""
 
 import logging
 import traceback
@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distillery.core.errors import UserError
+from distillery.core.terminal import say
 
 
 class StudyBar:
-    """Counts the runs of a study and shows the running one's epoch, loss and score.
+    """Counts the runs of a study and shows epoch, loss and score of the one that is running.
 
-    Where the output is no terminal, a line for each finished run instead. A warning is a line that begins with the run
-    it is about; Lightning's own remarks are left out.
+    Where the output is not a terminal, it prints a line for each finished run instead. A warning is printed as a line
+    that begins with the run it is about; Lightning's own remarks are left out.
     """
 
     def __init__(self, console: Console, runs: int) -> None:
@@ -25,7 +26,7 @@ class StudyBar:
         self._runs = runs
         self._stack = ExitStack()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[runs]}"),
             TimeElapsedColumn(),
@@ -35,7 +36,7 @@ class StudyBar:
         )
         self._task = self._progress.add_task("", total=runs, runs=f"0/{runs}")
         self._done = 0
-        self._label = ""  # of the running run
+        self._label = ""  # of the run that is going on
 
     def __enter__(self) -> Self:
         lightning = logging.getLogger("lightning.pytorch")
@@ -51,36 +52,36 @@ class StudyBar:
         self._stack.__exit__(*error)
 
     def follow(self, label: str) -> L.Callback:
-        """A callback that moves the bar along a run's epochs."""
+        """A callback that moves the bar along the epochs of a run."""
         self._label = label
         return _Follow(self, label)
 
     def skip(self, label: str) -> None:
-        """A run that was finished before."""
+        """Count a run that was finished before."""
         self._finish(f"{label}: kept")
 
     def failed(self, label: str, error: Exception) -> None:
-        """A run that ended in an error, told with its traceback unless it is the user's; the study goes on."""
-        told = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-        self._console.print(f"{label} failed: {told}", markup=False, highlight=False, soft_wrap=True)
+        """Count a run that ended in an error, and print it: with its traceback unless the user can mend it."""
+        message = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        say(f"{label} failed: {message}", self._console)
         self._finish(None)
 
     def finished(self, label: str, score: float | None) -> None:
-        """A run that left a complete folder; `score` is its last one on the validation split, if there is one."""
+        """Count a run that left a complete folder; `score` is its last one on the validation split, if it has one."""
         self._finish(f"{label}: validation score {score:.4f}" if score is not None else label)
 
     def move(self, text: str, part: float) -> None:
-        """The running run has done `part` of its epochs."""
+        """The run has done `part` (from 0 to 1) of its epochs."""
         self._progress.update(self._task, description=text, completed=self._done + part)
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
-        self._console.print(f"{self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{self._label}: {message}", self._console)
 
     def _finish(self, line: str | None) -> None:
         self._done += 1
         self._progress.update(self._task, completed=self._done, runs=f"{self._done}/{self._runs}")
         if line and not self._console.is_terminal:
-            self._console.print(line, highlight=False)
+            say(line, self._console)
 
 
 class _Follow(L.Callback):

@@ -1,47 +1,41 @@
-"""What became of a sweep's jobs: each notes it, in whichever process a launcher runs it; the sweep's end tells it.
+"""One job of a sweep (`distill-train -m`)."""
 
-Imports nothing heavy: Hydra makes the callback for every command.
-"""
+import math
+import traceback
+from collections.abc import Sequence
 
-import json
-import os
-import sys
-from pathlib import Path
-from typing import Any, Literal, get_args
-
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-Outcome = Literal["kept", "run", "failed"]
-JOURNAL = "DISTILLERY_JOURNAL"  # names the file of the notes: a job's own `hydra.sweep.dir` may be another (`name=a,b`)
+from distillery.config.explain import user_message
+from distillery.core.process import is_main
+from distillery.core.terminal import say, show_error
+from distillery.runs.job import Job
+from distillery.runs.run import train
+from distillery.runs.show_result import show_result
+from distillery.runs.sweep_summary import note
 
 
-def note(outcome: Outcome, folder: Path) -> None:
-    """Note what became of the job whose run folder this is."""
-    with Path(os.environ[JOURNAL]).open("a", encoding="utf-8") as file:
-        file.write(json.dumps([outcome, str(folder)]) + "\n")
+def sweep_job(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
+    """Run the job unless it is finished. An error is printed and recorded, and does not stop the other jobs.
 
-
-class Summary(Callback):
-    """Tells at a sweep's end how many jobs were kept, run and failed, and where. Hung into `hydra.callbacks`.
-
-    Raises:
-        SystemExit: 1 at the end, if a job failed.
+    Returns:
+        The validation score, also of a job that was kept; of one that fails the worst score there is, since Optuna
+        accepts neither NaN nor an exception.
     """
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        journal = Path(config.hydra.sweep.dir).resolve() / ".jobs"
-        journal.unlink(missing_ok=True)  # of a sweep that was stopped
-        os.environ[JOURNAL] = str(journal)
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        journal = Path(os.environ.pop(JOURNAL))
-        if not journal.exists():  # the plans were shown
-            return
-        notes = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-        journal.unlink()
-        folders = {outcome: [where for each, where in notes if each == outcome] for outcome in get_args(Outcome)}
-        counts = ", ".join(f"{len(those)} {outcome}" for outcome, those in folders.items())
-        print(f"{counts}: {config.hydra.sweep.dir}", *(f"failed: {where}" for where in folders["failed"]), sep="\n")
-        if folders["failed"]:
-            sys.exit(1)
+    job = Job(cfg, overrides)
+    try:
+        result = train(cfg, overrides)
+    except Exception as error:
+        if is_main():
+            job.record_failure(error)
+            message = user_message(error, "train") or "".join(traceback.format_exception(error))
+            show_error(f"{job.folder.name}: {message}")
+            note("failed", job.folder)
+        return -math.inf
+    if is_main():
+        if result.kept:
+            say(f"{job.folder.name}: kept")
+        else:
+            show_result(result.record, result.folder)
+        note("kept" if result.kept else "run", job.folder)
+    return result.record.val_score

@@ -9,7 +9,6 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.commands.train_command import resumed
 from distillery.config.networks import build_teacher
 from distillery.config.stages import RUN_TEACHER, stages_of
 from distillery.core.errors import UserError
@@ -17,6 +16,7 @@ from distillery.core.paths import CONFIGS
 from distillery.data.sources import movie_reviews
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord
+from distillery.runs.job import resumed
 from distillery.runs.run import train
 from distillery.runs.stages.sequence import StageSequence
 from distillery.teachers.curriculum import confidences, easiest

@@ -12,12 +12,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from distillery.commands.train_command import resumed
 from distillery.core.errors import UserError
 from distillery.core.roles import STAGE
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord
 from distillery.results.report.collect import collect
+from distillery.runs.job import resumed
 from distillery.runs.plan import stage_row
 from distillery.runs.run import train
 from distillery.runs.stages.sequence import StageSequence

@@ -10,11 +10,11 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from distillery.commands.train_command import resumed
 from distillery.config.build import build
 from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.losses.feature.hint import Hint
+from distillery.runs.job import resumed
 from distillery.runs.plan import term_table
 from distillery.runs.run import train
 from fixtures.by_hand import LAYERS, ByHand

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from distillery.commands.train_command import resumed
 from distillery.results.record import RunRecord
+from distillery.runs.job import resumed
 from distillery.runs.run import train
 from fixtures.composing import Compose, with_hint
 from fixtures.runs import Died, Dies

@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rich.console import Console
 
 from distillery.core.errors import UserError
+from distillery.core.terminal import say
 from distillery.data.module import Data
 from distillery.runs.stages.sequence import StageSequence
 from distillery.training.distiller import Distiller
@@ -154,7 +154,7 @@ class ProgressiveDistillation(L.Callback):
         _call("on_stage_start", trainer, module)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             name, count = self.sequence.stage.name, len(self.sequence.stages)
-            Console().print(f"Stage {self.sequence.place + 1} of {count}: {name}", highlight=False)
+            say(f"Stage {self.sequence.place + 1} of {count}: {name}")
 
 
 class StagedData(L.LightningDataModule):

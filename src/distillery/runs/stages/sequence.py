@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from torch import Tensor, nn
 
 from distillery.config.build import Parts, build, build_data, updates
@@ -21,6 +20,7 @@ from distillery.config.stages import RUN_TEACHER, Stage, expanded, placed, stage
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, PLACE, role_of
+from distillery.core.terminal import plain_console
 from distillery.data.module import Data
 from distillery.losses.term import Term
 from distillery.models.taps.network import Network
@@ -121,7 +121,7 @@ class StageSequence:
                 for name in stage_teachers(stage.cfg):
                     self._loaded.forget(parts.distiller.frozen[name])
         if show and self.several:
-            Console().print(stage_table(rows))
+            plain_console().print(stage_table(rows))
 
     def begin(self, place: int = 0, students: Mapping[str, str] | None = None) -> None:
         """Build the parts of a stage without training the stages before it.

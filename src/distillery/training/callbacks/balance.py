@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from rich.console import Console
 from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
+from distillery.core.terminal import say
 from distillery.losses.term import Term
 from distillery.results.layout import BALANCE
 from distillery.training.distiller import Distiller
@@ -101,4 +101,4 @@ class Balance(L.Callback):
                 unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             if trainer.progress_bar_callback is not None:
                 overrides = " ".join(f"{path}={weight:g}" for path, weight in found.items())
-                Console(soft_wrap=True).print(f"Balanced; the same by hand: {overrides}", highlight=False)
+                say(f"Balanced; the same by hand: {overrides}")

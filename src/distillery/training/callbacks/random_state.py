@@ -34,9 +34,7 @@ class RandomState(L.Callback):
         checkpoint[KEY] = {kind: _gathered(module, _generator(kind).get_rng_state()) for kind in _kinds(module.device)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        states: dict[str, Tensor] | None = checkpoint.get(KEY)
-        if states is None:  # version 0.1 did not store them
-            return
+        states: dict[str, Tensor] = checkpoint[KEY]
         if len(states["cpu"]) == trainer.world_size:
             self._restored = {kind: each[trainer.global_rank].clone() for kind, each in states.items()}
         else:

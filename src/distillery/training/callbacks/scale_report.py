@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from distillery.core.terminal import plain_console, say
 from distillery.training.distiller import Distiller
 from distillery.training.gradient_norms import gradient_norms, is_measurable
 
@@ -38,7 +38,7 @@ class ScaleReport(L.Callback):
         assert isinstance(module, Distiller)
         self._measures = is_measurable(module)
         if not self._measures and _shown(trainer):
-            Console().print("No scale report: a compiled or sharded student goes backward only once a step.")
+            say("No scale report: a compiled or sharded student goes backward only once a step.")
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
         assert isinstance(module, Distiller)
@@ -78,7 +78,7 @@ class ScaleReport(L.Callback):
         if not trainer.is_global_zero:
             return
         if _shown(trainer):
-            Console().print(table(found, steps))
+            plain_console().print(table(found, steps))
         scheduled = module.objective.schedules
         shares = {
             name: row["share"]

@@ -1,0 +1,31 @@
+"""Overrides as they are typed: a path may hold characters that mean something to Hydra or to the shell."""
+
+import re
+import shlex
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+
+def pasteable(command: str, key: str, value: str) -> str:
+    """`<command> <key>=<value>`, quoted so that it can be pasted into a shell, whatever is in `value`."""
+    override = f"{key}={quoted(value)}"
+    if override == shlex.quote(override):
+        return f"{command} {override}"
+    if re.search(r'[$`"\\!]', override):
+        return f"{command} {shlex.quote(override)}"
+    return f'{command} "{override}"'  # easier to read around Hydra's single quotes
+
+
+def quoted(value: object) -> str:
+    """`value`, in quotes where Hydra would read it as something else than this text."""
+    value = str(value)
+    try:
+        plain = OverridesParser.create().parse_override(f"k={value}").value()
+    except HydraException:
+        plain = None
+    if plain == value and isinstance(plain, str) and "${" not in value:
+        return value
+    # In Hydra's quotes a backslash means something before a quote or `${` only.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return "'" + escaped.replace("${", "\\${") + "'"

@@ -1,0 +1,125 @@
+"""The run folder from a run's first step to its end: config and record are there, and say what is true."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from omegaconf import DictConfig
+
+from distillery.core.errors import UserError
+from distillery.core.files import remove_unfinished
+from distillery.core.paths import CONFIGS
+from distillery.core.process import is_main
+from distillery.results.environment import environment, git_state
+from distillery.results.record import RunRecord
+from distillery.runs.job import remove_results
+from distillery.runs.stages.sequence import StageSequence, save_config
+
+
+class RunFolder:
+    """Within: what happens to the run is written to its `run.json`; also that it ended in an error, and in which.
+
+    Until `begin` is called the folder is not touched: settings that are refused leave a former run as it was.
+
+    Args:
+        folder: the run's.
+        record: of the run.
+    """
+
+    def __init__(self, folder: Path, record: RunRecord) -> None:
+        self._folder = folder
+        self._record = record
+        self._start = time.monotonic() - (record.seconds or 0)
+        self._begun = False
+
+    def begin(self, cfg: DictConfig) -> None:
+        """Take the folder: a run that is not resumed removes the results of a former one.
+
+        Args:
+            cfg: the completed config, to be written down.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        self._begun = True
+        if not is_main():
+            return
+        try:
+            remove_unfinished(self._folder)
+            if not cfg.resume:
+                remove_results(self._folder)
+            save_config(cfg, self._folder)
+            self._write()  # after the config, without which a run cannot be resumed
+        except OSError as error:
+            self._begun = False
+            raise UserError(f"The run folder {self._folder} cannot be written: {error}") from error
+
+    def fail(self, error: str) -> None:
+        """Record the error of a run that is about to be ended without an exception."""
+        self._record.status, self._record.error = "failed", error
+        if self._begun:
+            self._write()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None:
+            self._write()
+            return
+        reason = (error.__context__ or error) if isinstance(error, SystemExit) else error  # Ctrl-C, SIGTERM
+        self.fail(f"{type(reason).__name__}: {reason}")
+
+    def _write(self) -> None:
+        self._record.seconds = round(time.monotonic() - self._start, 3)
+        if is_main():
+            self._record.write(self._folder)
+
+
+def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -> RunRecord:
+    """The record of a run that has not started yet."""
+    cfg, data, task = sequence.parts.cfg, sequence.data(-1), sequence.parts.distiller.task
+    return RunRecord(
+        name=cfg.name,
+        method=cfg.method,
+        seed=cfg.seed,
+        config_hash=identity,
+        overrides=list(overrides),
+        git=git_state(CONFIGS.parent),
+        environment=environment(),
+        data={
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "num_classes": len(data.classes),
+            "classes": list(data.classes),
+            "score_name": task.score,
+            "higher_is_better": task.higher_is_better,
+            "score_range": list(task.score_range),
+            "remarks": list(data.remarks),
+            **data.sizes,
+        },
+        sources=sequence.sources(),
+    )
+
+
+def continued(record: RunRecord, before: RunRecord, folder: Path) -> RunRecord:
+    """`record` as that of the run in `folder`, which is resumed: the job that was started, from the same sources.
+
+    Raises:
+        UserError: data or teachers are not those that the run was started with.
+    """
+    for source, sha256 in record.sources.items():
+        if before.sources.get(source, sha256) == sha256:
+            continue
+        stage, _, name = source.partition(":")
+        what = f"the data of {record.data['name']} are not those" if name == "data" else f"{name} is not the network"
+        setting = "data.root" if name == "data" else f"{name}.weights"
+        raise UserError(
+            f"{folder} cannot be resumed: {f'in stage {stage!r} ' if stage else ''}{what} that it was started with. "
+            f"Put back what was there, point {setting} of its config.yaml to it, or start a new run."
+        )
+    kept = {name: getattr(before, name) for name in ("config_hash", "overrides", "started", "seconds")}
+    return replace(record, **kept, sources=record.sources | before.sources)

@@ -1,0 +1,70 @@
+"""cfg → Lightning's Trainer, with the callbacks of the config and those that every run has."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from distillery.core.errors import UserError
+from distillery.runs.checkpoints import LastCheckpoint, WholeCheckpoints
+from distillery.training.callbacks.balance import Balance
+from distillery.training.callbacks.follow_schedules import FollowSchedules
+
+
+def make_trainer(
+    cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback], first: Sequence[L.Callback] = ()
+) -> L.Trainer:
+    """Lightning's Trainer with the config's callbacks, without its remarks on what it sees.
+
+    `first` are called before the config's, `callbacks` after them.
+
+    Raises:
+        UserError: settings that Lightning refuses, or hardware that is not there.
+    """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # TermMonitor logs each epoch
+    warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
+    warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder
+    warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
+    callbacks = [*first, *_made(cfg.callbacks), *callbacks]
+    # The last checkpoint is written after all other callbacks have run: otherwise it would store their state of the
+    # epoch before, and so would a run that is killed between the two.
+    callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
+    try:
+        settings = dict(instantiate(cfg.trainer))
+        plugins = [WholeCheckpoints(), *settings.pop("plugins", [])]
+        return L.Trainer(
+            **settings,
+            plugins=plugins,
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=cfg.paths.run,
+            use_distributed_sampler=False,  # the data module's own sampler gives each rank its share
+            enable_model_summary=False,
+            enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),  # or Lightning makes one
+        )
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
+        raise UserError(
+            f"Lightning refuses the settings under `trainer`: {error} hardware=cpu runs on any machine."
+        ) from error
+
+
+def objective_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The callbacks that change the objective's numbers during training."""
+    balance = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
+    return [FollowSchedules(), *balance]
+
+
+def _made(configs: Mapping[str, Any]) -> list[Any]:
+    """Instances of those that were not set to null."""
+    return [instantiate(config) for config in configs.values() if config is not None]
