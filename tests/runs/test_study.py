@@ -269,7 +269,8 @@ def test_a_new_teacher_is_learnt_from_anew(tmp_path: Path) -> None:
 def test_a_study_shares_anothers_teacher(finished: DictConfig, tmp_path: Path) -> None:
     """And a method may have a second one; finished, it is kept as any other."""
     before = records(Path(finished.out))
-    second = f"+teachers.second={{role: frozen, net: null, weights: '{finished.out}/kd/seed0', input: {{}}, bn_mode: eval, cache: false}}"
+    settings = f"net: null, weights: '{finished.out}/kd/seed0', input: {{}}, bn_mode: eval, cache: false"
+    second = f"+teachers.second={{{settings}}}"
     two = [second, "loss.kd.teacher=[main,second]", "+loss.kd.combine=mean", "trainer.max_epochs=1"]
     cfg = study(tmp_path / "out", baseline=BASELINE, kd=[], two=two)
     cfg.teacher_folder = f"{finished.out}/teacher"
