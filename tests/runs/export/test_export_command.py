@@ -168,16 +168,26 @@ def test_the_card_says_what_the_run_recorded(runs: Path, tmp_path: Path) -> None
     record = RunRecord.read(runs / "student")
     card = card_of(exported(runs / "student", tmp_path / "out"))
     _, head, text = card.split("---\n", 2)
-    assert yaml.safe_load(head) == {
+    teacher, last = record.teachers["main"], record.metrics["last"]
+    metadata = yaml.safe_load(head)
+    (model,) = metadata.pop("model-index")
+    assert metadata == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "tags": ["knowledge-distillation"],
     }
+    assert model["name"] == "tiny"
+    assert model["results"] == [
+        {
+            "task": {"type": "text-classification"},
+            "dataset": {"name": "texts", "type": "texts", "split": "test"},
+            "metrics": [{"type": "accuracy", "value": last["test_score"], "name": "accuracy"}],
+        }
+    ]
     assert text.startswith("\n# tiny: kd+hid_mse, seed 0\n\nElectraForSequenceClassification (sequence classification)")
-    teacher, last = record.teachers["main"], record.metrics["last"]
-    assert f"It learnt from `main` ({runs / 'teacher'})." in text
+    assert f"It was distilled from `main` ({runs / 'teacher'}). Written by `distill-export`.\n\n## Use\n\n```" in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0][1:5] == ["test accuracy %", "validation accuracy %", "params", "of them embeddings"]
+    assert rows[0][1:5] == ["test accuracy %", "validation accuracy %", "params", "of which embeddings"]
     student, taught = rows[2:]
     assert student[:3] == ["student", f"{100 * last['test_score']:.2f}", f"{100 * last['val_score']:.2f}"]
     assert taught[:3] == ["teacher `main`", f"{100 * teacher['score']:.2f}", "–"]
@@ -186,19 +196,19 @@ def test_the_card_says_what_the_run_recorded(runs: Path, tmp_path: Path) -> None
     fewer = record.cost["params"] / teacher["params"]
     inner = [entry["params"] - entry["embedding_params"] for entry in (record.cost, teacher)]
     assert (
-        f"Of its teacher `main` the student keeps {kept:.1f} % of the score (retention), with {100 * fewer:.0f} % of "
-        f"the parameters ({100 * inner[0] / inner[1]:.0f} % of those outside of the embeddings)" in text
+        f"Compared with its teacher `main`, the student keeps {kept:.1f} % of the score (retention) with "
+        f"{100 * fewer:.0f} % of the parameters ({100 * inner[0] / inner[1]:.0f} % without the embeddings)" in text
     )
     assert "- labels (`Classification`), weight 0.3;" in text
     assert "- `kd`, weight 0.7: [Knowledge distillation from softened logits (Hinton, Vinyals and Dean, 2015)]" in text
     assert re.search(r"- `hidden_mse`, weight 0\.1: \[.*\]\(https://arxiv\.org/abs/1909\.10351\); .*embeddings", text)
-    assert f"weights of another network; `source={runs / 'teacher'}`, `layers=last`" in text
+    assert f"initial weights: those of another network; `source={runs / 'teacher'}`, `layers=last`" in text
     data = record.data
     assert f"- texts: {data['train']} train, {data['val']} val, {data['test']} test samples, in 2 classes\n" in text
     assert data["fingerprint"] in text
     assert data["remarks"][0] in text
     assert "None is stated here" in text
-    made = text.split("## Made by")[1]
+    made = text.split("## How it was made")[1]
     assert shlex.split(re.findall(r"```bash\n(.*?)```", made, re.DOTALL)[0].replace("\\\n", "")) == [
         "distill-train",
         *record.overrides,
@@ -220,7 +230,7 @@ def described(runs: Path, tmp_path: Path) -> Callable[..., str]:
 
 def test_a_card_without_a_teacher(described: Callable[..., str]) -> None:
     card = described(teachers={}, config={"teachers": {"main": {"none": True}}})
-    assert "It had no teacher but its labels." in card
+    assert "It was trained on labels alone." in card
     assert "knowledge-distillation" not in card
     assert "`kd`" not in card
     assert "retention" not in card
@@ -234,14 +244,12 @@ def test_a_card_with_teachers_of_other_roles_and_unknown_figures(described: Call
     }
     last = {"epoch": 3, "test_score": 0.4, "val_score": None}
     card = described(teachers=teachers, metrics={"last": last}, cost={"params": 5}, overrides=[])
-    assert "It learnt from `a` (somewhere) and `b` (peer) and `self` (self)." in card
+    assert "It was distilled from `a` (somewhere) and `b` (peer) and `self` (self)." in card
     assert "| student | 40.00 | – | 5 | – | – | – |" in card
     assert "| teacher `b` | 25.00 | – | 10 | – | – | – |" in card
     assert card.count("(retention)") == 1
-    assert (
-        "Of its teacher `a` the student keeps 80.0 % of the score (retention), with 50 % of the parameters (–" in card
-    )
-    assert "at – times its speed" in card
+    assert "Compared with its teacher `a`, the student keeps 80.0 % of the score (retention) with 50 % of the" in card
+    assert "at – times the speed" in card
     assert "```bash\ndistill-train\n```" in card
 
 

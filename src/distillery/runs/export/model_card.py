@@ -1,4 +1,4 @@
-"""The model card of an exported transformer: what a run's record and config say of it, in Markdown."""
+"""The model card of an exported transformer: what the record and the config of its run say about it."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -16,44 +17,111 @@ from transformers import PreTrainedTokenizerBase
 from distillery.config.loss_catalogue import Loss
 from distillery.config.names import losses_of
 from distillery.models.text.sentence_encoder import pretrained_model
-from distillery.results.layout import BALANCE as BALANCE
+from distillery.results.layout import BALANCE
 from distillery.results.record import RunRecord
 from distillery.results.report.formats import NONE, percent, si
 from distillery.runs.export.loading_snippet import loading_snippet
 from distillery.tasks.task import Task
 
 MADE_BY = "Written by `distill-export`"
-TAGS = "tags:\n- knowledge-distillation\n"
-LICENCE = """\
-None is stated here: it is yours to choose, as far as the licences of the teacher, of the initial weights and of the
-data allow. Name it as `license:` at the head of this file."""
-HIDDEN = ("_target_", "weight")  # of a loss: said otherwise
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ record.name }}: {{ record.method }}, seed {{ record.seed }}
+
+{{ network }} ({{ head }}), trained on {{ record.data.name }} with Distillery. \
+{% if teachers %}It was distilled from {{ teachers | join(" and ") }}.{% else %}It was trained on labels alone.\
+{% endif %} {{ made_by }}.
+
+## Use
+
+{{ snippet }}
+
+## Scores and costs
+
+| | test {{ score }} % | validation {{ score }} % | params | of which embeddings | FLOPs | latency ms |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+{% for row in figures %}| {{ row | join(" | ") }} |
+{% endfor %}
+The scores are those of the last epoch ({{ record.metrics.last.epoch }}), on {{ "{:,}".format(record.data.test) }} \
+test samples; nothing was selected on them. FLOPs: 2 × multiply-accumulates, batch 1. Latency: median of forward \
+passes at batch 1 on one thread.
+{% for comparison in comparisons %}
+{{ comparison }}
+{% endfor %}
+## Method
+
+{% for line in method %}- {{ line }}
+{% endfor %}
+## Data
+
+{% for line in data %}- {{ line }}
+{% endfor %}
+## How it was made
+
+```bash
+{{ command | join(" \\\\\\n  ") }}
+```
+
+Seed {{ record.seed }}. {{ environment }}
+
+## Licence
+
+None is stated here. The choice is yours, within the licences of the teacher, of the initial weights and of the data. \
+Add it as `license:` to the metadata of this file.
+"""
+SHOWN_ELSEWHERE = ("_target_", "weight")  # settings of a loss
 
 
 def model_card(
     record: RunRecord, cfg: DictConfig, net: nn.Module, tokenizer: PreTrainedTokenizerBase, run: Path
 ) -> str:
-    """The card of the student `net`.
+    """The card of the student `net`, in Markdown with YAML metadata.
 
     Args:
         record, cfg: of its run.
-        tokenizer: the one that it is exported with.
+        tokenizer: the one it is exported with.
         run: the run folder.
     """
-    head = head_of(cfg)
-    sections = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {task_of(cfg).pipeline_tag}\n"
-        f"{TAGS if record.teachers else ''}---",
-        f"# {record.name}: {record.method}, seed {record.seed}",
-        _summary(record, cfg, net, head),
-        "## Use\n\n" + loading_snippet(task_of(cfg), head, net, tokenizer, cfg.data.get("max_length")),
-        "## Scores and costs\n\n" + "\n\n".join(_figures(record, cfg)),
-        "## Method\n\n" + "\n".join(f"- {line}" for line in _method(record, cfg, run)),
-        "## Data\n\n" + "\n".join(f"- {line}" for line in _data(record.data)),
-        "## Made by\n\n" + _made_by(record),
-        f"## Licence\n\n{LICENCE}",
-    ]
-    return "\n\n".join(sections) + "\n"
+    task, head, last = task_of(cfg), head_of(cfg), record.metrics["last"]
+    result = EvalResult(
+        task_type=task.pipeline_tag,
+        dataset_type=record.data["name"],
+        dataset_name=record.data["name"],
+        dataset_split="test",
+        metric_type=task.score.lower().replace(" ", "_"),
+        metric_name=task.score,
+        metric_value=last["test_score"],
+    )
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=task.pipeline_tag,
+        tags=["knowledge-distillation"] if record.teachers else None,
+        model_name=record.name,
+        eval_results=[result],
+    )
+    student = {**record.cost, "score": last["test_score"], "val_score": last["val_score"]}
+    scored = {f"teacher `{name}`": entry for name, entry in record.teachers.items() if "score" in entry}
+    card = ModelCard.from_template(
+        metadata,
+        template_str=TEMPLATE,
+        record=record,
+        network=type(pretrained_model(net) or net).__name__,
+        head=head.replace("_", " "),
+        teachers=[f"`{name}` ({entry.get('source') or entry['role']})" for name, entry in record.teachers.items()],
+        made_by=MADE_BY,
+        snippet=loading_snippet(task, head, net, tokenizer, cfg.data.get("max_length")),
+        score=task.score,
+        figures=[_figures(name, entry) for name, entry in {"student": student, **scored}.items()],
+        comparisons=[_comparison(student, entry, name) for name, entry in record.frozen_teachers.items()],
+        method=list(_method(cfg, run)),
+        data=list(_data(record.data)),
+        command=["distill-train", *map(_quoted, record.overrides)],
+        environment=_environment(record),
+    )
+    return f"{card}\n"
 
 
 def head_of(cfg: DictConfig) -> str:
@@ -66,38 +134,16 @@ def task_of(cfg: DictConfig) -> type[Task]:
     return get_class(cfg.task._target_)
 
 
-def _summary(record: RunRecord, cfg: DictConfig, net: nn.Module, head: str) -> str:
-    teachers = [f"`{name}` ({entry.get('source') or entry['role']})" for name, entry in record.teachers.items()]
-    taught = f"It learnt from {' and '.join(teachers)}." if teachers else "It had no teacher but its labels."
-    kind = type(pretrained_model(net) or net).__name__
-    what = f"{kind} ({head.replace('_', ' ')}), trained on {record.data['name']} with Distillery."
-    return f"{what} {taught} {MADE_BY}."
+def _figures(network: str, entry: Mapping[str, Any]) -> list[str]:
+    """A row of the table of scores and costs."""
+    scores = [percent(_number(entry.get(key)), 2) for key in ("score", "val_score")]
+    counts = [si(_number(entry.get(key))) for key in ("params", "embedding_params", "flops")]
+    latency = _number(entry.get("latency_ms"))
+    return [network, *scores, *counts, NONE if math.isnan(latency) else f"{latency:.3g}"]
 
 
-def _figures(record: RunRecord, cfg: DictConfig) -> Iterator[str]:
-    """A table of the student and its teachers, and what the student keeps and saves of each frozen one."""
-    name, last = task_of(cfg).score, record.metrics["last"]
-    networks = {"student": {**record.cost, "score": last["test_score"], "val_score": last["val_score"]}}
-    networks |= {f"teacher `{name}`": entry for name, entry in record.teachers.items() if "score" in entry}
-    header = ["", f"test {name} %", f"validation {name} %", "params", "of them embeddings", "FLOPs", "latency ms"]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for network, entry in networks.items():
-        scores = [percent(_number(entry.get(key)), 2) for key in ("score", "val_score")]
-        counts = [si(_number(entry.get(key))) for key in ("params", "embedding_params", "flops")]
-        latency = _number(entry.get("latency_ms"))
-        rows.append([network, *scores, *counts, NONE if math.isnan(latency) else f"{latency:.3g}"])
-    yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    yield (
-        f"Scores are those of the last epoch ({last['epoch']}), on {record.data['test']:,} test samples; nothing was "
-        "selected on them. FLOPs: 2 × multiply-accumulates, batch 1. Latency: median of forwards at batch 1 on one "
-        "thread."
-    )
-    for teacher, entry in record.frozen_teachers.items():
-        yield _beside(networks["student"], entry, teacher)
-
-
-def _beside(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) -> str:
-    """Retention, what is saved in parameters, and speed-up."""
+def _comparison(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) -> str:
+    """Retention, share of the parameters, and speed-up."""
 
     def ratio(key: str, without: str | None = None) -> float:
         ours, theirs = (_number(e.get(key)) - (_number(e.get(without)) if without else 0) for e in (student, teacher))
@@ -105,14 +151,14 @@ def _beside(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) -
 
     speed_up = 1 / ratio("latency_ms")
     return (
-        f"Of its teacher `{name}` the student keeps {percent(ratio('score'))} % of the score (retention), with "
-        f"{percent(ratio('params'), 0)} % of the parameters ({percent(ratio('params', 'embedding_params'), 0)} % of "
-        f"those outside of the embeddings), at {NONE if math.isnan(speed_up) else f'{speed_up:.2f}'} times its speed."
+        f"Compared with its teacher `{name}`, the student keeps {percent(ratio('score'))} % of the score (retention) "
+        f"with {percent(ratio('params'), 0)} % of the parameters ({percent(ratio('params', 'embedding_params'), 0)} % "
+        f"without the embeddings), at {NONE if math.isnan(speed_up) else f'{speed_up:.2f}'} times the speed."
     )
 
 
-def _method(record: RunRecord, cfg: DictConfig, run: Path) -> Iterator[str]:
-    """The objective, and what the student began with."""
+def _method(cfg: DictConfig, run: Path) -> Iterator[str]:
+    """The terms of the objective and the initial weights."""
     path = run / BALANCE
     balanced = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     yield f"labels (`{cfg.task._target_.rpartition('.')[2]}`), weight {cfg.task.weight}{_settings(cfg.task)}"
@@ -122,16 +168,15 @@ def _method(record: RunRecord, cfg: DictConfig, run: Path) -> Iterator[str]:
         weight = balanced.get(f"loss.{name}.weight", loss.weight)
         yield f"`{name}`, weight {weight}: [{title}]({term.contract.paper}){_settings(loss)}"
     if initial := cfg.student.get("initialise"):
-        yield f"the student began with weights of another network{_settings(initial)}"
+        yield f"initial weights: those of another network{_settings(initial)}"
     else:
-        given = cfg.student.weights
-        yield f"the student began with {'new weights' if given is None else f'the weights `{given}`'}"
+        yield f"initial weights: {'random' if cfg.student.weights is None else f'`{cfg.student.weights}`'}"
 
 
 def _settings(cfg: DictConfig) -> str:
-    """The rest of a loss's config, as on a command line."""
+    """The remaining settings of a loss, as on a command line."""
     plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    shown = [f"`{key}={value}`" for key, value in plain.items() if key not in HIDDEN and value is not None]
+    shown = [f"`{key}={value}`" for key, value in plain.items() if key not in SHOWN_ELSEWHERE and value is not None]
     return f"; {', '.join(shown)}" if shown else ""
 
 
@@ -139,24 +184,22 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
     splits = ", ".join(f"{data[split]:,} {split}" for split in ("train", "val", "test"))
     classes = f", in {data['num_classes']} classes" if data["num_classes"] else ""
     yield f"{data['name']}: {splits} samples{classes}"
-    yield f"SHA-256 of what was served: `{data['fingerprint']}`"
+    yield f"SHA-256 of the samples: `{data['fingerprint']}`"
     yield from data.get("remarks", ())
 
 
-def _made_by(record: RunRecord) -> str:
+def _environment(record: RunRecord) -> str:
     packages = record.environment.get("packages", {})
     commit = f"{record.git.get('commit') or 'unknown'}{' with uncommitted changes' if record.git.get('dirty') else ''}"
     machine = record.environment.get("gpu") or record.environment.get("cpu")
-    command = " \\\n  ".join(["distill-train", *map(_quoted, record.overrides)])
     return (
-        f"```bash\n{command}\n```\n\n"
-        f"Seed {record.seed}. Distillery {packages.get('distillery')}, commit {commit}; torch {packages.get('torch')}; "
-        f"{machine}; {record.seconds:.0f} s, begun on {record.started[:10]}."
+        f"Distillery {packages.get('distillery')}, commit {commit}; torch {packages.get('torch')}; {machine}; "
+        f"{record.seconds:.0f} s, started on {record.started[:10]}."
     )
 
 
 def _quoted(override: str) -> str:
-    """One word of a shell's command line; an override often has single quotes, which `shlex` makes hard to read."""
+    """One word of a shell command. Overrides often contain single quotes, which `shlex.quote` makes hard to read."""
     plain = "'" in override and not set(override) & set('"$`\\!')
     return f'"{override}"' if plain else shlex.quote(override)
 
