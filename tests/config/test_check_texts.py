@@ -8,8 +8,8 @@ from torch import nn
 from distillery.config.build import build
 from distillery.config.check_texts import check_lengths, check_tokenizer
 from distillery.core.errors import UserError
+from distillery.data.raw_data import Texts
 from distillery.data.text import TextData
-from distillery.data.texts import Texts
 from distillery.data.tokenizers import load_tokenizer
 from distillery.models.adapters import TextAdapter
 from distillery.models.taps.network import Network

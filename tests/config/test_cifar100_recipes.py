@@ -10,7 +10,7 @@ from distillery.config.instantiate import make_term
 from distillery.config.names import losses_of, teachers_of
 from distillery.core.paths import CONFIGS
 from distillery.data.images import TensorImages
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 from distillery.data.vision import VisionData
 from distillery.models.adapters import ImageAdapter
 from distillery.models.taps.network import Network

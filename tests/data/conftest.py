@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from distillery.data.raw import RawData
+from distillery.data.raw_data import RawData
 from distillery.data.sources.cifar import cifar100
 from distillery.data.vision import VisionData
 from fixtures.datasets import Raw, write_cifar100

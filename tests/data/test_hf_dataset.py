@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distillery.core.errors import UserError
-from distillery.data.raw import Split
+from distillery.data.raw_data import Split
 from distillery.data.sources.hf_dataset import hf_dataset
 
 Rows = Sequence[Mapping[str, Any]]

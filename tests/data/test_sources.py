@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST, VisionDataset
 
 from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
-from distillery.data.raw import RawData
+from distillery.data.raw_data import RawData
 from distillery.data.sources import fashion_mnist
 from distillery.data.sources.cifar import cifar10, cifar100
 from distillery.data.sources.digits import digits

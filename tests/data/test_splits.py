@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.data.module import Common, Data
-from distillery.data.raw import Split
+from distillery.data.raw_data import Split
 from distillery.data.sources.fashion_mnist import DEBIAN, fashion_mnist
 from distillery.data.sources.wordnet import wordnet
 from distillery.data.splits import class_quotas, read_index, stratified

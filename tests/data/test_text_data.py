@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorForTokenClassification, GPT2Tokenizer
 
 from distillery.core.errors import UserError
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.text import TextData
-from distillery.data.texts import Texts
 from fixtures.texts import POSITIONS, VOCABULARY, raw_texts, sentences, text_data, write_tokenizer
 
 FIRST = [text for text, _ in sentences(50)]

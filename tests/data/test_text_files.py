@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from distillery.core.errors import UserError
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 from distillery.data.sources.table_splits import in_class_order
 from distillery.data.sources.text_files import jsonl, text_csv
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.data.module import Common
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 from distillery.data.sources import movie_reviews as reviews_source
 from distillery.data.sources import wordnet as wordnet_source
 from distillery.data.sources.duplicates import distinct

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.core.random import uniforms
-from distillery.data.augment import CropFlip
+from distillery.data.augmentation import CropFlip
 from distillery.data.sources.digits import digits
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData

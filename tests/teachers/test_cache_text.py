@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError
+from distillery.data.raw_data import Texts
 from distillery.data.text import TextData
-from distillery.data.texts import Texts
 from distillery.losses.signals import Signals
 from distillery.models.adapters import TextAdapter
 from distillery.models.weights import save_weights

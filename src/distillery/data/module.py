@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset, ResumableLoader
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.data.splits import SPLIT_SEED, read_index, stratified
 

@@ -13,9 +13,8 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset
 from distillery.data.module import Common, Data, Stage
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sampler import BatchKey
-from distillery.data.texts import Texts
 from distillery.data.tokenizers import load_tokenizer
 from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch, tokenised
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.data.images import image_batch
 from distillery.data.module import Common, Data, Stage
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 
 
 class VisionData(Data):

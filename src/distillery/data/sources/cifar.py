@@ -8,7 +8,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 from distillery.data.sources.download import download
 
 

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from distillery.data.images import TensorImages
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 from distillery.data.splits import SPLIT_SEED, stratified
 
 TEST_SIZE = 797

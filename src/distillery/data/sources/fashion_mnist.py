@@ -12,7 +12,7 @@ from torchvision.datasets.utils import extract_archive
 
 from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split
 from distillery.data.sources.download import download
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset
 from datasets.exceptions import DatasetsError
 
 from distillery.core.errors import UserError
-from distillery.data.raw import RawData
+from distillery.data.raw_data import RawData
 from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.data.folder import FileImages
-from distillery.data.raw import RawData, Split
+from distillery.data.images import FileImages
+from distillery.data.raw_data import RawData, Split
 from distillery.data.splits import SPLIT_SEED, stratified
 
 LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val may be left out) or <root>/<class>/*.jpg"

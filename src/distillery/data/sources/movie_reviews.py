@@ -7,10 +7,9 @@ import pandas as pd
 import torch
 
 from distillery.core.errors import UserError
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
 from distillery.data.splits import SPLIT_SEED, stratified
-from distillery.data.texts import Texts
 
 CLASSES = ("negative", "positive")  # labels 0 and 1 of the file
 TEST_SIZE = 1000

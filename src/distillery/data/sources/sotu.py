@@ -7,10 +7,9 @@ import torch
 
 from distillery.core.errors import UserError
 from distillery.core.random import permutation
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
 from distillery.data.splits import DRAW, SPLIT_SEED
-from distillery.data.texts import Texts
 
 HELD_OUT = 0.1  # of the speeches, once for validation and once for test
 SENTENCE_END = re.compile(r"""[.!?]["')\]]*$""")

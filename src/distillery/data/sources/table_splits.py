@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
 from distillery.data.sources.table import SHOWN, Columns, Samples, Table, read_samples
 from distillery.data.splits import SPLIT_SEED, stratified
-from distillery.data.texts import Texts
 
 
 def table_data(

@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.utils import logging
 
 from distillery.core.errors import UserError
-from distillery.data.raw import RawData
+from distillery.data.raw_data import RawData
 from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
 

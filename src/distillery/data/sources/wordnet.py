@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 
 from distillery.core.errors import UserError
-from distillery.data.raw import RawData, Split
+from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
 from distillery.data.splits import SPLIT_SEED, stratified
-from distillery.data.texts import Texts
 
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 # Of the lexicographer files in the order of their numbers: WordNet's manual page lexnames(5WN).

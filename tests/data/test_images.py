@@ -9,8 +9,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from distillery.core.errors import UserError
-from distillery.data import folder
-from distillery.data.folder import FileImages
+from distillery.data import images as images_module
+from distillery.data.images import FileImages
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
 from fixtures.datasets import write_image_folder
@@ -141,9 +141,9 @@ def test_a_broken_image_that_no_check_found_is_named_when_it_is_served(tmp_path:
 def test_of_many_images_a_sample_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image_folder(tmp_path)
     seen: list[Path] = []
-    monkeypatch.setattr(folder, "CHECK_ALL", 17)
-    monkeypatch.setattr(folder, "CHECK_SAMPLE", 5)
-    monkeypatch.setattr(folder, "decode", seen.append)
+    monkeypatch.setattr(images_module, "CHECK_ALL", 17)
+    monkeypatch.setattr(images_module, "CHECK_SAMPLE", 5)
+    monkeypatch.setattr(images_module, "decode", seen.append)
     image_folder(tmp_path)
     assert len(seen) == len(set(seen)) == 5 + 6 + 12
 

@@ -5,7 +5,7 @@ import torch
 
 from distillery.core.errors import UserError
 from distillery.core.random import uniforms
-from distillery.data.augment import CropFlip, augment_options
+from distillery.data.augmentation import CropFlip, augment_options
 
 
 def by_hand(image: torch.Tensor, pad: int, flip: bool, down: float, right: float, coin: float) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """What a source of data gives: samples with targets, and which of them are for what."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 class Split:
     """Some of a set of labelled samples: `indices` are positions in `inputs` and `targets`.
 
-    `inputs` are `Images` (`images.py`), `Texts` (`texts.py`) or, when these have been tokenised, `Tokens`.
+    `inputs` are `Images` (`images.py`), `Texts` or, once these are tokenised, `Tokens` (`tokens.py`).
     """
 
     inputs: Any
@@ -36,3 +38,26 @@ class RawData:
     test: Split
     val: Split | None = None
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """N texts, or N pairs of texts, addressed by their position.
+
+    With `labels`, a text is given as its words, and has a label for each word: for token classification.
+    """
+
+    first: Sequence[str] | Sequence[Sequence[str]]
+    second: Sequence[str] | None = None
+    labels: Sequence[Sequence[int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def content(self) -> bytes:
+        """What identifies the texts, for the fingerprint."""
+        sha = hashlib.sha256()
+        for part in (self.first, self.second, self.labels):
+            for item in part or ():
+                sha.update(repr(item).encode() + b"\n")
+        return sha.digest()

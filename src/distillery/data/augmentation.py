@@ -1,4 +1,4 @@
-"""Augmentation of whole batches held as tensors, as pure functions of uniform numbers."""
+"""The options of `data.augment`, and the augmentation of images held in memory, a pure function of uniform numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -37,6 +37,17 @@ class CropFlip:
         source = rows[:, :, None] * (width + 2 * self.crop) + columns[:, None, :]
         source = source.view(batch, 1, -1).expand(-1, channels, -1)
         return padded.flatten(2).gather(2, source).view(images.shape)
+
+
+@dataclass(frozen=True)
+class CropScale:
+    """The standard augmentation of ImageNet (Szegedy et al. 2015): a crop of random area, a flip.
+
+    `resized_crop` is the range of the crop's share of the area; None crops the centre.
+    """
+
+    resized_crop: tuple[float, float] | None = None
+    flip: bool = False
 
 
 def augment_options(kind: type[T], given: Mapping[str, Any]) -> T:
