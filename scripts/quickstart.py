@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Distil a teacher into a small student
 #
-# What `make demo` does, step by step, from Python: a teacher learns scikit-learn's digits from 800 images, a student
-# with an eleventh of its parameters sees 100 of them, alone and with the teacher's help. About a minute on a CPU.
+# `make demo` step by step, from Python. A teacher learns scikit-learn's digits from 800 images; a student with an
+# eleventh of its parameters sees 100 of them, with and without the teacher. This takes about a minute on a CPU.
 
 # %%
 import tempfile
@@ -26,14 +26,14 @@ initialize_config_dir(str(CONFIGS), **HYDRA_VERSION)
 
 
 def config(run: str, *overrides: str):
-    """The config of `distill-train <overrides>`, its run folder under `out`."""
+    """The config of `distill-train <overrides>`, with its run folder in `out`."""
     return compose("train", overrides=[*overrides, f"paths.run={out / run}", "trainer.enable_progress_bar=false"])
 
 
 # %% [markdown]
 # ## The teacher
 #
-# A run is a config. This one has no teacher of its own: it trains a network on the labels.
+# A run is described by a config. This one has no teacher: it trains a network on the labels.
 
 # %%
 teacher = train(config("teacher", "experiment=digits_teacher"))
@@ -42,8 +42,8 @@ teacher.record.metrics["last"]
 # %% [markdown]
 # ## The wiring of a student
 #
-# `experiment=digits_demo` distils by soft targets; `loss/feature=[hint]` adds FitNets' hint. Its layers are paired
-# automatically, and a projector is built to fit them. On the command line: `plan=true`.
+# `experiment=digits_demo` distils with soft targets; `loss/feature=[hint]` adds FitNets' hint. Layers are paired
+# automatically, and a projector is built between them. On the command line, `plan=true` prints the same.
 
 # %%
 weights = f"teachers.main.weights={out / 'teacher'}"
@@ -52,8 +52,8 @@ show_plan(build(config("plan", "experiment=digits_demo", "loss/feature=[hint]", 
 # %% [markdown]
 # ## With and without the teacher
 #
-# Three seeds each. A seed fixes the initial weights, the 100 images, their order and their augmentation, so that the
-# methods are compared pair by pair.
+# Three seeds each. A seed fixes the initial weights, the 100 images, their order and their augmentation, so methods can
+# be compared in pairs.
 
 # %%
 methods = {"baseline": ["model/teacher=none", "task.weight=1.0"], "kd": [weights]}
@@ -70,8 +70,8 @@ table = write_report([out], out, "Digits, three seeds")
 display(Image(out / "report.png"), table)
 
 # %% [markdown]
-# Three seeds leave a wide interval; `make demo` takes eight, and more methods. The student's weights are a plain
-# file, loaded without Lightning or Hydra.
+# Three seeds leave wide intervals; `make demo` runs eight, and more methods. The student's weights are a plain file that
+# loads without Lightning or Hydra.
 
 # %%
 student = SmallCNN(num_classes=10, in_chans=1, widths=(16, 32))
