@@ -85,5 +85,6 @@ def functional_page() -> str:
     for loss in losses():
         members = vars(loss.module).items()
         own = [n for n, m in members if inspect.isfunction(m) and m.__module__ == loss.module.__name__]
-        parts += [f"\n::: {loss.module.__name__}.{name}\n" for name in own if hasattr(functional, name)]
+        public = [name for name in own if hasattr(functional, name)]
+        parts += [f"\n::: {loss.module.__name__}.{n}\n    options:\n      show_root_full_path: false\n" for n in public]
     return "".join(parts)

@@ -70,8 +70,8 @@ table = write_report([out], out, "Digits, three seeds")
 display(Image(out / "report.png"), table)
 
 # %% [markdown]
-# Three seeds leave wide intervals; `make demo` runs eight, and more methods. The student's weights are a plain file that
-# loads without Lightning or Hydra.
+# Three seeds leave wide intervals; `make demo` runs eight, and more methods. The student's weights are a plain file
+# that loads without Lightning or Hydra.
 
 # %%
 student = SmallCNN(num_classes=10, in_chans=1, widths=(16, 32))
