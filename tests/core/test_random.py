@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from distillery.core.random import hash_key, permutation, uniforms
+from distillery.core.random import hash_key, hash_pairs, permutation, uniforms
 
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -41,6 +41,13 @@ def test_uniforms_depend_on_nothing_else() -> None:
     torch.manual_seed(5)
     assert torch.equal(uniforms(1, 2, index.flip(0)[:10], 0, 4), whole.flip(0)[:10])
     assert torch.equal(uniforms(1, 2, index, 0, 2), whole[:, :2])
+
+
+def test_pairs_are_hashed_as_single_counters_are() -> None:
+    first, second = torch.tensor([0, 0, 1, 2**40, 7]), torch.tensor([0, 1, 0, 511, 7])
+    words = hash_pairs(first, second).tolist()
+    expected = [hash_key(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    assert [word % 2**64 for word in words] == expected
 
 
 def test_uniforms_are_uniform() -> None:

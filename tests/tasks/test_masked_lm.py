@@ -27,6 +27,7 @@ def test_rows_are_the_masked_tokens_with_their_samples() -> None:
     assert rows.logits.tolist() == [given[sample, token].tolist() for sample, token, _ in PLACES]
     assert labelled["target"].tolist() == [target for *_, target in PLACES]
     assert labelled["index"].tolist() == [30, 30, 20, 20]
+    assert labelled["position"].tolist() == [token for _, token in (TARGET != -100).nonzero().tolist()]
 
 
 def test_loss_is_that_of_each_masked_token_in_nats() -> None:

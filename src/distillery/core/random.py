@@ -40,6 +40,11 @@ def hash_key(*counters: int) -> int:
     return word
 
 
+def hash_pairs(first: Tensor, second: Tensor) -> Tensor:
+    """One 64-bit word for each pair of integers, as an `index` for `uniforms`: int64 [B], int64 [B] → int64 [B]."""
+    return _mix_tensor(_mix_tensor(first + _signed(GOLDEN)) + _signed(GOLDEN) + second)
+
+
 def uniforms(seed: int, epoch: int, index: Tensor, view: int, n: int) -> Tensor:
     """`n` uniform numbers in [0, 1) for each sample: float32 [B, n] for `index` int64 [B], on its device."""
     start = _mix_tensor(index * _signed(GOLDEN) + _signed(hash_key(seed, epoch, view)))
