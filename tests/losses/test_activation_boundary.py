@@ -9,6 +9,7 @@ from distillery.losses.feature.activation_boundary import ActivationBoundary
 from distillery.losses.functional import activation_boundary
 from distillery.losses.signals import Signals
 from distillery.losses.term import Pair
+from fixtures import formulas
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -104,3 +105,10 @@ def test_wrong_settings_are_refused() -> None:
         )
     with pytest.raises(ValueError, match="differ in shape"):
         activation_boundary(draw(2, 1, 4, 4), draw(2, 3, 4, 4))
+
+
+@formulas.plain("activation_boundary", "s_map", "t_map")
+def plain_activation_boundary(x: formulas.Inputs) -> Tensor:
+    s, t = x["s_map"], x["t_map"]
+    off, on = (s > -1).float() * (t <= 0).float(), (s <= 1).float() * (t > 0).float()
+    return 3 / 1000 * ((s + 1).pow(2) * off + (s - 1).pow(2) * on).sum() / len(s)

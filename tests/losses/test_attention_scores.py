@@ -11,7 +11,9 @@ from distillery.losses.attention.attention_mse import AttentionMSE
 from distillery.losses.attention.tinybert_attention import TinyBERTAttention
 from distillery.losses.functional import attention_ce, attention_mse, tinybert_attention
 from distillery.losses.signals import Attention, Signals
+from distillery.losses.term import Term
 from distillery.losses.token_terms import AttentionTerm
+from fixtures import formulas, terms
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
@@ -164,3 +166,27 @@ def test_heads_that_differ_are_refused(term: type[AttentionTerm]) -> None:
 def test_lengths_that_differ_are_refused(term: type[AttentionTerm]) -> None:
     with pytest.raises(UserError, match=r"numbers of tokens differ, 4 and 5.*same tokenizer"):
         built(term, signals(a=attention(0)), signals(b=attention(0, length=5)))
+
+
+@formulas.plain("attention_mse", "s_scores", "t_scores", "mask")
+def plain_attention_mse(x: formulas.Inputs) -> Tensor:
+    counts = x["mask"][:, None, :, None] * x["mask"][:, None, None, :]
+    return ((x["s_scores"] - x["t_scores"]).pow(2) * counts).sum() / (counts.sum() * 4)
+
+
+@formulas.plain("attention_ce", "s_scores", "t_scores", "mask")
+def plain_attention_ce(x: formulas.Inputs) -> Tensor:
+    terms = -(formulas.p(x["t_scores"]) * formulas.p(x["s_scores"]).log()) * x["mask"][:, None, None, :]
+    return (terms.sum(-1) * x["mask"][:, None]).sum() / (x["mask"].sum() * 4)
+
+
+@formulas.plain("tinybert_attention", "s_scores", "t_scores")
+def plain_tinybert_attention(x: formulas.Inputs) -> Tensor:
+    s, t = (torch.where(x[name] <= -100, torch.zeros(()), x[name]) for name in ("s_scores", "t_scores"))
+    return (s - t).pow(2).mean()
+
+
+@terms.example_of(AttentionMSE, TinyBERTAttention)
+def example_scores(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """Operands of at most 10: the gradient is of their third degree, and 1e4³ out of float16's range."""
+    return terms.default(term, batch, lambda *shape: 10 * (draw(*shape) / 10).tanh())

@@ -7,6 +7,7 @@ from distillery.core.errors import UserError
 from distillery.losses.attention.attention_transfer import AttentionTransfer
 from distillery.losses.functional import attention_transfer
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -77,8 +78,8 @@ def test_term_sums_its_pairs() -> None:
     [
         ((4, 8), (4, 8, 4, 4), r"\[4, 8\] has no positions\. Choose a layer before the global pooling"),
         ((4, 8, 4, 4), (4, 15, 32), "15 tokens are no square grid"),
-        ((4, 8, 1, 1), (4, 8, 4, 4), "one position alone always has attention 1. Choose earlier layers"),
-        ((4, 8, 1, 4), (4, 8, 4, 1), "one position alone"),
+        ((4, 8, 1, 1), (4, 8, 4, 4), "a single position always has attention 1. Choose earlier layers"),
+        ((4, 8, 1, 4), (4, 8, 4, 1), "a single position"),
     ],
 )
 def test_layers_that_are_no_maps_are_refused(student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:
@@ -92,3 +93,9 @@ def test_layers_that_are_no_maps_are_refused(student: tuple[int, ...], teacher: 
 def test_power_must_be_positive() -> None:
     with pytest.raises(UserError, match="p=0"):
         AttentionTransfer(p=0)
+
+
+@formulas.plain("attention_transfer", "s_map", "t_map")
+def plain_attention_transfer(x: formulas.Inputs) -> Tensor:
+    s, t = (formulas.unit(x[name].pow(2).mean(1).flatten(1)) for name in ("s_map", "t_map"))
+    return (s - t).pow(2).mean()

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Size, Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.feature.cat import CAT
 from distillery.losses.functional import cat
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -73,9 +76,9 @@ def test_students_classifier_learns_too() -> None:
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((4, 6), r"student's classifier \[5, 6\].*layer 'a', and that gives \[4, 6\]. Name the map \[B,6,H,W\]"),
-        ((4, 8, 4, 4), r"gives \[4, 8, 4, 4\]"),
-        ((4, 6, 1, 1), r"gives \[4, 6, 1, 1\]"),
+        ((4, 6), r"student's classifier \[5, 6\].*layer 'a', whose shape is \[4, 6\]. Name the map \[B,6,H,W\]"),
+        ((4, 8, 4, 4), r"shape is \[4, 8, 4, 4\]"),
+        ((4, 6, 1, 1), r"shape is \[4, 6, 1, 1\]"),
     ],
 )
 def test_layer_that_the_classifier_does_not_fit_is_refused(shape: tuple[int, ...], words: str) -> None:
@@ -89,3 +92,15 @@ def test_one_pair() -> None:
         CAT(layers={"a": "b", "c": "d"}).build(dict.fromkeys("ac", Size([4, 6, 4, 4])), dict.fromkeys("bd", Size([4])))
     with pytest.raises(UserError, match="resolution=0"):
         CAT(resolution=0)
+
+
+@formulas.plain("cat", "s_map", "t_map")
+def plain_cat(x: formulas.Inputs) -> Tensor:
+    s, t = (formulas.unit(F.adaptive_avg_pool2d(x[name], 2).flatten(2)) for name in ("s_map", "t_map"))
+    return (s - t).pow(2).mean()
+
+
+@terms.example_of(CAT)
+def example_cat(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """With the classifiers that make the class maps. At 1e4 their gradient would be out of float16's range."""
+    return terms.with_heads(terms.plain(term), batch, lambda *shape: 0.01 * draw(*shape), (batch, 5, 4, 4))

@@ -7,6 +7,7 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import correlation_congruence
 from distillery.losses.relation.correlation_congruence import CorrelationCongruence
 from distillery.losses.signals import Signals
+from fixtures import formulas
 from reference import correlation_congruence as reference
 
 
@@ -55,7 +56,7 @@ def test_what_cannot_be_compared() -> None:
         correlation_congruence(draw(3, 1), draw(3, 2))
     with pytest.raises(ValueError, match="student has 3 samples, teacher 4"):
         correlation_congruence(draw(3, 2), draw(4, 2), "gaussian")
-    with pytest.raises(ValueError, match="choose 'author' or 'gaussian'"):
+    with pytest.raises(UserError, match=r"variant=gauss: .*'gaussian'"):
         correlation_congruence(draw(3, 2), draw(3, 2), "gauss")
 
 
@@ -79,13 +80,19 @@ def test_term_projects_for_the_author_form_only() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"variant": "gaus"}, "There is no variant 'gaus'. Did you mean 'gaussian'"),
+        ({"variant": "gaus"}, "variant=gaus: .* Did you mean 'gaussian'"),
         ({"gamma": 0}, "gamma=0"),
         ({"p": 0}, "p=0"),
-        ({"p": 1.5}, "p=1.5: the order of a series is a whole number"),
-        ({"projector": "lineal"}, "no projector 'lineal'"),
+        ({"p": 1.5}, "p=1.5: it must be a whole number"),
+        ({"projector": "lineal"}, "projector=lineal: unknown kind"),
     ],
 )
 def test_unknown_settings_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         CorrelationCongruence(**settings)  # type: ignore[arg-type]
+
+
+@formulas.plain("correlation_congruence", "s_vector", "t_vector")
+def plain_correlation_congruence(x: formulas.Inputs) -> Tensor:
+    gap = (x["s_vector"] - x["t_vector"]).abs()
+    return (gap[:-1] * gap[1:]).sum(1).mean()

@@ -4,12 +4,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.feature.crd import CRD
 from distillery.losses.functional import crd, crd_in_batch, mean_score
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 from reference import crd as reference
 
 SAMPLES = 12
@@ -226,8 +229,8 @@ def test_in_batch_has_no_banks() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"variant": "memmory"}, "no variant 'memmory'.*memory"),
-        ({"samples": None}, "samples: give the number"),
+        ({"variant": "memmory"}, "variant=memmory: .*memory"),
+        ({"samples": None}, "samples: give the size"),
         ({"num_negatives": 0}, "num_negatives=0"),
         ({"temperature": 0}, "temperature=0"),
         ({"momentum": 1.0}, "momentum=1.0"),
@@ -242,3 +245,27 @@ def test_refused(settings: dict[str, Any], words: str) -> None:
 
     with pytest.raises(UserError, match=words):
         make()
+
+
+@formulas.plain("crd", "contrast")
+def plain_crd(x: formulas.Inputs) -> Tensor:
+    scores = x["contrast"].exp()
+    noise = 256 * scores.detach().mean()
+    true, false = scores[:, 0] / (scores[:, 0] + noise), noise / (scores[:, 1:] + noise)
+    return -(true.log().sum() + false.log().sum()) / len(scores)
+
+
+@formulas.plain_of("crd_in_batch", lambda x: crd_in_batch(unit(x["s_vector"]), unit(x["t_vector"])))
+def plain_crd_in_batch(x: formulas.Inputs) -> Tensor:
+    scores = formulas.unit(x["s_vector"]) @ formulas.unit(x["t_vector"]).T / 0.07
+    own = torch.arange(len(scores))
+    return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+
+
+@terms.example_of(CRD)
+def example_crd(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """With small banks."""
+    made = terms.plain(term, samples=16, num_negatives=6, dimension=4)
+    student, teacher = (Signals(draw(batch, terms.CLASSES), {"x": draw(batch, 5)}) for _ in range(2))
+    terms.built(made, student, teacher)
+    return terms.Example(made, student, teacher, terms.labels(batch))

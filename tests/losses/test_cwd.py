@@ -8,6 +8,7 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.cwd import CWD
 from distillery.losses.functional import cwd
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -74,3 +75,11 @@ def test_wrong_settings_are_refused() -> None:
         CWD(layers={"a": "x"}).build({"a": torch.Size((4, 8, 1, 1))}, {"x": torch.Size((4, 8, 4, 4))})
     with pytest.raises(ValueError, match="differ in shape"):
         cwd(draw(2, 1, 4, 4), draw(2, 3, 4, 4))
+
+
+@formulas.plain("cwd", "s_map", "t_map")
+def plain_cwd(x: formulas.Inputs) -> Tensor:
+    return (
+        formulas.divergence(formulas.p(x["t_map"].flatten(2)), formulas.p(x["s_map"].flatten(2))).sum()
+        / x["s_map"].shape[:2].numel()
+    )

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
@@ -10,6 +11,8 @@ from distillery.losses.functional import deep_supervision, kd
 from distillery.losses.projectors import ExitBranch
 from distillery.losses.response.deep_supervision import DeepSupervision
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 from reference import deep_supervision as reference
 
 TARGET = torch.tensor([0, 6, 2, 2, 5])
@@ -111,5 +114,22 @@ def test_wrong_settings_are_refused() -> None:
         DeepSupervision(temperature=0)
     with pytest.raises(UserError, match=r"alpha=1\.5"):
         DeepSupervision(alpha=1.5)
-    with pytest.raises(UserError, match=r"class indices.*gives none"):
+    with pytest.raises(UserError, match=r"class indices.*has no labels"):
         built()(signals(), Signals(draw(5, 7)), {})
+
+
+@formulas.plain("deep_supervision", "s_logits", "t_logits", "target")
+def plain_deep_supervision(x: formulas.Inputs) -> Tensor:
+    hard = F.cross_entropy(x["s_logits"], x["target"])
+    return 0.7 * hard + 0.3 * formulas.divergence(formulas.p(x["t_logits"], 3), formulas.p(x["s_logits"], 3)).mean()
+
+
+@terms.example_of(DeepSupervision)
+def example_deep_supervision(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """The head's width tells the branches the number of classes."""
+    made = terms.plain(term)
+    logits = draw(batch, terms.CLASSES)
+    student = Signals(logits, {"x": draw(batch, 5, 4, 4), "head": logits})
+    teacher = Signals(draw(batch, terms.CLASSES), {"x": draw(batch, 5, 4, 4), "head": draw(batch, terms.CLASSES)})
+    terms.built(made, student, teacher)
+    return terms.Example(made, student, teacher, terms.labels(batch))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.errors import UserError
@@ -8,6 +9,7 @@ from distillery.losses.response.deit_hard import DeiTHard
 from distillery.losses.response.deit_soft import DeiTSoft
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
+from fixtures import formulas
 from reference import deit as reference
 
 
@@ -71,9 +73,19 @@ def test_other_shapes_are_refused(term: Term, teacher: tuple[int, ...]) -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"no variant 'batchmean'.* Choose from: paper, source"):
+    with pytest.raises(UserError, match=r"variant=batchmean: .* Choose from: paper, source"):
         DeiTSoft(variant="batchmean")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="temperature=0"):
         DeiTSoft(temperature=0)
     with pytest.raises(ValueError, match="differ in shape"):
         deit_hard(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+@formulas.plain("deit_soft", "s_logits", "t_logits")
+def plain_deit_soft(x: formulas.Inputs) -> Tensor:
+    return 9 * formulas.divergence(formulas.p(x["t_logits"], 3), formulas.p(x["s_logits"], 3)).mean()
+
+
+@formulas.plain("deit_hard", "s_logits", "t_logits")
+def plain_deit_hard(x: formulas.Inputs) -> Tensor:
+    return F.cross_entropy(x["s_logits"], x["t_logits"].argmax(1))

@@ -9,6 +9,7 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import dist
 from distillery.losses.response.dist import DIST
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 @pytest.fixture
@@ -82,3 +83,14 @@ def test_wrong_arguments_are_refused() -> None:
         dist(torch.randn(3, 1), torch.randn(3, 4))
     with pytest.raises(UserError, match="temperature=0"):
         DIST(temperature=0)
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return (formulas.unit(a) * formulas.unit(b)).sum(1)
+
+
+@formulas.plain("dist", "s_logits", "t_logits")
+def plain_dist(x: formulas.Inputs) -> Tensor:
+    s, t = formulas.p(x["s_logits"]), formulas.p(x["t_logits"])
+    return (1 - pearson(s, t)).mean() + (1 - pearson(s.T, t.T)).mean()

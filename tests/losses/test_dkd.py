@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.functional import dkd, kd
 from distillery.losses.response.dkd import DKD
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def parts_by_hand(student: list[float], teacher: list[float], target: int, t: float) -> tuple[float, float]:
@@ -103,7 +105,7 @@ def test_term(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     torch.testing.assert_close(term(Signals(student), Signals(teacher), {"target": target}), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("target", "given"), [(None, "gives none"), (torch.full((6, 5), 0.2), "gives soft ones")])
+@pytest.mark.parametrize(("target", "given"), [(None, "has no labels"), (torch.full((6, 5), 0.2), "has soft labels")])
 def test_term_needs_hard_labels(
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor | None, given: str
 ) -> None:
@@ -116,3 +118,13 @@ def test_wrong_arguments_are_refused() -> None:
         dkd(torch.randn(3, 1), torch.randn(3, 4), torch.tensor([0, 1, 2]))
     with pytest.raises(UserError, match="temperature=-1"):
         DKD(temperature=-1.0)
+
+
+@formulas.plain("dkd", "s_logits", "t_logits", "target")
+def plain_dkd(x: formulas.Inputs) -> Tensor:
+    y = formulas.one_hot(x)
+    s, t = formulas.p(x["s_logits"], 4), formulas.p(x["t_logits"], 4)
+    binary = [torch.stack([(q * y).sum(1), (q * (1 - y)).sum(1)], 1) for q in (t, s)]
+    rest = [formulas.p(x[name] / 4 - 1000 * y) for name in ("t_logits", "s_logits")]
+    among = (rest[0] * (rest[0].clamp_min(1e-30).log() - rest[1].clamp_min(1e-30).log())).sum(1)
+    return 16 * (formulas.divergence(*binary) + 8 * among).mean()

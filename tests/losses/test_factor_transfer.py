@@ -7,6 +7,7 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.factor_transfer import FactorTransfer
 from distillery.losses.functional import factor_transfer
 from distillery.losses.signals import Signals
+from fixtures import formulas
 from reference import factor_transfer as reference
 
 
@@ -179,12 +180,18 @@ def test_simple_term_sums_its_pairs() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"no variant 'papre'. Did you mean 'paper'"):
+    with pytest.raises(UserError, match=r"variant=papre: .* Did you mean 'paper'"):
         FactorTransfer(variant="papre")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="pretrain_steps=0"):
         FactorTransfer(pretrain_steps=0)
-    with pytest.raises(UserError, match=r"one position alone .*variant=paper"):
+    with pytest.raises(UserError, match=r"single position .*variant=paper"):
         built(draw(4, 3, 1, 1), draw(4, 3, 4, 4))
     built(draw(4, 3, 1, 1), draw(4, 3, 4, 4), variant="paper")
     with pytest.raises(UserError, match=r"layer 'stage' \[4, 3\]"):
         built(draw(4, 3, 4, 4), draw(4, 3), variant="paper")
+
+
+@formulas.plain("factor_transfer", "s_map", "t_map")
+def plain_factor_transfer(x: formulas.Inputs) -> Tensor:
+    s, t = (formulas.unit(x[name].pow(2).mean(1).flatten(1)) for name in ("s_map", "t_map"))
+    return (s - t).abs().mean()

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.losses.feature.fsp import FSP
 from distillery.losses.functional import fsp
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -80,7 +83,7 @@ def test_projector_stands_where_widths_differ() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     student, teacher = {"a": draw(4, 2, 4, 4), "b": draw(4, 3, 4, 4)}, {"x": draw(4, 2, 4, 4), "y": draw(4, 7, 4, 4)}
-    with pytest.raises(UserError, match=r"layer 'b' .*the widths differ, 3 and 7. Set projector=auto"):
+    with pytest.raises(UserError, match=r"layer 'b' .*the widths 3 and 7 differ. Set projector=auto"):
         built(student, teacher, projector=None)
     with pytest.raises(UserError, match=r"fsp .* needs at least two; `layers` has student layer 'a'"):
         built({"a": draw(4, 2, 4, 4)}, {"x": draw(4, 2, 4, 4)})
@@ -90,3 +93,24 @@ def test_what_cannot_be_compared_is_refused() -> None:
         FSP(projector="none")
     with pytest.raises(ValueError, match="differ in shape"):
         fsp(draw(2, 3, 4, 4), draw(2, 4, 4, 4), draw(2, 3, 4, 4), draw(2, 5, 4, 4))
+
+
+@formulas.plain("fsp", "s_map", "s_map2", "t_map", "t_map2")
+def plain_fsp(x: formulas.Inputs) -> Tensor:
+    def flow(first: Tensor, second: Tensor) -> Tensor:
+        first = F.adaptive_avg_pool2d(first, second.shape[2:])
+        return (first.unsqueeze(2) * second.unsqueeze(1)).mean((3, 4))
+
+    return (flow(x["s_map"], x["s_map2"]) - flow(x["t_map"], x["t_map2"])).pow(2).mean()
+
+
+@terms.example_of(FSP)
+def example_fsp(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """Two layers of each network. At 1e4 the gradient, of the third degree, would be out of float16's range."""
+    made = terms.plain(term, layers={"x": "x", "y": "y"})
+    student, teacher = (
+        Signals(draw(batch, terms.CLASSES), {"x": 0.01 * draw(batch, 5, 4, 4), "y": 0.01 * draw(batch, 3, 2, 2)})
+        for _ in range(2)
+    )
+    terms.built(made, student, teacher)
+    return terms.Example(made, student, teacher, terms.labels(batch))

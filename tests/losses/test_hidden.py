@@ -14,6 +14,7 @@ from distillery.losses.feature.pkd import PKD
 from distillery.losses.functional import hidden_cosine, hidden_mse, pkd
 from distillery.losses.signals import Signals
 from distillery.losses.token_terms import TokenTerm
+from fixtures import formulas
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 LENGTHS = (3, 2, 4)
@@ -129,7 +130,7 @@ class TestTerms:
         )
 
     def test_widths_that_differ_without_projector_are_refused(self, term: type[TokenTerm]) -> None:
-        with pytest.raises(UserError, match="widths differ, 5 and 7"):
+        with pytest.raises(UserError, match="widths 5 and 7 differ"):
             built(term, draw(3, 4, 5), draw(3, 4, 7), projector=None)
 
     def test_maps_are_refused(self, term: type[TokenTerm]) -> None:
@@ -137,7 +138,7 @@ class TestTerms:
             built(term, draw(3, 5, 4, 4), draw(3, 5, 4, 4))
 
     def test_unknown_projector_is_refused(self, term: type[TokenTerm]) -> None:
-        with pytest.raises(UserError, match="no projector 'linaer'"):
+        with pytest.raises(UserError, match="projector=linaer: unknown kind"):
             term(projector="linaer")
 
 
@@ -145,3 +146,18 @@ class TestTerms:
 def test_numbers_of_tokens_that_differ_are_refused(term: type[TokenTerm]) -> None:
     with pytest.raises(UserError, match=r"numbers of tokens differ, 4 and 6.*hint"):
         built(term, draw(3, 4, 5), draw(3, 6, 5))
+
+
+@formulas.plain("hidden_mse", "s_hidden", "t_hidden", "mask")
+def plain_hidden_mse(x: formulas.Inputs) -> Tensor:
+    return ((x["s_hidden"] - x["t_hidden"]).pow(2) * x["mask"].unsqueeze(-1)).sum() / (x["mask"].sum() * 96)
+
+
+@formulas.plain("hidden_cosine", "s_hidden", "t_hidden", "mask")
+def plain_hidden_cosine(x: formulas.Inputs) -> Tensor:
+    return ((1 - F.cosine_similarity(x["s_hidden"], x["t_hidden"], dim=-1)) * x["mask"]).sum() / x["mask"].sum()
+
+
+@formulas.plain("pkd", "s_hidden", "t_hidden")
+def plain_pkd(x: formulas.Inputs) -> Tensor:
+    return (formulas.unit(x["s_hidden"][:, 0]) - formulas.unit(x["t_hidden"][:, 0])).pow(2).sum(1).mean()

@@ -7,6 +7,7 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.hint import Hint
 from distillery.losses.functional import hint
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def draw(*shape: int) -> Tensor:
@@ -89,9 +90,14 @@ def test_pairs_are_summed_each_with_its_projector() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"no projector 'lienar'\. Did you mean 'linear'"):
+    with pytest.raises(UserError, match=r"projector=lienar: unknown kind. Did you mean 'linear'"):
         Hint(projector="lienar")
     with pytest.raises(UserError, match="layers='atuo'"):
         Hint(layers="atuo")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"layers=\{\}"):
         Hint(layers={})
+
+
+@formulas.plain("hint", "s_map", "t_map")
+def plain_hint(x: formulas.Inputs) -> Tensor:
+    return (x["s_map"] - x["t_map"]).pow(2).mean()

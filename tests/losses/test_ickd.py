@@ -9,6 +9,7 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import ickd
 from distillery.losses.relation.ickd import ICKD, Variant
 from distillery.losses.signals import Signals
+from fixtures import formulas
 from reference import ickd as reference
 
 FORMS: list[tuple[Variant, Callable[[np.ndarray, np.ndarray], float]]] = [
@@ -51,7 +52,7 @@ def test_dead_channel_has_a_moderate_gradient() -> None:
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="differ in samples or channels"):
         ickd(draw(2, 1, 3, 3), draw(2, 4, 3, 3))
-    with pytest.raises(ValueError, match="choose 'author' or 'paper'"):
+    with pytest.raises(UserError, match=r"variant=authors: .*'author'"):
         ickd(draw(2, 4, 3, 3), draw(2, 4, 3, 3), "authors")  # type: ignore[arg-type]
 
 
@@ -76,7 +77,13 @@ def test_term_reads_tokens_as_the_map_of_their_grid() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"There is no variant 'papr'. Did you mean 'paper'"):
+    with pytest.raises(UserError, match=r"variant=papr: .* Did you mean 'paper'"):
         ICKD(variant="papr")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"has no positions. Choose a layer before the global pooling"):
         ICKD(layers={"a": "b"}).build({"a": torch.Size([4, 8])}, {"b": torch.Size([4, 8, 3, 3])})
+
+
+@formulas.plain("ickd", "s_map", "t_map")
+def plain_ickd(x: formulas.Inputs) -> Tensor:
+    s, t = (formulas.unit(e.flatten(2) @ e.flatten(2).mT) for e in (x["s_map"], x["t_map"]))
+    return (s - t).pow(2).sum(2).mean()

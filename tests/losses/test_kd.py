@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.functional import kd
 from distillery.losses.response.kd import KD
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def by_hand(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> np.ndarray:
@@ -94,3 +96,8 @@ def test_term_passes_its_settings_on(logits: tuple[torch.Tensor, torch.Tensor]) 
             rtol=0,
             atol=0,
         )
+
+
+@formulas.plain("kd", "s_logits", "t_logits")
+def plain_kd(x: formulas.Inputs) -> Tensor:
+    return 16 * formulas.divergence(formulas.p(x["t_logits"], 4), formulas.p(x["s_logits"], 4)).mean()

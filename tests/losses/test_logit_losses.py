@@ -11,6 +11,7 @@ from distillery.losses.functional import kd, logit_mse, logit_standardized_kd
 from distillery.losses.response.logit_mse import LogitMSE
 from distillery.losses.response.logit_standardized_kd import LogitStandardizedKD
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 @pytest.fixture
@@ -92,3 +93,16 @@ def test_wrong_arguments_are_refused() -> None:
             loss(torch.randn(3, 1), torch.randn(3, 4))
     with pytest.raises(UserError, match="temperature=0"):
         LogitStandardizedKD(temperature=0)
+
+
+@formulas.plain("logit_standardized_kd", "s_logits", "t_logits")
+def plain_logit_standardized_kd(x: formulas.Inputs) -> Tensor:
+    def z(logits: Tensor) -> Tensor:
+        return (logits - logits.mean(1, keepdim=True)) / (1e-7 + logits.std(1, keepdim=True))
+
+    return 4 * formulas.divergence(formulas.p(z(x["t_logits"]), 2), formulas.p(z(x["s_logits"]), 2)).mean()
+
+
+@formulas.plain("logit_mse", "s_logits", "t_logits")
+def plain_logit_mse(x: formulas.Inputs) -> Tensor:
+    return (x["s_logits"] - x["t_logits"]).pow(2).mean()

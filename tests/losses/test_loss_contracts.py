@@ -1,12 +1,10 @@
-"""What every loss must keep to; found by walking package and configs: a new loss is held to it too."""
+"""What every loss must keep to. The losses are found by discovery, so that these tests hold a new one too."""
 
-import importlib
+import ast
+import copy
 import inspect
-import pkgutil
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -15,83 +13,60 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import distillery.losses
-import fixtures.terms
-from distillery.losses import functional
+from distillery.core.paths import CONFIGS
+from distillery.losses import FAMILIES, functional
+from distillery.losses.discovery import loss_modules, term_of
 from distillery.losses.signals import Signals
 from distillery.losses.term import Property, Term
 from distillery.training.schedules import numbers_of
+from fixtures import losses, terms
 from fixtures.terms import Example, cast, example, mapped, tensors
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "loss"
-FAMILIES = ("response", "feature", "attention", "relation")
-MODULES = [
-    importlib.import_module(found.name)
-    for found in pkgutil.walk_packages(distillery.losses.__path__, "distillery.losses.")
-    if found.name.split(".")[2] in FAMILIES and not found.ispkg
-]
-YAMLS = sorted(CONFIGS.glob("*/*.yaml"))
-
-
-def terms_of(module: ModuleType) -> list[type[Term]]:
-    return [
-        member
-        for member in vars(module).values()
-        if inspect.isclass(member) and issubclass(member, Term) and member.__module__ == module.__name__
-    ]
-
-
-TERMS = [term for module in MODULES for term in terms_of(module)]
-each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-each_yaml = pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+losses.load()
+MODULES = list(loss_modules())
+TERMS = [term_of(module) for module in MODULES]
 each_term = pytest.mark.parametrize("term", TERMS, ids=lambda term: term.contract.short_name)
 
 
-class TestHouse:
-    """The three touches that adding a loss takes are all there."""
+class TestFiles:
+    """A loss is one source file, one config and one test."""
 
-    def test_all_families_are_found(self) -> None:
-        assert {module.__name__.split(".")[2] for module in MODULES} == set(FAMILIES)
+    def test_every_family_has_losses(self) -> None:
+        assert [family for family in FAMILIES if not list(loss_modules([family]))] == []
 
-    @each_module
-    def test_file_holds_one_term_of_its_family(self, module: ModuleType) -> None:
-        (term,) = terms_of(module)
-        assert term.contract.family == module.__name__.split(".")[2]
+    def test_every_loss_is_of_its_family_and_has_its_config(self) -> None:
+        names = {tuple(module.__name__.split(".")[2:]) for module in MODULES}
+        assert names == {(path.parent.name, path.stem) for path in CONFIGS.glob("loss/*/*.yaml")}
+        for module, term in zip(MODULES, TERMS, strict=True):
+            assert term.contract.family == module.__name__.split(".")[2]
+            assert term.__doc__
 
-    @each_module
-    def test_file_has_its_config(self, module: ModuleType) -> None:
-        family, name = module.__name__.split(".")[2:]
-        assert CONFIGS / family / f"{name}.yaml" in YAMLS
+    def test_a_config_has_every_setting_of_its_term_and_no_other(self) -> None:
+        for module, term in zip(MODULES, TERMS, strict=True):
+            name = module.__name__.rpartition(".")[2]
+            text = (CONFIGS / "loss" / term.contract.family / f"{name}.yaml").read_text(encoding="utf-8")
+            config = yaml.safe_load(text.replace("${seed}", "0"))
+            assert text.splitlines()[0] == f"# @package loss.{name}"
+            assert config.pop("_target_") == f"{module.__name__}.{term.__name__}"
+            assert set(config) == set(inspect.signature(term).parameters)
+            made = term(**config)
+            assert (made.name, made.weight) == (name, config["weight"])
 
-    def test_functional_exports_every_function_and_nothing_else(self) -> None:
-        public = {
-            name: member
+    def test_functional_has_every_public_function_of_the_modules_and_nothing_else(self) -> None:
+        written = {
+            node.name: module
             for module in MODULES
-            for name, member in vars(module).items()
-            if inspect.isfunction(member) and member.__module__ == module.__name__ and not name.startswith("_")
+            for node in ast.parse(inspect.getsource(module)).body
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
         }
-        assert set(functional.__all__) == set(public)
-        assert all(getattr(functional, name) is member for name, member in public.items())
+        assert sorted(functional.__all__) == sorted(written)
+        assert all(getattr(functional, name) is vars(module)[name] for name, module in written.items())
+        with pytest.raises(AttributeError, match="dkdd"):
+            functional.dkdd  # noqa: B018
 
     def test_short_names_are_unique(self) -> None:
         names = [term.contract.short_name for term in TERMS]
         assert sorted(names) == sorted(set(names))
-
-    @each_yaml
-    def test_config_names_its_own_term_under_its_own_key(self, path: Path) -> None:
-        assert path.read_text().splitlines()[0] == f"# @package loss.{path.stem}"
-        target = yaml.safe_load(path.read_text())["_target_"]
-        module, _, name = target.rpartition(".")
-        assert module == f"distillery.losses.{path.parent.name}.{path.stem}"
-        assert getattr(importlib.import_module(module), name) in TERMS
-
-    @each_yaml
-    def test_config_holds_every_setting_and_no_other(self, path: Path) -> None:
-        config = yaml.safe_load(path.read_text())
-        module, _, name = config.pop("_target_").rpartition(".")
-        term = getattr(importlib.import_module(module), name)
-        assert set(config) == set(inspect.signature(term).parameters)
-        assert term(**config).weight == config["weight"]
 
 
 # The gradient that a term keeps at agreement, where the reference implementation has one.
@@ -111,65 +86,76 @@ def gradients(case: Example) -> list[Tensor]:
 
 
 def agreeing(case: Example) -> Example:
-    """The student gives just what the teacher gives."""
+    """The same case with the teacher's tensors as the student's."""
     return cast(Example(case.term, case.teacher, case.teacher, case.batch), case.teacher.logits.dtype)
-
-
-@each_term
-class TestPrecision:
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-    @pytest.mark.parametrize("scale", [1.0, 1e4])
-    def test_divergence_vanishes_at_agreement(
-        self, term: type[Term], dtype: torch.dtype, tolerance: float, scale: float
-    ) -> None:
-        if term.contract.form != "divergence":
-            pytest.skip("promises nothing at agreement")
-        case = agreeing(example(term, 4, draw(), dtype, scale))
-        assert (case.value().abs() <= tolerance).all()
-        slope = max(10 * tolerance, SLOPE.get(term.contract.short_name, 0.0))
-        assert all(gradient.abs().max() <= slope for gradient in gradients(case))
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_scale_of_ten_thousand_stays_finite(self, term: type[Term], dtype: torch.dtype) -> None:
-        case = example(term, 4, draw(), dtype, 1e4)
-        value = case.value()
-        assert value.dtype == torch.float32
-        assert value.isfinite().all()
-        assert value.sum() != 0
-        assert all(gradient.isfinite().all() for gradient in gradients(case))
-
-    def test_autocast_does_not_lower_the_precision(self, term: type[Term]) -> None:
-        expected = example(term, 4, draw()).value()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = example(term, 4, draw()).value()
-        modules = any(True for _ in example(term, 4, draw()).term.parameters())  # their products are bfloat16's
-        rtol, atol = (0.1, 1e-3) if modules else (1e-6, 1e-7)
-        torch.testing.assert_close(value, expected, rtol=rtol, atol=atol)
-
-    def test_one_value_a_row_as_promised(self, term: type[Term]) -> None:
-        case = example(term, 4, draw(), torch.float64)
-        value = case.value()
-        assert value.shape == ((4,) if term.contract.per_sample else ())
-        if term.contract.per_sample:
-            alone = [Example(case.term, *part(case, [i])).value() for i in range(4)]
-            torch.testing.assert_close(value, torch.cat(alone))
-
-    def test_no_value_is_read_back_from_the_device(self, term: type[Term]) -> None:
-        """Tensors without data: an `.item()`, a boolean index or a branch on a value raises."""
-        case = example(term, 4, draw())
-        case.term.to("meta")
-        assert gradients(cast(case, torch.float32, "meta"))
-
-    def test_teacher_without_gradient_gets_none(self, term: type[Term]) -> None:
-        case = example(term, 4, draw())
-        case.value().sum().backward()
-        assert all(tensor.grad is None for tensor in tensors(case.teacher))
 
 
 def part(case: Example, rows: list[int] | Tensor) -> tuple[Signals, Signals, dict[str, Tensor]]:
     """Some of the samples, or all in another order."""
     student, teacher = (mapped(signals, lambda t: t[rows]) for signals in (case.student, case.teacher))
     return student, teacher, {key: value[rows] for key, value in case.batch.items()}
+
+
+@each_term
+def test_precision(term: type[Term]) -> None:
+    divergence_vanishes_at_agreement(term)
+    scale_of_ten_thousand_stays_finite(term)
+    autocast_does_not_lower_the_precision(term)
+    one_value_per_row_as_promised(term)
+    no_value_is_read_back_from_the_device(term)
+    only_the_student_gets_gradients(term)
+
+
+def divergence_vanishes_at_agreement(term: type[Term]) -> None:
+    if term.contract.form != "divergence":
+        return
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+        for scale in (1.0, 1e4):
+            case = agreeing(example(term, 4, draw(), dtype, scale))
+            assert (case.value().abs() <= tolerance).all(), (dtype, scale)
+            slope = max(10 * tolerance, SLOPE.get(term.contract.short_name, 0.0))
+            assert all(gradient.abs().max() <= slope for gradient in gradients(case)), (dtype, scale)
+
+
+def scale_of_ten_thousand_stays_finite(term: type[Term]) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        case = example(term, 4, draw(), dtype, 1e4)
+        value = case.value()
+        assert value.dtype == torch.float32, dtype
+        assert value.isfinite().all(), dtype
+        assert value.sum() != 0, dtype
+        assert all(gradient.isfinite().all() for gradient in gradients(case)), dtype
+
+
+def autocast_does_not_lower_the_precision(term: type[Term]) -> None:
+    expected = example(term, 4, draw()).value()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = example(term, 4, draw()).value()
+    modules = any(True for _ in example(term, 4, draw()).term.parameters())  # their products are bfloat16's
+    rtol, atol = (0.1, 1e-3) if modules else (1e-6, 1e-7)
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=atol)
+
+
+def one_value_per_row_as_promised(term: type[Term]) -> None:
+    case = example(term, 4, draw(), torch.float64)
+    value = case.value()
+    assert value.shape == ((4,) if term.contract.per_sample else ())
+    if term.contract.per_sample:
+        alone = [Example(case.term, *part(case, [i])).value() for i in range(4)]
+        torch.testing.assert_close(value, torch.cat(alone))
+
+
+def no_value_is_read_back_from_the_device(term: type[Term]) -> None:
+    """Tensors without data: an `.item()`, a boolean index or a branch on a value raises."""
+    case = example(term, 4, draw())
+    case.term.to("meta")
+    assert gradients(cast(case, torch.float32, "meta"))
+
+
+def only_the_student_gets_gradients(term: type[Term]) -> None:
+    case = example(term, 4, draw())
+    case.value().sum().backward()
+    assert all(tensor.grad is None for tensor in tensors(case.teacher))
 
 
 def same_total(case: Example, *other: Any) -> None:
@@ -210,14 +196,14 @@ def test_every_property_has_its_check() -> None:
     assert set(CHECKS) == set(get_args(Property))
 
 
-@pytest.mark.parametrize(
-    ("term", "name"), [(term, name) for term in TERMS for name in sorted(term.contract.properties)]
-)
+@each_term
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 7), scale=st.sampled_from([1e-2, 1.0, 30.0]))
-def test_promised_property(term: type[Term], name: str, seed: int, batch: int, scale: float) -> None:
+def test_promised_properties(term: type[Term], seed: int, batch: int, scale: float) -> None:
     generator = draw(seed)
-    CHECKS[name](example(term, batch, generator, torch.float64, scale), generator)
+    case = example(term, batch, generator, torch.float64, scale)
+    for name in sorted(term.contract.properties):
+        CHECKS[name](case, generator)
 
 
 @each_term
@@ -230,17 +216,55 @@ def test_properties_not_promised_do_not_hold(term: type[Term]) -> None:
             CHECKS[name](example(term, 6, draw(), torch.float64), draw())
 
 
+@pytest.fixture
+def made_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Example]:
+    """An example whose term has these settings in place of those that its example gives."""
+    as_it_is = terms.plain
+
+    def make(term: type[Term], dtype: torch.dtype, **arguments: Any) -> Example:
+        monkeypatch.setattr(terms, "plain", lambda term, **own: as_it_is(term, **{**own, **arguments}))
+        return example(term, 6, draw(), dtype)
+
+    return make
+
+
 @each_term
-def test_a_number_is_read_anew_in_each_step(term: type[Term], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_is_read_anew_in_each_step(term: type[Term], made_with: Callable[..., Example]) -> None:
     """Schedules set it as an attribute; one that is read in `build` only must say so in `at_build`."""
-    as_it_is = fixtures.terms.plain
-
-    def made(**numbers: float) -> Example:
-        monkeypatch.setattr(fixtures.terms, "plain", lambda term, **own: as_it_is(term, **{**own, **numbers}))
-        return example(term, 6, draw(), torch.float64)
-
     for name in set(numbers_of(term)) - {"weight"} - term.at_build:
-        case = made()
+        case = made_with(term, torch.float64)
         changed = 0.8 * (getattr(case.term, name) or 1.0)
         setattr(case.term, name, changed)
-        torch.testing.assert_close(case.value(), made(**{name: changed}).value(), rtol=1e-12, atol=0, msg=name)
+        expected = made_with(term, torch.float64, **{name: changed}).value()
+        torch.testing.assert_close(case.value(), expected, rtol=1e-12, atol=0, msg=name)
+
+
+def settings_with_modules(term: type[Term]) -> Iterator[dict[str, Any]]:
+    """The projector that the term has by default, with each value of every setting that has a list of values."""
+    parameters = inspect.signature(term).parameters
+    own = {"projector": parameters["projector"].default} if "projector" in parameters else {}
+    yield own
+    for name, kind in get_type_hints(term.__init__).items():
+        if get_origin(kind) is not None and name != "layers":
+            yield from (own | {name: value} for value in get_args(kind) if isinstance(value, str))
+
+
+@each_term
+def test_modules_in_bfloat16(term: type[Term], made_with: Callable[..., Example]) -> None:
+    """trainer.precision=bf16-true: the term's modules and all signals are in bfloat16.
+
+    The value is that of the same numbers in float32, up to what the modules themselves round.
+    """
+    for arguments in settings_with_modules(term):
+        case = made_with(term, torch.bfloat16, **arguments)
+        case.term.to(torch.bfloat16)
+        exact = cast(Example(copy.deepcopy(case.term).float(), case.student, case.teacher, case.batch), torch.float32)
+        value, expected = case.value(), exact.value()
+        assert value.dtype == torch.float32, arguments
+        modules = any(True for _ in case.term.buffers()) or any(True for _ in case.term.parameters())
+        rtol = 0.1 if modules else 1e-5
+        torch.testing.assert_close(value, expected, rtol=rtol, atol=rtol * 0.1, msg=lambda m, a=arguments: f"{a}: {m}")
+        value.sum().backward()
+        found = [t.grad for t in (*case.tensors(), *case.term.parameters()) if t.grad is not None]
+        assert found, arguments
+        assert all(gradient.isfinite().all() for gradient in found), arguments

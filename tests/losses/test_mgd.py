@@ -7,6 +7,8 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.mgd import MGD
 from distillery.losses.functional import mgd
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import terms
 from reference import mgd as reference
 
 
@@ -180,7 +182,7 @@ def test_tokens_of_a_grid_are_maps(student: tuple[int, ...], teacher: tuple[int,
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"no variant 'channels'. Did you mean 'channel'"):
+    with pytest.raises(UserError, match=r"variant=channels: .* Did you mean 'channel'"):
         MGD(variant="channels")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="masked_ratio=1"):
         MGD(masked_ratio=1)
@@ -188,3 +190,11 @@ def test_wrong_settings_are_refused() -> None:
         built(draw(4, 8, 4, 4), draw(4, 8))
     with pytest.raises(ValueError, match="differ in shape"):
         mgd(draw(2, 1, 4, 4), draw(2, 3, 4, 4), torch.ones(1), nn.Identity())
+
+
+@terms.example_of(MGD)
+def example_mgd(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """In evaluation, where two forwards have the same masks."""
+    given = terms.default(term, batch, draw)
+    given.term.eval()
+    return given

@@ -13,6 +13,7 @@ from distillery.losses.attention.minilmv2 import MiniLMv2
 from distillery.losses.functional import minilm, minilmv2
 from distillery.losses.signals import Attention, Signals
 from distillery.losses.token_terms import AttentionTerm
+from fixtures import formulas
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
@@ -108,7 +109,7 @@ class TestMiniLMv2:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"relations": ["qq", "vw"]}, "there is no 'vw'. Did you mean 'v"),
+            ({"relations": ["qq", "vw"]}, "unknown relation 'vw'. Did you mean 'v"),
             ({"relations": []}, r"relations=\[\]"),
             ({"relations": ["qq", "qq"]}, "each once"),
             ({"relation_heads": 0}, "relation_heads=0"),
@@ -155,3 +156,18 @@ class TestBoth:
 def test_heads_that_differ_are_refused_by_minilm() -> None:
     with pytest.raises(UserError, match="numbers of heads differ, 2 and 3"):
         MiniLM(layers={"a": "b"}).build({"a": torch.Size((3, 2, 4, 6))}, {"b": torch.Size((3, 3, 4, 6))})
+
+
+def relation(x: Tensor) -> Tensor:
+    return formulas.p(x @ x.mT / x.shape[-1] ** 0.5)
+
+
+@formulas.plain("minilm", "s_scores", "t_scores", "s_heads", "t_heads")
+def plain_minilm(x: formulas.Inputs) -> Tensor:
+    values = formulas.divergence(relation(x["t_heads"]), relation(x["s_heads"]))
+    return (formulas.divergence(formulas.p(x["t_scores"]), formulas.p(x["s_scores"])) + values).mean()
+
+
+@formulas.plain_of("minilmv2", lambda x: minilmv2((x["s_heads"],) * 3, (x["t_heads"],) * 3, relation_heads=4))
+def plain_minilmv2(x: formulas.Inputs) -> Tensor:
+    return 3 * formulas.divergence(relation(x["t_heads"]), relation(x["s_heads"])).mean()

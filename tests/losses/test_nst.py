@@ -9,6 +9,7 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.nst import NST
 from distillery.losses.functional import nst
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -69,5 +70,15 @@ def test_term_sums_its_pairs() -> None:
 
 
 def test_maps_of_one_position_are_refused() -> None:
-    with pytest.raises(UserError, match=r"student layer 'a' \[4, 8, 1, 1\].*one position .*Choose earlier layers"):
+    with pytest.raises(UserError, match=r"student layer 'a' \[4, 8, 1, 1\].*single position .*Choose earlier layers"):
         NST(layers={"a": "x"}).build({"a": torch.Size((4, 8, 1, 1))}, {"x": torch.Size((4, 8, 4, 4))})
+
+
+@formulas.plain("nst", "s_map", "t_map")
+def plain_nst(x: formulas.Inputs) -> Tensor:
+    s, t = (formulas.unit(x[name].flatten(2)) for name in ("s_map", "t_map"))
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.mT).pow(2).mean()
+
+    return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)

@@ -10,6 +10,8 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import ofa
 from distillery.losses.response.ofa import OFA
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 
 LAYERS = {"maps": "head", "tokens": "head", "vectors": "head"}
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -100,3 +102,19 @@ def test_without_layers_there_are_no_parameters() -> None:
     term.build({}, {})
     assert not list(term.parameters())
     assert term.needs_logits
+
+
+@formulas.plain("ofa", "s_logits", "t_logits", "target")
+def plain_ofa(x: formulas.Inputs) -> Tensor:
+    return (
+        -((formulas.p(x["t_logits"]) + formulas.one_hot(x) - formulas.one_hot(x)) * formulas.p(x["s_logits"]).log())
+        .sum(1)
+        .mean()
+    )
+
+
+@terms.example_of(OFA)
+def example_ofa(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """Without exits from layers, whose branches are of random weights and favour some classes."""
+    student, teacher = Signals(draw(batch, terms.CLASSES)), Signals(draw(batch, terms.CLASSES))
+    return terms.Example(terms.plain(term, layers=None), student, teacher, terms.labels(batch))

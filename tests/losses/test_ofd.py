@@ -7,6 +7,8 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.ofd import OFD
 from distillery.losses.functional import ofd, ofd_batch_margin, ofd_bn_margin
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 from reference import ofd as reference
 
 
@@ -111,7 +113,27 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match=r"margin='bm'.*Did you mean 'bn'"):
         OFD(margin="bm")  # type: ignore[arg-type]
     convolution = {"x": draw(4, 3, 4, 4), "x:weight": draw(3, 2, 3, 3), "x:bias": draw(3)}
-    with pytest.raises(UserError, match=r"margin=bn: the teacher's layer 'x' is no BatchNorm. .*margin=batch"):
+    with pytest.raises(UserError, match=r"margin=bn: the teacher's layer 'x' is not a BatchNorm. .*margin=batch"):
         built("bn", {"a": draw(4, 3, 4, 4)}, convolution, a="x")
     with pytest.raises(ValueError, match="differ in shape"):
         ofd(draw(2, 1, 4, 4), draw(2, 3, 4, 4), -0.5)
+
+
+@formulas.plain("ofd", "s_map", "t_map", margin=-0.5)
+def plain_ofd(x: formulas.Inputs) -> Tensor:
+    t = x["t_map"].clamp_min(-0.5)
+    counts = ((x["s_map"] > t) | (t > 0)).float()
+    return ((x["s_map"] - t).pow(2) * counts).sum() / len(t)
+
+
+@terms.example_of(OFD)
+def example_ofd(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """With the parameters of BatchNorms. At 1e4 the gradient, twice the gap, would be out of float16's range."""
+    made = terms.plain(term, margin="bn")
+    shapes_by_tap = {"x": (batch, 5, 4, 4), "x:weight": (5,), "x:bias": (5,)}
+    student, teacher = (
+        Signals(draw(batch, terms.CLASSES), {tap: 0.25 * draw(*shape) for tap, shape in shapes_by_tap.items()})
+        for _ in range(2)
+    )
+    terms.built(made, student, teacher)
+    return terms.Example(made, student, teacher, terms.labels(batch))

@@ -8,6 +8,7 @@ from torch import Tensor
 from distillery.losses.functional import pkt
 from distillery.losses.relation.pkt import PKT
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -88,3 +89,10 @@ def test_term_sums_its_pairs() -> None:
     expected = pkt(student["a"], teacher["x"]) + pkt(student["b"], teacher["y"])
     torch.testing.assert_close(term(Signals(draw(5, 2), student), Signals(draw(5, 2), teacher), {}), expected)
     assert PKT().layers == {"embedding": "embedding"}
+
+
+@formulas.plain("pkt", "s_vector", "t_vector")
+def plain_pkt(x: formulas.Inputs) -> Tensor:
+    similar = [(formulas.unit(e) @ formulas.unit(e).T + 1) / 2 for e in (x["s_vector"], x["t_vector"])]
+    s, t = (m / m.sum(1, keepdim=True) for m in similar)
+    return (t * ((t + 1e-7) / (s + 1e-7)).log()).mean()

@@ -4,12 +4,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.losses.feature.review import Fusion, Review
 from distillery.losses.functional import hcl
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 from reference import review as reference
 
 LAYERS = {"stages.0": "layer1", "stages.1": "layer2"}
@@ -143,7 +146,29 @@ def test_tokens_are_the_map_they_come_from() -> None:
 
 
 def test_vector_beside_a_map_is_refused() -> None:
-    with pytest.raises(UserError, match=r"review cannot compare .*a vector goes with a vector"):
+    with pytest.raises(UserError, match=r"review cannot compare .*pair vectors with vectors"):
         Review(layers={"a": "b"}, pooled=False).build({"a": Size([2, 4])}, {"b": Size([2, 4, 3, 3])})
     with pytest.raises(UserError, match="middle=0"):
         Review(middle=0)
+
+
+@formulas.plain("hcl", "s_map", "t_map")
+def plain_hcl(x: formulas.Inputs) -> Tensor:
+    loss, weight, total = F.mse_loss(x["s_map"], x["t_map"]), 1.0, 1.0
+    for size in (4, 2, 1):
+        weight /= 2
+        pooled = [F.adaptive_avg_pool2d(x[name], size) for name in ("s_map", "t_map")]
+        loss, total = loss + weight * F.mse_loss(*pooled), total + weight
+    return loss / total
+
+
+@terms.example_of(Review)
+def example_review(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """A map and pooled features; in evaluation, where BatchNorm takes each sample alone."""
+    made = terms.plain(term)
+    student, teacher = (
+        Signals(draw(batch, terms.CLASSES), {"x": draw(batch, 5, 4, 4), "embedding": draw(batch, 5)}) for _ in range(2)
+    )
+    terms.built(made, student, teacher)
+    made.eval()
+    return terms.Example(made, student, teacher, terms.labels(batch))

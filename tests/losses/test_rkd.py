@@ -3,12 +3,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.functional import rkd
 from distillery.losses.relation.rkd import RKD
 from distillery.losses.signals import Signals
+from fixtures import formulas
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -121,3 +123,16 @@ def test_term() -> None:
 def test_layer_without_features_is_refused() -> None:
     with pytest.raises(UserError, match=r"student layer 'embedding' \[5\] .*Choose layers"):
         RKD().build({"embedding": torch.Size([5])}, {"embedding": torch.Size([5, 4])})
+
+
+@formulas.plain("rkd", "s_vector", "t_vector")
+def plain_rkd(x: formulas.Inputs) -> Tensor:
+    relations = []
+    for e in (x["s_vector"], x["t_vector"]):
+        square = e.pow(2).sum(1)
+        distance = (square.unsqueeze(1) + square - 2 * e @ e.T).clamp_min(1e-12).sqrt()
+        distance = distance * (1 - torch.eye(len(e)))
+        direction = F.normalize(e.unsqueeze(0) - e.unsqueeze(1), dim=2)
+        relations.append((distance / distance[distance > 0].mean(), direction @ direction.mT))
+    student, teacher = relations
+    return 25 * F.smooth_l1_loss(student[0], teacher[0]) + 50 * F.smooth_l1_loss(student[1], teacher[1])

@@ -11,6 +11,8 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.semckd import SemCKD
 from distillery.losses.functional import semckd
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import terms
 from reference import semckd as reference
 
 LAYERS = {"a": "x", "b": "y"}
@@ -135,12 +137,23 @@ def test_overfits_a_batch_and_goes_on_bit_equal_after_saving() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"batch_size": None}, "batch_size=None.*the greatest batch"),
+        ({"batch_size": None}, "batch_size=None.*the size of the largest batch"),
         ({"batch_size": 3}, "batch_size=3.*at least factor=4"),
         ({"softness": 0.0}, "softness=0.0"),
-        ({"projector": "bottelneck"}, "no projector 'bottelneck'"),
+        ({"projector": "bottelneck"}, "projector=bottelneck: unknown kind"),
     ],
 )
 def test_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         built(**settings)
+
+
+@terms.example_of(SemCKD)
+def example_semckd(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """Two layers of each network, each with each."""
+    made = terms.plain(term, layers={"x": "x", "y": "y"}, teacher_layers=(), batch_size=8)
+    student, teacher = (
+        Signals(draw(batch, terms.CLASSES), {"x": draw(batch, 5, 4, 4), "y": draw(batch, 5, 2, 2)}) for _ in range(2)
+    )
+    terms.built(made, student, teacher)
+    return terms.Example(made, student, teacher, terms.labels(batch))

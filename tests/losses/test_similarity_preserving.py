@@ -6,6 +6,7 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.losses.functional import similarity_preserving
 from distillery.losses.relation.similarity_preserving import SimilarityPreserving
+from fixtures import formulas
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -51,5 +52,14 @@ def test_batches_must_agree() -> None:
 
 
 def test_layer_without_features_is_refused() -> None:
-    with pytest.raises(UserError, match=r"sp compares one vector a sample.*student layer 'a' \[5\] .*Choose layers"):
+    with pytest.raises(
+        UserError,
+        match=r"compares one vector per sample.*student layer 'a' \[5\] .*Choose layers",
+    ):
         SimilarityPreserving(layers={"a": "b"}).build({"a": torch.Size([5])}, {"b": torch.Size([5, 4])})
+
+
+@formulas.plain("similarity_preserving", "s_map", "t_map")
+def plain_similarity_preserving(x: formulas.Inputs) -> Tensor:
+    s, t = (formulas.unit(e.flatten(1) @ e.flatten(1).T) for e in (x["s_map"], x["t_map"]))
+    return (s - t).pow(2).sum() / len(s) ** 2

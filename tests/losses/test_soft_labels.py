@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.errors import UserError
@@ -16,6 +17,7 @@ from distillery.losses.response.ofa import OFA
 from distillery.losses.response.wsld import WSLD
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
+from fixtures import formulas
 
 Rows = tuple[Tensor, Tensor, Tensor]
 TARGET = [0, 1, 2, 3, 4, 0]
@@ -151,7 +153,7 @@ def test_terms_need_hard_labels(rows: Rows, term: Term) -> None:
     signals = Signals(rows[0]), Signals(rows[1])
     with pytest.raises(UserError, match=f"{term.contract.short_name} needs class indices"):
         term(*signals, {})
-    with pytest.raises(UserError, match="soft ones"):
+    with pytest.raises(UserError, match="has soft labels"):
         term(*signals, {"target": torch.full((6, 5), 0.2)})
 
 
@@ -167,3 +169,20 @@ def test_wrong_arguments_are_refused(term: type[Term]) -> None:
 def test_broadcasting_is_refused(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         loss(torch.randn(3, 1), torch.randn(3, 4), torch.tensor([0, 1, 2]))
+
+
+@formulas.plain("nkd", "s_logits", "t_logits", "target")
+def plain_nkd(x: formulas.Inputs) -> Tensor:
+    y = formulas.one_hot(x)
+    s, t = formulas.p(x["s_logits"]), formulas.p(x["t_logits"])
+    own = -((t * y).sum(1) * (s * y).sum(1).log()).mean()
+    rest = [formulas.p(x[name] - 1000 * y) for name in ("t_logits", "s_logits")]
+    return own - 1.5 * (rest[0] * rest[1].clamp_min(1e-30).log() * (1 - y)).sum(1).mean()
+
+
+@formulas.plain("wsld", "s_logits", "t_logits", "target")
+def plain_wsld(x: formulas.Inputs) -> Tensor:
+    hard = [F.cross_entropy(x[name], x["target"], reduction="none") for name in ("s_logits", "t_logits")]
+    weight = 1 - (-hard[0] / (hard[1] + 1e-7)).exp()
+    soft = -(formulas.p(x["t_logits"], 2) * formulas.p(x["s_logits"], 2).log()).sum(1)
+    return 4 * (weight.detach() * soft).mean()

@@ -3,12 +3,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.losses.feature.srrl import SRRL
 from distillery.losses.functional import srrl
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 from reference import srrl as reference
 
 
@@ -77,9 +80,9 @@ def test_other_projector() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"projector": None}, "without a projector: the widths differ, 3 and 6"),
-        ({"projector": "none"}, "projector=none.*Set connector"),
-        ({"projector": "conector"}, "no projector 'conector'"),
+        ({"projector": None}, "without a projector: the widths 3 and 6 differ"),
+        ({"projector": "none"}, "projector=none.*Set projector=connector"),
+        ({"projector": "conector"}, "projector=conector: unknown kind"),
     ],
 )
 def test_refused(settings: dict[str, Any], words: str) -> None:
@@ -89,5 +92,17 @@ def test_refused(settings: dict[str, Any], words: str) -> None:
 
 def test_features_that_the_classifier_does_not_take_are_refused() -> None:
     term = SRRL(layers={"a": "b"})
-    with pytest.raises(UserError, match=r"the teacher's takes 6 features.*'b' \[4, 8\].*Set layers=null"):
+    with pytest.raises(UserError, match=r"the teacher's classifier takes 6 features.*'b' \[4, 8\].*Set layers=null"):
         term.build({"a": Size([4, 3])}, {"b": Size([4, 8]), "head:weight": Size([5, 6])})
+
+
+@formulas.plain("srrl", "s_vector", "t_vector", "head")
+def plain_srrl(x: formulas.Inputs) -> Tensor:
+    s, t = x["s_vector"], x["t_vector"]
+    return F.mse_loss(s, t) + F.mse_loss(s @ x["head"].T, t @ x["head"].T)
+
+
+@terms.example_of(SRRL)
+def example_srrl(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """With the teacher's classifier."""
+    return terms.with_heads(terms.plain(term), batch, draw, (batch, 5))

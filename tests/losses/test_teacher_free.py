@@ -7,6 +7,7 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import teacher_free
 from distillery.losses.response.teacher_free import TeacherFree
 from distillery.losses.signals import Signals
+from fixtures import formulas
 from reference import teacher_free as reference
 
 TARGET = torch.tensor([0, 6, 2, 2, 5])
@@ -66,9 +67,16 @@ def test_term_passes_its_settings_on_and_reads_no_teacher(logits: Tensor) -> Non
         ({"correct_probability": 1.0}, "correct_probability=1.0: it must be .* below 1"),
         ({"correct_probability": 0.0}, "correct_probability=0"),
         ({"temperature": 0.0}, "temperature=0"),
-        ({"variant": "papr"}, "no variant 'papr'.* Did you mean 'paper'"),
+        ({"variant": "papr"}, "variant=papr: .* Did you mean 'paper'"),
     ],
 )
 def test_wrong_settings_are_refused(setting: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         TeacherFree(**setting)  # type: ignore[arg-type]
+
+
+@formulas.plain("teacher_free", "s_logits", "target")
+def plain_teacher_free(x: formulas.Inputs) -> Tensor:
+    y = formulas.one_hot(x)
+    virtual = formulas.p((0.99 * y + 0.01 / 99 * (1 - y)).log(), 20)
+    return 400 * formulas.divergence(virtual, formulas.p(x["s_logits"], 20)).mean()

@@ -9,6 +9,8 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import kd, topk_kd
 from distillery.losses.response.topk_kd import TopKKD
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 from reference import topk_kd as reference
 
 
@@ -157,13 +159,29 @@ def test_term_draws_for_each_sample_and_batch_and_a_resumed_one_goes_on(logits: 
     assert values(resumed, 2) == whole[2:]
 
 
+def test_every_token_of_a_text_has_draws_of_its_own(logits: tuple[Tensor, Tensor]) -> None:
+    """Rows of the same sample and with the same logits differ, and each is the same wherever it is computed."""
+    student, teacher = (logit[:1].expand(40, -1) for logit in logits)
+    index, position = torch.arange(2).repeat_interleave(20), torch.arange(20).repeat(2)
+
+    def values(rows: slice, **settings: int) -> Tensor:
+        batch = {"index": index[rows], "position": position[rows]}
+        term = TopKKD(missing="sample", k=8, temperature=4.0, **settings)
+        return term(Signals(student[rows]), Signals(teacher[rows]), batch)
+
+    whole = values(slice(None))
+    assert len(set(whole.tolist())) > 30  # the same draws would give 2 values
+    assert torch.equal(values(slice(13, 27)), whole[13:27])
+    assert not torch.equal(values(slice(None), seed=1), whole)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
         ({"k": 0}, "k=0"),
         ({"temperature": 0.0}, "temperature=0"),
         ({"k": 2.5}, "k=2.5: it must be a whole number"),
-        ({"missing": "renormalize"}, "no missing=renormalize.* Did you mean 'renormalise'"),
+        ({"missing": "renormalize"}, "missing=renormalize: .* Did you mean 'renormalise'"),
     ],
 )
 def test_wrong_settings_are_refused(setting: dict[str, object], words: str) -> None:
@@ -179,3 +197,20 @@ def test_more_classes_than_there_are_are_refused(logits: tuple[Tensor, Tensor]) 
         topk_kd(*logits, missing="sample")
     with pytest.raises(ValueError, match="differ in shape"):
         topk_kd(torch.zeros(2, 3), torch.zeros(2, 4), 2)
+
+
+@formulas.plain("topk_kd", "s_logits", "t_logits")
+def plain_topk_kd(x: formulas.Inputs) -> Tensor:
+    likely, classes = x["t_logits"].topk(5)
+    return formulas.divergence(formulas.p(likely), formulas.p(x["s_logits"].gather(1, classes))).mean()
+
+
+@terms.example_of(TopKKD)
+def example_topk(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """Fewer classes than there are."""
+    return terms.Example(
+        terms.plain(term, k=3),
+        Signals(draw(batch, terms.CLASSES)),
+        Signals(draw(batch, terms.CLASSES)),
+        terms.labels(batch),
+    )

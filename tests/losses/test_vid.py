@@ -7,6 +7,8 @@ from distillery.core.errors import UserError
 from distillery.losses.feature.vid import VID
 from distillery.losses.functional import vid
 from distillery.losses.signals import Signals
+from distillery.losses.term import Term
+from fixtures import formulas, terms
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -144,7 +146,24 @@ def test_wrong_settings_are_refused() -> None:
         VID(init_pred_var=1e-6)
     with pytest.raises(UserError, match="eps=0"):
         VID(eps=0)
-    with pytest.raises(UserError, match="no projector 'regresor'"):
+    with pytest.raises(UserError, match="projector=regresor: unknown kind"):
         VID(projector="regresor")
     with pytest.raises(ValueError, match="differ in shape"):
         vid(draw(2, 1, 4, 4), draw(2, 3, 4, 4))
+
+
+@formulas.plain("vid", "s_map", "t_map")
+def plain_vid(x: formulas.Inputs) -> Tensor:
+    raw = torch.full((64,), 5.0 - 1e-5).expm1().log()
+    variance = (1 + raw.exp()).log().view(-1, 1, 1) + 1e-5
+    return (0.5 * ((x["s_map"] - x["t_map"]).pow(2) / variance + variance.log())).mean()
+
+
+@terms.example_of(VID)
+def example_vid(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """Networks so near each other, and so little variance, that the log-likelihood is positive."""
+    made = terms.plain(term, init_pred_var=0.1)
+    student = Signals(draw(batch, terms.CLASSES), {"x": draw(batch, 5, 4, 4)})
+    teacher = Signals(draw(batch, terms.CLASSES), {"x": student.layers["x"] + 0.1 * draw(batch, 5, 4, 4)})
+    terms.built(made, student, teacher)
+    return terms.Example(made, student, teacher, terms.labels(batch))

@@ -10,7 +10,9 @@ from distillery.losses.attention.class_attention import ClassAttention
 from distillery.losses.attention.vit_attention import Distance, ViTAttention
 from distillery.losses.functional import class_attention, vit_attention
 from distillery.losses.signals import Attention, Signals
+from distillery.losses.term import Term
 from distillery.losses.token_terms import AttentionTerm
+from fixtures import formulas, terms
 from reference import token_attention as reference
 
 # (heads, tokens) of student and teacher, and the side of the grid on which they are compared
@@ -98,10 +100,36 @@ def test_distance_of_the_term() -> None:
     expected = vit_attention(*(x @ x.flip(-1).mT * 0.7 for x in (student, teacher)), "mse", reduction="none")
     torch.testing.assert_close(values[1], expected)
     assert not torch.allclose(*values)
-    with pytest.raises(UserError, match=r"distance='ms': choose kl or mse\. Did you mean 'mse'"):
+    with pytest.raises(UserError, match=r"distance=ms: .* Did you mean 'mse'"):
         ViTAttention(distance="ms")  # type: ignore[arg-type]
 
 
 def test_class_token_is_needed() -> None:
-    with pytest.raises(UserError, match=r"the teacher's 16 tokens are all patches.*vit_attention"):
+    with pytest.raises(UserError, match=r"all 16 tokens of the teacher are patches.*vit_attention"):
         value_of(ClassAttention(layers={"a": "b"}), scores(2, 10)[..., :4], scores(2, 16)[..., :4])
+
+
+def patches(x: formulas.Inputs, queries: slice) -> Tensor:
+    s, t = (formulas.p(x[name][:, :, queries, 1:]) for name in ("s_scores", "t_scores"))
+    return formulas.divergence(t, s).mean()
+
+
+@formulas.plain("vit_attention", "s_scores", "t_scores")
+def plain_vit_attention(x: formulas.Inputs) -> Tensor:
+    return patches(x, slice(1, None))
+
+
+@formulas.plain("class_attention", "s_scores", "t_scores")
+def plain_class_attention(x: formulas.Inputs) -> Tensor:
+    return patches(x, slice(0, 1))
+
+
+@terms.example_of(ClassAttention)
+def example_class_token(term: type[Term], batch: int, draw: terms.Draw) -> terms.Example:
+    """Four patches behind a class token."""
+    made = terms.plain(term)
+    student, teacher = (
+        Signals(draw(batch, terms.CLASSES), attention={"x": terms.attention(batch, draw, length=5)}) for _ in range(2)
+    )
+    terms.built(made, student, teacher)
+    return terms.Example(made, student, teacher, terms.labels(batch))

@@ -1,16 +1,14 @@
-"""Every loss with its contract and its config: what `distill-losses` and the pages of the site show."""
+"""Every loss with its contract and its config, for `distill-losses` and the documentation."""
 
-import importlib
 import inspect
-import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-import distillery.losses
 from distillery.core.paths import CONFIGS
 from distillery.losses import FAMILIES
+from distillery.losses.discovery import loss_modules, term_of
 from distillery.losses.term import Contract, Term
 
 SETTING = re.compile(r"(?P<name>\w+):\s+(?P<default>.*?)(\s+#\s*(?P<comment>.*))?", re.DOTALL)
@@ -20,7 +18,7 @@ FORMS = {"divergence": "divergence", "cross_entropy": "cross-entropy", "learned"
 
 @dataclass(frozen=True)
 class Setting:
-    """A line of a loss's config; `comment` says whose default it is, and what else there is."""
+    """A line of a loss's config; `comment` says where the default comes from, and which other values there are."""
 
     name: str
     default: str
@@ -29,9 +27,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as it is found in the package."""
+    """A loss of the package."""
 
-    name: str  # of its module, its config and its key in `loss`
+    name: str  # of its module and its config, and its key in `loss`
     module: ModuleType
     term: type[Term]
 
@@ -41,7 +39,7 @@ class Loss:
 
     @property
     def title(self) -> str:
-        """The first line of the module: what it is, and whose."""
+        """The first line of the module's docstring: the method and its source."""
         return inspect.cleandoc(self.module.__doc__ or "").partition("\n")[0].rstrip(".")
 
     @property
@@ -50,14 +48,14 @@ class Loss:
 
     @property
     def explanation(self) -> str:
-        """What the function computes, what its variants are and what the term makes of it: both docstrings' words."""
+        """The docstrings of the function and of the term, without their sections of arguments and sources."""
         documented = [getattr(self.module, self.name, None), self.term]
         texts = (inspect.cleandoc(member.__doc__) for member in documented if member and member.__doc__)
         return "\n\n".join(ARGUMENTS.split(text)[0] for text in texts)
 
     @property
     def settings(self) -> list[Setting]:
-        """The lines of its config, but for `_target_`."""
+        """The settings in its config, without `_target_`."""
         path = CONFIGS / "loss" / self.contract.family / f"{self.name}.yaml"
         found = (SETTING.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines())
         settings = [Setting(m["name"], m["default"], m["comment"] or "") for m in found if m]
@@ -65,21 +63,13 @@ class Loss:
 
 
 def losses(families: Sequence[str] = FAMILIES) -> list[Loss]:
-    """The losses of these families, in the families' order and by name."""
-    return [loss for family in families for loss in _family(family)]
-
-
-def _family(family: str) -> Iterator[Loss]:
-    prefix = f"{distillery.losses.__name__}.{family}"
-    for found in pkgutil.iter_modules(importlib.import_module(prefix).__path__):
-        module = importlib.import_module(f"{prefix}.{found.name}")
-        for member in vars(module).values():
-            if inspect.isclass(member) and issubclass(member, Term) and member.__module__ == module.__name__:
-                yield Loss(found.name, module, member)
+    """The losses of these families, in the order of the families and by name."""
+    modules = loss_modules(families)
+    return [Loss(module.__name__.rpartition(".")[2], module, term_of(module)) for module in modules]
 
 
 def markdown_table(shown: Sequence[Loss]) -> str:
-    """A row for each loss, with a link to its paper."""
+    """A Markdown table with one row per loss, linked to its paper."""
     rows = ["| config | loss | form | T² | values of |\n", "| --- | --- | --- | :---: | --- |\n"]
     for loss in shown:
         config, title = f"`loss/{loss.contract.family}=[{loss.name}]`", f"[{loss.title}]({loss.contract.paper})"

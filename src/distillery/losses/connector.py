@@ -1,4 +1,4 @@
-"""What activation boundaries and the feature overhaul share: connectors, and the weights of the layers."""
+"""The connectors of activation boundaries and of the feature overhaul, and the weights of their layers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from distillery.losses.alignment import align, align_maps, as_map, channels
-from distillery.losses.projectors import aligned, make_projector
+from distillery.losses.projectors import aligned, make_projector, run
 from distillery.losses.term import Pair
 
 
 class Connectors(nn.Module):
-    """One for each pair of layers: a projector and a BatchNorm, which give the student's features before activation.
+    """A projector and a BatchNorm for each pair of layers. They map the student's features before the activation.
 
     Args:
-        kind: of the projector; None or 'none': neither projector nor BatchNorm.
+        kind: of the projectors; None or 'none': neither projector nor BatchNorm.
         pairs: the layers and their shapes.
 
     Raises:
@@ -31,9 +31,9 @@ class Connectors(nn.Module):
 
     def forward(self, features: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for project, norm, (student, teacher) in zip(self.projectors, self.norms, features, strict=True):
-            yield align(norm(as_map(project(student))), as_map(teacher))
+            yield align(run(norm, as_map(run(project, student))), as_map(teacher))
 
 
 def halved_each_layer_down(rows: Sequence[Tensor]) -> Tensor:
-    """The sum of the layers' values, of which the last counts whole, the one before it half, and so on."""
+    """The weighted sum of the layers' values: the last has weight 1, the one before it 1/2, then 1/4, and so on."""
     return torch.stack([row / 2**depth for depth, row in enumerate(reversed(rows))]).sum(0)

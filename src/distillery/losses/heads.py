@@ -1,15 +1,20 @@
-"""Losses between one head and another, where a network has a second one for what the teacher says."""
-
-from collections.abc import Iterable
+"""What the losses between classification heads share, for networks with a second head that learns from the teacher."""
 
 from distillery.core.errors import UserError
-from distillery.losses.term import Pair
+from distillery.losses.layer_terms import LayerTerm
+from distillery.losses.term import Layers, Pair
 
-HEADS = {"distillation_logits": "head"}  # the student's second head learns from the teacher's only one
+HEADS = {"distillation_logits": "head"}  # student tap: teacher tap
 
 
-def require_same_classes(pairs: Iterable[Pair]) -> None:
-    """Raise UserError unless both layers of each pair give logits [B,C] of the same classes."""
-    for pair in pairs:
+class HeadTerm(LayerTerm):
+    """`function` of pairs of heads, summed: by default of the student's distillation head and the teacher's head."""
+
+    default_layers = HEADS
+
+    layers: Layers | None = None
+
+    def checked(self, pair: Pair) -> Pair:
         if len(pair.student) != 2 or pair.student != pair.teacher:
             raise UserError(f"Cannot compare {pair}: both must be logits [B,C] of the same classes.")
+        return pair

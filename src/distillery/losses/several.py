@@ -87,7 +87,7 @@ class Several(Term):
         self.seed = seed
         self.steps = Steps()
 
-    @property
+    @property  # type: ignore[misc]  # every copy has the weight
     def weight(self) -> float:
         return cast(Term, self.copies[0]).weight
 

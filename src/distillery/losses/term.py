@@ -1,14 +1,16 @@
-"""What every loss term is: a module around a pure function, with its promises as data."""
+"""The base of every loss term: a module around a pure function, with its promises as data."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
+from distillery.losses.settings import check_settings
 from distillery.losses.signals import Attention, Signals
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
@@ -18,26 +20,26 @@ Layers = Mapping[str, str] | Literal["auto"]
 
 @dataclass(frozen=True)
 class Contract:
-    """What a loss needs and promises; the tests hold every term to it."""
+    """What a loss needs and promises. The tests hold every term to it."""
 
-    short_name: str  # run and report names are made of it: kd+at
+    short_name: str  # used in run and report names: kd+at
     family: Literal["response", "feature", "attention", "relation"]
-    # 0 where student and teacher agree; with a constant added to that; with trainable modules between the two
+    # Where student and teacher agree: 0; 0 plus a constant; unspecified, because trainable modules lie in between
     form: Literal["divergence", "cross_entropy", "learned"]
-    per_sample: bool  # forward gives [N], one value a row; False: a scalar of the whole batch
-    t_squared: bool | None  # multiplied by T² by default; None: no temperature
+    per_sample: bool  # forward returns [N], one value per row; False: one scalar for the whole batch
+    t_squared: bool | None  # whether T² multiplies the loss by default; None: it has no temperature
     reduction: str
     scale: str  # expected size before the weight
     needs: Needs
     properties: frozenset[Property]
     paper: str
     formula: str  # LaTeX, one line
-    values_of: str  # the implementation or equation whose values these are
+    values_of: str  # the implementation or equation that the values match
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A student layer and the teacher layer it learns from, with the shapes of a real batch."""
+    """A student layer and the teacher layer it learns from, with their shapes for one real batch."""
 
     student_tap: str
     teacher_tap: str
@@ -51,80 +53,117 @@ class Pair:
         )
 
 
-class Term(nn.Module):
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
+class Declared(nn.Module):
+    """A module whose annotated attributes are the arguments of its constructor, as in a dataclass."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclass(eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+
+class Term(Declared):
     """A weighted loss between the student and one teacher.
+
+    A subclass declares its hyper-parameters as annotated attributes with defaults. They become arguments of the
+    constructor, and `loss` passes those that `function` takes on to it, with the values they have at that moment:
+    a schedule changes a number by setting the attribute. A subclass that has layers, a projector or `gather` declares
+    them too, since a term accepts only what it uses.
 
     Args:
         weight: factor of this term in the objective.
         teacher: key of the teacher in `cfg.teachers`.
-        layers: {student tap: teacher tap}, 'auto' (mapped before `build`), or None for losses on logits.
-        projector: kind of the adapters between the layers, for the losses that have one.
-        gather: compare the samples of all ranks with each other; only for losses on the relations of a batch.
+        layers: {student tap: teacher tap}, 'auto' (replaced by a mapping before `build`), or None for
+            `default_layers`.
+        projector: kind of the adapters between the layers.
+        gather: compare the samples of all ranks with each other; only for losses on the relations within a batch.
 
     Raises:
-        UserError: `layers` is empty or an unknown word; `gather` with a loss that has a value for each sample.
+        UserError: a setting has a value that its type excludes, `layers` is empty or an unknown word, or `gather` is
+            set for a loss that returns one value per sample.
     """
 
     contract: ClassVar[Contract]
-    auto: ClassVar[Literal["all", "inner", "middle", "last", "pooled"]] = "last"
-    teacher_tap: ClassVar[str | None] = None  # what of the teacher `auto` gives every student layer
-    before_activation: ClassVar[bool] = False  # `auto`: what goes into the activation that ends a stage
-    at_build: ClassVar[frozenset[str]] = frozenset()  # numbers that are read once, when it is built: no schedule
-    teacher_layers: Sequence[str] | Literal["auto"] = ()  # that it reads beside those of `layers`; auto: the stages
+    function: ClassVar[Callable[..., Tensor]]  # the pure function of tensors that the term computes
+    default_layers: ClassVar[Mapping[str, str] | None] = None
+    auto: ClassVar[Literal["all", "inner", "middle", "last", "pooled"]] = "last"  # which layers `auto` chooses
+    teacher_tap: ClassVar[str | None] = None  # the teacher tap that `auto` pairs with every student layer
+    before_activation: ClassVar[bool] = False  # `auto` takes the input of the activation that ends a stage
+    at_build: ClassVar[frozenset[str]] = frozenset()  # numbers that are read only in `build`: they take no schedule
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers | None = None,
-        projector: str | None = None,
-        gather: bool = False,
-    ) -> None:
-        super().__init__()
+    weight: float = 1.0
+    teacher: str = "main"
+    layers: Layers | None = field(default=None, init=False)
+    projector: str | None = field(default=None, init=False)
+    gather: bool = field(default=False, init=False)
+    # teacher taps that the term reads in addition to those of `layers`; auto: every stage
+    teacher_layers: Sequence[str] | Literal["auto"] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self)
+        layers = self.default_layers if self.layers is None else self.layers
         if layers is not None and (not layers or (isinstance(layers, str) and layers != "auto")):
             raise UserError(f"layers={layers!r}: give a mapping {{student layer: teacher layer}}, or auto.")
-        if gather and self.contract.per_sample:
+        if self.gather and self.contract.per_sample:
             raise UserError(
-                f"gather=true: {self.contract.short_name} compares no sample with another, so that it is the same on "
-                "several processes as on one. Remove gather."
+                f"gather=true: {self.name} compares no sample with another, so its value is the same on one process "
+                "and on several. Remove gather."
             )
-        self.weight = weight
-        self.teacher = teacher
         self.layers = dict(layers) if isinstance(layers, Mapping) else layers
-        self.projector = projector
-        self.gather = gather
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        """Check the probed shapes (by tap) and make the projectors. Called once, when `layers` is a mapping.
+        """Check the shapes by tap, and make the projectors. Called once, when `layers` is a mapping.
 
         Raises:
-            UserError: a layer's shape cannot serve this loss.
+            UserError: this loss cannot compare these layers.
         """
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        """The unweighted loss: [N] if `contract.per_sample`, else a scalar. `batch["target"]` is that of the rows."""
+        """The unweighted loss: [N] if `contract.per_sample`, else a scalar. `batch["target"]` has one label per row."""
         raise NotImplementedError
+
+    def loss(self, *tensors: Any, **more: Any) -> Tensor:
+        """`function` of the tensors and the term's settings: one value per row if the contract says so."""
+        settings = {name: getattr(self, name) for name in self.settings_of_function}
+        if self.contract.per_sample:
+            settings["reduction"] = "none"
+        return type(self).function(*tensors, **settings, **more)
+
+    @cached_property
+    def settings_of_function(self) -> list[str]:
+        """The settings, beyond those of every term, that `function` takes by the same name."""
+        own = {setting.name for setting in fields(self)} - {setting.name for setting in fields(Term)}
+        return [name for name in inspect.signature(type(self).function).parameters if name in own]
 
     def pairs(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> list[Pair]:
         """The pairs of layers with their shapes."""
         return [Pair(s, t, student[s], teacher[t]) for s, t in self.taps.items()]
 
     def features(self, student: Signals, teacher: Signals) -> Iterator[tuple[Tensor, Tensor]]:
-        """The pairs of layers' tensors, in the same order as `pairs`."""
+        """The features of the pairs of layers, in the order of `pairs`."""
         return ((student.layers[s], teacher.layers[t]) for s, t in self.taps.items())
 
     def attentions(self, student: Signals, teacher: Signals) -> Iterator[tuple[Attention, Attention]]:
-        """The pairs of attention layers' operands, in the same order as `pairs`."""
+        """The operands of the pairs of attention layers, in the order of `pairs`."""
         return ((student.attention[s], teacher.attention[t]) for s, t in self.taps.items())
 
     @property
+    def name(self) -> str:
+        """The name of the loss in configs and messages: that of its module."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     def by_teacher(self) -> "dict[str, Term]":
-        """The loss with each of its teachers, by the teacher's name: here itself (see `Several`)."""
+        """The term for each of its teachers, by the teacher's name: itself, unless it is `Several`."""
         return {self.teacher: self}
 
     @property
     def taps(self) -> dict[str, str]:
-        """{student tap: teacher tap}, settled; empty for a loss on logits."""
+        """{student tap: teacher tap}; empty for a loss on logits."""
         assert self.layers != "auto", "layers: auto must be mapped before build"
         return dict(self.layers or {})
 
@@ -144,20 +183,6 @@ class Term(nn.Module):
         return self.contract.needs == "logits"
 
 
-def require_positive(**values: float) -> None:
-    """Raise UserError, naming the hyper-parameter, unless every value is a finite number above 0."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"{name}={value}: it must be a finite number greater than 0.")
-
-
-def require_fraction(**values: float) -> None:
-    """Raise UserError, naming the hyper-parameter, unless every value is at least 0 and below 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise UserError(f"{name}={value}: it must be at least 0 and below 1.")
-
-
 def hard_target(batch: Mapping[str, Tensor], name: str) -> Tensor:
     """The class indices [N] that the loss `name` needs.
 
@@ -166,6 +191,6 @@ def hard_target(batch: Mapping[str, Tensor], name: str) -> Tensor:
     """
     target = batch.get("target")
     if target is None or target.is_floating_point():
-        given = "none" if target is None else "soft ones"
-        raise UserError(f"{name} needs class indices as labels, and the data gives {given}. Use kd instead.")
+        given = "has no labels" if target is None else "has soft labels"
+        raise UserError(f"{name} needs class indices as labels, and this batch {given}. Use kd instead.")
     return target

@@ -36,6 +36,7 @@ class AttentionCE(AttentionTerm):
     """`attention_ce` of the masked scores of pairs of attention layers."""
 
     auto = "all"
+    function = staticmethod(attention_ce)
     contract = Contract(
         short_name="att_ce",
         family="attention",
@@ -53,4 +54,4 @@ class AttentionCE(AttentionTerm):
     )
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        return attention_ce(student.masked_scores(mask), teacher.masked_scores(mask), mask, reduction="none")
+        return self.loss(student.masked_scores(mask), teacher.masked_scores(mask), mask)

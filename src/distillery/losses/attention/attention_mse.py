@@ -35,6 +35,7 @@ class AttentionMSE(AttentionTerm):
     """`attention_mse` of the scores of pairs of attention layers."""
 
     auto = "all"
+    function = staticmethod(attention_mse)
     contract = Contract(
         short_name="att_mse",
         family="attention",
@@ -51,4 +52,4 @@ class AttentionMSE(AttentionTerm):
     )
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        return attention_mse(student.scores(), teacher.scores(), mask, reduction="none")
+        return self.loss(student.scores(), teacher.scores(), mask)

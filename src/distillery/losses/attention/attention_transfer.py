@@ -1,17 +1,13 @@
 """Attention transfer: where a network is active (Zagoruyko and Komodakis, ICLR 2017)."""
 
-from collections.abc import Mapping
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows
 from distillery.losses.alignment import align_maps
-from distillery.losses.projectors import aligned
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.losses.layer_terms import LayerTerm, require_positions
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract, Pair
 
 
 def attention_transfer(
@@ -38,10 +34,11 @@ def _attention(features: Tensor, p: float) -> Tensor:
     return F.normalize(features.abs().pow(p).mean(1).flatten(1))
 
 
-class AttentionTransfer(Term):
+class AttentionTransfer(LayerTerm):
     """`attention_transfer` on pairs of layers, summed."""
 
     auto = "all"
+    function = staticmethod(attention_transfer)
     contract = Contract(
         short_name="at",
         family="attention",
@@ -58,21 +55,8 @@ class AttentionTransfer(Term):
         values_of="RepDistiller",
     )
 
-    def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", p: float = 2) -> None:
-        super().__init__(weight, teacher, layers)
-        require_positive(p=p)
-        self.p = p
+    p: Positive = 2
 
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        for pair in self.pairs(student, teacher):
-            student_map, _ = aligned(pair, align_maps)
-            if student_map[2:] == (1, 1):
-                raise UserError(
-                    f"attention_transfer cannot compare {pair}: one position alone always has attention 1. "
-                    "Choose earlier layers, with a larger map."
-                )
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack(
-            [attention_transfer(s, t, self.p, reduction="none") for s, t in self.features(student, teacher)]
-        ).sum(0)
+    def checked(self, pair: Pair) -> Pair:
+        require_positions(self.name, pair, "a single position always has attention 1")
+        return pair

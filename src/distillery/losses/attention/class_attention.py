@@ -38,6 +38,7 @@ class ClassAttention(AttentionTerm):
     """`class_attention` of pairs of attention layers: by default of the last ones."""
 
     auto = "last"
+    function = staticmethod(class_attention)
     contract = Contract(
         short_name="cls_att",
         family="attention",
@@ -54,14 +55,15 @@ class ClassAttention(AttentionTerm):
         values_of="this project's, after the paper",
     )
 
-    def check(self, pair: Pair) -> None:
-        require_patches("class_attention", pair)
+    def checked(self, pair: Pair) -> Pair:
+        require_patches(self.name, pair)
         for role, shape in (("student", pair.student), ("teacher", pair.teacher)):
             if grid_of(shape[2]) ** 2 == shape[2]:
                 raise UserError(
-                    f"class_attention cannot compare {pair}: the {role}'s {shape[2]} tokens are all patches, without a "
-                    "class token. Choose networks with one, or vit_attention."
+                    f"class_attention cannot compare {pair}: all {shape[2]} tokens of the {role} are patches, without "
+                    "a class token. Choose networks with a class token, or vit_attention."
                 )
+        return pair
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        return class_attention(student.masked_scores(), teacher.masked_scores(), reduction="none")
+        return self.loss(student.masked_scores(), teacher.masked_scores())

@@ -48,6 +48,7 @@ class MiniLM(AttentionTerm):
     """`minilm` of pairs of attention layers: by default of the last ones."""
 
     auto = "last"
+    function = staticmethod(minilm)
     contract = Contract(
         short_name="minilm",
         family="attention",
@@ -66,4 +67,4 @@ class MiniLM(AttentionTerm):
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
         scores = student.masked_scores(), teacher.masked_scores()
-        return minilm(*scores, student.value, teacher.value, mask, reduction="none")
+        return self.loss(*scores, student.value, teacher.value, mask)

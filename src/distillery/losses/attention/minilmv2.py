@@ -8,7 +8,7 @@ from torch import Tensor
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows
 from distillery.losses.signals import Attention
-from distillery.losses.term import Contract, Layers, Pair
+from distillery.losses.term import Contract, Pair
 from distillery.losses.token_terms import AttentionTerm, require_same_length
 from distillery.losses.tokens import among, divergence, mean_where
 
@@ -89,27 +89,23 @@ class MiniLMv2(AttentionTerm):
         values_of="the paper, section 3.1",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        relation_heads: int | None = None,
-        relations: Sequence[str] = ("qq", "kk", "vv"),
-    ) -> None:
-        super().__init__(weight, teacher, layers)
-        for name in relations:
-            if name not in RELATIONS:
-                raise UserError(f"relations: there is no {name!r}.{did_you_mean(name, RELATIONS)}")
-        if not relations or len(set(relations)) < len(relations):
-            raise UserError(f"relations={list(relations)}: name one or more of {', '.join(RELATIONS)}, each once.")
-        if relation_heads is not None and (type(relation_heads) is not int or relation_heads < 1):
-            raise UserError(f"relation_heads={relation_heads}: give a whole number above 0, or null.")
-        self.relation_heads = relation_heads
-        self.relations = tuple(relations)
+    relation_heads: int | None = None
+    relations: Sequence[str] = ("qq", "kk", "vv")
 
-    def check(self, pair: Pair) -> None:
-        require_same_length(type(self).__name__, pair)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.relations:
+            if name not in RELATIONS:
+                raise UserError(f"relations: unknown relation {name!r}.{did_you_mean(name, RELATIONS)}")
+        if not self.relations or len(set(self.relations)) < len(self.relations):
+            raise UserError(f"relations={list(self.relations)}: name one or more of {', '.join(RELATIONS)}, each once.")
+        heads = self.relation_heads
+        if heads is not None and (type(heads) is not int or heads < 1):
+            raise UserError(f"relation_heads={heads}: it must be a whole number greater than 0, or null.")
+        self.relations = tuple(self.relations)
+
+    def checked(self, pair: Pair) -> Pair:
+        require_same_length(self.name, pair)
         heads = self.relation_heads or pair.student[1]
         for role, shape in (("student", pair.student), ("teacher", pair.teacher)):
             if shape[1] * shape[3] % heads:
@@ -117,6 +113,7 @@ class MiniLMv2(AttentionTerm):
                     f"minilmv2 cannot split the {role}'s width {shape[1] * shape[3]} into {heads} relation heads "
                     f"({pair}). Set relation_heads to a divisor of both widths."
                 )
+        return pair
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
         ours, theirs = ((operands.query, operands.key, operands.value) for operands in (student, teacher))

@@ -37,6 +37,7 @@ class TinyBERTAttention(AttentionTerm):
     """`tinybert_attention` of the masked scores of pairs of attention layers; those of padded queries, too, are 0."""
 
     auto = "all"
+    function = staticmethod(tinybert_attention)
     contract = Contract(
         short_name="tinybert_att",
         family="attention",
@@ -54,7 +55,7 @@ class TinyBERTAttention(AttentionTerm):
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
         ours, theirs = student.masked_scores(mask), teacher.masked_scores(mask)
-        if mask is not None:  # what a padded token looks for means nothing, and a cached teacher does not know it
+        if mask is not None:  # the attention of padded queries means nothing, and a cached teacher does not store it
             padding = ~mask.bool()[:, None, :, None]
             ours, theirs = (scores.masked_fill(padding, PADDING) for scores in (ours, theirs))
-        return tinybert_attention(ours, theirs, reduction="none")
+        return self.loss(ours, theirs)

@@ -1,15 +1,14 @@
 """Attention maps of vision transformers (attention transfer of Li et al., NeurIPS 2024)."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction
 from distillery.losses.patches import among_patches, common_heads, grid_of, of_patches, require_patches
 from distillery.losses.signals import Attention
-from distillery.losses.term import Contract, Layers, Pair
+from distillery.losses.term import Contract, Pair
 from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import divergence, mean_where
 
@@ -52,6 +51,7 @@ class ViTAttention(AttentionTerm):
     """
 
     auto = "all"
+    function = staticmethod(vit_attention)
     contract = Contract(
         short_name="vit_att",
         family="attention",
@@ -68,16 +68,11 @@ class ViTAttention(AttentionTerm):
         values_of="the paper's, up to the teacher's entropy and the class token",
     )
 
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", distance: Distance = "kl"
-    ) -> None:
-        super().__init__(weight, teacher, layers)
-        if distance not in get_args(Distance):
-            raise UserError(f"distance={distance!r}: choose kl or mse.{did_you_mean(distance, get_args(Distance))}")
-        self.distance = distance
+    distance: Distance = "kl"
 
-    def check(self, pair: Pair) -> None:
-        require_patches("vit_attention", pair)
+    def checked(self, pair: Pair) -> Pair:
+        require_patches(self.name, pair)
+        return pair
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        return vit_attention(student.masked_scores(), teacher.masked_scores(), self.distance, reduction="none")
+        return self.loss(student.masked_scores(), teacher.masked_scores())

@@ -8,8 +8,9 @@ from torch import Tensor
 from distillery.core.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.connector import Connectors, halved_each_layer_down
 from distillery.losses.projectors import check_projector
+from distillery.losses.settings import Positive
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.losses.term import Contract, Layers, Term
 
 FACTOR = 3 / 1000
 
@@ -47,6 +48,7 @@ class ActivationBoundary(Term):
 
     auto = "all"
     before_activation = True
+    function = staticmethod(activation_boundary)
     contract = Contract(
         short_name="ab",
         family="feature",
@@ -62,25 +64,18 @@ class ActivationBoundary(Term):
         values_of="RepDistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = "auto",
-        margin: float = 1.0,
-        factor: float = FACTOR,
-    ) -> None:
-        check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-        require_positive(margin=margin, factor=factor)
-        self.margin = margin
-        self.factor = factor
+    layers: Layers | None = "auto"
+    projector: str | None = "auto"
+    margin: Positive = 1.0
+    factor: Positive = FACTOR
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_projector(self.projector)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         self.connectors = Connectors(self.projector, self.pairs(student, teacher))
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         connected = self.connectors(self.features(student, teacher))
-        rows = [activation_boundary(s, t, self.margin, self.factor, reduction="none") for s, t in connected]
-        return halved_each_layer_down(rows)
+        return halved_each_layer_down([self.loss(s, t) for s, t in connected])

@@ -15,8 +15,9 @@ from distillery.core.numerics import (
     require_same_shape,
     unit_rows,
 )
+from distillery.losses.settings import PositiveInt
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.losses.term import Contract, Layers, Term
 
 WEIGHT = "head:weight"
 
@@ -59,6 +60,7 @@ class CAT(Term):
     """
 
     auto = "pooled"
+    function = staticmethod(cat)
     contract = Contract(
         short_name="cat",
         family="feature",
@@ -75,18 +77,9 @@ class CAT(Term):
         values_of="CAT-KD (the authors)",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        resolution: int = 2,
-        normalize: bool = False,
-    ) -> None:
-        super().__init__(weight, teacher, layers)
-        require_positive(resolution=resolution)
-        self.resolution = resolution
-        self.normalize = normalize
+    layers: Layers | None = "auto"
+    resolution: PositiveInt = 2
+    normalize: bool = False
 
     @property
     def student_taps(self) -> list[str]:
@@ -106,14 +99,13 @@ class CAT(Term):
         ):
             if len(shape) != 4 or shape[1] != head[1] or shape[2] * shape[3] == 1:
                 raise UserError(
-                    f"cat applies the {role}'s classifier {list(head)} at each position of its layer {tap!r}, and that "
-                    f"gives {list(shape)}. Name the map [B,{head[1]},H,W] that is averaged before the classifier."
+                    f"cat applies the {role}'s classifier {list(head)} at each position of its layer {tap!r}, whose "
+                    f"shape is {list(shape)}. Name the map [B,{head[1]},H,W] that is averaged before the classifier."
                 )
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         ((s, t),) = self.features(student, teacher)
-        maps = _class_maps(s, student.layers[WEIGHT]), _class_maps(t, teacher.layers[WEIGHT])
-        return cat(*maps, self.resolution, self.normalize, reduction="none")
+        return self.loss(_class_maps(s, student.layers[WEIGHT]), _class_maps(t, teacher.layers[WEIGHT]))
 
 
 def _class_maps(features: Tensor, weight: Tensor) -> Tensor:

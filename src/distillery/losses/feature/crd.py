@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError
 from distillery.core.numerics import (
     Reduction,
     at_least_float32,
@@ -18,10 +18,12 @@ from distillery.core.numerics import (
     unit_rows,
 )
 from distillery.core.random import uniforms
-from distillery.losses.relational import EMBEDDING, require_features
+from distillery.losses.layer_terms import EMBEDDING, require_features
+from distillery.losses.projectors import run
+from distillery.losses.settings import Fraction, Positive, PositiveInt
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
-from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.losses.term import Contract, Layers, Term
 
 Variant = Literal["memory", "in_batch"]
 UNSEEN = -1  # the label of a bank's row whose sample has not come yet
@@ -96,6 +98,7 @@ class CRD(Term):
         seed: of the negatives.
     """
 
+    default_layers = EMBEDDING
     contract = Contract(
         short_name="crd",
         family="feature",
@@ -110,51 +113,36 @@ class CRD(Term):
         formula=r"-\log h(s, t) - \sum_k \log(1 - h(s, t_k)) - \log h(t, s) - \sum_k \log(1 - h(t, s_k))",
         values_of="RepDistiller (the authors)",
     )
-    labels: Tensor
-    student_bank: Tensor
-    teacher_bank: Tensor
-    log_means: Tensor
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers | None = None,
-        gather: bool = True,
-        variant: Variant = "memory",
-        samples: int | None = None,
-        num_negatives: int = 16384,
-        dimension: int = 128,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(weight, teacher, layers or EMBEDDING, gather=gather)
-        if variant not in get_args(Variant):
-            raise UserError(f"crd has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-        require_positive(num_negatives=num_negatives, dimension=dimension, temperature=temperature)
-        if isinstance(momentum, bool) or not 0 <= momentum < 1:
-            raise UserError(f"momentum={momentum}: it must be a number from 0 to below 1.")
-        self.variant = variant
-        self.samples = samples
-        self.num_negatives = num_negatives
-        self.dimension = dimension
-        self.temperature = temperature
-        self.momentum = momentum
-        self.seed = seed
+    layers: Layers | None = None
+    gather: bool = True
+    variant: Variant = "memory"
+    samples: int | None = None
+    num_negatives: PositiveInt = 16384
+    dimension: PositiveInt = 128
+    temperature: Positive = 0.07
+    momentum: Fraction = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.steps = Steps()
+        self.labels: Tensor
+        self.student_bank: Tensor
+        self.teacher_bank: Tensor
+        self.log_means: Tensor
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         pairs = self.pairs(student, teacher)
         if len(pairs) != 1:
             raise UserError(f"crd compares one pair of layers, and `layers` names {len(pairs)}. Name one.")
-        require_features("crd", pairs[0])
+        require_features(self.name, pairs[0])
         self.embed_student = nn.Linear(pairs[0].student[1:].numel(), self.dimension)
         self.embed_teacher = nn.Linear(pairs[0].teacher[1:].numel(), self.dimension)
         if self.variant == "in_batch":
             return
         if self.samples is None:
-            raise UserError("samples: give the number of the data set's samples, an upper bound of batch['index'].")
+            raise UserError("samples: give the size of the data set, an upper bound of batch['index'].")
         bound = math.sqrt(3 / self.dimension)  # rows of about unit length
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, torch.empty(self.samples, self.dimension).uniform_(-bound, bound))
@@ -165,8 +153,7 @@ class CRD(Term):
         (features,) = self.features(student, teacher)
         embeds = self.embed_student, self.embed_teacher
         s, t = (
-            unit_rows(at_least_float32(embed(at_least_float32(x).flatten(1))))
-            for embed, x in zip(embeds, features, strict=True)
+            unit_rows(at_least_float32(run(embed, x.flatten(1)))) for embed, x in zip(embeds, features, strict=True)
         )
         if self.variant == "in_batch":
             return crd_in_batch(s, t, self.temperature)
@@ -182,8 +169,8 @@ class CRD(Term):
         if self.training:
             self.labels.copy_(labels)
             self.log_means.copy_(log_means)
-            self._remember(self.student_bank, s, index)
-            self._remember(self.teacher_bank, t, index)
+            self._update(self.student_bank, s, index)
+            self._update(self.teacher_bank, t, index)
             self.steps.done += 1
         return crd(scores[0], log_means[0]) + crd(scores[1], log_means[1])
 
@@ -196,10 +183,10 @@ class CRD(Term):
         return torch.searchsorted(rank, (draw.double() * rank[:, -1:]).int() + 1)
 
     def _scores(self, anchors: Tensor, bank: Tensor, drawn: Tensor) -> Tensor:
-        """[B, 1 + K]. With all rows of the bank, and then chosen: a copy of B · K rows would cost far more."""
+        """[B, 1 + K]. Scores all rows of the bank and then selects: copying B · K rows would cost far more."""
         with full_precision(anchors):
-            return (anchors @ bank.mT / self.temperature).gather(1, drawn)
+            return (anchors @ at_least_float32(bank).mT / self.temperature).gather(1, drawn)
 
-    def _remember(self, bank: Tensor, embedded: Tensor, index: Tensor) -> None:
+    def _update(self, bank: Tensor, embedded: Tensor, index: Tensor) -> None:
         mixed = self.momentum * bank[index] + (1 - self.momentum) * embedded.detach().to(bank.dtype)
         bank.index_copy_(0, index, unit_rows(mixed))

@@ -1,16 +1,11 @@
 """Channel-wise distillation (Shu et al., ICCV 2021)."""
 
-from collections.abc import Mapping
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-
-from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, comparable_maps, kl, log_softmax, reduce_rows
-from distillery.losses.alignment import align, align_maps, as_map
-from distillery.losses.projectors import aligned, check_projector, make_projector
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.losses.layer_terms import ProjectedTerm, require_positions
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract, Pair
 
 
 def cwd(
@@ -38,10 +33,11 @@ def cwd(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class CWD(Term):
+class CWD(ProjectedTerm):
     """`cwd` on pairs of layers, summed, each through a projector of its own."""
 
     auto = "last"
+    function = staticmethod(cwd)
     contract = Contract(
         short_name="cwd",
         family="feature",
@@ -58,32 +54,9 @@ class CWD(Term):
         values_of="MMRazor",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = "auto",
-        temperature: float = 1.0,
-        t_squared: bool = True,
-    ) -> None:
-        check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-        require_positive(temperature=temperature)
-        self.temperature = temperature
-        self.t_squared = t_squared
+    temperature: Positive = 1.0
+    t_squared: bool = True
 
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        pairs = self.pairs(student, teacher)
-        for pair in pairs:
-            if aligned(pair, align_maps)[0][2:] == (1, 1):
-                raise UserError(
-                    f"cwd cannot compare {pair}: one position alone always has probability 1. "
-                    "Choose earlier layers, with a larger map."
-                )
-        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in pairs)
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        features = zip(self.projectors, self.features(student, teacher), strict=True)
-        maps = [align(as_map(project(s)), as_map(t)) for project, (s, t) in features]
-        return torch.stack([cwd(s, t, self.temperature, self.t_squared, "none") for s, t in maps]).sum(0)
+    def checked(self, pair: Pair) -> Pair:
+        require_positions(self.name, pair, "a single position always has probability 1")
+        return pair

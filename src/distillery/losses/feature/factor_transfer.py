@@ -2,19 +2,20 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
 from distillery.losses.alignment import align_maps, as_map, channels
-from distillery.losses.projectors import aligned
+from distillery.losses.layer_terms import LayerTerm, require_positions
+from distillery.losses.projectors import aligned, run
+from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
-from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
+from distillery.losses.term import Contract, Pair
 
 Variant = Literal["simple", "paper"]
 SLOPE = 0.1  # of the LeakyReLUs, in the authors' code
@@ -54,7 +55,7 @@ def factor_transfer(
     return reduce_rows(gap.abs().pow(p2).mean(1), reduction)
 
 
-class FactorTransfer(Term):
+class FactorTransfer(LayerTerm):
     """`factor_transfer` on pairs of layers, summed.
 
     With 'paper' each pair has a paraphraser (autoencoder on the teacher's features, whose code is their factor) and a
@@ -66,6 +67,7 @@ class FactorTransfer(Term):
     """
 
     auto = "last"
+    function = staticmethod(factor_transfer)
     contract = Contract(
         short_name="ft",
         family="feature",
@@ -82,36 +84,24 @@ class FactorTransfer(Term):
         values_of="RepDistiller (simple), the authors (paper)",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        variant: Variant = "simple",
-        p1: float = 2,
-        p2: float = 1,
-        rate: float = 0.5,
-        pretrain_steps: int = 2346,
-    ) -> None:
-        super().__init__(weight, teacher, layers)
-        if variant not in get_args(Variant):
-            raise UserError(f"factor_transfer has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-        require_positive(p1=p1, p2=p2, rate=rate, pretrain_steps=pretrain_steps)
-        self.variant = variant
-        self.p1 = p1
-        self.p2 = p2
-        self.rate = rate
-        self.pretrain_steps = pretrain_steps
+    variant: Variant = "simple"
+    p1: Positive = 2
+    p2: Positive = 1
+    rate: Positive = 0.5
+    pretrain_steps: PositiveInt = 2346
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.steps = Steps()
 
+    def checked(self, pair: Pair) -> Pair:
+        if self.variant == "simple":
+            require_positions(self.name, pair, "the factor of a single position is always 1", ", or variant=paper")
+        aligned(pair, align_maps)
+        return pair
+
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        pairs = self.pairs(student, teacher)
-        for pair in pairs:
-            if aligned(pair, align_maps)[0][2:] == (1, 1) and self.variant == "simple":
-                raise UserError(
-                    f"factor_transfer cannot compare {pair}: one position alone always has the factor 1. "
-                    "Choose earlier layers, with a larger map, or variant=paper."
-                )
+        pairs = [self.checked(pair) for pair in self.pairs(student, teacher)]
         if self.variant == "paper":
             self.encoders = nn.ModuleList(_encoder(channels(pair.teacher), self._width(pair)) for pair in pairs)
             self.decoders = nn.ModuleList(_decoder(self._width(pair), channels(pair.teacher)) for pair in pairs)
@@ -125,27 +115,25 @@ class FactorTransfer(Term):
             return self._reconstruction([as_map(t) for _, t in pairs])
         if self.variant == "paper":
             pairs = self._factors(pairs)
-        return torch.stack(
-            [factor_transfer(s, t, self.variant, self.p1, self.p2, reduction="none") for s, t in pairs]
-        ).sum(0)
+        return torch.stack([self.loss(s, t) for s, t in pairs]).sum(0)
 
     def _reconstruction(self, features: list[Tensor]) -> Tensor:
         """The paraphrasers' mean squared errors, [B]."""
         parts = zip(self.encoders, self.decoders, features, strict=True)
-        gaps = [at_least_float32(decode(encode(t))) - at_least_float32(t) for encode, decode, t in parts]
+        gaps = [at_least_float32(run(decode, run(encode, t))) - at_least_float32(t) for encode, decode, t in parts]
         value = torch.stack([gap.square().flatten(1).mean(1) for gap in gaps]).sum(0)
-        # Times a weight of 500, meant for factors of unit length, it would diverge.
+        # With a weight of 500, which is meant for factors of unit length, it would diverge.
         return torch.lerp(value.detach(), value, 1 / self.weight if self.weight else 1.0)
 
     def _factors(self, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """What the translators make of the student's features, and the paraphrasers of the teacher's."""
+        """The factors of the student by the translators, and of the teacher by the paraphrasers."""
         with torch.no_grad():
-            teachers = [encode(as_map(t)) for encode, (_, t) in zip(self.encoders, pairs, strict=True)]
-        students = [translate(as_map(s)) for translate, (s, _) in zip(self.translators, pairs, strict=True)]
+            teachers = [run(encode, as_map(t)) for encode, (_, t) in zip(self.encoders, pairs, strict=True)]
+        students = [run(translate, as_map(s)) for translate, (s, _) in zip(self.translators, pairs, strict=True)]
         return list(zip(students, teachers, strict=True))
 
     def _width(self, pair: Pair) -> int:
-        """The channels of its factors."""
+        """The number of channels of the pair's factors."""
         return max(1, round(self.rate * channels(pair.teacher)))
 
 

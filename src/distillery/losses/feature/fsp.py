@@ -16,10 +16,11 @@ from distillery.core.numerics import (
     reduce_rows,
     require_same_shape,
 )
-from distillery.losses.alignment import align_maps, as_map, channels
-from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.alignment import as_map, channels
+from distillery.losses.layer_terms import ProjectedTerm
+from distillery.losses.projectors import make_projector, run
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term
+from distillery.losses.term import Contract, Pair, Term
 
 
 def fsp(
@@ -56,10 +57,11 @@ def _fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         return first.flatten(2) @ second.flatten(2).mT / first[0, 0].numel()
 
 
-class FSP(Term):
+class FSP(ProjectedTerm):
     """`fsp` on each layer with the next of `layers`, summed. A projector stands where the widths differ, alone."""
 
     auto = "all"
+    function = staticmethod(fsp)
     contract = Contract(
         short_name="fsp",
         family="feature",
@@ -76,30 +78,21 @@ class FSP(Term):
         values_of="RepDistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = "auto",
-    ) -> None:
-        check_projector(projector)
-        if projector == "none":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.projector == "none":
             raise UserError("projector=none: fsp would average channels that it multiplies. Set projector=auto.")
-        super().__init__(weight, teacher, layers, projector)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         pairs = self.pairs(student, teacher)
         if len(pairs) < 2:
             raise UserError(f"fsp compares each layer with the next and needs at least two; `layers` has {pairs[0]}.")
-        for pair in pairs:
-            aligned(pair, align_maps)
-        self.projectors = nn.ModuleList(
-            make_projector(self.projector if channels(pair.student) != channels(pair.teacher) else None, pair)
-            for pair in pairs
-        )
+        super().build(student, teacher)
+
+    def make_projector(self, pair: Pair) -> nn.Module:
+        return make_projector(self.projector if channels(pair.student) != channels(pair.teacher) else None, pair)
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        features = zip(self.projectors, self.features(student, teacher), strict=True)
-        maps = [(as_map(project(s)), as_map(t)) for project, (s, t) in features]
-        return torch.stack([fsp(s1, s2, t1, t2, "none") for (s1, t1), (s2, t2) in itertools.pairwise(maps)]).sum(0)
+        features = zip(self.projectors, Term.features(self, student, teacher), strict=True)
+        maps = [(as_map(run(project, s)), as_map(t)) for project, (s, t) in features]
+        return torch.stack([self.loss(s1, s2, t1, t2) for (s1, t1), (s2, t2) in itertools.pairwise(maps)]).sum(0)

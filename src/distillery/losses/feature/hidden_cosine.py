@@ -33,6 +33,7 @@ class HiddenCosine(TokenTerm):
     """`hidden_cosine` on pairs of layers, summed, each through a projector of its own; by default the last ones."""
 
     auto = "last"
+    function = staticmethod(hidden_cosine)
     contract = Contract(
         short_name="hid_cos",
         family="feature",
@@ -47,6 +48,3 @@ class HiddenCosine(TokenTerm):
         formula=r"\sum_l \frac{1}{L} \sum_i 1 - \cos(h^s_{l,i}, h^t_{l,i})",
         values_of="TextBrewer",
     )
-
-    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        return hidden_cosine(student, teacher, mask, reduction="none")

@@ -33,6 +33,7 @@ class HiddenMSE(TokenTerm):
     """`hidden_mse` on pairs of layers, summed, each through a projector of its own."""
 
     auto = "all"
+    function = staticmethod(hidden_mse)
     contract = Contract(
         short_name="hid_mse",
         family="feature",
@@ -47,6 +48,3 @@ class HiddenMSE(TokenTerm):
         formula=r"\sum_l \mathrm{MSE}(H^S_l W_h, H^T_{g(l)})",
         values_of="TextBrewer",
     )
-
-    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        return hidden_mse(student, teacher, mask, reduction="none")

@@ -1,16 +1,11 @@
 """Hints: regression of a teacher's intermediate features (FitNets; Romero et al., ICLR 2015)."""
 
-from collections.abc import Mapping
-
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillery.core.numerics import Reduction, comparable_maps, reduce_rows
-from distillery.losses.alignment import align
-from distillery.losses.projectors import check_projector, make_projector
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term
+from distillery.losses.layer_terms import ProjectedTerm
+from distillery.losses.term import Contract
 
 
 def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -28,10 +23,11 @@ def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reductio
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").flatten(1).mean(1), reduction)
 
 
-class Hint(Term):
+class Hint(ProjectedTerm):
     """`hint` on pairs of layers, summed, each through a projector of its own and then aligned (`align`)."""
 
     auto = "middle"
+    function = staticmethod(hint)
     contract = Contract(
         short_name="hint",
         family="feature",
@@ -46,20 +42,3 @@ class Hint(Term):
         formula=r"\tfrac{1}{n} \lVert r(F_s) - F_t \rVert_2^2",
         values_of="RepDistiller",
     )
-
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = "auto",
-    ) -> None:
-        check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in self.pairs(student, teacher))
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        features = zip(self.projectors, self.features(student, teacher), strict=True)
-        return torch.stack([hint(*align(project(s), t), reduction="none") for project, (s, t) in features]).sum(0)

@@ -1,19 +1,21 @@
 """Masked generative distillation (Yang et al., ECCV 2022)."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.core.random import uniforms
-from distillery.losses.alignment import align, align_maps, as_map, channels
-from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.alignment import channels
+from distillery.losses.layer_terms import ProjectedTerm
+from distillery.losses.projectors import aligned, run
+from distillery.losses.settings import Fraction
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
-from distillery.losses.term import Contract, Layers, Term, require_fraction
+from distillery.losses.term import Contract
 
 Variant = Literal["spatial", "channel"]
 STREAM = -1  # of random numbers; those from 0 on are the augmentation's views
@@ -44,7 +46,7 @@ def mgd(
     return reduce_rows((generated - teacher).square().flatten(1).sum(1), reduction)
 
 
-class MGD(Term):
+class MGD(ProjectedTerm):
     """`mgd` on pairs of layers, summed, each with its projector and its generation block (3×3, ReLU, 3×3).
 
     The masks are a pure function of (`seed`, training batch, sample): the same in a resumed run and on other numbers
@@ -52,6 +54,7 @@ class MGD(Term):
     """
 
     auto = "last"
+    function = staticmethod(mgd)
     contract = Contract(
         short_name="mgd",
         family="feature",
@@ -67,31 +70,17 @@ class MGD(Term):
         values_of="MGD (the authors)",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = "auto",
-        variant: Variant = "spatial",
-        masked_ratio: float = 0.65,
-        seed: int = 0,
-    ) -> None:
-        check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-        if variant not in get_args(Variant):
-            raise UserError(f"mgd has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-        require_fraction(masked_ratio=masked_ratio)
-        self.variant = variant
-        self.masked_ratio = masked_ratio
-        self.seed = seed
+    variant: Variant = "spatial"
+    masked_ratio: Fraction = 0.65
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.steps = Steps()
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
+        super().build(student, teacher)
         pairs = self.pairs(student, teacher)
-        for pair in pairs:
-            aligned(pair, align_maps)
-        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in pairs)
         widths = [channels(aligned(pair)[1] if self.projector == "none" else pair.teacher) for pair in pairs]
         self.generations = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
@@ -100,10 +89,9 @@ class MGD(Term):
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         rows = []
-        parts = zip(self.projectors, self.generations, self.features(student, teacher), strict=True)
-        for layer, (project, generation, (s, t)) in enumerate(parts):
-            s, t = align(as_map(project(s)), as_map(t))
-            rows.append(mgd(s, t, self._keep(t, batch["index"], layer), generation, reduction="none"))
+        parts = zip(self.generations, self.features(student, teacher), strict=True)
+        for layer, (generation, (s, t)) in enumerate(parts):
+            rows.append(self.loss(s, t, self._keep(t, batch["index"], layer), partial(run, generation)))
         self.steps.done += self.training
         return torch.stack(rows).sum(0)
 

@@ -1,17 +1,12 @@
 """Neuron selectivity transfer (Huang and Wang, 2017)."""
 
-from collections.abc import Mapping
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows
 from distillery.losses.alignment import align_maps
-from distillery.losses.projectors import aligned
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term
+from distillery.losses.layer_terms import LayerTerm, require_positions
+from distillery.losses.term import Contract, Pair
 
 
 def nst(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -39,10 +34,11 @@ def _kernel(first: Tensor, second: Tensor) -> Tensor:
     return (first @ second.mT).square().mean((1, 2))
 
 
-class NST(Term):
+class NST(LayerTerm):
     """`nst` on pairs of layers, summed."""
 
     auto = "all"
+    function = staticmethod(nst)
     contract = Contract(
         short_name="nst",
         family="feature",
@@ -59,16 +55,6 @@ class NST(Term):
         values_of="RepDistiller",
     )
 
-    def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto") -> None:
-        super().__init__(weight, teacher, layers)
-
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        for pair in self.pairs(student, teacher):
-            if aligned(pair, align_maps)[0][2:] == (1, 1):
-                raise UserError(
-                    f"nst cannot compare {pair}: maps of one position are all alike. "
-                    "Choose earlier layers, with a larger map."
-                )
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([nst(s, t, reduction="none") for s, t in self.features(student, teacher)]).sum(0)
+    def checked(self, pair: Pair) -> Pair:
+        require_positions(self.name, pair, "maps of a single position are all alike")
+        return pair

@@ -98,22 +98,20 @@ class OFD(Term):
         values_of="mdistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = "auto",
-        margin: Margin = "batch",
-    ) -> None:
-        check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-        if isinstance(margin, str):
-            if margin not in MARGINS:
-                raise UserError(f"margin={margin!r}: a number, batch or bn.{did_you_mean(margin, MARGINS)}")
-        elif isinstance(margin, bool) or not -math.inf < margin <= 0:
-            raise UserError(f"margin={margin}: it must be a finite number not above 0, batch or bn.")
-        self.margin = margin
+    layers: Layers | None = "auto"
+    projector: str | None = "auto"
+    margin: Margin = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_projector(self.projector)
+        if isinstance(self.margin, str):
+            if self.margin not in MARGINS:
+                raise UserError(
+                    f"margin={self.margin!r}: it must be a number, batch or bn.{did_you_mean(self.margin, MARGINS)}"
+                )
+        elif isinstance(self.margin, bool) or not -math.inf < self.margin <= 0:
+            raise UserError(f"margin={self.margin}: it must be a finite number not above 0, batch or bn.")
 
     @property
     def teacher_taps(self) -> list[str]:
@@ -126,7 +124,7 @@ class OFD(Term):
         for pair in pairs:
             if self.margin == "bn" and teacher[f"{pair.teacher_tap}:weight"] != (channels(pair.teacher),):
                 raise UserError(
-                    f"margin=bn: the teacher's layer {pair.teacher_tap!r} is no BatchNorm. "
+                    f"margin=bn: the teacher's layer {pair.teacher_tap!r} is not a BatchNorm. "
                     "Name BatchNorms in `layers`, or set margin=batch."
                 )
 

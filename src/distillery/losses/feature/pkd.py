@@ -1,12 +1,17 @@
 """Patient knowledge distillation (Sun et al., EMNLP 2019)."""
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Size, Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
-from distillery.losses.term import Contract, Pair
-from distillery.losses.token_terms import TokenTerm
+from distillery.losses.alignment import align
+from distillery.losses.layer_terms import ProjectedTerm
+from distillery.losses.projectors import run
+from distillery.losses.signals import Signals
+from distillery.losses.term import Contract, Pair, Term
 
 
 def pkd(student_hidden: Tensor, teacher_hidden: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -31,10 +36,11 @@ def _first(hidden: Tensor) -> Tensor:
     return hidden[:, 0] if hidden.dim() == 3 else hidden
 
 
-class PKD(TokenTerm):
+class PKD(ProjectedTerm):
     """`pkd` on pairs of layers, summed, each through a projector of its own; by default all but the last ones."""
 
     auto = "inner"
+    function = staticmethod(pkd)
     contract = Contract(
         short_name="pkd",
         family="feature",
@@ -61,8 +67,6 @@ class PKD(TokenTerm):
         first = (Size((shape[0], shape[-1])) for shape in (pair.student, pair.teacher))
         return Pair(pair.student_tap, pair.teacher_tap, *first)
 
-    def part(self, hidden: Tensor) -> Tensor:
-        return _first(hidden)
-
-    def compare(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        return pkd(student, teacher, reduction="none")
+    def features(self, student: Signals, teacher: Signals) -> Iterator[tuple[Tensor, Tensor]]:
+        for project, (s, t) in zip(self.projectors, Term.features(self, student, teacher), strict=True):
+            yield align(run(project, _first(s)), _first(t))

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
 from distillery.losses.alignment import align_maps, as_map
-from distillery.losses.projectors import aligned
-from distillery.losses.relational import EMBEDDING
+from distillery.losses.layer_terms import EMBEDDING
+from distillery.losses.projectors import aligned, run
+from distillery.losses.settings import PositiveInt
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
+from distillery.losses.term import Contract, Layers, Pair, Term
 
 GRIDS = (4, 2, 1)  # of the pooled levels
 
@@ -60,14 +61,14 @@ class Fusion(nn.Module):
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
         """The level's features for the teacher, [B, width_out, *size], and those that are handed on."""
-        x = self.enter(x)
+        x = run(self.enter, x)
         if self.attend is not None and deeper is not None:
             deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
-            of_this, of_deeper = self.attend(torch.cat([x, deeper], 1)).split(1, 1)
+            of_this, of_deeper = run(self.attend, torch.cat([x, deeper], 1)).split(1, 1)
             x = x * of_this + deeper * of_deeper
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="nearest")
-        return self.leave(x), x
+        return run(self.leave, x), x
 
 
 class Review(Term):
@@ -82,6 +83,7 @@ class Review(Term):
     """
 
     auto = "all"
+    function = staticmethod(hcl)
     contract = Contract(
         short_name="review",
         family="feature",
@@ -98,18 +100,9 @@ class Review(Term):
         values_of="mdistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        pooled: bool = True,
-        middle: int = 512,
-    ) -> None:
-        super().__init__(weight, teacher, layers)
-        require_positive(middle=middle)
-        self.pooled = pooled
-        self.middle = middle
+    layers: Layers | None = "auto"
+    pooled: bool = True
+    middle: PositiveInt = 512
 
     @property
     def taps(self) -> dict[str, str]:
@@ -128,7 +121,7 @@ class Review(Term):
         for fusion, (s, t) in reversed([*levels]):
             target = _level(t)
             fused, deeper = fusion(_level(s), deeper, target.shape[2:])
-            rows.append(hcl(fused, target, reduction="none"))
+            rows.append(self.loss(fused, target))
         return torch.stack(rows).sum(0)
 
     def _as_maps(self, pair: Pair) -> Pair:
@@ -136,7 +129,7 @@ class Review(Term):
             student, teacher = (torch.Size([*shape, 1, 1]) for shape in (pair.student, pair.teacher))
             return Pair(pair.student_tap, pair.teacher_tap, student, teacher)
         if 2 in (len(pair.student), len(pair.teacher)):
-            raise UserError(f"review cannot compare {pair}: a vector goes with a vector, a map with a map.")
+            raise UserError(f"review cannot compare {pair}: pair vectors with vectors, and maps with maps.")
         return Pair(pair.student_tap, pair.teacher_tap, *aligned(pair, align_maps))
 
 

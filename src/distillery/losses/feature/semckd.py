@@ -12,9 +12,10 @@ from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
 from distillery.losses.alignment import align, align_maps, channels
 from distillery.losses.bottleneck import bottleneck
-from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.projectors import aligned, check_projector, make_projector, run
+from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
+from distillery.losses.term import Contract, Layers, Pair, Term
 
 BOTTLENECK = "bottleneck"
 
@@ -52,7 +53,7 @@ class Embedding(nn.Module):
         vectors = at_least_float32(features).flatten(1)
         with full_precision(vectors):
             similar = vectors @ vectors.mT
-        embedded: Tensor = self.layers(F.pad(similar, (0, self.width_in - len(vectors))))
+        embedded: Tensor = run(self.layers, F.pad(similar, (0, self.width_in - len(vectors))))
         return unit_rows(at_least_float32(embedded))
 
 
@@ -71,6 +72,7 @@ class SemCKD(Term):
     """
 
     auto = "all"
+    function = staticmethod(semckd)
     contract = Contract(
         short_name="semckd",
         family="feature",
@@ -87,36 +89,27 @@ class SemCKD(Term):
         values_of="SemCKD (the authors)",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = BOTTLENECK,
-        teacher_layers: Sequence[str] | Literal["auto"] = "auto",
-        batch_size: int | None = None,
-        factor: int = 4,
-        softness: float = 1.0,
-    ) -> None:
-        if projector != BOTTLENECK:
-            check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-        require_positive(factor=factor, softness=softness)
-        self.teacher_layers = teacher_layers
-        self.batch_size = batch_size
-        self.factor = factor
-        self.softness = softness
+    layers: Layers | None = "auto"
+    projector: str | None = BOTTLENECK
+    teacher_layers: Sequence[str] | Literal["auto"] = "auto"
+    batch_size: int | None = None
+    factor: PositiveInt = 4
+    softness: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_projector(self.projector, {BOTTLENECK})
 
     @property
     def teacher_taps(self) -> list[str]:
-        assert self.teacher_layers != "auto", "teacher_layers: auto must be settled before build"
+        assert self.teacher_layers != "auto", "teacher_layers: auto must be replaced before build"
         return [*dict.fromkeys([*self.taps.values(), *self.teacher_layers])]
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         if self.batch_size is None or self.batch_size < self.factor:
             raise UserError(
-                f"batch_size={self.batch_size}: semckd's queries are made of similarities within a batch; it needs "
-                f"the greatest batch, of at least factor={self.factor} samples."
+                f"batch_size={self.batch_size}: semckd makes its queries from the similarities within a batch. Give "
+                f"the size of the largest batch, which must be at least factor={self.factor}."
             )
         sides = self.student_taps, self.teacher_taps
         width = self.batch_size // self.factor
@@ -138,11 +131,11 @@ class SemCKD(Term):
         key = torch.stack([embed(x) for embed, x in zip(self.keys, theirs, strict=True)], 1)
         pairs = zip(self.projectors, product(ours, theirs), strict=True)
         distances = torch.stack([_distance(project, s, t) for project, (s, t) in pairs], 1)
-        return semckd(query, key, distances.unflatten(1, (len(ours), len(theirs))), self.softness)
+        return self.loss(query, key, distances.unflatten(1, (len(ours), len(theirs))))
 
 
 def _distance(project: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
     """[B]. The larger map is pooled first, as by the authors: a projector then works at the smaller size."""
     student, teacher = align_maps(at_least_float32(student), at_least_float32(teacher))
-    student, teacher = align(project(student), teacher)
+    student, teacher = align(run(project, student), teacher)
     return (student - teacher).square().mean((1, 2, 3))

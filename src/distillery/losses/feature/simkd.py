@@ -1,17 +1,12 @@
 """SimKD: the student's projected features take the place of the teacher's (Chen et al., CVPR 2022)."""
 
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor
-
 from distillery.core.errors import UserError
 from distillery.losses.feature.hint import hint
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term
+from distillery.losses.layer_terms import LayerTerm
+from distillery.losses.term import Contract, Pair
 
 
-class SimKD(Term):
+class SimKD(LayerTerm):
     """`hint` of the map that the student's projector gives and the teacher's last one, which its classifier averages.
 
     It is for the student `model/student=simkd`, whose projector and classifier (the teacher's) are part of the
@@ -19,6 +14,7 @@ class SimKD(Term):
     """
 
     auto = "pooled"
+    function = staticmethod(hint)
     contract = Contract(
         short_name="simkd",
         family="feature",
@@ -34,16 +30,10 @@ class SimKD(Term):
         values_of="SimKD (the authors)",
     )
 
-    def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto") -> None:
-        super().__init__(weight, teacher, layers)
-
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        for pair in self.pairs(student, teacher):
-            if len(pair.student) != 4 or len(pair.teacher) != 4 or pair.student[1] != pair.teacher[1]:
-                raise UserError(
-                    f"simkd compares the teacher's last map with one of as many channels, and cannot compare {pair}. "
-                    "Take a student with the teacher's classifier: model/student=simkd."
-                )
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([hint(s, t, reduction="none") for s, t in self.features(student, teacher)]).sum(0)
+    def checked(self, pair: Pair) -> Pair:
+        if len(pair.student) != 4 or len(pair.teacher) != 4 or pair.student[1] != pair.teacher[1]:
+            raise UserError(
+                f"simkd compares the teacher's last map with a student map of the same number of channels, and cannot "
+                f"compare {pair}. Use a student with the teacher's classifier: model/student=simkd."
+            )
+        return pair

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, require_same_shape
-from distillery.losses.projectors import check_projector, make_projector
-from distillery.losses.relational import EMBEDDING
+from distillery.losses.layer_terms import EMBEDDING
+from distillery.losses.projectors import check_projector, make_projector, run
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term
 
@@ -52,6 +52,8 @@ class SRRL(Term):
     after one.
     """
 
+    function = staticmethod(srrl)
+    default_layers = EMBEDDING
     contract = Contract(
         short_name="srrl",
         family="feature",
@@ -68,22 +70,18 @@ class SRRL(Term):
         values_of="SimKD",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers | None = None,
-        projector: str | None = CONNECTOR,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-    ) -> None:
-        if projector == "none":
-            raise UserError("projector=none: the teacher's classifier needs features of its own width. Set connector.")
-        if projector != CONNECTOR:
-            check_projector(projector)
-        super().__init__(weight, teacher, layers or EMBEDDING, projector)
-        self.alpha = alpha
-        self.beta = beta
+    layers: Layers | None = None
+    projector: str | None = CONNECTOR
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.projector == "none":
+            raise UserError(
+                "projector=none: the teacher's classifier needs features of its own width. Set projector=connector."
+            )
+        check_projector(self.projector, {CONNECTOR})
 
     @property
     def teacher_taps(self) -> list[str]:
@@ -93,8 +91,8 @@ class SRRL(Term):
         pairs = self.pairs(student, teacher)
         if len(pairs) != 1 or len(pairs[0].student) != 2 or pairs[0].teacher[1:] != teacher[WEIGHT][1:]:
             raise UserError(
-                f"srrl compares what goes into the classifiers, one vector a sample, and the teacher's takes "
-                f"{teacher[WEIGHT][1]} features. It cannot compare {', '.join(map(str, pairs))}. Set layers=null."
+                f"srrl compares the inputs of the classifiers, one vector per sample, and the teacher's classifier "
+                f"takes {teacher[WEIGHT][1]} features. It cannot compare {', '.join(map(str, pairs))}. Set layers=null."
             )
         self.connect = self._connector(pairs[0])
 
@@ -106,5 +104,4 @@ class SRRL(Term):
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         ((s, t),) = self.features(student, teacher)
-        projected = self.connect(at_least_float32(s))
-        return srrl(projected, t, teacher.layers[WEIGHT], self.alpha, self.beta, reduction="none")
+        return self.loss(run(self.connect, s), t, teacher.layers[WEIGHT])

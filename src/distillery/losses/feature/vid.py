@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, pool_to_common_size, reduce_rows
 from distillery.losses.alignment import align, channels
-from distillery.losses.projectors import aligned, check_projector, make_projector
+from distillery.losses.layer_terms import ProjectedTerm
+from distillery.losses.projectors import aligned, make_projector, run
+from distillery.losses.settings import Positive
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Pair, Term, require_positive
+from distillery.losses.term import Contract, Pair, Term
 
 REGRESSOR = "regressor"
 
@@ -56,7 +58,7 @@ def _initial_log_scale(init_pred_var: float, eps: float) -> float:
     return math.log(math.expm1(init_pred_var - eps))
 
 
-class VID(Term):
+class VID(ProjectedTerm):
     """`vid` on pairs of layers, summed, each with its regressor and its σ² for each of the teacher's channels.
 
     The regressor is RepDistiller's ('regressor': three layers 1×1 of the teacher's width, without bias, ReLU between
@@ -64,7 +66,9 @@ class VID(Term):
     """
 
     auto = "all"
+    own_projectors = frozenset({REGRESSOR})
     at_build = frozenset({"init_pred_var", "eps"})
+    function = staticmethod(vid)
     contract = Contract(
         short_name="vid",
         family="feature",
@@ -80,42 +84,36 @@ class VID(Term):
         values_of="RepDistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = REGRESSOR,
-        init_pred_var: float = 5.0,
-        eps: float = 1e-5,
-    ) -> None:
-        if projector != REGRESSOR:
-            check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-        require_positive(init_pred_var=init_pred_var, eps=eps)
-        if init_pred_var <= eps:
-            raise UserError(f"init_pred_var={init_pred_var}: it must be greater than eps={eps}, the least variance.")
-        self.init_pred_var = init_pred_var
-        self.eps = eps
+    projector: str | None = REGRESSOR
+    init_pred_var: Positive = 5.0
+    eps: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_pred_var <= self.eps:
+            raise UserError(
+                f"init_pred_var={self.init_pred_var}: it must be greater than eps={self.eps}, the least variance."
+            )
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        pairs = self.pairs(student, teacher)
-        self.projectors = nn.ModuleList(
-            _regressor(pair) if self.projector == REGRESSOR else make_projector(self.projector, pair) for pair in pairs
-        )
+        super().build(student, teacher)
         start = _initial_log_scale(self.init_pred_var, self.eps)
-        self.log_scales = nn.ParameterList(torch.full((self._width(pair),), start) for pair in pairs)
+        widths = map(self._width, self.pairs(student, teacher))
+        self.log_scales = nn.ParameterList(torch.full((width,), start) for width in widths)
+
+    def make_projector(self, pair: Pair) -> nn.Module:
+        return _regressor(pair) if self.projector == REGRESSOR else make_projector(self.projector, pair)
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         rows = []
-        parts = zip(self.projectors, self.log_scales, self.features(student, teacher), strict=True)
+        parts = zip(self.projectors, self.log_scales, Term.features(self, student, teacher), strict=True)
         for project, log_scale, (s, t) in parts:
             s, t = pool_to_common_size(s, t)
-            rows.append(vid(*align(project(s), t), log_scale, eps=self.eps, reduction="none"))
+            rows.append(self.loss(*align(run(project, s), t), log_scale))
         return torch.stack(rows).sum(0)
 
     def _width(self, pair: Pair) -> int:
-        """The teacher's channels, or the narrower one's where `align` averages the others' (projector none)."""
+        """The teacher's channels, or the narrower layer's if `align` averages channels (projector=none)."""
         return channels(aligned(pair)[1] if self.projector == "none" else pair.teacher)
 
 

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import at_least_float32, full_precision, require_same_shape, unit_rows
 from distillery.losses.alignment import align
-from distillery.losses.projectors import check_projector, make_projector
-from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
+from distillery.losses.layer_terms import RelationTerm, require_same_batch
+from distillery.losses.projectors import check_projector, make_projector, run
+from distillery.losses.settings import Positive, PositiveInt, choice
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, require_positive
+from distillery.losses.term import Contract
 
 Variant = Literal["author", "gaussian"]
 
@@ -44,8 +44,7 @@ def correlation_congruence(
 
     Paper: Correlation Congruence for Knowledge Distillation, https://arxiv.org/abs/1904.01802.
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant={variant!r}: choose 'author' or 'gaussian'")
+    choice("variant", variant, Variant)
     require_same_batch(student_features, teacher_features)
     student, teacher = (at_least_float32(features.flatten(1)) for features in (student_features, teacher_features))
     if variant == "author":
@@ -68,13 +67,14 @@ def _gaussian(vectors: Tensor, gamma: float, p: int) -> Tensor:
     return math.exp(-2 * gamma) * series
 
 
-class CorrelationCongruence(Relational):
+class CorrelationCongruence(RelationTerm):
     """`correlation_congruence` on pairs of layers, summed; the author's form through a projector.
 
     RepDistiller projects student and teacher to 128 channels, both by a trained layer, which together can make the
     loss 0 by giving nothing; here the teacher's features stay as they are. The Gaussian form needs no projector.
     """
 
+    function = staticmethod(correlation_congruence)
     contract = Contract(
         short_name="cc",
         family="relation",
@@ -91,27 +91,14 @@ class CorrelationCongruence(Relational):
         values_of="RepDistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers | None = None,
-        projector: str | None = "auto",
-        variant: Variant = "author",
-        gamma: float = 0.4,
-        p: int = 2,
-        gather: bool = False,
-    ) -> None:
-        check_projector(projector)
-        super().__init__(weight, teacher, layers or EMBEDDING, projector, gather)
-        if variant not in get_args(Variant):
-            raise UserError(f"There is no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-        require_positive(gamma=gamma, p=p)
-        if not isinstance(p, int):
-            raise UserError(f"p={p}: the order of a series is a whole number.")
-        self.variant: Variant = variant
-        self.gamma = gamma
-        self.p = p
+    projector: str | None = "auto"
+    variant: Variant = "author"
+    gamma: Positive = 0.4
+    p: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_projector(self.projector)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         super().build(student, teacher)
@@ -122,7 +109,4 @@ class CorrelationCongruence(Relational):
         features = super().features(student, teacher)
         if self.variant == "gaussian":
             return features
-        return (align(project(s), t) for project, (s, t) in zip(self.projectors, features, strict=True))
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return correlation_congruence(student, teacher, self.variant, self.gamma, self.p)
+        return (align(run(project, s), t) for project, (s, t) in zip(self.projectors, features, strict=True))

@@ -1,17 +1,13 @@
 """Inter-channel correlation for knowledge distillation (Liu et al., ICCV 2021)."""
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
-from distillery.losses.alignment import align, align_maps, as_map
-from distillery.losses.projectors import aligned, check_projector, make_projector
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term
+from distillery.losses.layer_terms import ProjectedTerm
+from distillery.losses.settings import choice
+from distillery.losses.term import Contract
 
 Variant = Literal["author", "paper"]
 
@@ -38,8 +34,7 @@ def ickd(
     Paper: Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation,
     https://arxiv.org/abs/2202.03680, ICKD-C. Its grid-level form for dense prediction is not here.
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant={variant!r}: choose 'author' or 'paper'")
+    choice("variant", variant, Variant)
     if student_features.shape[:2] != teacher_features.shape[:2]:
         raise ValueError(
             f"student {list(student_features.shape)} and teacher {list(teacher_features.shape)} differ in samples or "
@@ -60,13 +55,14 @@ def _correlations(features: Tensor) -> Tensor:
     return channels @ channels.mT
 
 
-class ICKD(Term):
+class ICKD(ProjectedTerm):
     """`ickd` on pairs of layers, summed, each through a projector of its own.
 
     The authors' projector is a 1×1 convolution with a BatchNorm after it; here it is the convolution.
     """
 
     auto = "last"
+    function = staticmethod(ickd)
     contract = Contract(
         short_name="ickd",
         family="relation",
@@ -83,27 +79,4 @@ class ICKD(Term):
         values_of="ICKD (the authors)",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers = "auto",
-        projector: str | None = "auto",
-        variant: Variant = "author",
-    ) -> None:
-        check_projector(projector)
-        super().__init__(weight, teacher, layers, projector)
-        if variant not in get_args(Variant):
-            raise UserError(f"There is no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-        self.variant: Variant = variant
-
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        pairs = self.pairs(student, teacher)
-        for pair in pairs:
-            aligned(pair, align_maps)
-        self.projectors = nn.ModuleList(make_projector(self.projector, pair) for pair in pairs)
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        features = zip(self.projectors, self.features(student, teacher), strict=True)
-        maps = [align(as_map(project(s)), as_map(t)) for project, (s, t) in features]
-        return torch.stack([ickd(s, t, self.variant, reduction="none") for s, t in maps]).sum(0)
+    variant: Variant = "author"

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from distillery.core.numerics import at_least_float32, full_precision
-from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
-from distillery.losses.term import Contract, Layers
+from distillery.losses.layer_terms import RelationTerm, require_same_batch
+from distillery.losses.term import Contract
 
 EPS = 1e-7  # the authors', added to norms and probabilities
 
@@ -41,9 +41,10 @@ def _neighbourhood(features: Tensor) -> Tensor:
     return similarity / similarity.sum(1, keepdim=True)
 
 
-class PKT(Relational):
+class PKT(RelationTerm):
     """`pkt` on pairs of layers, summed; the relations are those of the samples of one batch."""
 
+    function = staticmethod(pkt)
     contract = Contract(
         short_name="pkt",
         family="relation",
@@ -59,11 +60,3 @@ class PKT(Relational):
         r" \quad p_{ij} \propto 1 + \cos(f_i, f_j)",
         values_of="RepDistiller",
     )
-
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", layers: Layers | None = None, gather: bool = False
-    ) -> None:
-        super().__init__(weight, teacher, layers or EMBEDDING, gather=gather)
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return pkt(student, teacher)

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.numerics import at_least_float32
-from distillery.losses.relational import EMBEDDING, Relational, require_same_batch
-from distillery.losses.term import Contract, Layers
+from distillery.losses.layer_terms import RelationTerm, require_same_batch
+from distillery.losses.term import Contract
 
 
 def rkd(
@@ -64,9 +64,10 @@ def _mean_gap(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(student, teacher, reduction="sum") / max(student.numel(), 1)
 
 
-class RKD(Relational):
+class RKD(RelationTerm):
     """`rkd` on pairs of layers, summed; the relations are those of the samples of one batch."""
 
+    function = staticmethod(rkd)
     contract = Contract(
         short_name="rkd",
         family="relation",
@@ -83,18 +84,5 @@ class RKD(Relational):
         values_of="RepDistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers | None = None,
-        distance_weight: float = 25.0,
-        angle_weight: float = 50.0,
-        gather: bool = False,
-    ) -> None:
-        super().__init__(weight, teacher, layers or EMBEDDING, gather=gather)
-        self.distance_weight = distance_weight
-        self.angle_weight = angle_weight
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return rkd(student, teacher, self.distance_weight, self.angle_weight)
+    distance_weight: float = 25.0
+    angle_weight: float = 50.0

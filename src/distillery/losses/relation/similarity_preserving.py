@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from distillery.core.numerics import at_least_float32, full_precision, unit_rows
-from distillery.losses.relational import Relational, require_same_batch
+from distillery.losses.layer_terms import RelationTerm, require_same_batch
 from distillery.losses.term import Contract, Layers
 
 
@@ -33,10 +33,11 @@ def _similarities(features: Tensor) -> Tensor:
     return unit_rows(vectors @ vectors.mT)
 
 
-class SimilarityPreserving(Relational):
+class SimilarityPreserving(RelationTerm):
     """`similarity_preserving` on pairs of layers, summed; the relations are those of the samples of one batch."""
 
     auto = "last"
+    function = staticmethod(similarity_preserving)
     contract = Contract(
         short_name="sp",
         family="relation",
@@ -53,10 +54,4 @@ class SimilarityPreserving(Relational):
         values_of="RepDistiller",
     )
 
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", layers: Layers = "auto", gather: bool = False
-    ) -> None:
-        super().__init__(weight, teacher, layers, gather=gather)
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return similarity_preserving(student, teacher)
+    layers: Layers | None = "auto"

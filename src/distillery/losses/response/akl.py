@@ -1,15 +1,14 @@
 """Adaptive Kullback-Leibler divergence (Wu et al., COLING 2025)."""
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, require_fraction, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Fraction, Positive, choice
+from distillery.losses.term import Contract
 
 Variant = Literal["llm_kd_akl", "dskd"]
 
@@ -20,7 +19,6 @@ def akl(
     mu: float = 0.5,
     variant: Variant = "llm_kd_akl",
     temperature: float = 1.0,
-    mask: Tensor | None = None,
     t_squared: bool = False,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -39,7 +37,6 @@ def akl(
             the tail of the first and, at μ = 0.5, in the head of the second; and a greater μ lengthens the head of
             the first, and the tail of the second.
         temperature: T; both softmaxes are of logits / T.
-        mask: [B,L], non-zero where a token counts; the mean is over these.
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
@@ -47,8 +44,7 @@ def akl(
     https://arxiv.org/abs/2404.02657. Values as LLM_KD_AKL's, which has no T, or DSKD's, without T²; both give NaN at
     agreement.
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant={variant!r}: choose from {get_args(Variant)}")
+    choice("variant", variant, Variant)
     require_same_shape(student_logits, teacher_logits)
     student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
     gap = (teacher.exp() - student.exp()).detach().abs()
@@ -62,16 +58,17 @@ def akl(
     head, tail = gap.masked_fill(~is_head, 0.0).sum(-1), gap.masked_fill(is_head, 0.0).sum(-1)
     total = (head + tail).clamp_min(torch.finfo(gap.dtype).tiny)
     rows = head / total * kl(teacher, student) + tail / total * kl(student, teacher)
-    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class AKL(Term):
+class AKL(LogitTerm):
     """`akl` on the rows of logits that count.
 
     Raises:
         UserError: no such variant, or `mu` is not from 0 to below 1.
     """
 
+    function = staticmethod(akl)
     contract = Contract(
         short_name="akl",
         family="response",
@@ -88,32 +85,7 @@ class AKL(Term):
         values_of="LLM_KD_AKL, or DSKD",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        mu: float = 0.5,
-        variant: Variant = "llm_kd_akl",
-        temperature: float = 1.0,
-        t_squared: bool = False,
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        require_fraction(mu=mu)
-        if variant not in get_args(Variant):
-            raise UserError(f"akl has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-        self.mu = mu
-        self.variant = variant
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return akl(
-            student.logits,
-            teacher.logits,
-            self.mu,
-            self.variant,
-            self.temperature,
-            t_squared=self.t_squared,
-            reduction="none",
-        )
+    mu: Fraction = 0.5
+    variant: Variant = "llm_kd_akl"
+    temperature: Positive = 1.0
+    t_squared: bool = False

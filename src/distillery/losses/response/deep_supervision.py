@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows
 from distillery.losses.projectors import ExitBranch
 from distillery.losses.response.kd import kd
+from distillery.losses.settings import Fraction, Positive
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term, hard_target, require_fraction, require_positive
+from distillery.losses.term import Contract, Layers, Term, hard_target
 
 
 def deep_supervision(
@@ -50,6 +51,7 @@ class DeepSupervision(Term):
     """
 
     auto = "inner"
+    function = staticmethod(deep_supervision)
     contract = Contract(
         short_name="byot",
         family="response",
@@ -68,25 +70,15 @@ class DeepSupervision(Term):
         values_of="the authors' code, less the entropy of the own last layer",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "self",
-        layers: Layers = "auto",
-        alpha: float = 0.3,
-        temperature: float = 3.0,
-        t_squared: bool = False,
-    ) -> None:
-        super().__init__(weight, teacher, layers)
-        require_fraction(alpha=alpha)
-        require_positive(temperature=temperature)
-        self.alpha = alpha
-        self.temperature = temperature
-        self.t_squared = t_squared
+    teacher: str = "self"
+    layers: Layers | None = "auto"
+    alpha: Fraction = 0.3
+    temperature: Positive = 3.0
+    t_squared: bool = False
 
     @property
     def student_taps(self) -> list[str]:
-        return [*self.taps, "head"]  # whose width is the number of classes
+        return [*self.taps, "head"]  # its width is the number of classes
 
     @property
     def teacher_taps(self) -> list[str]:
@@ -102,18 +94,6 @@ class DeepSupervision(Term):
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         """[N]. Raises UserError without hard labels."""
-        target = hard_target(batch, "deep_supervision")
-        return torch.stack(
-            [
-                deep_supervision(
-                    branch(student.layers[tap]),
-                    teacher.logits,
-                    target,
-                    self.alpha,
-                    self.temperature,
-                    self.t_squared,
-                    reduction="none",
-                )
-                for branch, tap in zip(self.branches, self.taps, strict=True)
-            ]
-        ).sum(0)
+        target = hard_target(batch, self.name)
+        exits = [branch(student.layers[tap]) for branch, tap in zip(self.branches, self.taps, strict=True)]
+        return torch.stack([self.loss(logits, teacher.logits, target) for logits in exits]).sum(0)

@@ -1,15 +1,11 @@
 """Hard distillation through a distillation token (DeiT; Touvron et al., ICML 2021)."""
 
-from collections.abc import Mapping
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
-from distillery.losses.heads import HEADS, require_same_classes
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term
+from distillery.losses.heads import HeadTerm
+from distillery.losses.term import Contract
 
 
 def deit_hard(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -28,9 +24,10 @@ def deit_hard(student_logits: Tensor, teacher_logits: Tensor, reduction: Reducti
     return reduce_rows(rows, reduction)
 
 
-class DeiTHard(Term):
+class DeiTHard(HeadTerm):
     """`deit_hard` on pairs of heads, summed; by default the student's distillation head and the teacher's head."""
 
+    function = staticmethod(deit_hard)
     contract = Contract(
         short_name="deit_hard",
         family="response",
@@ -45,12 +42,3 @@ class DeiTHard(Term):
         formula=r"-\log p(z_{\mathrm{dist}})_{\hat y}, \quad \hat y = \arg\max_k z_{t,k}",
         values_of="DeiT",
     )
-
-    def __init__(self, weight: float = 1.0, teacher: str = "main", layers: Layers | None = None) -> None:
-        super().__init__(weight, teacher, layers or HEADS)
-
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        require_same_classes(self.pairs(student, teacher))
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([deit_hard(s, t, reduction="none") for s, t in self.features(student, teacher)]).sum(0)

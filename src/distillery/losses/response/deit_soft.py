@@ -1,17 +1,14 @@
 """Soft distillation through a distillation token (DeiT; Touvron et al., ICML 2021)."""
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction
-from distillery.losses.heads import HEADS, require_same_classes
+from distillery.losses.heads import HeadTerm
 from distillery.losses.response.kd import kd
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Term, require_positive
+from distillery.losses.settings import Positive, choice
+from distillery.losses.term import Contract
 
 Variant = Literal["paper", "source"]
 
@@ -40,19 +37,15 @@ def deit_soft(
     Paper: Training Data-Efficient Image Transformers & Distillation through Attention,
     https://arxiv.org/abs/2012.12877.
     """
-    _require_variant(variant)
+    choice("variant", variant, Variant)
     value = kd(student_logits, teacher_logits, temperature, t_squared=t_squared, reduction=reduction)
     return value / student_logits.shape[-1] if variant == "source" else value
 
 
-def _require_variant(variant: str) -> None:
-    if variant not in get_args(Variant):
-        raise UserError(f"deit_soft has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-
-
-class DeiTSoft(Term):
+class DeiTSoft(HeadTerm):
     """`deit_soft` on pairs of heads, summed; by default the student's distillation head and the teacher's head."""
 
+    function = staticmethod(deit_soft)
     contract = Contract(
         short_name="deit_soft",
         family="response",
@@ -68,29 +61,6 @@ class DeiTSoft(Term):
         values_of="the paper, equation 2; variant=source: DeiT's code",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers | None = None,
-        temperature: float = 3.0,
-        t_squared: bool = True,
-        variant: Variant = "paper",
-    ) -> None:
-        super().__init__(weight, teacher, layers or HEADS)
-        require_positive(temperature=temperature)
-        _require_variant(variant)
-        self.temperature = temperature
-        self.t_squared = t_squared
-        self.variant = variant
-
-    def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
-        require_same_classes(self.pairs(student, teacher))
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack(
-            [
-                deit_soft(s, t, self.temperature, self.t_squared, self.variant, reduction="none")
-                for s, t in self.features(student, teacher)
-            ]
-        ).sum(0)
+    temperature: Positive = 3.0
+    t_squared: bool = True
+    variant: Variant = "paper"

@@ -1,13 +1,12 @@
 """DIST: correlations in place of exact probabilities (Huang et al., NeurIPS 2022)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from distillery.core.numerics import log_softmax, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 EPS = 1e-8  # image_classification_sota's
 
@@ -57,12 +56,13 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1) / (vector_norm(a, dim=-1) * vector_norm(b, dim=-1) + EPS)
 
 
-class DIST(Term):
+class DIST(LogitTerm):
     """`dist` on the rows of logits that count; the relations between rows are those of one batch.
 
     On several processes `gather` makes it that of all.
     """
 
+    function = staticmethod(dist)
     contract = Contract(
         short_name="dist",
         family="response",
@@ -82,23 +82,8 @@ class DIST(Term):
         values_of="image_classification_sota",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        temperature: float = 1.0,
-        t_squared: bool = True,
-        gather: bool = False,
-    ) -> None:
-        super().__init__(weight, teacher, gather=gather)
-        require_positive(temperature=temperature)
-        self.beta = beta
-        self.gamma = gamma
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        """A scalar."""
-        return dist(student.logits, teacher.logits, self.beta, self.gamma, self.temperature, self.t_squared)
+    beta: float = 1.0
+    gamma: float = 1.0
+    temperature: Positive = 1.0
+    t_squared: bool = True
+    gather: bool = False

@@ -1,7 +1,5 @@
 """Decoupled knowledge distillation (Zhao et al., CVPR 2022)."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -14,8 +12,9 @@ from distillery.core.numerics import (
     reduce_rows,
     require_same_shape,
 )
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, hard_target, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 
 def dkd(
@@ -59,9 +58,11 @@ def _decouple(logits: Tensor, is_target: Tensor, temperature: float) -> tuple[Te
     return torch.stack([of_target, of_rest], dim=-1), log_softmax_of_rest(logits, is_target, temperature)
 
 
-class DKD(Term):
+class DKD(LogitTerm):
     """`dkd` on the rows of logits that count; it needs hard labels."""
 
+    function = staticmethod(dkd)
+    reads_labels = True
     contract = Contract(
         short_name="dkd",
         family="response",
@@ -78,31 +79,7 @@ class DKD(Term):
         values_of="mdistiller",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        alpha: float = 1.0,
-        beta: float = 8.0,
-        temperature: float = 4.0,
-        t_squared: bool = True,
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        self.alpha = alpha
-        self.beta = beta
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        """[N]. Raises UserError without hard labels."""
-        return dkd(
-            student.logits,
-            teacher.logits,
-            hard_target(batch, "dkd"),
-            self.alpha,
-            self.beta,
-            self.temperature,
-            self.t_squared,
-            reduction="none",
-        )
+    alpha: float = 1.0
+    beta: float = 8.0
+    temperature: Positive = 4.0
+    t_squared: bool = True

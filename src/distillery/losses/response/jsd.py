@@ -1,13 +1,12 @@
 """Generalised Jensen-Shannon divergence (GKD; Agarwal et al., ICLR 2024)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 
 def jsd(
@@ -15,7 +14,6 @@ def jsd(
     teacher_logits: Tensor,
     beta: float = 0.5,
     temperature: float = 1.0,
-    mask: Tensor | None = None,
     t_squared: bool = False,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -29,7 +27,6 @@ def jsd(
         teacher_logits: the same shape.
         beta: β, from 0 to 1.
         temperature: T; both softmaxes are of logits / T.
-        mask: [B,L], non-zero where a token counts; the mean is over these.
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
@@ -45,16 +42,17 @@ def jsd(
     else:
         mixed = log_mix(teacher, student, beta)
         rows = beta * kl(teacher, mixed) + (1 - beta) * kl(student, mixed)
-    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
+    return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class JSD(Term):
+class JSD(LogitTerm):
     """`jsd` on the rows of logits that count; symmetric at β = 0.5 alone.
 
     Raises:
         UserError: `beta` is not from 0 to 1.
     """
 
+    function = staticmethod(jsd)
     contract = Contract(
         short_name="jsd",
         family="response",
@@ -73,28 +71,11 @@ class JSD(Term):
         values_of="TRL",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        beta: float = 0.5,
-        temperature: float = 1.0,
-        t_squared: bool = False,
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        if not 0 <= beta <= 1:
-            raise UserError(f"beta={beta}: it must be from 0 to 1.")
-        self.beta = beta
-        self.temperature = temperature
-        self.t_squared = t_squared
+    beta: float = 0.5
+    temperature: Positive = 1.0
+    t_squared: bool = False
 
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return jsd(
-            student.logits,
-            teacher.logits,
-            self.beta,
-            self.temperature,
-            t_squared=self.t_squared,
-            reduction="none",
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta <= 1:
+            raise UserError(f"beta={self.beta}: it must be from 0 to 1.")

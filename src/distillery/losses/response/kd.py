@@ -1,12 +1,11 @@
 """Knowledge distillation from softened logits (Hinton, Vinyals and Dean, 2015)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 
 def kd(
@@ -37,9 +36,10 @@ def kd(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
 
 
-class KD(Term):
+class KD(LogitTerm):
     """`kd` on the rows of logits that count."""
 
+    function = staticmethod(kd)
     contract = Contract(
         short_name="kd",
         family="response",
@@ -55,13 +55,5 @@ class KD(Term):
         values_of="RepDistiller; with a mask DistilBERT",
     )
 
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", temperature: float = 4.0, t_squared: bool = True
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return kd(student.logits, teacher.logits, self.temperature, t_squared=self.t_squared, reduction="none")
+    temperature: Positive = 4.0
+    t_squared: bool = True

@@ -1,13 +1,11 @@
 """Regression of the teacher's logits (Ba and Caruana, NeurIPS 2014)."""
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.term import Contract
 
 
 def logit_mse(
@@ -30,9 +28,10 @@ def logit_mse(
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").mean(-1), reduction)
 
 
-class LogitMSE(Term):
+class LogitMSE(LogitTerm):
     """`logit_mse` on the rows of logits that count."""
 
+    function = staticmethod(logit_mse)
     contract = Contract(
         short_name="logit_mse",
         family="response",
@@ -48,9 +47,4 @@ class LogitMSE(Term):
         values_of="TextBrewer",
     )
 
-    def __init__(self, weight: float = 1.0, teacher: str = "main", scale: float = 1.0) -> None:
-        super().__init__(weight, teacher)
-        self.scale = scale
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return logit_mse(student.logits, teacher.logits, self.scale, reduction="none")
+    scale: float = 1.0

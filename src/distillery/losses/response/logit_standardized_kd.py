@@ -1,12 +1,11 @@
 """Knowledge distillation from standardised logits (Sun et al., CVPR 2024)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, at_least_float32, kl, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 
 def logit_standardized_kd(
@@ -43,9 +42,10 @@ def _standardized(logits: Tensor) -> Tensor:
     return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
 
 
-class LogitStandardizedKD(Term):
+class LogitStandardizedKD(LogitTerm):
     """`logit_standardized_kd` on the rows of logits that count."""
 
+    function = staticmethod(logit_standardized_kd)
     contract = Contract(
         short_name="lskd",
         family="response",
@@ -62,13 +62,5 @@ class LogitStandardizedKD(Term):
         values_of="logit-standardization-KD",
     )
 
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", temperature: float = 2.0, t_squared: bool = True
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return logit_standardized_kd(student.logits, teacher.logits, self.temperature, self.t_squared, reduction="none")
+    temperature: Positive = 2.0
+    t_squared: bool = True

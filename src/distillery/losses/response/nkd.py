@@ -1,7 +1,5 @@
 """Normalised knowledge distillation (Yang et al., ICCV 2023)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from distillery.core.numerics import (
@@ -12,8 +10,9 @@ from distillery.core.numerics import (
     reduce_rows,
     require_same_shape,
 )
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, hard_target, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 
 def nkd(
@@ -50,9 +49,11 @@ def nkd(
     return reduce_rows(of_target + gamma * (of_rest * temperature**2 if t_squared else of_rest), reduction)
 
 
-class NKD(Term):
+class NKD(LogitTerm):
     """`nkd` on the rows of logits that count; it needs hard labels."""
 
+    function = staticmethod(nkd)
+    reads_labels = True
     contract = Contract(
         short_name="nkd",
         family="response",
@@ -69,28 +70,6 @@ class NKD(Term):
         values_of="cls_KD",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        gamma: float = 1.5,
-        temperature: float = 1.0,
-        t_squared: bool = True,
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        self.gamma = gamma
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        """[N]. Raises UserError without hard labels."""
-        return nkd(
-            student.logits,
-            teacher.logits,
-            hard_target(batch, "nkd"),
-            self.gamma,
-            self.temperature,
-            self.t_squared,
-            reduction="none",
-        )
+    gamma: float = 1.5
+    temperature: Positive = 1.0
+    t_squared: bool = True

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
 from distillery.losses.projectors import ExitBranch
+from distillery.losses.settings import Positive
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Layers, Pair, Term, hard_target, require_positive
+from distillery.losses.term import Contract, Layers, Pair, Term, hard_target
 
 
 def ofa(
@@ -56,6 +57,7 @@ class OFA(Term):
 
     auto = "all"
     teacher_tap = "head"
+    function = staticmethod(ofa)
     contract = Contract(
         short_name="ofa",
         family="response",
@@ -72,20 +74,13 @@ class OFA(Term):
         values_of="OFAKD",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        layers: Layers | None = None,
-        eps: float = 1.0,
-        temperature: float = 1.0,
-        t_squared: bool = False,
-    ) -> None:
-        super().__init__(weight, teacher, layers)
-        require_positive(eps=eps, temperature=temperature)
-        self.eps = eps
-        self.temperature = temperature
-        self.t_squared = t_squared
+    layers: Layers | None = None
+    eps: Positive = 1.0
+    temperature: Positive = 1.0
+    t_squared: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.branches = nn.ModuleList()
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
@@ -93,12 +88,11 @@ class OFA(Term):
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         """[N]. Raises UserError without hard labels."""
-        target = hard_target(batch, "ofa")
+        target = hard_target(batch, self.name)
         exits = [(student.logits, teacher.logits)]
         for branch, (features, logits) in zip(self.branches, self.features(student, teacher), strict=True):
             exits.append((branch(features), logits))
-        rows = [ofa(s, t, target, self.eps, self.temperature, self.t_squared, reduction="none") for s, t in exits]
-        return torch.stack(rows).sum(0)
+        return torch.stack([self.loss(ours, theirs, target) for ours, theirs in exits]).sum(0)
 
 
 def _branch(pair: Pair) -> ExitBranch:

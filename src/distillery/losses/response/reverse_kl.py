@@ -1,20 +1,18 @@
 """Reverse Kullback-Leibler divergence: the student's modes are to be the teacher's (MiniLLM; Gu et al., ICLR 2024)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, require_same_shape
+from distillery.losses.logit_term import LogitTerm
 from distillery.losses.response.kd import kd
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, require_positive
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 
 def reverse_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,
     temperature: float = 1.0,
-    mask: Tensor | None = None,
     t_squared: bool = False,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -24,7 +22,6 @@ def reverse_kl(
         student_logits: [N,C], or [B,L,V] for tokens.
         teacher_logits: the same shape.
         temperature: T; both softmaxes are of logits / T.
-        mask: [B,L], non-zero where a token counts; the mean is over these.
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
@@ -32,12 +29,13 @@ def reverse_kl(
     gradient. Values as DistiLLM's, which has no T.
     """
     require_same_shape(student_logits, teacher_logits)  # before the roles are exchanged, for the message
-    return kd(teacher_logits, student_logits, temperature, mask, t_squared, reduction)
+    return kd(teacher_logits, student_logits, temperature, t_squared=t_squared, reduction=reduction)
 
 
-class ReverseKL(Term):
+class ReverseKL(LogitTerm):
     """`reverse_kl` on the rows of logits that count."""
 
+    function = staticmethod(reverse_kl)
     contract = Contract(
         short_name="rkl",
         family="response",
@@ -53,13 +51,5 @@ class ReverseKL(Term):
         values_of="DistiLLM",
     )
 
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", temperature: float = 1.0, t_squared: bool = False
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return reverse_kl(student.logits, teacher.logits, self.temperature, t_squared=self.t_squared, reduction="none")
+    temperature: Positive = 1.0
+    t_squared: bool = False

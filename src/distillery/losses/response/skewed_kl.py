@@ -1,19 +1,17 @@
 """Skewed Kullback-Leibler divergence (DistiLLM; Ko et al., ICML 2024)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, require_fraction
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Fraction
+from distillery.losses.term import Contract
 
 
 def skewed_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,
     lam: float = 0.1,
-    mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """KL(teacher ‖ λ · teacher + (1 - λ) · student), in nats: finite whatever the student leaves out.
@@ -22,7 +20,6 @@ def skewed_kl(
         student_logits: [N,C], or [B,L,V] for tokens.
         teacher_logits: the same shape.
         lam: λ, the share of the teacher in the mixture, from 0 (which is `kd` at T = 1) to below 1.
-        mask: [B,L], non-zero where a token counts; the mean is over these.
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
     Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values as DistiLLM's less the teacher's
@@ -30,12 +27,13 @@ def skewed_kl(
     """
     require_same_shape(student_logits, teacher_logits)
     student, teacher = log_softmax(student_logits, 1.0), log_softmax(teacher_logits, 1.0)
-    return reduce_rows(kl(teacher, log_mix(teacher, student, lam)), reduction, mask)
+    return reduce_rows(kl(teacher, log_mix(teacher, student, lam)), reduction)
 
 
-class SkewedKL(Term):
+class SkewedKL(LogitTerm):
     """`skewed_kl` on the rows of logits that count."""
 
+    function = staticmethod(skewed_kl)
     contract = Contract(
         short_name="skl",
         family="response",
@@ -51,10 +49,4 @@ class SkewedKL(Term):
         values_of="DistiLLM",
     )
 
-    def __init__(self, weight: float = 1.0, teacher: str = "main", lam: float = 0.1) -> None:
-        super().__init__(weight, teacher)
-        require_fraction(lam=lam)
-        self.lam = lam
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return skewed_kl(student.logits, teacher.logits, self.lam, reduction="none")
+    lam: Fraction = 0.1

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, kl, log_softmax, one_hot, reduce_rows
+from distillery.losses.settings import Positive, choice, fraction, positive
 from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, hard_target, require_fraction, require_positive
+from distillery.losses.term import Contract, Term, hard_target
 
 Variant = Literal["paper", "source"]
 
@@ -46,7 +46,7 @@ def teacher_free(
 
     Paper: Revisiting Knowledge Distillation via Label Smoothing Regularization, https://arxiv.org/abs/1909.11723.
     """
-    _require_variant(variant)
+    choice("variant", variant, Variant)
     classes = student_logits.shape[-1]
     wrong_probability = (1 - correct_probability) / max(classes - 1, 1)
     softened = variant == "paper"
@@ -59,14 +59,10 @@ def teacher_free(
     return reduce_rows(rows * temperature**2 if t_squared and softened else rows, reduction)
 
 
-def _require_variant(variant: str) -> None:
-    if variant not in get_args(Variant):
-        raise UserError(f"teacher_free has no variant {variant!r}.{did_you_mean(variant, get_args(Variant))}")
-
-
 class TeacherFree(Term):
     """`teacher_free` on the rows of logits that count. It reads labels only: no value of the teacher."""
 
+    function = staticmethod(teacher_free)
     contract = Contract(
         short_name="tfkd",
         family="response",
@@ -85,23 +81,10 @@ class TeacherFree(Term):
         values_of="the paper, section 5, times T²; variant=source: the authors' code",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        correct_probability: float = 0.99,
-        temperature: float = 20.0,
-        t_squared: bool = True,
-        variant: Variant = "paper",
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature, correct_probability=correct_probability)
-        require_fraction(correct_probability=correct_probability)
-        _require_variant(variant)
-        self.correct_probability = correct_probability
-        self.temperature = temperature
-        self.t_squared = t_squared
-        self.variant = variant
+    correct_probability: Annotated[float, positive, fraction] = 0.99
+    temperature: Positive = 20.0
+    t_squared: bool = True
+    variant: Variant = "paper"
 
     @property
     def needs_logits(self) -> bool:
@@ -109,12 +92,4 @@ class TeacherFree(Term):
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         """[N]. Raises UserError without hard labels."""
-        return teacher_free(
-            student.logits,
-            hard_target(batch, "teacher_free"),
-            self.correct_probability,
-            self.temperature,
-            self.t_squared,
-            self.variant,
-            reduction="none",
-        )
+        return self.loss(student.logits, hard_target(batch, self.name))

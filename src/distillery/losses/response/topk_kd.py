@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
-from distillery.core.random import uniforms
+from distillery.core.random import hash_pairs, uniforms
+from distillery.losses.settings import Positive, PositiveInt, choice
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
-from distillery.losses.term import Contract, Term, require_positive
+from distillery.losses.term import Contract, Term
 
 Missing = Literal["renormalise", "uniform", "sample"]
 STREAM = -4000  # of random numbers: no other draw of a sample has this `view`
@@ -55,7 +56,7 @@ def topk_kd(
         ValueError: 'sample' without draws.
     """
     require_same_shape(student_logits, teacher_logits)
-    _require_missing(missing)
+    choice("missing", missing, Missing)
     if missing != "sample" and k > student_logits.shape[-1]:
         raise UserError(f"topk_kd.k={k}: there are only {student_logits.shape[-1]} classes. Set a smaller k.")
     if missing == "renormalise":
@@ -88,18 +89,14 @@ def _drawn(log_p: Tensor, draws: Tensor | None) -> Tensor:
     return places.clamp_max(log_p.shape[-1] - 1)  # where the product is rounded up to the whole
 
 
-def _require_missing(missing: str) -> None:
-    if missing not in get_args(Missing):
-        raise UserError(f"topk_kd has no missing={missing}.{did_you_mean(missing, get_args(Missing))}")
-
-
 class TopKKD(Term):
     """`topk_kd` on the rows of logits that count.
 
-    With missing=sample the draws are a pure function of (`seed`, training batch, sample): the same in a resumed run
-    and on other numbers of processes.
+    With missing=sample the draws are a pure function of `seed`, the training batch, the sample and, for tokens, the
+    position in the text. Every row has its own draws, the same in a resumed run and on any number of processes.
     """
 
+    function = staticmethod(topk_kd)
     contract = Contract(
         short_name="topk",
         family="response",
@@ -115,40 +112,20 @@ class TopKKD(Term):
         values_of="Model-Optimizer; missing=uniform: TinyViT; missing=sample: Sparse Logit Sampling",
     )
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        teacher: str = "main",
-        k: int = 5,
-        temperature: float = 1.0,
-        missing: Missing = "renormalise",
-        t_squared: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(k=k, temperature=temperature)
-        if not isinstance(k, int):
-            raise UserError(f"k={k}: it must be a whole number.")
-        _require_missing(missing)
-        self.k = k
-        self.temperature = temperature
-        self.missing = missing
-        self.t_squared = t_squared
-        self.seed = seed
+    k: PositiveInt = 5
+    temperature: Positive = 1.0
+    missing: Missing = "renormalise"
+    t_squared: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.steps = Steps()
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         draws = None
         if self.missing == "sample":
-            draws = uniforms(self.seed, self.steps.done, batch["index"], STREAM, self.k)
+            rows = batch["index"] if "position" not in batch else hash_pairs(batch["index"], batch["position"])
+            draws = uniforms(self.seed, self.steps.done, rows, STREAM, self.k)
             self.steps.done += self.training
-        return topk_kd(
-            student.logits,
-            teacher.logits,
-            self.k,
-            self.temperature,
-            self.missing,
-            self.t_squared,
-            draws,
-            reduction="none",
-        )
+        return self.loss(student.logits, teacher.logits, draws=draws)

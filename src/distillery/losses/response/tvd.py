@@ -1,18 +1,15 @@
 """Total variation distance between class probabilities (Wen et al., ACL 2023)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, log_softmax, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.term import Contract
 
 
 def tvd(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """½ Σ |p_t - p_s|, from 0 to 1. Its gradient vanishes where the student is certain of something else.
@@ -20,7 +17,6 @@ def tvd(
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
         teacher_logits: the same shape.
-        mask: [B,L], non-zero where a token counts; the mean is over these.
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
     Paper: f-Divergence Minimization for Sequence-Level Knowledge Distillation, https://arxiv.org/abs/2307.15190. Values
@@ -28,12 +24,13 @@ def tvd(
     """
     require_same_shape(student_logits, teacher_logits)
     gap = log_softmax(teacher_logits, 1.0).exp() - log_softmax(student_logits, 1.0).exp()
-    return reduce_rows(0.5 * gap.abs().sum(-1), reduction, mask)
+    return reduce_rows(0.5 * gap.abs().sum(-1), reduction)
 
 
-class TVD(Term):
+class TVD(LogitTerm):
     """`tvd` on the rows of logits that count."""
 
+    function = staticmethod(tvd)
     contract = Contract(
         short_name="tvd",
         family="response",
@@ -50,9 +47,3 @@ class TVD(Term):
         formula=r"\tfrac12 \sum_c |p_t^c - p_s^c|",
         values_of="DistiLLM",
     )
-
-    def __init__(self, weight: float = 1.0, teacher: str = "main") -> None:
-        super().__init__(weight, teacher)
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return tvd(student.logits, teacher.logits, reduction="none")

@@ -1,18 +1,14 @@
 """Universal logit distillation: between vocabularies that differ (Boizard et al., 2024)."""
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, log_softmax, reduce_rows
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.term import Contract
 
 
-def uld(
-    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, reduction: Reduction = "mean"
-) -> Tensor:
+def uld(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
     """L1 distance between both networks' sorted probabilities: how sure they are, not of what.
 
     It is the Wasserstein distance for which moving mass costs the same between any two classes. The smaller
@@ -21,7 +17,6 @@ def uld(
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
         teacher_logits: [N,C'], or [B,L,V']; as many rows as the student's, of any number of classes.
-        mask: [B,L], non-zero where a token counts; the mean is over these.
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
     Paper: Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs,
@@ -33,7 +28,7 @@ def uld(
         )
     width = max(student_logits.shape[-1], teacher_logits.shape[-1])
     student, teacher = _sorted(student_logits, width), _sorted(teacher_logits, width)
-    return reduce_rows((student - teacher).abs().sum(-1), reduction, mask)
+    return reduce_rows((student - teacher).abs().sum(-1), reduction)
 
 
 def _sorted(logits: Tensor, width: int) -> Tensor:
@@ -42,9 +37,10 @@ def _sorted(logits: Tensor, width: int) -> Tensor:
     return F.pad(probabilities, (0, width - logits.shape[-1]))
 
 
-class ULD(Term):
+class ULD(LogitTerm):
     """`uld` on the rows of logits that count."""
 
+    function = staticmethod(uld)
     contract = Contract(
         short_name="uld",
         family="response",
@@ -61,9 +57,3 @@ class ULD(Term):
         formula=r"\sum_i \big| p^{\downarrow}(z_t)_i - p^{\downarrow}(z_s)_i \big|",
         values_of="TRL",
     )
-
-    def __init__(self, weight: float = 1.0, teacher: str = "main") -> None:
-        super().__init__(weight, teacher)
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        return uld(student.logits, teacher.logits, reduction="none")

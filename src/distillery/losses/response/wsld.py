@@ -1,13 +1,12 @@
 """Weighted soft labels (Zhou et al., ICLR 2021)."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
-from distillery.losses.signals import Signals
-from distillery.losses.term import Contract, Term, hard_target, require_positive
+from distillery.losses.logit_term import LogitTerm
+from distillery.losses.settings import Positive
+from distillery.losses.term import Contract
 
 
 def wsld(
@@ -45,9 +44,11 @@ def wsld(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class WSLD(Term):
+class WSLD(LogitTerm):
     """`wsld` on the rows of logits that count; it needs hard labels."""
 
+    function = staticmethod(wsld)
+    reads_labels = True
     contract = Contract(
         short_name="wsld",
         family="response",
@@ -64,15 +65,5 @@ class WSLD(Term):
         values_of="MMRazor",
     )
 
-    def __init__(
-        self, weight: float = 1.0, teacher: str = "main", temperature: float = 2.0, t_squared: bool = True
-    ) -> None:
-        super().__init__(weight, teacher)
-        require_positive(temperature=temperature)
-        self.temperature = temperature
-        self.t_squared = t_squared
-
-    def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        """[N]. Raises UserError without hard labels."""
-        target = hard_target(batch, "wsld")
-        return wsld(student.logits, teacher.logits, target, self.temperature, self.t_squared, reduction="none")
+    temperature: Positive = 2.0
+    t_squared: bool = True
