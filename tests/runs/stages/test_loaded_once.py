@@ -20,7 +20,9 @@ from distillery.results.record import RunRecord
 from distillery.runs import score_run
 from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
+from distillery.tasks.evaluate import evaluate
 from distillery.teachers import frozen
+from distillery.training.callbacks import teacher_guard
 from fixtures.runs import STUDENT, config
 
 HINT_THEN_KD = (
@@ -47,7 +49,7 @@ class UntilFirstStep(L.Callback):
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often a teacher was loaded, hashed and run (in any batch), and the data were read."""
+    """How often a teacher was loaded, hashed, scored and run (on any batch), and the data were read."""
     found: Counter[str] = Counter()
     nets: list[torch.nn.Module] = []
     original_build, original_hash, original_digits = build_teacher, weights.weights_hash, digits.digits
@@ -68,10 +70,16 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         found["reads"] += 1
         return original_digits(*arguments)
 
+    def counted_evaluation(network: torch.nn.Module, *arguments: Any) -> Any:
+        found["scored"] += isinstance(network, frozen.Teacher)
+        return evaluate(network, *arguments)
+
     monkeypatch.setattr(loaded_teachers, "build_teacher", counted_build)
     monkeypatch.setattr(frozen, "weights_hash", counted_hash)
     monkeypatch.setattr(score_run, "weights_hash", counted_hash)
     monkeypatch.setattr(digits, "digits", counted_digits)
+    monkeypatch.setattr(teacher_guard, "evaluate", counted_evaluation)
+    monkeypatch.setattr(score_run, "evaluate", counted_evaluation)
     return found
 
 
@@ -97,8 +105,8 @@ def test_a_teacher_is_loaded_and_hashed_once(
     first = UntilFirstStep(counts)
     given = (*STUDENT, "trainer.max_epochs=1", "logger=none", f"teachers.main.weights='{teacher}'", *overrides)
     result = train(config(tmp_path / "run", *given), callbacks=[first])
-    assert first.before == {"loaded": 1, "hashes": 1, "reads": 1, "forwards": forwards}
-    assert (counts["loaded"], counts["reads"]) == (1, 1)
+    assert first.before == {"loaded": 1, "hashes": 1, "reads": 1, "scored": 1, "forwards": forwards}
+    assert (counts["loaded"], counts["reads"], counts["scored"]) == (1, 1, 2)  # on the validation and the test split
     assert counts["hashes"] == 1 + stages  # once more at the end of each stage that it teaches in: nothing has changed
     assert result.record.teachers["main"]["sha256"] == RunRecord.read(teacher).student_sha256
     verify_run(result.folder)  # the data are the run's also where a curriculum chose some of them

@@ -170,8 +170,8 @@ class StagedData(L.LightningDataModule):
         return self.progress.data(self.trainer.current_epoch)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return self.now.classes
+    def fingerprint(self) -> str:
+        return self.now.fingerprint
 
     def train_dataloader(self) -> Any:
         return self.now.train_dataloader()

@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from distillery.core.errors import UserError
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.cache import evaluated_once
+from distillery.teachers.frozen import Teacher
 from distillery.training.distiller import Distiller
 
 FEW = 1000  # classes: finding the best order of more takes too long
@@ -18,8 +20,8 @@ FEW = 1000  # classes: finding the best order of more takes too long
 class TeacherGuard(L.Callback):
     """Scores each frozen teacher on the student's validation batches before the first step of each stage.
 
-    At the end of the stage the teachers' hashes are compared. Other teachers change with the student and know nothing
-    at first: they are left alone.
+    A teacher that several stages share is scored once for each task and data set. At the end of a stage the teachers'
+    hashes are compared. Other teachers change with the student and know nothing at first: they are left alone.
 
     Args:
         min_score: refuse a teacher whose score is worse; 0: refuse none. The student of an earlier stage may have any
@@ -33,13 +35,19 @@ class TeacherGuard(L.Callback):
     def __init__(self, min_score: float = 0.0) -> None:
         self.min_score = min_score
         self._fingerprints: dict[str, str] = {}
+        self._scored: set[tuple[Teacher, str]] = set()  # each with the task and the data
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
         self._fingerprints = {name: teacher.expected_fingerprint() for name, teacher in module.frozen.items()}
-        loader = trainer.datamodule.val_dataloader() or trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        loader = data.val_dataloader() or data.train_dataloader()
         task, outputs = module.task, module.outputs
+        asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
         for name, teacher in module.frozen.items():
+            if (teacher, asked) in self._scored:
+                continue
+            self._scored.add((teacher, asked))
             judge = partial(evaluate, teacher, loader, task, outputs)
             found = evaluated_once(teacher.cache, f"guard {type(task)} {vars(task)}", judge)
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
