@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.data.sources.digits import digits
 from distillery.data.vision import VisionData
 from distillery.losses.signals import Attention, Signals
+from distillery.models.adapters import ImageAdapter
 from distillery.runs.run import train
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers import cache
 from distillery.teachers.cache import TeacherCache, evaluated_once
+from distillery.teachers.frozen import Teacher
 from fixtures.composing import Compose, with_hint
 
 BATCH = 500  # samples of one forward of the teacher
@@ -49,7 +51,7 @@ def test_signals_are_those_of_the_samples_asked_for() -> None:
     data, teacher = digits_data(), Seen({"block": 2.0})
     recalled = TeacherCache(teacher, "a teacher", data)
     for batch in data.train_dataloader():
-        found, expected = recalled(batch), Seen({"block": 2.0})(batch)
+        found, expected = recalled.signals(batch), Seen({"block": 2.0})(batch)
         assert torch.equal(found.logits, expected.logits)
         assert torch.equal(found.layers["block"], expected.layers["block"])
         assert torch.equal(found.layers["head:weight"], torch.ones(2, 3))  # a parameter has no row a sample
@@ -61,14 +63,14 @@ def test_signals_are_those_of_the_samples_asked_for() -> None:
 def test_the_next_run_computes_only_what_none_has_asked_for() -> None:
     data = digits_data()
     index = data.splits["train"].indices[:3]
-    TeacherCache(Seen({"block": 2.0}), "one", data)({"index": index})
+    TeacherCache(Seen({"block": 2.0}), "one", data).signals({"index": index})
 
     again = Seen({"block": 2.0})
-    TeacherCache(again, "one", digits_data())({"index": index})
+    TeacherCache(again, "one", digits_data()).signals({"index": index})
     assert len(again.index) == BATCH  # a look at which signals there are
 
     more = Seen({"block": 2.0, "stage": 3.0})
-    found = TeacherCache(more, "one", data)({"index": index})
+    found = TeacherCache(more, "one", data).signals({"index": index})
     assert len(more.index) == len(data.splits["train"].indices)
     assert torch.equal(found.layers["stage"], 1.5 * found.layers["block"])
 
@@ -78,7 +80,7 @@ def test_the_teacher_is_given_batches_of_the_size_that_evaluation_has() -> None:
     index = digits_data().splits["train"].indices[:3]
     for size in (100, 37):
         teacher = Seen({"block": 2.0})
-        TeacherCache(teacher, "of this size", digits_data(eval_batch_size=size))({"index": index})
+        TeacherCache(teacher, "of this size", digits_data(eval_batch_size=size)).signals({"index": index})
         assert teacher.largest == size
         assert len(teacher.index) == len(digits_data().splits["train"].indices)
 
@@ -86,10 +88,10 @@ def test_the_teacher_is_given_batches_of_the_size_that_evaluation_has() -> None:
 @pytest.mark.parametrize(("fingerprint", "given"), [("other", {}), ("one", {"train_size": 600})])
 def test_another_teacher_or_other_images_share_nothing(fingerprint: str, given: dict[str, Any]) -> None:
     data, other = digits_data(), digits_data(**given)
-    TeacherCache(Seen({"block": 2.0}), "one", data)({"index": data.splits["train"].indices[:3]})
+    TeacherCache(Seen({"block": 2.0}), "one", data).signals({"index": data.splits["train"].indices[:3]})
     teacher = Seen({"block": 5.0})
     index = other.splits["train"].indices[:3]
-    found = TeacherCache(teacher, fingerprint, other)({"index": index})
+    found = TeacherCache(teacher, fingerprint, other).signals({"index": index})
     assert sorted(teacher.index) == sorted(other.splits["train"].indices.tolist())
     assert torch.equal(found.layers["block"], 5 * found.logits.view_as(found.layers["block"]))
 
@@ -120,7 +122,7 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch: pytest.
     monkeypatch.setattr(cache.os, "sysconf", lambda _: 2**9)  # 256 KiB
     teacher = Seen({"block": 2.0})
     with pytest.raises(UserError, match=r"would take .* GiB.*cache=false"):
-        TeacherCache(teacher, "a large one", digits_data())({"index": torch.tensor([0])})
+        TeacherCache(teacher, "a large one", digits_data()).signals({"index": torch.tensor([0])})
     assert len(teacher.index) == BATCH
 
 
@@ -155,3 +157,20 @@ def test_batch_statistics_are_refused(compose_train: Compose, tmp_path: Path) ->
     cfg = with_cache(compose_train, tmp_path)("teachers.main.cache=true", "teachers.main.bn_mode=train")
     with pytest.raises(UserError, match=r"teachers\.main: with bn_mode=train.*cache=true"):
         build(cfg)
+
+
+class Server:
+    """A source of signals of its own: it answers with the positions of the samples."""
+
+    def signals(self, batch: Mapping[str, Tensor]) -> Signals:
+        return Signals(batch["index"][:, None].float())
+
+
+def test_a_teacher_takes_its_training_signals_from_any_source() -> None:
+    teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), ImageAdapter([0.3], [0.4]))
+    batch = digits_data().example()
+    own = teacher(batch)
+    assert torch.equal(teacher(batch, training=True).logits, own.logits)
+    teacher.training_signals = Server()
+    assert torch.equal(teacher(batch, training=True).logits, batch["index"][:, None].float())
+    assert torch.equal(teacher(batch).logits, own.logits), "it is scored by its network"

@@ -83,13 +83,13 @@ def test_in_whatever_batch(head: str, folder: str) -> None:
         loader = text_data(folder, Texts(TEXTS), batch_size=size, bucket=bucket).train_dataloader()
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            assert_same_where_it_counts(recalled(batch), teacher(batch), batch["attention_mask"])
+            assert_same_where_it_counts(recalled.signals(batch), teacher(batch), batch["attention_mask"])
             padded += int((batch["attention_mask"] == 0).sum())
     assert padded > 1000
     one = next(iter(loader))
     wider = {name: torch.nn.functional.pad(one[name], (0, 5)) for name in ("input_ids", "attention_mask")}
     wider |= {"token_type_ids": torch.zeros_like(wider["input_ids"]), "index": one["index"]}
-    assert_same_where_it_counts(recalled(wider), teacher(wider), wider["attention_mask"])
+    assert_same_where_it_counts(recalled.signals(wider), teacher(wider), wider["attention_mask"])
 
 
 def test_pairs_of_a_subset(folder: str) -> None:
@@ -98,7 +98,7 @@ def test_pairs_of_a_subset(folder: str) -> None:
     teacher = tapped(data)
     recalled = cached(teacher, data)
     for batch in data.train_dataloader():
-        assert_same_where_it_counts(recalled(batch), teacher(batch), batch["attention_mask"])
+        assert_same_where_it_counts(recalled.signals(batch), teacher(batch), batch["attention_mask"])
 
 
 def test_each_text_runs_once(folder: str) -> None:
@@ -113,7 +113,7 @@ def test_each_text_runs_once(folder: str) -> None:
     recalled = TeacherCache(compute, "one", data)  # type: ignore[arg-type]
     for _ in range(2):
         for batch in data.train_dataloader():
-            recalled(batch)
+            recalled.signals(batch)
     assert sorted(torch.cat(seen).tolist()) == list(range(60))
     assert len(seen) == 4
 
@@ -132,9 +132,9 @@ def test_memory_is_that_of_the_tokens_that_count(
     cache._held = cache.Held()
     if refused:
         with pytest.raises(UserError, match=r"The teacher's signals for 60 samples would take .*cache=false"):
-            recalled(batch)
+            recalled.signals(batch)
     else:
-        recalled(batch)
+        recalled.signals(batch)
 
 
 def test_a_decoder_is_refused(folder: str) -> None:
@@ -143,7 +143,7 @@ def test_a_decoder_is_refused(folder: str) -> None:
     teacher = tapped(data, is_decoder=True)
     recalled = cached(teacher, data)
     with pytest.raises(UserError, match=r"'bert\.encoder\.layer\.0\.attention\.self' is not that of an encoder.*cache"):
-        recalled(next(iter(data.train_dataloader())))
+        recalled.signals(next(iter(data.train_dataloader())))
 
 
 def test_masked_texts_are_refused(folder: str) -> None:

@@ -186,8 +186,10 @@ HINT = ["loss/response=[]", "loss/feature=[hint]"]
 def test_a_compiled_teacher_and_a_cached_one_do_not_stop(more: list[str], composed: Callable[..., DictConfig]) -> None:
     teacher = build(composed(*HINT, *more)).distiller.frozen["main"]
     assert teacher.stops is ("compile=true" not in more)
-    if teacher.cache is not None:
-        assert teacher(dict(BATCH, index=teacher.cache._data.splits["train"].indices[:4]), True).logits.shape == (
+    if teacher.training_signals is not None:
+        assert teacher(
+            dict(BATCH, index=teacher.training_signals._data.splits["train"].indices[:4]), True
+        ).logits.shape == (
             4,
             10,
         )

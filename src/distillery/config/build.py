@@ -121,7 +121,7 @@ def build(
 
     for name, teacher in frozen.items():
         if cfg.teachers[name].get("cache"):
-            teacher.cache = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
+            teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
     distiller = Distiller(student, teachers, task, objective, Optim(**instantiate(cfg.optim)), outputs)

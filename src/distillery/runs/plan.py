@@ -164,7 +164,7 @@ def _origin(student: DictConfig) -> str:
 def _source(teacher: Network) -> str:
     """Where its weights come from, and how much of it runs in training."""
     assert isinstance(teacher, Teacher | Peer)
-    if not isinstance(teacher, Teacher) or not teacher.stops or teacher.cache is not None:
+    if not isinstance(teacher, Teacher) or not teacher.stops or teacher.training_signals is not None:
         return teacher.source
     return f"{teacher.source}; in training " + (f"up to {teacher.stops_at}" if teacher.stops_at else "not run")
 

@@ -77,8 +77,8 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
     assert isinstance(teacher, Teacher | Peer)
     judge = partial(_evaluate, parts, teacher, parts.data.test_dataloader())
     loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
-    cache = teacher.cache if isinstance(teacher, Teacher) else None
-    found = evaluated_once(cache, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
+    source = teacher.training_signals if isinstance(teacher, Teacher) else None
+    found = evaluated_once(source, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
     return {
         "role": teacher.role,
         "source": teacher.source,

@@ -14,6 +14,7 @@ from distillery.core.process import world_size
 from distillery.data.module import Data
 from distillery.losses.signals import Attention, Signals, is_parameter
 from distillery.tasks.evaluate import Evaluation
+from distillery.teachers.source import SignalSource
 from distillery.teachers.stored_signals import Stored, stored
 
 
@@ -30,7 +31,7 @@ _held = Held()  # of the last teacher and data: the runs of a study share them
 
 
 class TeacherCache:
-    """`cache(batch)`: what a teacher gives for the training samples in it.
+    """The signals of a teacher for the training samples, computed once.
 
     The first call computes the signals of all training samples and keeps them in memory, for the later runs of this
     process with the same teacher and samples too: these compute only what none before them has asked for. Each
@@ -59,7 +60,8 @@ class TeacherCache:
         self._batch_size = max(1, data.eval_batch_size // world_size())  # `eval_batch_size` counts those of all ranks
         self._first: Signals | None = None  # what the signals are like
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> Signals:
+    def signals(self, batch: Mapping[str, Tensor]) -> Signals:
+        """See `SignalSource`."""
         index, mask = batch["index"], batch.get("attention_mask")
         if self._first is None:
             self._first = self._all(index.device)
@@ -119,11 +121,11 @@ class TeacherCache:
             )
 
 
-def evaluated_once(cache: TeacherCache | None, name: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
-    """The result of `evaluate`; of a teacher that is cached it is called once for each `name`."""
-    if cache is None:
+def evaluated_once(source: SignalSource | None, name: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
+    """The result of `evaluate`. If the teacher is cached, it is called once for each `name`."""
+    if not isinstance(source, TeacherCache):
         return evaluate()
-    known = cache.held().evaluations
+    known = source.held().evaluations
     if name not in known:
         known[name] = evaluate()
     return known[name]

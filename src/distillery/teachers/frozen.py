@@ -14,7 +14,7 @@ from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.models.taps.network import Network
 from distillery.models.weights import weights_hash
-from distillery.teachers.cache import TeacherCache
+from distillery.teachers.source import SignalSource
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BatchNormMode = Literal["eval", "train"]
@@ -57,7 +57,7 @@ class Teacher(Network):
         self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
-        self.cache: TeacherCache | None = None  # of training samples, where they are cached
+        self.training_signals: SignalSource | None = None  # asked instead of the network for training batches
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
         self._dtypes = _float_dtypes(self._weights())
@@ -89,7 +89,7 @@ class Teacher(Network):
         Args:
             name: what the teacher is called from now on.
         """
-        self.name, self.cache, self.stops_at, self.stops = name, None, None, False
+        self.name, self.training_signals, self.stops_at, self.stops = name, None, None, False
         self.tap((), {})
         self.tap_attention((), {})
         self.net._compiled_call_impl = None  # what `Module.compile` has set: it knows the former taps
@@ -103,20 +103,29 @@ class Teacher(Network):
         return super().train(False)
 
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
-        if training and self.cache is not None:
-            return self.cache(batch)
-        return self.compute(batch, training, stop=training and self.stops)
+        if not training:
+            return self.compute(batch, training=False)
+        return (self.training_signals or self).signals(batch)
+
+    def signals(self, batch: Mapping[str, Tensor]) -> Signals:
+        """What the network computes for a training batch; see `SignalSource`."""
+        return self.compute(batch, training=True, stop=self.stops)
 
     def stop_early(self, batch: Mapping[str, Tensor]) -> None:
-        """End each forward in training at the last tap to run, or at once if none does: nobody reads the logits.
+        """End each forward in training at the last tap, or run nothing if there is none: no loss reads the logits.
 
-        Call it when everything is tapped. A cached teacher runs but once, and to its end.
+        To be called when everything is tapped. For other sources of signals than the network it changes nothing.
         """
         self.stops_at = self.last_tap(batch)
         self.stops = True
 
     def compute(self, batch: Mapping[str, Tensor], training: bool, stop: bool = False) -> Signals:
-        """`forward` without the cache."""
+        """One forward of the network, without gradients.
+
+        Args:
+            training: whether BatchNorm may normalise by the batch (`bn_mode`).
+            stop: end at the last tap, see `stop_early`.
+        """
         # no_grad, not inference_mode: the tensors of that one cannot be saved for the backward of an MSE or projector
         with torch.no_grad():
             for module in self._per_batch:

@@ -119,13 +119,13 @@ def test_a_shared_teacher_is_as_it_was_loaded(teacher: Path, tmp_path: Path) -> 
     one = build(config(tmp_path, *given, *hint), loaded=loaded).distiller.frozen["main"]
     expected = {name: each.clone() for name, each in one.net.state_dict().items()}
     assert one.stops
-    assert one.cache is not None
+    assert one.training_signals is not None
     sha256 = one.sha256
     one.to(torch.bfloat16)
     again = build(config(tmp_path, *given), loaded=loaded).distiller.frozen["main"]
     assert again is one
     assert not again.stops
-    assert again.cache is None
+    assert again.training_signals is None
     assert not [module for module in again.net.modules() if module._forward_hooks or module._forward_pre_hooks]
     assert again.sha256 == sha256
     for name, each in again.net.state_dict().items():

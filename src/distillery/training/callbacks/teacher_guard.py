@@ -49,7 +49,7 @@ class TeacherGuard(L.Callback):
                 continue
             self._scored.add((teacher, asked))
             judge = partial(evaluate, teacher, loader, task, outputs)
-            found = evaluated_once(teacher.cache, f"guard {type(task)} {vars(task)}", judge)
+            found = evaluated_once(teacher.training_signals, f"guard {type(task)} {vars(task)}", judge)
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
             chance = 1 / outputs if outputs else 0.0
             near_chance = accuracy < chance + 0.1 * (1 - chance)
