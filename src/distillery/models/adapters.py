@@ -27,14 +27,14 @@ class ImageAdapter(Adapter):
     statistics share one batch of plain images in [0, 1].
 
     Args:
-        mean, std: per channel, of images in [0, 1].
-        size: side length in pixels that the network wants; None leaves the images as they are.
+        mean, std: per channel, of images in [0, 1]. By default the images stay as they are.
+        size: side length in pixels that the network needs; None: that of the images.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
+    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), size: int | None = None) -> None:
         super().__init__()
         self.size = size
         self.register_buffer("mean", torch.tensor([*map(float, mean)]).view(-1, 1, 1), persistent=False)

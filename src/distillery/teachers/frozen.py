@@ -41,7 +41,7 @@ class Teacher(Network):
     def __init__(
         self,
         net: nn.Module,
-        adapter: Adapter,
+        adapter: Adapter | None = None,
         name: str = "teacher",
         source: str = "",
         bn_mode: BatchNormMode = "eval",

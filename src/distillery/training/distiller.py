@@ -1,6 +1,6 @@
 """The one LightningModule: batch → signals of teachers and student → objective."""
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -39,21 +39,30 @@ class Optim:
     interval: str = "epoch"
     decay_biases_and_norms: bool = True
 
-    def groups(self, parameters: list[nn.Parameter]) -> list[nn.Parameter] | list[dict[str, Any]]:
+    def groups(self, parameters: list[nn.Parameter]) -> Sequence[nn.Parameter] | Sequence[dict[str, Any]]:
         """What the optimizer is made of: the parameters, or two groups of them where some are not decayed."""
         if self.decay_biases_and_norms:
             return parameters
         decayed = [parameter for parameter in parameters if parameter.dim() > 1]
         others = [parameter for parameter in parameters if parameter.dim() <= 1]
-        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        return groups
 
 
 class Distiller(L.LightningModule):
-    """Trains `student` on the objective; the frozen teachers only look on.
+    """Trains `student` on the objective.
 
-    These are not registered as submodules: nothing that walks modules or parameters (optimizer, checkpoint, DDP,
-    `.train()`) meets them. They follow the module's device at the start of every loop. The other teachers move with
-    the student: an average of it, a peer that is trained beside it; or one is the student itself.
+    Frozen teachers are not registered as submodules: nothing that walks modules or parameters (optimizer, checkpoint,
+    DDP, `.train()`) reaches them. They follow the module's device at the start of every loop. The other teachers change
+    with the student: an average of it, a peer that is trained beside it, or the student itself.
+
+    Args:
+        student: the network that is trained.
+        teachers: by the names that the losses call them.
+        task: what the labels mean.
+        objective: the losses, whose layers have been tapped by `wire`.
+        optim: optimizer and learning-rate schedule.
+        outputs: the number of logits in a row (`Task.outputs`); None: any number.
     """
 
     def __init__(
@@ -63,7 +72,7 @@ class Distiller(L.LightningModule):
         task: Task,
         objective: Objective,
         optim: Optim,
-        outputs: int | None,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.student = student

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, TAP, Attention, Place, Signals
-from distillery.models.adapters import Adapter
+from distillery.models.adapters import Adapter, ImageAdapter
 from distillery.models.taps.attention_recorder import MEND, Recorders, attention_modules
 
 SECOND_HEAD = "head_dist"  # what timm calls the head that learns from the teacher
@@ -35,16 +35,16 @@ class Network(nn.Module):
 
     Args:
         net: maps what the adapter makes of a batch to logits [B, C] or [B, L, C], or to an output that has `logits`.
-        adapter: what stands in front of it.
-        name: how errors and tables call this network.
+        adapter: makes the network's inputs of a batch; None: the network takes the images as they are.
+        name: what errors and tables call this network.
     """
 
     role: ClassVar[str] = "student"
 
-    def __init__(self, net: nn.Module, adapter: Adapter, name: str = "") -> None:
+    def __init__(self, net: nn.Module, adapter: Adapter | None = None, name: str = "student") -> None:
         super().__init__()
         self.net = net
-        self.adapter = adapter
+        self.adapter = adapter or ImageAdapter()
         self.name = name
         self._recorded: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
