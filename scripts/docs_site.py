@@ -13,7 +13,6 @@ import tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from distillery.config.loss_catalogue import losses
 from distillery.losses import FAMILIES, functional
 
 ROOT = Path(__file__).parents[1]
@@ -77,14 +76,13 @@ def _only(room: str) -> str:
 
 
 def functional_page() -> str:
-    """Every pure function below the heading of its loss."""
-    parts = [
-        "# distillery.losses.functional\n\nEvery loss as a pure function of tensors, without Lightning or Hydra: "
-        "`from distillery.losses.functional import kd`.\n"
-    ]
-    for loss in losses():
-        members = vars(loss.module).items()
-        own = [n for n, m in members if inspect.isfunction(m) and m.__module__ == loss.module.__name__]
-        public = [name for name in own if hasattr(functional, name)]
-        parts += [f"\n::: {loss.module.__name__}.{n}\n    options:\n      show_root_full_path: false\n" for n in public]
-    return "".join(parts)
+    """The pure functions, family by family."""
+    functions = "".join(
+        f"\n::: {function.__module__}.{name}\n    options:\n      show_root_full_path: false\n"
+        for name, function in functional.FUNCTIONS.items()
+    )
+    return f"""\
+# distillery.losses.functional
+
+Every loss as a pure function of tensors, without Lightning or Hydra: `from distillery.losses.functional import kd`.
+{functions}"""

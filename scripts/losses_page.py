@@ -65,15 +65,9 @@ def index() -> str:
 
 def page(family: str) -> str:
     """The page of a family: formula, contract and settings of each of its losses."""
-    notation = re.sub(r"\$(.*?)\$", lambda formula: mathml(formula[1]), NOTATION)
+    notation = re.sub(r"\$(.*?)\$", lambda formula: convert(formula[1]), NOTATION)
     introduction = f"# {family.capitalize()} losses\n\n{INTRODUCTIONS[family]}\n\n{notation}"
     return introduction + "".join(_section(loss) for loss in losses([family]))
-
-
-def mathml(formula: str, display: str = "inline") -> str:
-    """The formula as MathML, which browsers draw without a script."""
-    understood = formula.replace(r"\arg\max", r"\operatorname{argmax}").replace(r"\big\lVert", r"\lVert")
-    return convert(understood.replace(r"\big\rVert", r"\rVert"), display=display)
 
 
 def _section(loss: Loss) -> str:
@@ -95,7 +89,7 @@ def _section(loss: Loss) -> str:
 
 [{loss.title}]({contract.paper})
 
-<div class="formula">{mathml(contract.formula, "block")}</div>
+<div class="formula">{convert(contract.formula, display="block")}</div>
 
 {loss.explanation}
 

@@ -9,6 +9,7 @@ from typing import get_type_hints
 
 import pytest
 import yaml
+from latex2mathml.converter import convert
 from rich.console import Console
 
 from distillery.commands import losses as losses_command
@@ -48,7 +49,7 @@ def test_a_section_says_what_the_config_and_the_contract_say() -> None:
         config = yaml.safe_load(CONFIGS[loss.name].read_text())
         del config["_target_"]
         assert {key: yaml.safe_load(value) for key, value in settings.items()} == config, loss.name
-        assert SCRIPT["mathml"](loss.contract.formula, "block") in shown, loss.name
+        assert convert(loss.contract.formula, display="block") in shown, loss.name
         assert f"]({loss.contract.paper})" in shown, loss.name
         for words in (loss.contract.reduction, loss.contract.scale, loss.contract.values_of):
             assert words.replace("|", r"\|") in shown, loss.name

@@ -50,8 +50,8 @@ class AttentionTransfer(LayerTerm):
         needs="maps",
         properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1612.03928",
-        formula=r"\tfrac{1}{HW} \big\lVert \tfrac{Q_s}{\lVert Q_s \rVert} - \tfrac{Q_t}{\lVert Q_t \rVert} \big\rVert^2"
-        r", \quad Q = \tfrac{1}{C} \sum_c \lvert F^c \rvert^p",
+        formula=r"\tfrac{1}{HW} \left\lVert \tfrac{Q_s}{\lVert Q_s \rVert} - \tfrac{Q_t}{\lVert Q_t \rVert}"
+        r" \right\rVert^2, \quad Q = \tfrac{1}{C} \sum_c \lvert F^c \rvert^p",
         values_of="RepDistiller",
     )
 

@@ -39,6 +39,6 @@ class DeiTHard(HeadTerm):
         needs="vectors",
         properties=frozenset({"non_negative", "batch_permutation"}),
         paper="https://arxiv.org/abs/2012.12877",
-        formula=r"-\log p(z_{\mathrm{dist}})_{\hat y}, \quad \hat y = \arg\max_k z_{t,k}",
+        formula=r"-\log p(z_{\mathrm{dist}})_{\hat y}, \quad \hat y = \operatorname{argmax}_k z_{t,k}",
         values_of="DeiT",
     )
