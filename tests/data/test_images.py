@@ -176,5 +176,5 @@ def test_classes_that_differ_are_named(tmp_path: Path, part: str) -> None:
     with pytest.raises(UserError, match=rf"/{part}' lacks classes of .*: bee\."):
         image_folder(tmp_path)
     (tmp_path / part / "bee").mkdir()
-    with pytest.raises(UserError, match=rf"/{part}' has classes which .* lacks: beee\. Did you mean 'bee'"):
+    with pytest.raises(UserError, match=rf"/{part}' has classes that .* lacks: beee\. Did you mean 'bee'"):
         image_folder(tmp_path)

@@ -68,9 +68,9 @@ def test_index_is_read_in_its_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([1, 2, 1], "named twice"),
-        ([1, 99], r"1 of 2 positions are none of the training split, 99 for one"),
-        (["one"], "one position a line"),
+        ([1, 2, 1], "lists a position twice"),
+        ([1, 99], r"1 of 2 positions are not in the training split, for instance 99"),
+        (["one"], "one position per line"),
     ],
 )
 def test_bad_index_is_refused(tmp_path: Path, lines: list[object], message: str) -> None:

@@ -77,7 +77,7 @@ class TestComparison:
         with pytest.raises(UserError) as caught:
             refuse_other_tokenizer(ours, theirs, "main", "other/net", texts)
         said, *lines = str(caught.value).split("\n")
-        assert "The main network was made for another tokenizer, other/net" in said
+        assert "The main network was made for the tokenizer other/net" in said
         assert f"{several} of 30 texts" in said
         assert [line.strip() for line in lines[:-1:3]] == [repr(text[:60]) for text in TEXTS[:shown]]
         assert lines[-1].startswith("Set data.tokenizer=other/net")

@@ -112,7 +112,7 @@ def test_a_subset_seed_of_its_own_outlives_the_seed(cifar_data: Make) -> None:
 def test_an_own_validation_split_excludes_val_size(cifar_data: Make) -> None:
     given = {"source": digits, "root": None, "mean": [0.3], "std": [0.4], "augment": None}
     assert cifar_data(**given, val_size=None).sizes == {"train": 800, "val": 200, "test": 797}
-    with pytest.raises(UserError, match=r"200 validation samples of its own"):
+    with pytest.raises(UserError, match=r"its own 200 validation samples"):
         cifar_data(**given, val_size=100).setup()
 
 

@@ -13,7 +13,7 @@ COMPARED = 200  # texts on which two tokenizers are compared
 
 
 def check_tokenizer(name: str, tokenizer: str, data: Data) -> None:
-    """Refuse the network `name` if it was made for another tokenizer than the data's.
+    """Refuse the network `name` if it was made for the tokenizer than the data's.
 
     Args:
         tokenizer: what the network was made for: a name of the hub, or a folder.

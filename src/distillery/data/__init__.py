@@ -1,1 +1,1 @@
-"""Data sets as LightningDataModules: batches are dicts of `image`, `target` and `index`."""
+"""Data sets as LightningDataModules, whose batches are dicts of tensors (`image` or `input_ids`, `target`, `index`)."""

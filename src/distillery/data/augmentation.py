@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Random crop of the image padded with `crop` black pixels a side, then a flip for half of the images.
+    """Crop at random from the image padded with `crop` black pixels on each side; flip half of the images.
 
-    The standard augmentation of CIFAR (He et al. 2016, §4.2: crop 4 and flip). Needs 3 uniforms a sample.
+    The standard augmentation of CIFAR (He et al. 2016, §4.2: crop 4 and flip). Uses 3 uniform numbers per sample.
     """
 
     crop: int = 0
@@ -41,9 +41,9 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class CropScale:
-    """The standard augmentation of ImageNet (Szegedy et al. 2015): a crop of random area, a flip.
+    """The standard augmentation of ImageNet (Szegedy et al. 2015): a crop of random area, and a flip.
 
-    `resized_crop` is the range of the crop's share of the area; None crops the centre.
+    `resized_crop` is the range of the cropped fraction of the area; None: the centre is cropped.
     """
 
     resized_crop: tuple[float, float] | None = None
@@ -51,7 +51,7 @@ class CropScale:
 
 
 def augment_options(kind: type[T], given: Mapping[str, Any]) -> T:
-    """`kind(**given)`, where an unknown key is a `UserError` which names the nearest right one."""
+    """`kind(**given)`; raises `UserError`, which names the nearest valid option, for an unknown one."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:

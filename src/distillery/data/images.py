@@ -17,29 +17,29 @@ from distillery.core.random import hash_key, uniforms
 from distillery.data.augmentation import CropFlip, CropScale, augment_options
 from distillery.data.sampler import BatchKey
 
-CHECK_ALL = 10_000  # above that a check before training would take minutes
+CHECK_ALL = 10_000  # with more files, decoding all of them before training would take minutes
 CHECK_SAMPLE = 1_000
 
 
 class Images(Protocol):
     """N images of one shape, addressed by their position."""
 
-    shape: tuple[int, int, int]  # C, H, W of what is served
+    shape: tuple[int, int, int]  # C, H, W of the served images
 
     def __len__(self) -> int: ...
 
     def augmentation(self, options: Mapping[str, Any]) -> Any:
-        """The training augmentation that `data.augment` asks for; `UserError` where there is none such."""
+        """The training augmentation for the options of `data.augment`; raises `UserError` for an unknown option."""
 
     def batch(self, index: Tensor, augmentation: Any, seed: int, epoch: int) -> Tensor:
-        """float32 [B,C,H,W] in [0,1] of index [B]; not augmented where `augmentation` is None."""
+        """The images at positions `index` [B], float32 [B,C,H,W] in [0,1]; None for `augmentation`: none."""
 
     def content(self) -> bytes:
-        """What identifies the images, for the fingerprint."""
+        """Bytes that identify the images, for the fingerprint."""
 
 
 class TensorImages:
-    """Images held in memory: uint8 [N,C,H,W], or float32 already in [0,1]."""
+    """Images in memory: uint8 [N,C,H,W], or float32 already in [0,1]."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -63,7 +63,7 @@ class TensorImages:
 
 
 def decode(path: Path) -> Image.Image:
-    """The RGB image in a file; `UserError` names a file that cannot be decoded."""
+    """The RGB image in a file; raises `UserError` with the file's name if it cannot be decoded."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -72,14 +72,14 @@ def decode(path: Path) -> Image.Image:
 
 
 class FileImages:
-    """RGB image files, served as `size`×`size` pixels."""
+    """RGB images in files, served as `size`×`size` pixels."""
 
     def __init__(self, paths: list[Path], root: Path, size: int) -> None:
         self.paths = paths
         self.root = root
         self.shape = (3, size, size)
         to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-        # 224 of 256 pixels: the share that evaluation on ImageNet takes of the shorter side.
+        # Evaluation on ImageNet crops 224 of the 256 pixels of the shorter side.
         self.centre = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *to_float])
         self.to_float = v2.Compose(to_float)
 
@@ -111,7 +111,7 @@ class FileImages:
         return "\n".join(lines).encode()
 
     def check(self) -> None:
-        """Decode the files, or above `CHECK_ALL` a sample of them; `UserError` names the first that fails."""
+        """Decode the files, or a sample of more than `CHECK_ALL`; raises `UserError` for the first that fails."""
         paths = self.paths
         if len(paths) > CHECK_ALL:
             paths = random.Random(0).sample(paths, CHECK_SAMPLE)
@@ -121,5 +121,5 @@ class FileImages:
 
 
 def image_batch(images: Images, augmentation: Any, seed: int, index: Tensor, key: BatchKey) -> dict[str, Tensor]:
-    """The images of a batch: positions [B] and the key that names them."""
+    """The `image` of a batch, from the positions [B] and the `BatchKey`."""
     return {"image": images.batch(index, augmentation, seed, key.epoch)}

@@ -1,4 +1,4 @@
-"""Whole batches by their key, and a DataLoader that Lightning can save and restore in mid-epoch."""
+"""A dataset of whole batches, and a DataLoader that Lightning can save and restore in mid-epoch."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +14,11 @@ from distillery.data.sampler import BatchKey, SeededBatchSampler
 
 
 class BatchDataset(Dataset[dict[str, Tensor]]):
-    """`dataset[key]` is the batch that a `BatchKey` names: its inputs, `target` and `index`.
+    """`dataset[key]` is the batch of a `BatchKey`: its inputs, `target` and `index`.
 
     Args:
-        inputs_of: makes the inputs, of positions [B] and the key. A `target` among them replaces the samples' own.
-        targets: of all samples.
+        inputs_of: makes the inputs from the positions [B] and the key. A `target` among them replaces `targets`.
+        targets: those of all samples.
     """
 
     def __init__(self, inputs_of: Callable[[Tensor, BatchKey], Mapping[str, Tensor]], targets: Tensor) -> None:
@@ -31,7 +31,7 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, key: BatchKey) -> dict[str, Tensor]:
         if not isinstance(key, BatchKey):
             raise UserError(
-                "Something replaced the seeded sampler of the data, as trainer.overfit_batches does. "
+                "The seeded sampler of the data was replaced, for instance by trainer.overfit_batches. "
                 "To overfit a few samples, set data.train_size to their number instead."
             )
         index = torch.tensor(key.positions)
@@ -39,9 +39,9 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
-    """Counts the batches handed to the trainer, not those which its workers have prefetched.
+    """Counts the batches that the trainer has received, not those that the workers have prefetched.
 
-    Lightning stores `state_dict()` in each checkpoint. One written while a batch is being trained (from an
+    Lightning stores `state_dict()` in each checkpoint. A checkpoint that is written during a training step (by an
     exception or a signal handler) counts that batch as served.
     """
 
@@ -50,8 +50,8 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
     _peeked: deque[Any]  # read ahead, not served yet
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator starts at the first `next`: Lightning calls `iter` before it sets the sampler's epoch,
-        # and workers would prefetch the wrong one.
+        # A generator starts at the first `next`. Lightning calls `iter` before it sets the sampler's epoch, and
+        # the workers would prefetch batches of the wrong one.
         self._source, self._peeked = super().__iter__(), deque()
         while (batch := self._peeked.popleft() if self._peeked else next(self._source, None)) is not None:
             self.sampler.served += 1

@@ -1,4 +1,4 @@
-"""What the LightningDataModules of images and of texts share: splits, subsets, order, loaders."""
+"""What the LightningDataModules of images and of texts have in common: splits, subsets, order, loaders."""
 
 import hashlib
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Stage = Literal["train", "val", "test"]
 
 
 class Common(TypedDict, total=False):
-    """The settings of all data sets, with which those of images and of texts hand them on to `Data`."""
+    """The settings shared by all data sets, which `VisionData` and `TextData` pass on to `Data`."""
 
     batch_size: Required[int]
     eval_batch_size: Required[int]
@@ -39,27 +39,27 @@ class Common(TypedDict, total=False):
 
 
 class Data(LightningDataModule):
-    """Serves batches from the splits of `source`: `target` and `index` [B], and the inputs that a subclass makes.
+    """Serves batches from the splits of `source`: `target` and `index` [B], and the inputs of a subclass.
 
     Args:
-        source: returns the `RawData`; called once, with `root` if that is given.
-        batch_size, eval_batch_size: samples of all processes together.
+        source: returns the `RawData`; called once, with `root` if that is not None.
+        batch_size, eval_batch_size: number of samples of all processes together.
         seed: of the order, the augmentation and the masking.
         train_size, train_fraction: the size of a stratified subset of the training split.
         train_index: instead of them, a file with the positions in the raw training set to train on, one a line;
             its path is relative to the repository.
         subset_seed: draws the subset of `train_size` or `train_fraction`; None: `seed` does.
-        val_size: how many (or, below 1, which share) of the training samples are kept for validation, always
-            the same ones; 0 for none. None: the set's own split, else a tenth.
-        num_workers: processes that make batches; data held in memory need none.
+        val_size: the number (below 1: the fraction) of training samples held out for validation, always the same
+            ones; 0: none. None: the data set's own validation split, or else a tenth.
+        num_workers: processes that make batches; data in memory need none.
         drop_last: leave out an incomplete last training batch.
 
     Raises:
-        UserError: (at `setup` or the first use) the data cannot be read or split as asked.
+        UserError: the data cannot be read or split as asked (at `setup` or at first use).
     """
 
     kind: ClassVar[Literal["images", "texts"]]
-    vocab_size: int  # of texts
+    vocab_size: int  # of texts only
 
     def __init__(
         self,
@@ -96,26 +96,26 @@ class Data(LightningDataModule):
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        """The train, val (may be empty) and test splits as they are served."""
+        """The train, val (possibly empty) and test splits, as they are served."""
         train, val = self._validation()
         return self.served({"train": self._subset(train), "val": val, "test": self.raw.test})
 
     def served(self, splits: dict[str, Split]) -> dict[str, Split]:
-        """The splits, checked and brought to the form in which batches are made of them."""
+        """The splits, checked and prepared for making batches."""
         raise NotImplementedError
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
-        """What makes the inputs of a batch, from its positions [B] and its `BatchKey`."""
+        """A function that makes the inputs of a batch from its positions [B] and its `BatchKey`."""
         raise NotImplementedError
 
     @property
     def input(self) -> dict[str, Any]:
-        """What a network's `input` is where its config leaves that open: what the batches are made for."""
+        """Defaults for a network's `input` config: what the batches are made for."""
         raise NotImplementedError
 
     @property
     def varies(self) -> str | None:
-        """The setting that makes a training sample another one in each epoch, if there is one."""
+        """The setting that changes a training sample from epoch to epoch, if there is one."""
         raise NotImplementedError
 
     def _validation(self) -> tuple[Split, Split]:
@@ -123,7 +123,7 @@ class Data(LightningDataModule):
         if own is not None:
             if self.val_size is not None:
                 raise UserError(
-                    f"'{self.raw.name}' has {len(own.indices)} validation samples of its own: set data.val_size=null."
+                    f"'{self.raw.name}' has its own {len(own.indices)} validation samples: set data.val_size=null."
                 )
             return train, own
         share = 0.1 if self.val_size is None else self.val_size
@@ -184,12 +184,12 @@ class Data(LightningDataModule):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the user is told of the data."""
+        """Remarks on the data, for the user."""
         return self.raw.remarks
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what is served: inputs (image files: names and sizes), targets and indices of each split."""
+        """SHA-256 of each split: inputs (for image files, names and sizes), targets and indices."""
         sha = hashlib.sha256()
         stores = {id(split.inputs): split.inputs for split in self.splits.values()}  # often shared
         contents = {key: hashlib.sha256(inputs.content()).digest() for key, inputs in stores.items()}
@@ -200,33 +200,33 @@ class Data(LightningDataModule):
         return sha.hexdigest()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and split the data now, and check the settings of what is made of them."""
+        """Read and split the data, and check the settings."""
         self.inputs_of("train")
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("train")
 
     def val_dataloader(self) -> Any:
-        """No loader where `val_size` is 0: nothing is chosen on the test split."""
+        """No loader if there are no validation samples: nothing is selected on the test split."""
         return self._loader("val") if self.sizes["val"] else []
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("test")
 
     def word_counts(self) -> Tensor | None:
-        """How often each word of the vocabulary occurs in the training texts, [V]; None: there are no texts."""
+        """How often each token of the vocabulary occurs in the training texts, [V]; None for images."""
         return None
 
     def order(self, stage: Stage) -> dict[str, Any]:
-        """What the order of a split depends on besides the seed: arguments of `SeededBatchSampler`."""
+        """Arguments of `SeededBatchSampler` on which the order of a split depends besides the seed."""
         return {}
 
     def batches(self, processes: int) -> int:
-        """How many there are in an epoch of a job of so many processes, which need not run yet."""
+        """The number of training batches per epoch in a job of that many processes, which need not be running yet."""
         return len(self.sampler("train", processes))
 
     def sampler(self, stage: Stage, processes: int = 1) -> SeededBatchSampler:
-        """The order of a split, shared out between the processes; before there are any, as that of the first."""
+        """The order of a split in this process; before the processes are started, that of the first of `processes`."""
         train = stage == "train"
         distributed = dist.is_available() and dist.is_initialized()
         return SeededBatchSampler(
@@ -241,13 +241,13 @@ class Data(LightningDataModule):
         )
 
     def plain(self, size: int) -> tuple[list[BatchKey], BatchDataset]:
-        """Batches of `size` with all training samples once, always the same ones together, on every process."""
+        """Batches of `size` that hold every training sample once, the same batches on every process."""
         split = self.splits["train"]
         keys = list(SeededBatchSampler(split.indices, size, **self.order("train")))
         return keys, BatchDataset(self.inputs_of("train"), split.targets)
 
     def example(self, samples: int = 8) -> dict[str, Tensor]:
-        """A few training samples: what shapes, layers and costs are found out on."""
+        """A few training samples, on which shapes, layers and costs are measured."""
         return {key: value[:samples] for key, value in next(iter(self.train_dataloader())).items()}
 
     def _loader(self, stage: Stage) -> DataLoader[dict[str, Tensor]]:
@@ -258,5 +258,5 @@ class Data(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each iteration would draw from the global one
+            generator=torch.Generator(),  # otherwise each iteration would draw from the global generator
         )

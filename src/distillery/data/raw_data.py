@@ -1,4 +1,4 @@
-"""What a source of data gives: samples with targets, and which of them are for what."""
+"""What a source returns: samples with targets, and the split each belongs to."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Some of a set of labelled samples: `indices` are positions in `inputs` and `targets`.
+    """Part of a set of samples: `indices` are positions in `inputs` and `targets`.
 
     `inputs` are `Images` (`images.py`), `Texts` or, once these are tokenised, `Tokens` (`tokens.py`).
     """
 
     inputs: Any
-    targets: Tensor  # int64 [N]: classes, or zeros where there are none; float32 [N]: numbers to regress on
+    targets: Tensor  # classes int64 [N], zeros if there are none; or float32 [N], the targets of a regression
     indices: Tensor  # int64, at most N
 
     @classmethod
@@ -27,13 +27,13 @@ class Split:
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as its makers split it; without `val` the validation samples are cut from `train`.
+    """A data set with its own splits. Without `val`, the validation samples are cut from `train`.
 
-    `remarks` are what its user is told of it: how many duplicates were left out, and the like.
+    `remarks` are shown to the user: for instance, how many duplicates were left out.
     """
 
     name: str
-    classes: tuple[str, ...]  # empty where the samples have none
+    classes: tuple[str, ...]  # empty if the samples have none
     train: Split
     test: Split
     val: Split | None = None
@@ -44,7 +44,7 @@ class RawData:
 class Texts:
     """N texts, or N pairs of texts, addressed by their position.
 
-    With `labels`, a text is given as its words, and has a label for each word: for token classification.
+    With `labels` (token classification), each text is a list of words, with one label per word.
     """
 
     first: Sequence[str] | Sequence[Sequence[str]]

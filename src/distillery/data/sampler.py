@@ -1,4 +1,4 @@
-"""The order of the samples: seeded global batches, shared out between ranks, resumable in mid-epoch."""
+"""The order of the samples: seeded global batches, divided among the ranks, resumable in mid-epoch."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from torch.utils.data import Sampler
 from distillery.core.errors import UserError
 from distillery.core.random import hash_key, permutation
 
-BATCHES = 1  # hashed into the seed: the batches have another order than the samples
+BATCHES = 1  # hashed into the seed, so that the order of the batches is independent of that of the samples
 
 
 class BatchKey(NamedTuple):
     """All that a dataset needs to make one batch: the epoch and the samples' positions in the raw data.
 
-    `length` is that of the longest sample of the global batch, for those that have one: every rank pads to it.
+    `length` is the length of the longest text in the global batch, to which every rank pads; 0 for images.
     """
 
     epoch: int
@@ -25,21 +25,21 @@ class BatchKey(NamedTuple):
 
 
 class SeededBatchSampler(Sampler[BatchKey]):
-    """Yields one `BatchKey` a batch; the order is a pure function of (seed, epoch).
+    """Yields one `BatchKey` per batch; the order is a pure function of (seed, epoch).
 
-    `batch_size` counts the samples of all ranks together. The global batches don't depend on `world`: rank r
-    takes every world-th sample of each from the r-th on, so all ranks have the same number of batches.
+    `batch_size` counts the samples of all ranks together. The global batches do not depend on `world`: rank r takes
+    every `world`-th sample of each, starting at the r-th, so all ranks have the same number of batches.
 
-    In training (`shuffle`) a trailing batch with fewer than two samples a rank is left out, because batch
-    statistics and relations between samples need two; `drop_last` leaves out any incomplete batch. Evaluation
-    leaves nothing out: a trailing batch too small to give each rank a sample joins the one before it.
+    In training (`shuffle`), a last batch with fewer than two samples per rank is left out, because batch statistics
+    and relations between samples need two; `drop_last` leaves out any incomplete batch. Evaluation leaves nothing
+    out: a last batch too small to give each rank a sample is merged into the one before it.
 
-    With `lengths` (tokens of each sample, by position) samples of like length share a batch, so that little is
-    padding: in training `bucket` batches at a time are sorted by length, and then all batches shuffled; in evaluation
-    the whole split is sorted. `bucket=0` leaves the order as it is.
+    With `lengths` (the number of tokens of each sample, by position), samples of similar length share a batch, which
+    reduces padding: in training, `bucket` batches at a time are sorted by length, then all batches are shuffled; in
+    evaluation the whole split is sorted. `bucket=0` switches the sorting off.
 
     Raises:
-        UserError: fewer samples, or a smaller batch, than the ranks need.
+        UserError: there are too few samples, or the batch is too small, for the number of ranks.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class SeededBatchSampler(Sampler[BatchKey]):
         self._resume_at = 0
 
     def _bounds(self, total: int, least: int, drop_last: bool) -> list[tuple[int, int]]:
-        """First and past-the-last position of each global batch."""
+        """Start and end of each global batch."""
         if total and self.batch_size < least:
             raise UserError(
                 f"A batch of {self.batch_size} samples is too small for {self.world} process(es): "
-                "data.batch_size and data.eval_batch_size count the samples of all; "
-                f"here at least {least} are needed."
+                "data.batch_size and data.eval_batch_size count the samples of all processes; "
+                f"at least {least} are needed."
             )
         starts = range(0, total, self.batch_size)
         bounds = [(start, min(start + self.batch_size, total)) for start in starts]
@@ -90,7 +90,7 @@ class SeededBatchSampler(Sampler[BatchKey]):
         return bounds
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order. A restored position holds only for the epoch it was saved in."""
+        """Select the order of an epoch. A restored position is valid only in the epoch in which it was saved."""
         if epoch != self.epoch:
             self.epoch = epoch
             self.served = self._resume_at = 0
@@ -107,14 +107,14 @@ class SeededBatchSampler(Sampler[BatchKey]):
         """Continue where `state` was saved: the next iteration serves the rest of that epoch.
 
         Raises:
-            UserError: the epoch is unfinished and its batches were cut differently.
+            UserError: the epoch is unfinished, and its batches had another size or number.
         """
         unfinished = 0 < state["served"] < state["batches"]
         if unfinished and (state["batch_size"], state["batches"]) != (self.batch_size, len(self)):
             raise UserError(
                 f"The checkpoint stopped after {state['served']} of {state['batches']} batches of "
                 f"{state['batch_size']} samples, but this run has {len(self)} of {self.batch_size}. "
-                "Resume with the data.batch_size and training set of the run which saved it."
+                "Resume with the data.batch_size and the training set of the run that saved it."
             )
         self.epoch = state["epoch"]
         self.served = self._resume_at = state["served"] if unfinished else 0
@@ -141,7 +141,7 @@ class SeededBatchSampler(Sampler[BatchKey]):
             return [ordered[first:end] for first, end in self.bounds]
         whole = total - total % self.batch_size
         chunks = map(self._by_length, ordered[:whole].split(self.bucket * self.batch_size))
-        # In the last, incomplete batch, or left out with it, are samples of any length: not the longest of each epoch.
+        # The incomplete last batch, which may be left out, has samples of any length, not always the longest ones.
         ordered = torch.cat([*chunks, ordered[whole:]])
         batches = [ordered[first:end] for first, end in self.bounds]
         order = permutation(hash_key(self.seed, BATCHES), epoch, whole // self.batch_size)

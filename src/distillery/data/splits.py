@@ -1,4 +1,4 @@
-"""Stratified draws of samples."""
+"""Stratified subsets of samples, and subsets listed in a file."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.core.random import permutation
 
-SPLIT_SEED = 0  # of every split which must not move with the run's seed
-DRAW = -1  # in place of an epoch, so that no draw repeats the order of an epoch
+SPLIT_SEED = 0  # for splits that are the same whatever the run's seed
+DRAW = -1  # in place of an epoch, so that a draw differs from the order of every epoch
 
 
 def class_quotas(counts: Tensor, size: int) -> Tensor:
-    """How many of `size` samples each class gets: in proportion to `counts` [C], by the largest remainder.
+    """How many of `size` samples each class gets: in proportion to `counts` [C], by the largest-remainder method.
 
     Each class that has samples gets at least one, taken from the classes with the most.
     """
@@ -30,11 +30,15 @@ def class_quotas(counts: Tensor, size: int) -> Tensor:
 
 
 def stratified(targets: Tensor, indices: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `size` of `indices` [N] by class: (drawn, rest), both in order. `targets` are of all samples; those that
-    are numbers, and no classes, are not looked at.
+    """Draw `size` of `indices` [N], stratified by class.
+
+    Args:
+        targets: those of all samples; floating-point targets count as a single class.
+
+    Returns: (drawn, rest), both in the order of `indices`.
 
     Raises:
-        UserError: `size` is above N or below the number of classes.
+        UserError: `size` is greater than N or smaller than the number of classes.
     """
     present = torch.zeros_like(indices) if targets.is_floating_point() else targets[indices]
     counts = torch.bincount(present)
@@ -42,7 +46,7 @@ def stratified(targets: Tensor, indices: Tensor, size: int, seed: int) -> tuple[
     if not classes <= size <= len(indices):
         raise UserError(
             f"Cannot draw {size} of {len(indices)} samples with {classes} classes: "
-            f"the size must be between {classes} (one a class) and {len(indices)}."
+            f"the size must be between {classes} (one per class) and {len(indices)}."
         )
     order = permutation(seed, DRAW, len(indices))
     drawn = torch.zeros(len(indices), dtype=torch.bool)
@@ -52,21 +56,21 @@ def stratified(targets: Tensor, indices: Tensor, size: int, seed: int) -> tuple[
 
 
 def read_index(path: str | Path, indices: Tensor) -> Tensor:
-    """The positions in the file `path` (relative to the repository), one a line; all are among `indices`.
+    """The positions listed in the file `path` (relative to the repository), one per line, all of them in `indices`.
 
     Raises:
-        UserError: no such file, a line that is no number, a position twice, or one that is not there to train on.
+        UserError: no such file, a line that is not a number, or a position that is listed twice or not in `indices`.
     """
     try:
         lines = (CONFIGS.parent / path).read_text(encoding="utf-8").split()
         chosen = torch.tensor([int(line) for line in lines], dtype=torch.int64)
     except (OSError, ValueError) as error:
-        raise UserError(f"data.train_index={path}: it must be a file with one position a line. {error}") from error
+        raise UserError(f"data.train_index={path}: expected a file with one position per line. {error}") from error
     if len(chosen.unique()) != len(chosen):
-        raise UserError(f"data.train_index={path}: a position is named twice.")
+        raise UserError(f"data.train_index={path}: it lists a position twice.")
     if len(foreign := chosen[~torch.isin(chosen, indices)]):
         raise UserError(
-            f"data.train_index={path}: {len(foreign)} of {len(chosen)} positions are none of the training split, "
-            f"{int(foreign[0])} for one. Validation and test images are not for training."
+            f"data.train_index={path}: {len(foreign)} of {len(chosen)} positions are not in the training split, for "
+            f"instance {int(foreign[0])}. Validation and test samples must not be trained on."
         )
     return chosen

@@ -1,4 +1,4 @@
-"""The LightningDataModule of every set of texts."""
+"""The LightningDataModule of texts."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -22,18 +22,18 @@ STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
 class TextData(Data):
-    """Serves `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer gives them) [B,L], `target`, `index`.
+    """Serves `input_ids`, `attention_mask`, `token_type_ids` (if the tokenizer has them) [B,L], `target`, `index`.
 
-    L is the length of the longest text of the global batch. `target` is [B]; where words have labels, or tokens are
-    masked, it is [B,L], with -100 where a token does not count (of a word, its first token counts).
+    L is the length of the longest text of the global batch. If words have labels or tokens are masked, `target` is
+    [B,L], with -100 for tokens that do not count (only the first token of a word counts).
 
     Args:
         source, common: see `Data`.
-        tokenizer: a name of the hub, or a folder.
-        max_length: the most tokens of a sample; None: as many as the tokenizer says that its model has positions.
-        too_long: what is done with longer ones. They are counted in either case.
-        bucket: how many batches are sorted by length together; 0: none (see `SeededBatchSampler`).
-        mask: the share of tokens to be masked and predicted (task=masked_lm); None: none.
+        tokenizer: a name on the hub, or a folder.
+        max_length: maximum number of tokens per sample; None: the number of positions of the tokenizer's model.
+        too_long: whether longer samples are truncated, and counted in the remarks, or refused.
+        bucket: how many batches are sorted by length together (see `SeededBatchSampler`); 0: none.
+        mask: the fraction of tokens to mask and predict (task=masked_lm); None: no masking.
     """
 
     kind = "texts"
@@ -53,7 +53,7 @@ class TextData(Data):
             raise UserError(f"data.too_long={too_long}: choose truncate or refuse.")
         if mask is not None and not 0 < mask < 1:
             raise UserError(
-                f"data.mask={mask}: it is the share of tokens to predict, between 0 and 1; BERT masks 0.15."
+                f"data.mask={mask}: the fraction of tokens to predict must be between 0 and 1; BERT masks 0.15."
             )
         self.tokenizer_name = tokenizer
         self.max_length = max_length
@@ -67,13 +67,13 @@ class TextData(Data):
 
     @cached_property
     def limit(self) -> int | None:
-        """The most tokens of a sample; None: any number, since the tokenizer does not know its model's positions."""
+        """Maximum number of tokens per sample; None: no limit, as the tokenizer knows none of its model."""
         if self.max_length is not None:
             special = self.tokenizer.num_special_tokens_to_add(pair=True)
             if self.max_length <= special:
                 raise UserError(
-                    f"data.max_length={self.max_length}: {special} of these are special tokens, and none is left for a "
-                    "text. Choose more; or null, for as many as the model has positions."
+                    f"data.max_length={self.max_length}: {special} of these are special tokens, which leaves none for "
+                    "the text. Set it higher, or to null for as many as the model has positions."
                 )
             return self.max_length
         positions: int = self.tokenizer.model_max_length
@@ -85,7 +85,7 @@ class TextData(Data):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        _ = self.splits  # which texts are too long is known when they have been tokenised
+        _ = self.splits  # tokenises the texts, which shows the ones that are too long
         return self.raw.remarks + self._cut
 
     @property
@@ -108,7 +108,7 @@ class TextData(Data):
         else:
             stores = {stage: self._tokens(split.inputs, split.indices) for stage, split in splits.items()}
         if self._longer:
-            self._say_too_long(sum(len(split.indices) for split in splits.values()))
+            self._report_too_long(sum(len(split.indices) for split in splits.values()))
         return {stage: Split(stores[stage], split.targets, split.indices) for stage, split in splits.items()}
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
@@ -119,13 +119,13 @@ class TextData(Data):
 
     @cached_property
     def masking(self) -> Masking | None:
-        """How tokens are masked, if they are."""
+        """The masking of tokens; None: they are not masked."""
         if self.mask is None:
             return None
         if self.tokenizer.mask_token_id is None:
             raise UserError(
-                f"data.mask={self.mask}: the tokenizer {self.tokenizer_name} has no mask token, since it belongs to "
-                "another kind of language model. Choose one of a masked model, as BERT's."
+                f"data.mask={self.mask}: the tokenizer {self.tokenizer_name} has no mask token. Choose the tokenizer "
+                "of a masked language model, such as BERT."
             )
         return Masking(self.mask, self.tokenizer.mask_token_id, self.vocab_size, tuple(self.tokenizer.all_special_ids))
 
@@ -133,7 +133,7 @@ class TextData(Data):
         return {"lengths": self.splits[stage].inputs.lengths, "bucket": self.bucket}
 
     def example(self, samples: int = 8) -> dict[str, Tensor]:
-        """Training samples of the median length, so that what is measured on them does not depend on the order."""
+        """Training samples of median length, so that measurements on them do not depend on the order."""
         indices = self.splits["train"].indices
         middle = len(indices) // 2
         ordered = indices[self.splits["train"].inputs.lengths[indices].argsort(stable=True)]
@@ -141,19 +141,19 @@ class TextData(Data):
 
     def word_counts(self) -> Tensor:
         tokens, counts = self.splits["train"].inputs, torch.zeros(self.vocab_size, dtype=torch.int64)
-        for indices in self.splits["train"].indices.split(CHUNK):  # all at once, padded, would take gigabytes
+        for indices in self.splits["train"].indices.split(CHUNK):  # padding all at once would take gigabytes
             words = tokens.batch(indices, int(tokens.lengths[indices].max()))
             counts += words["input_ids"][words["attention_mask"] > 0].bincount(minlength=self.vocab_size)
         return counts
 
     def longest(self) -> dict[str, Tensor]:
-        """The longest text of all splits, in a batch of its own."""
+        """A batch of one: the longest text of all splits."""
         longest = {stage: int(self._lengths(stage).max()) for stage in STAGES if self.sizes[stage]}
         stage = max(longest, key=lambda stage: longest[stage])
         return self._batch(stage, self.splits[stage].indices[self._lengths(stage).argmax()][None])
 
     def used_lengths(self) -> Tensor:
-        """The number of tokens of each text, of all splits."""
+        """The number of tokens of each text in all splits."""
         return torch.cat([self._lengths(stage) for stage in STAGES])
 
     def _lengths(self, stage: Stage) -> Tensor:
@@ -178,7 +178,7 @@ class TextData(Data):
         starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
         vocabulary = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.tokenizer_name
         identity = hashlib.sha256(texts.content() + f"{vocabulary} {self.limit}".encode()).digest()
-        any_token = 0  # of a tokenizer without a padding token, as GPT-2's: the mask says what counts
+        any_token = 0  # for tokenizers without a padding token, as GPT-2's: the mask excludes it anyway
         padding = {"input_ids": self.tokenizer.pad_token_id or any_token, "target": IGNORED}
         return Tokens(
             {name: torch.cat(values) for name, values in columns.items()},
@@ -189,7 +189,7 @@ class TextData(Data):
         )
 
     def _samples(self, texts: Texts, positions: list[int]) -> Iterator[dict[str, list[int]]]:
-        """Each text's columns, without the mask, which is all ones before padding."""
+        """The columns of each text, without the mask, which is all ones before padding."""
         first = [texts.first[position] for position in positions]
         second = None if texts.second is None else [texts.second[position] for position in positions]
         whole = tokenised(self.tokenizer, first, second, None)
@@ -203,18 +203,18 @@ class TextData(Data):
                 sample["target"] = _labels(given.word_ids(i), texts.labels[position])
             yield sample
 
-    def _say_too_long(self, samples: int) -> None:
-        said = f"{len(self._longer):,} of {samples:,} texts have more than {self.limit} tokens"
+    def _report_too_long(self, samples: int) -> None:
+        found = f"{len(self._longer):,} of {samples:,} texts have more than {self.limit} tokens"
         if self.too_long == "refuse":
             raise UserError(
-                f"{said}, the one at position {self._longer[0]} for one. Set data.max_length to more (the model must "
-                "have as many positions), or cut them with data.too_long=truncate."
+                f"{found}, for instance the one at position {self._longer[0]}. Set data.max_length higher (the model "
+                "must have as many positions), or truncate them with data.too_long=truncate."
             )
-        self._cut = (f"{said}: cut there (data.max_length)",)
+        self._cut = (f"{found}: truncated (data.max_length)",)
 
 
 def _labels(words: list[int | None], labels: Any) -> list[int]:
-    """The label of each token: of a word's first token that of the word, of the others (and special ones) none."""
+    """The label of each token: the word's label for its first token, `IGNORED` for all others and special tokens."""
     before = chain([None], words)
     return [
         IGNORED if word is None or word == last else labels[word] for word, last in zip(words, before, strict=False)
@@ -222,5 +222,5 @@ def _labels(words: list[int | None], labels: Any) -> list[int]:
 
 
 def _as_in_first_epoch(tokens: Tokens, masking: Masking, index: Tensor, key: Any) -> dict[str, Tensor]:
-    """What is evaluated is masked in the same way whenever, and whatever the seed."""
+    """Evaluation masks the same tokens in every epoch and for every seed."""
     return token_batch(tokens, masking, 0, index, key._replace(epoch=0))

@@ -1,4 +1,4 @@
-"""Tokenizers: loaded by name or folder, and compared."""
+"""Loads tokenizers by name or from a folder, and compares them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -15,21 +15,21 @@ SHOWN = 3
 
 @cache
 def load_tokenizer(name: str, setting: str) -> Any:
-    """The tokenizer of that name on the hub, or in that folder.
+    """The tokenizer `name`.
 
     Args:
-        name: of a model on the hub, or a folder.
-        setting: which setting of the config names it, for the error.
+        name: a model on the hub, or a folder.
+        setting: the setting of the config that names it, for error messages.
 
     Raises:
-        UserError: there is none, or the hub cannot be reached.
+        UserError: there is no such tokenizer, or the hub cannot be reached.
     """
     try:
         if not Path(place := folder_or_name(name)).is_dir():
-            find_config(name)  # asks the hub once, where a tokenizer would ask for each of its files, with pauses
+            find_config(name)  # asks the hub once; loading a tokenizer asks for each of its files, with retries
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(place)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # it is made of nothing where a network's config.json is
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # made from nothing but a model's config.json
             raise ValueError("the files of the vocabulary are missing")
         return tokenizer
     except UserError as error:
@@ -42,7 +42,13 @@ def load_tokenizer(name: str, setting: str) -> Any:
 
 
 def refuse_other_tokenizer(ours: Any, theirs: Any, who: str, name: str, texts: Sequence[Any]) -> None:
-    """Raise UserError unless both tokenizers cut each of `texts` into the same ids; `who` wants `theirs`, `name`."""
+    """Raise UserError unless both tokenizers give the same ids for each of `texts`.
+
+    Args:
+        ours: the data's tokenizer.
+        theirs, name: the tokenizer that the network was made for.
+        who: the network's role.
+    """
     if ours is theirs:
         return
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
@@ -55,8 +61,9 @@ def refuse_other_tokenizer(ours: Any, theirs: Any, who: str, name: str, texts: S
         for text, a, b in other[:SHOWN]
     )
     raise UserError(
-        f"The {who} network was made for another tokenizer, {name}, than the data's: {len(other)} of {len(texts)} "
-        f"texts become other tokens:\n{shown}\nSet data.tokenizer={name}, and train the other network on that one too."
+        f"The {who} network was made for the tokenizer {name}, which differs from that of the data: {len(other)} of "
+        f"{len(texts)} texts become other tokens:\n{shown}\nSet data.tokenizer={name}, and train the other network "
+        "with it too."
     )
 
 

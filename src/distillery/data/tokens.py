@@ -1,4 +1,4 @@
-"""Tokenised texts of any length in flat tensors, and the batches made of them."""
+"""Tokenised texts in flat tensors, the batches made of them, and the masking of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from distillery.core.random import uniforms
 from distillery.data.sampler import BatchKey
 
 IGNORED = -100  # the target of a token that does not count, as in PyTorch's cross-entropy
-CHUNK = 1000  # texts that are tokenised at once
+CHUNK = 1000  # texts per call of the tokenizer
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of some samples, one after the other: those of position p begin at `starts[p]`.
+    """The concatenated tokens of some samples: those of the sample at position p begin at `starts[p]`.
 
-    `columns` holds `input_ids`, and whatever else the tokenizer gives for each token (`token_type_ids`), and `target`
-    where words have labels. `lengths` is 0 for a position that was not tokenised. `identity` is that of the texts and
-    of the tokenizer.
+    `columns` holds `input_ids`, whatever else the tokenizer returns per token (`token_type_ids`), and `target` if the
+    words have labels. `lengths` is 0 at positions that were not tokenised. `identity` identifies the texts and the
+    tokenizer.
     """
 
     columns: dict[str, Tensor]  # int64 or int32 [tokens]
     starts: Tensor  # int64 [N]
     lengths: Tensor  # int64 [N]
-    padding: dict[str, int]  # the value of each column where there is no token
+    padding: dict[str, int]  # the padding value of each column
     identity: bytes
 
     def content(self) -> bytes:
-        """What identifies the tokens, for the fingerprint."""
+        """Bytes that identify the tokens, for the fingerprint."""
         return self.identity
 
     def batch(self, index: Tensor, length: int) -> dict[str, Tensor]:
@@ -48,18 +48,18 @@ class Tokens:
 def token_batch(
     tokens: Tokens, masking: "Masking | None", seed: int, index: Tensor, key: BatchKey
 ) -> dict[str, Tensor]:
-    """A batch of tokenised texts: positions [B] and the key that names them."""
+    """A batch of tokenised texts, from the positions [B] and the `BatchKey`."""
     batch = tokens.batch(index, key.length)
     return batch if masking is None else masking(batch, uniforms(seed, key.epoch, index, 0, 3 * key.length))
 
 
 @dataclass(frozen=True)
 class Masking:
-    """BERT's masked tokens (Devlin et al. 2019, section 3.1): what is to be predicted, and what is seen in its place.
+    """BERT's masking (Devlin et al. 2019, section 3.1): selects the tokens to predict and replaces most of them.
 
-    Each token that is not special is chosen with probability `share`; in every text the likeliest one at least. Of
-    those, 80 % become `mask_id`, 10 % a random token, and 10 % stay. The draw is a pure function of the uniform
-    numbers: another one in each epoch (RoBERTa's dynamic masking), the same in a resumed run.
+    Each token that is not special is selected with probability `share`, and at least one in each text. Of those,
+    80 % become `mask_id`, 10 % a random token, and 10 % stay. The draw is a pure function of the uniform numbers:
+    different in each epoch (RoBERTa's dynamic masking), the same in a resumed run.
     """
 
     share: float
@@ -68,7 +68,7 @@ class Masking:
     special_ids: tuple[int, ...]
 
     def __call__(self, batch: dict[str, Tensor], uniform: Tensor) -> dict[str, Tensor]:
-        """`uniform` [B, 3·L] in [0, 1): three for each token. Adds `target` [B, L], -100 where nothing was chosen."""
+        """Adds `target` [B, L], -100 for tokens not selected. `uniform` [B, 3·L] in [0, 1): three numbers per token."""
         ids = batch["input_ids"]
         choice, kind, which = uniform.view(*ids.shape, 3).unbind(-1)
         choice = choice.masked_fill(
@@ -82,7 +82,7 @@ class Masking:
 
 
 def tokenised(tokenizer: Any, texts: Sequence[Any], pairs: Sequence[str] | None, length: int | None) -> Any:
-    """The lists that the tokenizer gives for texts (or lists of words), cut to `length` tokens if that is given."""
+    """The tokenizer's output for texts (or lists of words), truncated to `length` tokens unless that is None."""
     words = {} if isinstance(texts[0], str) else {"is_split_into_words": True}
     cut = {} if length is None else {"truncation": True, "max_length": length}
     return tokenizer(list(texts), list(pairs) if pairs is not None else None, verbose=False, **words, **cut)

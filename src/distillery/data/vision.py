@@ -1,4 +1,4 @@
-"""The LightningDataModule of every vision data set."""
+"""The LightningDataModule of images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,8 +17,8 @@ class VisionData(Data):
 
     Args:
         source, common: see `Data`.
-        mean, std: of each channel; the networks normalise with them, the batches are not normalised.
-        augment: options of the source's training augmentation; None for none.
+        mean, std: per channel, for the networks' input adapters; the batches themselves are not normalised.
+        augment: options of the training augmentation; None: no augmentation.
     """
 
     kind = "images"

@@ -1,1 +1,1 @@
-"""One function a data set, which finds the raw files and returns them as `RawData`."""
+"""One function per data set, which finds the raw files and returns `RawData`."""

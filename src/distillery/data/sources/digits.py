@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn."""
+"""The handwritten digits that are part of scikit-learn."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -12,7 +12,7 @@ VAL_SIZE = 200
 
 
 def digits() -> RawData:
-    """1,797 grey digits of 8×8 pixels: 800 to train, 200 to validate, 797 to test, always the same ones.
+    """1,797 grayscale digits of 8×8 pixels: 800 for training, 200 for validation, 797 for test, always the same ones.
 
     Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI.
     """

@@ -1,11 +1,11 @@
-"""Texts that a data set holds more than once."""
+"""Texts that occur more than once in a data set."""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 
 class Distinct(NamedTuple):
-    """What `distinct` keeps, and how many it leaves out for what reason."""
+    """What `distinct` keeps, and how many texts it leaves out for each reason."""
 
     kept: list[int]  # positions, in order
     repeated: int
@@ -16,7 +16,7 @@ class Distinct(NamedTuple):
 
 
 def distinct(texts: Sequence[Hashable], labels: Sequence[Hashable] | None = None) -> Distinct:
-    """The first of each text. Of a text that stands there with different labels none is kept: which is right?"""
+    """The first occurrence of each text; no occurrence of a text that has contradictory labels."""
     first: dict[Hashable, int] = {}
     disputed: set[Hashable] = set()
     for position, text in enumerate(texts):

