@@ -184,10 +184,10 @@ TRAIN = [
     (["teachers.main=null"], r"teachers\.main=None: here are settings\. model/teacher=none is the baseline"),
     (["seed"], r"Error parsing override 'seed'"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
-    (["experiment=digits_demo"], r"no config\.yaml in it\. .*train it first: distill-study study=digits_demo does"),
+    (["experiment=digits_demo"], r"no config\.yaml in it\. .*train the network first: distill-study study=digits_demo"),
     (
         ["experiment=digits_demo", "plan=true"],
-        r"teachers\.main\.weights: .* is no run folder, .* Name another, or",
+        r"teachers\.main\.weights: .* is not a run folder: .* Name another folder, or",
     ),
 ]
 OTHERS = [

@@ -35,7 +35,7 @@ ERRORS = [
     (["loss/response=[kd,kd]", TAUGHT], r"'kd' is named twice.*\+loss/response@loss\.kd_b=kd"),
     (["loss.dkd.beta=2"], r"'loss\.dkd.*loss/response=dkd"),
     ([], r"no value yet: teachers\.main\.weights"),
-    ([TAUGHT], r"'teacher' is no run folder, there is no config\.yaml in it"),
+    ([TAUGHT], r"'teacher' is not a run folder: there is no config\.yaml in it"),
     (["model/teacher=cnn", TAUGHT], r"There is no file teacher"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
     (["seed=1", "seed"], r"(?i)seed"),

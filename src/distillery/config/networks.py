@@ -1,4 +1,4 @@
-"""cfg → networks: the student and the teachers, their weights, their input adapters."""
+"""Config → networks: the student and the teachers, their weights, their input adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -23,32 +23,34 @@ from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 
-TOKENIZER = "tokenizer"  # in `input`: what a network of texts has there, and one of images has not
+TOKENIZER = "tokenizer"  # a setting of `input` that networks for texts have, and networks for images have not
 
 
 def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
-    """The network's config with every open place filled, so that it rebuilds the network without the data.
+    """The network's config with every open setting filled in, so that it rebuilds the network without the data.
 
-    Statistics, channels, tokenizer and vocabulary come from the data set, the number of outputs from the task; where
-    `net` is null and `weights` is a run folder, or a checkpoint of a run, network and input come from that run's own
+    Statistics, channels, tokenizer and vocabulary come from the data set, the number of outputs from the task. If
+    `net` is null and `weights` is a run folder or a checkpoint of a run, network and input are those of that run's
     student.
 
     Raises:
-        UserError: a network that is neither configured nor to be found in a run folder, or one of images for texts.
+        UserError: the network is neither configured nor found in a run folder, or is for images where the data are
+            texts.
     """
     cfg = cfg.copy()
-    OmegaConf.resolve(cfg)  # what it borrows from a teacher that is left out of a baseline
+    OmegaConf.resolve(cfg)  # now, as a baseline leaves out the teachers that settings may refer to
     with open_dict(cfg):
         if cfg.net is None and cfg.weights is None:
-            raise UserError(f"The {name} network is taken from a run folder, and {_setting(name)}.weights names none.")
+            raise UserError(f"The {name} network is taken from a run folder: set {_setting(name)}.weights to one.")
         if cfg.net is None:
-            folder = _run_folder(cfg.weights)  # of a checkpoint that its run may have died after
+            folder = _run_folder(cfg.weights)
+            # the run of a checkpoint need not be finished
             read = trained_config if folder == cfg.weights else run_config
             own = read(folder, f"{_setting(name)}.weights").student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         _complete_input(cfg, data, name)
-        # a pretrained teacher keeps its head: a new one would know nothing
+        # a pretrained teacher keeps its head, since a new one would be untrained
         if name == "student" or cfg.weights != "pretrained" or data.kind == "texts":
             cfg.net.setdefault("num_classes", task.outputs(data))
         if cfg.net.get("head", task.head) is None:
@@ -60,11 +62,11 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
     wanted = "texts" if TOKENIZER in cfg.input else "images"
     if wanted != data.kind:
         raise UserError(
-            f"The {name} network reads {wanted}, and the data '{data.name}' are {data.kind}. Choose another "
+            f"The {name} network reads {wanted}, but the data set '{data.name}' has {data.kind}. Choose another "
             f"{'model/student' if name == 'student' else 'model/teacher'} or another data set."
         )
     if wanted == "texts" and cfg.weights == "pretrained":
-        cfg.input.tokenizer = cfg.input.tokenizer or cfg.net.model  # its own, to be compared with the data's
+        cfg.input.tokenizer = cfg.input.tokenizer or cfg.net.model  # its own, which is compared with the data's
     for key, value in data.input.items():
         cfg.input[key] = cfg.input[key] or value
     if wanted == "images":
@@ -77,11 +79,14 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
 
 
 def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Network:
-    """A completed config → the student, from scratch unless `weights` or `initialise` says otherwise.
+    """The student of a completed config, with new weights unless `weights` or `initialise` says otherwise.
 
     Args:
-        data: what it will be trained on, for a student that is initialised: its words are counted.
-        parts: what has been made of its network before, by the names of the settings that describe it.
+        data: the data that it will be trained on. Factorised embeddings depend on how often each word occurs.
+        parts: parts of its network that exist already, by the names of their settings in `cfg.net`.
+
+    Raises:
+        UserError: the network cannot be made, or its weights cannot be loaded.
     """
     net = _net(cfg, "student", **parts)
     if settings := cfg.get("initialise"):
@@ -89,16 +94,18 @@ def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Ne
         from distillery.models.text.initialise import initialise
 
         if cfg.weights is not None:
-            raise UserError("student.weights and student.initialise both fill the student: set one of them to null.")
+            raise UserError(
+                "student.weights and student.initialise both set the student's weights: set one of them to null."
+            )
         given = {key: value for key, value in settings.items() if key != "source"}
-        factorised = given.get("embeddings") == "factorise"  # which alone reads the counts
+        factorised = given.get("embeddings") == "factorise"  # nothing else reads the counts
         counts = data.word_counts() if data is not None and factorised else None
         initialise(net, _source(settings.source, cfg), counts=counts, **given)
     return Network(net, adapter(cfg, net), name="student")
 
 
 def blank_student(cfg: DictConfig, dtype: torch.dtype) -> Network:
-    """The student of a completed config, for a state of this type to be filled in."""
+    """The student of a completed config, in this data type and without its weights, which are loaded afterwards."""
     own = cfg.copy()
     own.weights = None
     own.pop("initialise", None)
@@ -106,7 +113,7 @@ def blank_student(cfg: DictConfig, dtype: torch.dtype) -> Network:
 
 
 def _source(source: str, cfg: DictConfig) -> nn.Module:
-    """The network that the student is initialised from: of a run folder, or a pretrained one by name or folder."""
+    """The network that the student is initialised from: a run's student, or a pretrained one by its name or folder."""
     if (Path(source) / CONFIG).is_file():
         own = trained_config(source, "student.initialise.source").student.copy()
         own.weights = source
@@ -118,7 +125,11 @@ def _source(source: str, cfg: DictConfig) -> nn.Module:
 
 
 def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student: DictConfig) -> DictConfig:
-    """`complete` for a teacher: only what its role reads. `student` is the completed config of the student."""
+    """`complete` for a teacher, without the settings that its role does not read.
+
+    Args:
+        student: the completed config of the student.
+    """
     role = role_of(cfg)
     if role == FROZEN:
         return complete(cfg, data, task, name)
@@ -126,14 +137,14 @@ def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student
     if role != PEER:
         return own
     own.weights = None
-    if "_target_" not in (own.net or {}):  # it may say something of the network that an experiment had there
+    if "_target_" not in (own.net or {}):  # what is left of an experiment's teacher describes no network
         own.net, own.input = student.net, student.input
         return own
     return complete(own, data, task, name)
 
 
 def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
-    """A completed config → a teacher that is not frozen: of role `ema` or `peer`, or the student itself."""
+    """The teacher of a completed config whose role is `ema`, `peer` or `self`; the last one is the student itself."""
     if role_of(cfg) == EMA:
         return EMATeacher(student, name, cfg.decay)
     if role_of(cfg) == PEER:
@@ -143,16 +154,16 @@ def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
 
 
 def build_teacher(cfg: DictConfig, name: str) -> Teacher:
-    """A completed config → a frozen teacher.
+    """The frozen teacher of a completed config. A run calls it through `LoadedTeachers`.
 
     Raises:
-        UserError: no weights are named, or some are newly initialised: such a teacher has nothing to teach.
+        UserError: there are no weights, or some are newly initialised: such a teacher has nothing to teach.
     """
     if cfg.weights is None:
         raise UserError(
-            f"Teacher {name!r} would be newly initialised: teachers.{name}.weights is null. Give it weights: "
-            "'pretrained' (timm's, transformers'), a .safetensors or .pth file, or the folder of a run that trained "
-            "it; or take model/teacher=none for the baseline."
+            f"Teacher {name!r} would be newly initialised: teachers.{name}.weights is null. Set it to 'pretrained' "
+            "(weights of timm or transformers), a .safetensors or .pth file, or the folder of a run that trained the "
+            "teacher. For the baseline, choose model/teacher=none."
         )
     net = _initialised(cfg, name)
     stored = _fill(net, cfg)
@@ -166,66 +177,73 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
 
 
 def _setting(name: str) -> str:
-    """Where the config has the network of that name."""
+    """The path of a network's settings in the config."""
     return name if name.startswith("student") else f"teachers.{name}"  # student.initialise.source has one, too
 
 
 def _run_folder(weights: str) -> str:
-    """Of weights that are a run folder, or a checkpoint in one: `<run>/checkpoints/<file>`."""
+    """The run folder of weights that are one, or a checkpoint in one, `<run>/checkpoints/<file>`."""
     path = Path(weights)
     return str(path.parents[1]) if path.is_file() and len(path.parents) > 1 else weights
 
 
 def run_config(folder: str, setting: str) -> DictConfig:
-    """The resolved config of the run in `folder`, which `setting` names."""
+    """The resolved config of the run in `folder`.
+
+    Args:
+        setting: the path of the setting that names the folder, for errors.
+
+    Raises:
+        UserError: there is no run.
+    """
     path = Path(folder)
     if path.suffix in SUFFIXES:
         raise UserError(
             f"{setting}: there is no file {folder}."
-            + (" A run keeps checkpoints of its way with callbacks=route." if path.suffix == ".ckpt" else "")
+            + (" With callbacks=route a run keeps intermediate checkpoints." if path.suffix == ".ckpt" else "")
         )
     if not (path / CONFIG).is_file():
         files = sorted((CONFIGS / "study").glob("*.yaml"))
         names = {OmegaConf.select(OmegaConf.load(file), "name"): file.stem for file in files}
         study = next((names[part] for part in path.parts if part in names), None)
         raise UserError(
-            f"{setting}: {folder!r} is no run folder, there is no {CONFIG} in it. Name another, or train it first"
-            + (f": distill-study study={study} does so." if study else ".")
+            f"{setting}: {folder!r} is not a run folder: there is no {CONFIG} in it. Name another folder, or train the "
+            "network first" + (f": distill-study study={study}." if study else ".")
         )
     return OmegaConf.load(path / CONFIG)  # type: ignore[return-value]
 
 
 def trained_config(folder: str, setting: str) -> DictConfig:
-    """`run_config` of a run whose student is to be used.
+    """`run_config` of a run whose student will be used.
 
     Raises:
-        UserError: it has not come to its end: what lies there may be a former run's.
+        UserError: the run is not finished, so its student is not trained yet.
     """
     cfg = run_config(folder, setting)
     if (Path(folder) / RECORD).is_file() and (status := RunRecord.read(Path(folder)).status) != "finished":
         raise UserError(
-            f"{setting}: the run in {folder!r} is {status}, not finished. distill-train resume={folder} goes on with "
-            "it; or name another."
+            f"{setting}: the run in {folder!r} is {status}, not finished. Resume it with "
+            f"distill-train resume={folder}, or name another run."
         )
     return cfg
 
 
 def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
-    """What brings a batch to what `net`, the network of a completed config, takes."""
+    """The adapter that makes the inputs of `net`, the network of a completed config, from a batch."""
     if TOKENIZER in cfg.input:
         return TextAdapter(net)
     return ImageAdapter(list(cfg.input.mean), list(cfg.input.std), cfg.input.size)
 
 
 def _net(cfg: DictConfig, name: str, **parts: Any) -> Any:
-    """The network with its weights; `parts` of it, by their name in `cfg.net`, have been made before."""
+    """The network with its weights, see `build_student`."""
     net = _initialised(cfg, name, **parts)
     _fill(net, cfg)
     return net
 
 
 def _fill(net: nn.Module, cfg: DictConfig) -> dict[str, Tensor] | None:
-    """Load the weights that a run folder or a file holds, and return them; None: there is neither."""
+    """Load the weights of a run folder or a file, and return them; None: `weights` names neither."""
     if cfg.weights in (None, "pretrained"):
         return None
     source = Path(cfg.weights)
@@ -233,7 +251,7 @@ def _fill(net: nn.Module, cfg: DictConfig) -> dict[str, Tensor] | None:
 
 
 def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
-    """The network as it is made: initialised at random, or pretrained."""
+    """The network with new or pretrained weights, see `build_student`."""
     if cfg.weights == "pretrained":
         try:
             return instantiate(cfg.net, pretrained=True, **parts)

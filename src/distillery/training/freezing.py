@@ -1,4 +1,4 @@
-"""Which parts of the student a stage trains: what it names, of that what a loss reaches."""
+"""Which parameters of the student a stage trains: those that it names and an active loss reaches."""
 
 import copy
 from collections.abc import Container, Mapping, Sequence
@@ -16,14 +16,15 @@ from distillery.training.distiller import Distiller
 def freeze_rest(module: Distiller, wildcards: Sequence[str] | None, batch: Mapping[str, Tensor]) -> None:
     """Freeze the student's parameters that match none of the wildcards, and those that no active loss reaches.
 
-    A BatchNorm whose parameters are frozen stays in evaluation mode: its statistics do not move either. A loss is
-    active if its weight is not 0, or has a schedule.
+    A BatchNorm whose parameters are frozen is put in evaluation mode, so that its statistics do not change either. A
+    loss is active if its weight is not 0 or has a schedule.
 
     Args:
-        wildcards: of the names of parameters, as `layer1.*`; None: all.
+        wildcards: for the names of parameters, such as `layer1.*`; None: all.
+        batch: a few samples, on which the losses are computed.
 
     Raises:
-        UserError: a wildcard that matches no parameter, or nothing is left to train.
+        UserError: a wildcard matches no parameter, or nothing is left to train.
     """
     net = module.student.net
     named = dict(net.named_parameters())
@@ -31,9 +32,9 @@ def freeze_rest(module: Distiller, wildcards: Sequence[str] | None, batch: Mappi
         if not any(fnmatchcase(name, wildcard) for name in named):
             parts = [path for path, _ in net.named_modules() if path]
             raise UserError(
-                f"train: no parameter of the student is called {wildcard!r}."
+                f"train: no parameter of the student matches {wildcard!r}."
                 + did_you_mean(wildcard.removesuffix(".*"), [*parts, *named])
-                + " A layer with all that is in it: '<layer>.*'."
+                + " '<layer>.*' stands for all parameters of a layer."
             )
     reached = _reached(module, batch)
     for name, parameter in named.items():
@@ -41,8 +42,8 @@ def freeze_rest(module: Distiller, wildcards: Sequence[str] | None, batch: Mappi
         parameter.requires_grad_(chosen and name in reached)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise UserError(
-            "Nothing of the student would be trained: no loss whose weight is not 0 reaches "
-            + (f"what train={list(wildcards)} names." if wildcards else "any of its parameters.")
+            "Nothing of the student would be trained: no loss with a weight other than 0 reaches "
+            + (f"the parameters of train={list(wildcards)}." if wildcards else "any of its parameters.")
         )
     for part in net.modules():
         own = list(part.parameters())
@@ -53,17 +54,18 @@ def freeze_rest(module: Distiller, wildcards: Sequence[str] | None, batch: Mappi
 
 
 def thaw(student: nn.Module, trainable: Container[str]) -> None:
-    """The parameters of these names are trained again, and every module is in training mode."""
+    """Train the parameters of these names and no others, with every module in training mode."""
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name in trainable)
     student.train()
 
 
 def _reached(module: Distiller, batch: Mapping[str, Tensor]) -> set[str]:
-    """The names of the student's parameters to which there is a way back from an active loss; leaves no trace."""
+    """The names of the student's parameters that get a gradient from an active loss. Changes nothing."""
     named = {name: each for name, each in module.student.net.named_parameters() if each.requires_grad}
-    first = next(module.student.net.parameters())  # a student that goes on may have another precision than what is new
-    objective = copy.deepcopy(module.objective).to(first.dtype)  # a copy: memory banks take in what they are shown
+    # New losses are not yet in the precision of the run, and the student of an earlier stage is. A copy of them, since
+    # memory banks keep what they are given.
+    objective = copy.deepcopy(module.objective).to(next(module.student.net.parameters()).dtype)
     with in_evaluation_mode(module.student), torch.random.fork_rng(devices=[]):
         student = module.student(batch)
         others = {name: each(batch) for name, each in module.teachers.items() if each is not module.student}

@@ -18,13 +18,13 @@ from distillery.training.distiller import Distiller
 
 @dataclass
 class Position:
-    """Where a run with stages is: state, in each checkpoint.
+    """How far a run with stages has come; part of each checkpoint.
 
     Attributes:
         place: the number of the stage, from 0 on.
-        epoch, step: at which it began.
-        best, waited: of a stage that waits for a metric: its best value, and how many validations ago that was.
-        students: SHA-256 of what finished stages have left, by stage.
+        epoch, step: the epoch and the update that it began with.
+        best, waited: the best value of the metric that the stage waits for, and how many validations ago that was.
+        students: SHA-256 of the student files that finished stages have left, by stage.
     """
 
     place: int = 0
@@ -36,7 +36,7 @@ class Position:
 
     @classmethod
     def saved(cls, checkpoint: Path | None) -> Self:
-        """That in a checkpoint; the beginning, if there is none."""
+        """The position in a checkpoint; without one, the beginning of the run."""
         if checkpoint is None:
             return cls()
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
@@ -46,32 +46,32 @@ class Position:
 class ProgressiveDistillation(L.Callback):
     """Trains the stages of a sequence one after the other, in one fit.
 
-    A stage ends with an epoch; before the next one the student of the stage is written to the run folder, the parts
-    of the next stage take its place, and the strategy is set up anew: it wraps what is trained now, and makes new
-    optimizers. Checkpoints by a metric begin anew: the best student is one of the last stage. Callbacks that have
-    `on_stage_end(trainer, module)` hear of a stage's end, those with `on_stage_start` of the next one's beginning.
+    A stage ends at the end of an epoch. Before the next epoch, its student is written to the run folder, the module is
+    given the parts of the next stage, and the strategy is set up again, so that it wraps the new parts and makes new
+    optimizers. Checkpoints by a metric forget earlier stages: the best student is one of the last stage. Callbacks may
+    have the hooks `on_stage_end(trainer, module)` and `on_stage_start(trainer, module)`.
 
     Args:
-        sequence: begun at the position.
+        sequence: the stages; the parts of the one at `position` are built.
         position: where the fit starts.
     """
 
     def __init__(self, sequence: StageSequence, position: Position) -> None:
         self.sequence = sequence
         self.position = position
-        self.ended = not sequence.several  # whether what stops the fit ends the run
+        self.ended = not sequence.several  # whether the run has ended when the fit stops
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         assert isinstance(module, Distiller)
         self._tell(module)
 
     def data(self, epoch: int) -> Data:
-        """What the epoch with this number, from 0 on, is trained on."""
+        """The training data of an epoch; the first one has the number 0."""
         last = len(self.sequence.stages) - 1
         return self.sequence.data(min(last, self.sequence.place + self._is_over(epoch)))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, module)  # which a fit that resumes in mid-epoch does not call
+        self.on_train_epoch_start(trainer, module)  # a fit that resumes in mid-epoch does not call it
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
@@ -84,7 +84,10 @@ class ProgressiveDistillation(L.Callback):
             return
         if until.metric not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
-            raise UserError(f"stages.{self.sequence.stage.name}.until.metric={until.metric}: there are {known}.")
+            raise UserError(
+                f"stages.{self.sequence.stage.name}.until.metric={until.metric}: no such metric is logged. "
+                f"Choose from: {known}."
+            )
         value = float(trainer.callback_metrics[until.metric])
         better = not math.isnan(value) and until.better(value, self.position.best)
         self.position.best = value if better else self.position.best
@@ -97,17 +100,17 @@ class ProgressiveDistillation(L.Callback):
             self.ended = trainer.should_stop = True
 
     def refuse_unfinished(self, epochs: int) -> None:
-        """After a fit of so many epochs: something else than the last stage's end may have stopped it.
+        """Raise UserError unless the last stage has come to its end.
 
-        Raises:
-            UserError: the student is not the one that the run was to end with.
+        Args:
+            epochs: how many epochs the run has trained in all.
         """
         stages, place = self.sequence.stages, self.sequence.place
         if not self._is_last or not self._is_over(epochs):
             raise UserError(
                 f"The training was stopped in stage {stages[place].name!r}, {place + 1} of {len(stages)}, after "
-                f"{epochs} epochs in all, by trainer.max_time or a callback. The student of the whole run is not there "
-                f"yet; resume={self.sequence.folder} goes on."
+                f"{epochs} epochs in all, by trainer.max_time or a callback. The run is not finished: resume it with "
+                f"resume={self.sequence.folder}."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,7 +128,7 @@ class ProgressiveDistillation(L.Callback):
         return self.sequence.place == len(self.sequence.stages) - 1
 
     def _is_over(self, epoch: int) -> bool:
-        """Whether the stage has ended when so many epochs of the run are done."""
+        """Whether the stage has ended after this many epochs of the run."""
         until = self.sequence.stage.until
         done = epoch - self.position.epoch
         return done >= self.sequence.epochs(self.sequence.place) or (
@@ -158,7 +161,7 @@ class ProgressiveDistillation(L.Callback):
 
 
 class StagedData(L.LightningDataModule):
-    """The data of whatever stage is trained: what the trainer asks for loaders."""
+    """The data of the stage that is being trained."""
 
     def __init__(self, progress: ProgressiveDistillation) -> None:
         super().__init__()
@@ -181,14 +184,14 @@ class StagedData(L.LightningDataModule):
 
 
 def _call(hook: Literal["on_stage_end", "on_stage_start"], trainer: L.Trainer, module: Distiller) -> None:
-    """As Lightning calls its own hooks, of the callbacks that have this one."""
+    """Call the hook of those callbacks that have it."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if heard := getattr(callback, hook, None):
             heard(trainer, module)
 
 
 def _begin_anew(checkpoint: ModelCheckpoint, trainer: L.Trainer) -> None:
-    """Let it forget the students of the stage before, and remove their files."""
+    """Make a checkpoint callback forget the students of the stage before, and remove their files."""
     for path in checkpoint.best_k_models:
         trainer.strategy.remove_checkpoint(path)
     checkpoint.best_k_models.clear()
