@@ -30,7 +30,7 @@ from distillery.runs.study import run_study
 from fixtures.runs import STUDENT, Once, config, train_teacher
 from fixtures.two_ranks import Notes, alive
 
-TESTS = Path(__file__).parent
+IMPORTABLE = os.pathsep.join(sys.path)  # our modules and fixtures, for other processes
 # In float32 the last bits decide which way Adam takes a gradient near 0, and the curves of one process and two part.
 PRECISION = "trainer.precision=64-true"
 TWO = ("hardware=ddp", "trainer.accelerator=cpu", "trainer.devices=2", PRECISION)
@@ -65,7 +65,7 @@ def started(cwd: Path, command: Sequence[str], *overrides: str, **variables: str
     return subprocess.Popen(
         [*command, *overrides],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(cwd), **variables},
+        env={**os.environ, "PYTHONPATH": IMPORTABLE, "TMPDIR": str(cwd), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -231,7 +231,7 @@ def test_each_job_of_a_sweep_has_two_ranks_of_its_own_config(
 
 @pytest.mark.slow
 def test_a_study_runs_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
     register_resolvers()
     small = ["trainer.max_epochs=1", "min_teacher_score=0", *TWO, note(tmp_path / "notes")]
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):

@@ -147,10 +147,10 @@ def timeline_figure(methods: Sequence[Method]) -> Figure:
                 if not any(panel.has(other) for other in tier[:column]):
                     ax.set_ylabel(panel.label)
                     ax.yaxis.set_label_coords(-0.72 * LEFT / axis.width, 0.5)
-            first, *_, last = own.values()
-            first.set_title(short(method.name))
-            last.set_xlabel("epoch")
-            last.tick_params(labelbottom=True)
+            shown = list(own.values())
+            shown[0].set_title(short(method.name))
+            shown[-1].set_xlabel("epoch")
+            shown[-1].tick_params(labelbottom=True)
         upper -= sum(panel.height + GAP for panel in panels) + BOTTOM
     if handles := [Line2D([], [], label=name, lw=1.6, **look) for name, look in looks.items()]:
         figure.legend(handles=handles, loc="lower center", ncols=LEGEND, frameon=False)
