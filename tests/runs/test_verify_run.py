@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,31 @@ def test_a_changed_score_is_found_out(folder: Path) -> None:
     record.write(folder)
     with pytest.raises(UserError, match=r"does not give the recorded score"):
         verify_run(folder)
+
+
+def test_a_run_that_was_scored_on_other_hardware(
+    run: Callable[..., Result], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An honest run may miss the recorded score by the samples that rounding decides, and by no more."""
+    for precision, allowed in (("32-true", 2), ("bf16-true", 8)):
+        folder = run(f"trainer.precision={precision}", "trainer.max_epochs=1").folder
+        exact = RunRecord.read(folder)
+        assert exact.environment["scored_on"] == "cpu"
+        here, gpu = exact.environment, {**exact.environment, "scored_on": "cuda"}
+        unknown = {key: value for key, value in here.items() if key != "scored_on"}
+        other_cpu = {**here, "cpu": "Another CPU"}
+        elsewhere = allowed if precision == "bf16-true" else 0
+        for place, most in ((here, 0), (gpu, allowed), (unknown, allowed), (other_cpu, elsewhere)):
+            for missed in (most, -most, most + 1):
+                record = replace(exact, environment=place, metrics=deepcopy(exact.metrics))
+                record.metrics["last"]["test_score"] += missed / 797
+                record.write(folder)
+                if missed > most:
+                    with pytest.raises(UserError, match="does not give the recorded score"):
+                        verify_run(folder)
+                else:
+                    verify_run(folder)
+                assert f"tolerance: {most or 0.5:g} of 797 samples (scored on" in capsys.readouterr().out
 
 
 def test_other_data_are_found_out(folder: Path) -> None:

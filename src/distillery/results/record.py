@@ -37,7 +37,8 @@ class RunRecord:
         overrides: the command line's own part of the config.
         status: `running` from the first moment; `failed` keeps the message in `error`.
         started: UTC, ISO 8601.
-        git: `commit`, `dirty`; environment: versions and machine (see `environment.py`).
+        git: `commit`, `dirty`.
+        environment: versions and machine (see `environment.py`); `scored_on`: cpu or cuda.
         data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `num_classes` and `classes` (their
             names), `score_name` (what the task calls its score), `higher_is_better` and `score_range` (lowest and
             highest possible score), `remarks` (notes on the data for the user).

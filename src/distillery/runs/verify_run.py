@@ -2,27 +2,35 @@
 
 from pathlib import Path
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich import print
 
 from distillery.config.networks import blank_student, run_config
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.terminal import say
 from distillery.models.taps.network import Network
 from distillery.models.weights import load_weights, read_weights, weights_hash
+from distillery.results.environment import environment
 from distillery.results.layout import STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
 
 SPLITS = ("test", "val")
+# The share of samples by which the score may differ where another kind of hardware computes it. Sums are rounded
+# otherwise there, and a sample whose two best classes are almost equal may change its class: float32 (on GPUs often
+# TF32, of 10 bits) and 16-bit floats (of 7 or 10 bits).
+FULL_PRECISION, HALF_PRECISION = 0.002, 0.01
 
 
 def verify_run(folder: Path, split: str = "test") -> Evaluation:
     """Rebuild the student from `config.yaml` and `student.safetensors` and score it on a split of the run's data.
 
+    It is scored on the kind of device that the run was scored on, if this machine has one, and otherwise on the CPU.
+
     Raises:
         UserError: not a finished run, no such split, data or weights other than the run's, or a score that differs
-            from the recorded one.
+            from the recorded one by more than `tolerance`.
     """
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}." + did_you_mean(split, SPLITS))
@@ -39,7 +47,8 @@ def verify_run(folder: Path, split: str = "test") -> Evaluation:
             f"The data of {record.data['name']} are not those of the run in {folder}: their hashes differ. "
             "Point data.root to the data set that the run used."
         )
-    student = student_of(folder, cfg, record)
+    on_gpu = record.environment.get("scored_on") == "cuda" and torch.cuda.is_available()
+    student = student_of(folder, cfg, record).to("cuda" if on_gpu else "cpu")
     task = instantiate(cfg.task)
     found = evaluate(
         student,
@@ -47,10 +56,35 @@ def verify_run(folder: Path, split: str = "test") -> Evaluation:
         task,
         task.outputs(data),
     )
-    print(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
-    if abs(found.score - recorded) > 0.5 / len(found.target):
+    samples, reason = tolerance(record, student, len(found.target))
+    say(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
+    say(f"tolerance: {samples:g} of {len(found.target)} samples ({reason})")
+    if abs(found.score - recorded) > samples / len(found.target):
         raise UserError(f"The exported student of {folder} does not give the recorded score.")
     return found
+
+
+def tolerance(record: RunRecord, student: Network, samples: int) -> tuple[float, str]:
+    """By how many of `samples` the score may differ from the recorded one, and why.
+
+    Half a sample, which is no difference, on the kind of device that the run was scored on: of 16-bit weights and on
+    GPUs the very same model of it. Otherwise `FULL_PRECISION` or `HALF_PRECISION` of the samples, and at least one.
+
+    Args:
+        student: where it was scored now.
+    """
+    then, now = record.environment, environment()
+    device = student.device.type
+    half = next(student.net.parameters()).dtype in (torch.float16, torch.bfloat16)
+    model = "gpu" if device == "cuda" else "cpu"
+    if device != then.get("scored_on"):
+        reason = f"scored on {then.get('scored_on', 'an unknown device')} then and on {device} now"
+    elif (half or device == "cuda") and then.get(model) != now[model]:
+        reason = f"scored on {then.get(model)} then and on {now[model]} now"
+    else:
+        return 0.5, f"scored on {device} then and now"
+    share = HALF_PRECISION if half else FULL_PRECISION
+    return max(1.0, round(share * samples)), f"{reason}: rounding differs"
 
 
 def finished(folder: Path) -> RunRecord:
