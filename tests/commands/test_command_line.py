@@ -179,9 +179,13 @@ TRAIN = [
     ),
     (
         ["loss.kd=null", "teachers.main.weights=x"],
-        r"loss\.kd=None: here are settings\. A loss is left out where it is chosen: loss/response=\[\]",
+        r"loss\.kd=null: it must be a mapping\. To leave a loss out, do not choose it: loss/response=\[\]",
     ),
-    (["teachers.main=null"], r"teachers\.main=None: here are settings\. model/teacher=none is the baseline"),
+    (["teachers.main=null"], r"teachers\.main=null: it must be a mapping\. model/teacher=none is the baseline"),
+    (
+        ["data.batch_size=abc", "model/teacher=none"],
+        r"data\.batch_size=abc: it must be a whole number of at least 1\.$",
+    ),
     (["seed"], r"Error parsing override 'seed'"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
     (["experiment=digits_demo"], r"no config\.yaml in it\. .*train the network first: distill-study study=digits_demo"),

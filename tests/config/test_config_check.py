@@ -94,7 +94,7 @@ def test_a_second_teacher_is_checked_as_the_first(compose_train: Compose) -> Non
 
 @pytest.mark.parametrize("key", ["callbacks", "logger", "default_root_dir"])
 def test_what_the_run_itself_gives_the_trainer(key: str, compose_train: Compose) -> None:
-    with pytest.raises(UserError, match=rf"trainer\.{key} is not yours to set"):
+    with pytest.raises(UserError, match=rf"trainer\.{key} is set by the run"):
         check(compose_train(TAUGHT, f"+trainer.{key}=null"))
 
 

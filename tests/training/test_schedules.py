@@ -150,6 +150,11 @@ REFUSED = [
         "loss.kd.weight={schedule: on, when: val/scor, above: 0.5, value: 1}",
         r"^loss\.kd\.weight: when=val/scor: nothing logs such a metric\. Did you mean 'val/score'",
     ),
+    (
+        "loss.kd.weight={schedule: on, when: step, above: 3, value: 1}",
+        r"^loss\.kd\.weight: when=step: this is no metric\. .* `from` and `until`, with unit=steps",
+    ),
+    ("task.weight={schedule: on, when: epoch, above: 1, value: 1}", r"^task\.weight: when=epoch: .* with unit=epochs"),
 ]
 
 

@@ -1,8 +1,6 @@
 """Config → the parts of a run: data, networks, objective and their wiring, checked on one real batch."""
 
 import hashlib
-import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +15,9 @@ from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.names import losses_of, teachers_of
 from distillery.config.networks import build_moving, build_student, complete, complete_teacher
+from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.core.errors import UserError
-from distillery.core.process import processes
 from distillery.core.roles import SELF
 from distillery.data.module import Data
 from distillery.models.taps.network import Network
@@ -28,7 +26,7 @@ from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 from distillery.training.check_task import check_task
-from distillery.training.distiller import Distiller, Optim
+from distillery.training.distiller import VALIDATED, Distiller, Optim
 from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.objective import Objective
 from distillery.training.wiring import wire
@@ -117,27 +115,20 @@ def build(
     wire(terms, student, teachers, batch, stop=not cfg.compile)
     peers = [name for name, teacher in teachers.items() if isinstance(teacher, Peer)]
     objective = Objective(task, terms, schedules, balance=cfg.objective.balance == "auto", peers=peers)
-    refuse_unlogged(cfg.callbacks, schedules, validated=data.sizes["val"] > 0)
+    monitors = {"optim.monitor": cfg.optim.get("monitor")}
+    refuse_unlogged(cfg.callbacks, schedules, is_validated(data, cfg.trainer), monitors)
 
     for name, teacher in frozen.items():
         if cfg.teachers[name].get("cache"):
             teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
-    distiller = Distiller(student, teachers, task, objective, Optim(**instantiate(cfg.optim)), outputs)
+    frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in VALIDATED else 1
+    optim = Optim(**instantiate(cfg.optim), frequency=frequency)
+    distiller = Distiller(student, teachers, task, objective, optim, outputs)
     if cfg.trainer.max_epochs:  # a cosine cannot have the length 0
-        _refuse_optim(distiller)
+        refuse_optim(distiller, cfg, updates(data, cfg.trainer)[1])
     return Parts(cfg, data, distiller, batch)
-
-
-def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
-    """How often the optimizer steps in an epoch, and in the whole run."""
-    batches, limit = data.batches(processes(trainer) * trainer.get("num_nodes", 1)), trainer.limit_train_batches
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches)
-    total = steps * trainer.max_epochs
-    return steps, total if trainer.max_steps < 0 else min(trainer.max_steps, total)
 
 
 def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> None:
@@ -147,7 +138,7 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
         UserError: a network that does not fit the data, or whose tokenizer is another one.
     """
     cfg.student = complete(cfg.student, data, task, "student") if former is None else former.cfg.student
-    cfg.optim = _with_length(cfg.optim, updates(data, cfg.trainer)[1])
+    cfg.optim = complete_optim(cfg.optim, cfg.trainer, data)
     cfg.loss = {name: _with_sizes(loss, data) for name, loss in losses_of(cfg).items()}
     cfg.teachers = {
         name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in teachers_of(cfg).items()
@@ -158,13 +149,6 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
         for name, network in {"student": cfg.student, **cfg.teachers}.items():
             if "input" in network:  # an average of the student has the student's
                 check_tokenizer(name, network.input.tokenizer, data)
-
-
-def _with_length(optim: DictConfig, steps: int) -> DictConfig:
-    """The settings with the length of a schedule that ends with the run, where the config leaves it open."""
-    if optim.scheduler is not None and optim.scheduler.get("total_steps", steps) is None:
-        optim.scheduler.total_steps = steps
-    return optim
 
 
 def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:
@@ -205,17 +189,6 @@ def _compile(networks: Iterable[Network]) -> None:
     torch.compiler.reset()  # torch compiles a function eight times at most, and a study makes many networks
     for network in networks:
         network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
-
-
-def _refuse_optim(distiller: Distiller) -> None:
-    """Settings of optimizer and scheduler that torch refuses; those of a scheduler show in its first step only."""
-    try:
-        made = distiller.configure_optimizers()  # once for nothing: the trainer makes its own
-        if isinstance(made, dict):
-            with warnings.catch_warnings(action="ignore"):  # of a step before the optimizer's
-                made["lr_scheduler"]["scheduler"].step()
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"optim: these settings of optimizer and scheduler are refused: {error}") from error
 
 
 def _refuse_other_outputs(network: Network, batch: Mapping[str, Tensor], kind: str, outputs: int | None) -> None:

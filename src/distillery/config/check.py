@@ -1,178 +1,169 @@
-"""What a config can be refused for before anything is built: unknown keys, unknown names."""
+"""What a config is refused for before anything is built: unknown settings, values of another type, contradictions."""
 
-import inspect
-import math
 import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-import lightning as L
-from hydra.errors import HydraException
-from hydra.utils import get_object
+from annotated_types import Ge, Lt
 from omegaconf import DictConfig, OmegaConf
+from pydantic import NonNegativeInt
 
-from distillery.config.check_roles import check_role
-from distillery.config.names import NAME, teachers_of
-from distillery.config.several_teachers import per_teacher
+from distillery.config.check_networks import check_student, check_teachers
+from distillery.config.names import teachers_of
+from distillery.config.several_teachers import COMBINE, per_teacher
+from distillery.config.spec import ObjectiveSettings, OptimSettings, Paths, Run, TrainerSettings, check_section
 from distillery.config.stages import stages_of
+from distillery.config.targets import check_settings, check_target, imported, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.kinds import Says, conform, shown
 from distillery.core.paths import CONFIGS
-from distillery.core.roles import EMA, FROZEN, SELF, SETTINGS, role_of
-from distillery.models.timm_names import check_timm
-from distillery.training.distiller import Optim
+from distillery.core.roles import FROZEN, role_of
+from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
 
-SECTIONS = frozenset("data task teachers student loss objective optim trainer callbacks paths".split())
-ROOT = SECTIONS | frozenset(
-    "name method seed threads compile plan resume replace min_teacher_score logger stages ensemble".split()
-)
-NETWORK = SETTINGS[FROZEN]
-INPUT = frozenset("mean std size".split())  # of a network of images
-PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that are no teacher's
-OPTIM = frozenset(field.name for field in fields(Optim))
-INTERVALS = ("epoch", "step")
-OBJECTIVE = frozenset("balance balance_steps".split())
-TRAINER = frozenset(
+SECTIONS = "data task student teachers loss objective optim trainer callbacks logger paths stages".split()
+FROM_RUN = frozenset(
     "logger callbacks default_root_dir use_distributed_sampler enable_model_summary enable_checkpointing".split()
-)  # run.py's
-MOST = 2**32 - 1  # NumPy takes no greater seed
-HYDRA = frozenset("_target_ _partial_ _convert_ _recursive_ _args_".split())
+)  # arguments of the Trainer that run.py gives
+LEARNING_RATE = Annotated[float, Ge(0), Lt(float("inf")), Says("a finite number of at least 0")]
+CHECKPOINT = {
+    "mode": Literal["min", "max"],
+    "every_n_epochs": NonNegativeInt | None,
+    "every_n_train_steps": NonNegativeInt | None,
+    "save_top_k": Annotated[int, Ge(-1)],
+}  # arguments of a ModelCheckpoint
+TEACHER = Annotated[str | list[str], Says("the name of a teacher, or a list of names")]
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Refuse keys that nothing reads (Hydra lets any through behind a `+`) and names that nothing answers to.
+    """Refuse unknown settings (Hydra lets any through behind a `+`), values of another type, and contradictions.
+
+    Values that can mean one thing only are replaced by it in `cfg`: 25.0 by 25 where a whole number is wanted.
 
     Args:
         cfg: the composed config.
         overrides: the command line; a loss named twice there would silently count once.
 
     Raises:
-        UserError: the key's full path and the nearest right name.
+        UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    for override in overrides:
-        _refuse_duplicates(override)
-        _refuse_unchosen(override, cfg.loss)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
-    _refuse_unknown("", plain, ROOT)
-    _refuse_no_settings(plain)
-    _refuse_values(plain)
-    if taken := sorted(PREDICTIONS & teachers_of(cfg).keys()):
-        raise UserError(
-            f"teachers.{taken[0]}: a teacher cannot be called so; predictions.npz has another {taken[0]!r}."
-        )
-    teachers = [f"teachers.{name}" for name in teachers_of(cfg)]
-    for name in ("student", *teachers):
-        network: Any = OmegaConf.to_container(OmegaConf.select(cfg, name), resolve=True)
-        if name != "student":
-            check_role(name.removeprefix("teachers."), network, plain["trainer"].get("precision"), overrides)
-        if role_of(network) in (EMA, SELF):
-            _refuse_unknown(name, network, NETWORK | SETTINGS[EMA] | {"role"})
+    refuse_unknown("", plain, Run.model_fields)
+    _refuse_no_mapping(plain)
+    for override in overrides:
+        _refuse_duplicates(override)
+        _refuse_unchosen(override, cfg.loss)
+    words = {key: value for key, value in plain.items() if key not in SECTIONS}
+    checked = plain | check_settings("", words, Run.kinds())
+    checked["trainer"] = _trainer(plain["trainer"])
+    checked["student"] = check_student(plain["student"])
+    chosen = bool(teachers_of(cfg))
+    checked["teachers"] = check_teachers(plain["teachers"], plain["trainer"].get("precision"), overrides, chosen)
+    checked["optim"] = _optim(plain["optim"])
+    checked["objective"] = check_section("objective", plain["objective"], ObjectiveSettings)
+    checked["paths"] = check_section("paths", plain["paths"], Paths)
+    checked["loss"] = {name: _loss(name, node) for name, node in plain["loss"].items()}
+    checked["task"] = _scheduled("task", plain["task"])
+    checked["data"] = check_target("data", plain["data"])
+    for section in ("callbacks", "logger"):
+        checked[section] = {name: _optional(f"{section}.{name}", node) for name, node in plain[section].items()}
+    _refuse_balanced(checked)
+    _refuse_sharded(checked)
+    _refuse_ensemble(checked)
+    for path, value in _changed(plain, checked):
+        OmegaConf.update(cfg, path, value, force_add=True)
+    if checked.get("stages"):
+        _refuse_stopping(checked)
+        for stage in stages_of(cfg):
+            try:
+                check(stage.cfg)
+            except UserError as error:
+                raise UserError(f"{stage.label}{error}") from None
+
+
+def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
+    """Something else where the config has a section: an option's name without its group, or null."""
+    for section in SECTIONS:
+        if section == "stages" and plain.get(section) is None:
             continue
-        if "net" not in network:  # a misspelt name behind a `+`
-            others = [other for other in teachers if "net" in OmegaConf.select(cfg, other)]
-            raise UserError(
-                f"{name} has no network.{did_you_mean(name, others)} One more teacher: +model/teacher@{name}=run"
-            )
-        _refuse_unknown(name, network, NETWORK | ({"role"} if name != "student" else {"initialise"}))
-        _refuse_input(f"{name}.input", network["input"])
-    _refuse_optim(plain["optim"])
-    _refuse_objective(plain["objective"], plain["compile"])
-    if plain["objective"].get("balance") and plain.get("stages"):
-        raise UserError(
-            "objective.balance=auto finds one weight for each loss, and stages have their own. Find them in runs of "
-            "one stage (stages=none), and give them by hand: stages.<name>.loss.<loss>.weight"
-        )
-    _refuse_unknown("trainer", plain["trainer"], _parameters(L.Trainer))
-    _refuse_sharded(plain)
-    if own := sorted(TRAINER & plain["trainer"].keys()):
-        raise UserError(f"trainer.{own[0]} is not yours to set: see `callbacks`, `logger` and `paths.run` instead.")
-    losses = {path.stem for path in CONFIGS.glob("loss/*/*.yaml")}
-    _refuse_unknown("loss", {name: loss for name, loss in plain["loss"].items() if "_target_" not in loss}, losses)
-    plain["loss"] = {
-        name: per_teacher(f"loss.{name}", loss)[0] if "_target_" in loss else loss
-        for name, loss in plain["loss"].items()
-    }
-    for path, node in _targets(plain):
-        _refuse_arguments(path, node)
-    for path, node in [("task", plain["task"]), *((f"loss.{name}", loss) for name, loss in plain["loss"].items())]:
-        if "_target_" in node:
-            schedules_in(path, node, get_object(node["_target_"]))
-    _refuse_ensemble(plain)
-    if plain.get("stages"):
-        _refuse_stopping(plain)
-    for stage in stages_of(cfg) if plain.get("stages") else ():
-        try:
-            check(stage.cfg)
-        except UserError as error:
-            raise UserError(f"{stage.label}{error}") from None
-
-
-def _refuse_values(plain: Mapping[str, Any]) -> None:
-    for key in ("name", "method"):
-        if not NAME.fullmatch(str(plain[key])):
-            raise UserError(f"{key}={plain[key]}: folders are called by it; use letters, digits and . _ + - only.")
-    for key, value, least in (
-        ("seed", plain["seed"], 0),
-        ("threads", 1 if plain["threads"] is None else plain["threads"], 1),
-        ("trainer.max_epochs", plain["trainer"]["max_epochs"], -1),
-    ):
-        if type(value) is not int or not least <= value <= MOST:
-            raise UserError(f"{key}={value}: it must be a whole number from {least} to {MOST}.")
-    score = plain["min_teacher_score"]
-    if not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise UserError(f"min_teacher_score={score}: scores lie between 0 and 1; 0 asks for nothing.")
-
-
-def _refuse_no_settings(plain: Mapping[str, Any]) -> None:
-    """Something else where the config has settings: an option's name without its group, or null."""
-    for section in sorted(SECTIONS):
-        if not isinstance(value := plain.get(section), dict):
+        if not isinstance(value := plain.get(section), Mapping):
             group = {"student": "model/student", "teachers": "model/teacher"}.get(section, section)
-            raise UserError(f"{section}={value}: here are settings, not a name. Choose an option with {group}=…")
-    for name, loss in plain["loss"].items():
-        if not isinstance(loss, dict):
-            raise UserError(
-                f"loss.{name}={loss}: here are settings. A loss is left out where it is chosen: loss/response=[]"
-            )
-    for name, teacher in plain["teachers"].items():
-        if not isinstance(teacher, dict):
-            raise UserError(
-                f"teachers.{name}={teacher}: here are settings. model/teacher=none is the baseline without any teacher."
-            )
+            raise UserError(f"{section}={shown(value)}: it must be a mapping. Choose an option with {group}=…")
+    for section in ("data", "task"):
+        if "_target_" not in plain[section]:
+            raise UserError(f"{section} has no _target_. Choose an option with {section}=…")
 
 
-def _refuse_optim(optim: Mapping[str, Any]) -> None:
-    _refuse_unknown("optim", optim, OPTIM)
-    if not isinstance(optimizer := optim.get("optimizer"), dict) or "_target_" not in optimizer:
-        raise UserError(f"optim.optimizer={optimizer}: training wants one. Choose it with optim=sgd or optim=adamw.")
-    rate = optimizer.get("lr", 0)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-        raise UserError(f"optim.optimizer.lr={rate}: it must be a finite number, 0 or greater.")
-    if not isinstance(decay := optim.get("decay_biases_and_norms", True), bool):
-        raise UserError(f"optim.decay_biases_and_norms={decay}: it must be true or false.")
-    if (interval := optim.get("interval", "epoch")) not in INTERVALS:
-        raise UserError(f"optim.interval={interval}." + did_you_mean(str(interval), INTERVALS))
+def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
+    if own := sorted(FROM_RUN & node.keys()):
+        raise UserError(f"trainer.{own[0]} is set by the run: see `callbacks`, `logger` and `paths.run` instead.")
+    checked = check_section("trainer", node, TrainerSettings)
+    devices = checked.get("devices", "auto")
+    if checked.get("accelerator") == "cpu" and not (devices == "auto" or str(devices).isdigit()):
+        raise UserError(f"trainer.devices={shown(devices)}: on CPUs it must be a number of processes of at least 1.")
+    return checked
 
 
-def _refuse_objective(objective: Mapping[str, Any], compiled: bool) -> None:
-    _refuse_unknown("objective", objective, OBJECTIVE)
-    if (balance := objective.get("balance")) not in (None, "auto"):
-        raise UserError(f"objective.balance={balance}: choose auto, or null for the weights that are set.")
-    if balance and compiled:
+def _optim(node: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {key: value for key, value in node.items() if key != "optimizer"}
+    checked = check_section("optim", rest, OptimSettings)
+    optimizer = node.get("optimizer")
+    if not isinstance(optimizer, Mapping) or "_target_" not in optimizer:
+        given = shown(optimizer)
+        raise UserError(f"optim.optimizer={given}: training needs one. Choose it with optim=sgd or optim=adamw.")
+    return {**node, **checked, "optimizer": check_target("optim.optimizer", optimizer, {"lr": LEARNING_RATE})}
+
+
+def _loss(name: str, node: Any) -> Any:
+    path = f"loss.{name}"
+    if not isinstance(node, Mapping):
+        raise UserError(
+            f"{path}={shown(node)}: it must be a mapping. To leave a loss out, do not choose it: loss/response=[]"
+        )
+    if "_target_" not in node:  # what an experiment says of a loss that is not chosen
+        refuse_unknown("loss", [name], [file.stem for file in CONFIGS.glob("loss/*/*.yaml")])
+        return node
+    teacher = conform(f"{path}.teacher", node.get("teacher", "main"), TEACHER)
+    own = [_scheduled(path, each) for each in per_teacher(path, {**node, "teacher": teacher})]
+    taught = {key: node[key] for key in ("layers", COMBINE) if key in node} | {"teacher": teacher}
+    return {**own[0], **{key: value for key, value in taught.items() if key in node}}
+
+
+def _scheduled(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node some of whose numbers may have schedules."""
+    schedules = schedules_in(path, node, imported(f"{path}._target_", node["_target_"]))
+    fixed = {key: value for key, value in node.items() if key not in schedules}
+    return {**node, **check_target(path, fixed)}
+
+
+def _optional(path: str, node: Any) -> Any:
+    if node is None:
+        return None
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"{path}={shown(node)}: it must be a mapping with a _target_, or null to leave it out.")
+    return check_target(path, node, CHECKPOINT if node["_target_"].endswith(CHECKPOINTS) else {})
+
+
+def _refuse_balanced(plain: Mapping[str, Any]) -> None:
+    """What cannot be done while objective.balance=auto looks for the weights."""
+    if not plain["objective"].get("balance"):
+        return
+    if plain["compile"]:
         raise UserError(
             "objective.balance=auto goes backward several times a step, and compiled networks cannot. Find the weights "
             "in a short run with compile=false, and give them by hand."
         )
-    if type(steps := objective.get("balance_steps")) is not int or steps < 1:
-        raise UserError(f"objective.balance_steps={steps}: it must be a whole number from 1 on.")
+    if plain.get("stages"):
+        raise UserError(
+            "objective.balance=auto finds one weight for each loss, and stages have their own. Find them in runs of "
+            "one stage (stages=none), and give them by hand: stages.<name>.loss.<loss>.weight"
+        )
 
 
 def _refuse_sharded(plain: Mapping[str, Any]) -> None:
-    """What does not go with parameters that are shared out between the processes (hardware=fsdp2)."""
+    """What cannot be done with parameters that are sharded over the processes (hardware=fsdp2)."""
     strategy = plain["trainer"].get("strategy")
     if not isinstance(strategy, dict) or not str(strategy.get("_target_")).endswith(".FSDP2"):
         return
@@ -184,14 +175,10 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
 
 
 def _refuse_ensemble(plain: Mapping[str, Any]) -> None:
-    if (named := plain.get("ensemble")) is None:
-        return
-    earlier = [*plain.get("stages", {})][:-1]
-    if not isinstance(named, list) or not named:
-        raise UserError(f"ensemble={named}: give a list of stages whose students vote with the last one, as {earlier}.")
-    for name in named:
+    earlier = [*(plain.get("stages") or {})][:-1]
+    for name in plain.get("ensemble") or ():
         if name not in earlier:
-            raise UserError(f"ensemble: there is no stage {name!r} before the last." + did_you_mean(str(name), earlier))
+            raise UserError(f"ensemble: there is no stage {name!r} before the last." + did_you_mean(name, earlier))
 
 
 def _refuse_stopping(plain: Mapping[str, Any]) -> None:
@@ -209,24 +196,6 @@ def _refuse_stopping(plain: Mapping[str, Any]) -> None:
                 f"callbacks.{name} would stop the run in whichever stage it is. A stage ends when a metric improves no "
                 f"more with stages.<name>.until={{metric: val/score, patience: 3}}; set callbacks.{name}=null."
             )
-
-
-def _refuse_input(path: str, given: Any) -> None:
-    if not isinstance(given, dict):
-        raise UserError(f"{path}={given}: give {{mean: null, std: null, size: null}} to take the data set's own.")
-    if "tokenizer" in given:
-        _refuse_unknown(path, given, {"tokenizer"})
-        return
-    _refuse_unknown(path, given, INPUT)
-    for key, least in (("mean", -math.inf), ("std", 0.0)):
-        values = given.get(key)
-        if not isinstance(values, list | None):
-            raise UserError(f"{path}.{key}={values}: give a list with one number a channel, or null.")
-        if not all(isinstance(value, int | float) and least < value < math.inf for value in values or ()):
-            of = "numbers greater than 0: images are divided by it" if key == "std" else "finite numbers"
-            raise UserError(f"{path}.{key}={values}: give {of}.")
-    if not isinstance(given.get("size"), int | None):
-        raise UserError(f"{path}.size={given['size']}: give a side length in whole pixels, or null.")
 
 
 def _refuse_duplicates(override: str) -> None:
@@ -247,54 +216,15 @@ def _refuse_unchosen(override: str, losses: Mapping[str, Any]) -> None:
     loss = losses.get(setting[1]) if setting else None
     if setting and isinstance(loss, Mapping) and "_target_" not in loss:
         file = next(iter(CONFIGS.glob(f"loss/*/{setting[1]}.yaml")), None)
-        mend = f" Choose it first: {file.parent.relative_to(CONFIGS)}=[{setting[1]}]" if file else ""
-        raise UserError(f"{override}: the loss {setting[1]!r} is not chosen, so that this would change nothing.{mend}")
+        fix = f" Choose it first: {file.parent.relative_to(CONFIGS)}=[{setting[1]}]" if file else ""
+        raise UserError(f"{override}: the loss {setting[1]!r} is not chosen, so this would change nothing.{fix}")
 
 
-def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every node that names a `_target_`, with its path."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from _targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _targets(value, f"{path}[{index}]")
-
-
-def _refuse_arguments(path: str, node: Mapping[str, Any]) -> None:
-    try:
-        target = get_object(node["_target_"])
-        known = _parameters(target)
-    except (HydraException, ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}._target_: cannot import {node['_target_']!r}: {error}") from error
-    if node["_target_"] == "timm.create_model":
-        check_timm(node.get("model_name", ""))
-    if known is not None:
-        _refuse_unknown(path, node, known | HYDRA)
-
-
-def _parameters(target: Any) -> frozenset[str] | None:
-    """The names of a callable's arguments; None if it takes any, or is a builtin that does not tell."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except ValueError:
-        return None
-    names: set[str] = set()
-    for parameter in parameters:
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            names.add(parameter.name)
-        elif typing.get_origin(parameter.annotation) is typing.Unpack:  # of a TypedDict, which says the names
-            names |= typing.get_args(parameter.annotation)[0].__annotations__.keys()
-        else:
-            return None
-    return frozenset(names)
-
-
-def _refuse_unknown(path: str, node: Mapping[str, Any], known: Set[str] | None) -> None:
-    unknown = [str(key) for key in node if known is not None and key not in known]
-    if unknown:
-        key = unknown[0]
-        full = f"{path}.{key}" if path else key
-        raise UserError(f"Unknown setting {full!r}." + did_you_mean(key, (known or set()) - HYDRA))
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings that `after` has otherwise than `before`."""
+    for key in before.keys() & after.keys():
+        own = f"{path}.{key}" if path else str(key)
+        if isinstance(before[key], Mapping) and isinstance(after[key], Mapping):
+            yield from _changed(before[key], after[key], own)
+        elif before[key] != after[key] or type(before[key]) is not type(after[key]):
+            yield own, after[key]

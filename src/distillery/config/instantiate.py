@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.several_teachers import COMBINE, per_teacher
@@ -12,6 +13,8 @@ from distillery.core.errors import UserError
 from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.training.schedules import Progress, Schedule, schedules_in
+
+REFUSALS = (MisconfigurationException, TypeError, ValueError)  # of settings, by those who are not ours
 
 
 def make_term(path: str, config: DictConfig, seed: int) -> tuple[Term, dict[str, Schedule]]:
@@ -46,10 +49,16 @@ def make_scheduled(path: str, config: DictConfig) -> tuple[Any, dict[str, Schedu
 
 
 def make(path: str, config: DictConfig, **numbers: float) -> Any:
-    """What the config at `path`, with these `numbers`, describes; its own `UserError`, where Hydra would wrap it."""
+    """What the config at `path`, with these `numbers`, describes.
+
+    Raises:
+        UserError: what it names refuses these settings.
+    """
     try:
         return instantiate(config, **numbers)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise UserError(f"{path}: {error.__cause__}") from None
+        if isinstance(error.__cause__, REFUSALS):
+            raise UserError(f"{path}: {config._target_} refuses these settings: {error.__cause__}") from error
         raise

@@ -13,8 +13,10 @@ NAME = re.compile(r"[A-Za-z0-9._+-]+")  # of what folders are called by
 
 def teachers_of(cfg: DictConfig) -> Mapping[str, Any]:
     """The teachers by name; none if `model/teacher=none` was chosen, whatever an experiment sets of them."""
-    teachers = cfg.teachers or {}
-    return {} if "none" in (teachers.get("main") or {}) else teachers
+    teachers = cfg.teachers
+    if not isinstance(teachers, Mapping) or (isinstance(main := teachers.get("main"), Mapping) and "none" in main):
+        return {}
+    return teachers
 
 
 def losses_of(cfg: DictConfig) -> Mapping[str, Any]:
@@ -22,7 +24,7 @@ def losses_of(cfg: DictConfig) -> Mapping[str, Any]:
 
     What an experiment sets of a loss that the command line has deselected is no loss: it has no `_target_`.
     """
-    chosen = {name: loss for name, loss in cfg.loss.items() if loss is not None and "_target_" in loss}
+    chosen = {name: loss for name, loss in cfg.loss.items() if isinstance(loss, Mapping) and "_target_" in loss}
     return chosen if teachers_of(cfg) else {}
 
 
@@ -31,7 +33,7 @@ def method_name(cfg: DictConfig) -> str:
 
     A loss under a key of its own (`loss.kd_b`) is called by that key.
     """
-    if stages := cfg.get("stages"):
+    if isinstance(stages := cfg.get("stages"), Mapping) and stages:
         return "-".join(map(str, stages))
     return "+".join(_short_name(key, loss._target_) for key, loss in losses_of(cfg).items()) or BASELINE
 

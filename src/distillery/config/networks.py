@@ -166,7 +166,7 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             "teacher. For the baseline, choose model/teacher=none."
         )
     net = _initialised(cfg, name)
-    stored = _fill(net, cfg)
+    stored = _fill(net, cfg, name)
     if cfg.weights == "pretrained" and (new := getattr(net, "new_weights", None)):
         raise UserError(
             f"Teacher {name!r}: {cfg.net.model} has no weights for {new[0]!r}, which would be newly initialised. Train "
@@ -238,16 +238,19 @@ def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
 def _net(cfg: DictConfig, name: str, **parts: Any) -> Any:
     """The network with its weights, see `build_student`."""
     net = _initialised(cfg, name, **parts)
-    _fill(net, cfg)
+    _fill(net, cfg, name)
     return net
 
 
-def _fill(net: nn.Module, cfg: DictConfig) -> dict[str, Tensor] | None:
+def _fill(net: nn.Module, cfg: DictConfig, name: str) -> dict[str, Tensor] | None:
     """Load the weights of a run folder or a file, and return them; None: `weights` names neither."""
     if cfg.weights in (None, "pretrained"):
         return None
     source = Path(cfg.weights)
-    return load_weights(net, source / STUDENT if source.is_dir() else source)
+    try:
+        return load_weights(net, source / STUDENT if source.is_dir() else source)
+    except UserError as error:
+        raise UserError(f"{_setting(name)}.weights: {error}") from error
 
 
 def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:

@@ -4,7 +4,6 @@ A stage's config is that of the stage before with what the stage names merged in
 What it names as null is again what the run has.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.config.check_stages import UNTIL, check_stages
+from distillery.config.check_stages import check_stages
 from distillery.config.names import teachers_of
+from distillery.config.spec import Until
 from distillery.core.roles import FROZEN, PLACE, role_of
 from distillery.results.layout import STAGES
 
@@ -25,22 +25,6 @@ RUN_TEACHER: dict[str, Any] = {
     "bn_mode": "eval",
     "cache": False,
 }  # by its weights alone
-
-
-@dataclass(frozen=True)
-class Until:
-    """A stage ends when `metric` has not improved by more than `min_delta` in `patience` validations in a row."""
-
-    metric: str
-    mode: str
-    patience: int
-    min_delta: float
-
-    def better(self, value: float, best: float | None) -> bool:
-        """Whether `value` improves on the best one so far."""
-        if best is None or math.isnan(best):
-            return True
-        return value > best + self.min_delta if self.mode == "max" else value < best - self.min_delta
 
 
 @dataclass(frozen=True)
@@ -84,7 +68,7 @@ class Stage:
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, from which `stages_of` makes it again."""
         rest = {key: value for key, value in vars(self).items() if key not in ("name", "cfg")}
-        rest["until"] = vars(self.until) if self.until else None
+        rest["until"] = self.until.model_dump() if self.until else None
         return {"config": OmegaConf.to_container(self.cfg, resolve=True), **rest}
 
 
@@ -106,7 +90,7 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
     nodes: dict[Any, Any] = root.pop("stages")
     resolved: Any = OmegaConf.to_container(given, resolve=True)
     chosen = {name: loss for name, loss in root["loss"].items() if loss and "_target_" in loss}
-    check_stages(resolved, chosen, cfg.trainer)
+    resolved = check_stages(resolved, chosen, cfg.trainer)
     lengths = _lengths(resolved, cfg.trainer.max_epochs)
     stages: list[Stage] = []
     plain, losses, students = root, dict(root["loss"]), []
@@ -124,7 +108,7 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
         fresh = not stages or "student" in node
         students += [own.student] if fresh else []
         generation = students.count(own.student) - 1 if fresh else 0
-        until = Until(**{**UNTIL, **resolved[name]["until"]}) if node.get("until") else None
+        until = Until(**resolved[name]["until"]) if node.get("until") else None
         seed = (own.seed + GENERATION * generation) % 2**32
         stages.append(Stage(name, own, fresh, train, steps, until, seed, easiest))
     return stages

@@ -1,14 +1,16 @@
 """The options of `data.augment`, and the augmentation of images held in memory, a pure function of uniform numbers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.kinds import conform
 
 T = TypeVar("T")
 
@@ -20,7 +22,7 @@ class CropFlip:
     The standard augmentation of CIFAR (He et al. 2016, §4.2: crop 4 and flip). Uses 3 uniform numbers per sample.
     """
 
-    crop: int = 0
+    crop: NonNegativeInt = 0
     flip: bool = False
     uniforms = 3
 
@@ -51,9 +53,15 @@ class CropScale:
 
 
 def augment_options(kind: type[T], given: Mapping[str, Any]) -> T:
-    """`kind(**given)`; raises `UserError`, which names the nearest valid option, for an unknown one."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in given:
+    """`kind(**given)`.
+
+    Raises:
+        UserError: an unknown option, with the nearest right one, or a value of another type.
+    """
+    known = get_type_hints(kind, include_extras=True)
+    options = {}
+    for name, value in given.items():
         if name not in known:
             raise UserError(f"data.augment has no option '{name}'.{did_you_mean(name, known)}")
-    return kind(**given)
+        options[name] = conform(f"data.augment.{name}", value, known[name])
+    return kind(**options)

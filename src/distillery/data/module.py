@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Required, Self, TypedDict
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,16 +26,16 @@ Stage = Literal["train", "val", "test"]
 class Common(TypedDict, total=False):
     """The settings shared by all data sets, which `VisionData` and `TextData` pass on to `Data`."""
 
-    batch_size: Required[int]
-    eval_batch_size: Required[int]
-    seed: Required[int]
+    batch_size: Required[PositiveInt]
+    eval_batch_size: Required[PositiveInt]
+    seed: Required[NonNegativeInt]
     root: str | None
-    train_size: int | None
+    train_size: PositiveInt | None
     train_fraction: float | None
     train_index: str | None
-    subset_seed: int | None
-    val_size: int | float | None
-    num_workers: int
+    subset_seed: NonNegativeInt | None
+    val_size: NonNegativeInt | NonNegativeFloat | None
+    num_workers: NonNegativeInt
     drop_last: bool
 
 

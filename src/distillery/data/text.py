@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any, Literal, Unpack
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
@@ -44,7 +45,7 @@ class TextData(Data):
         tokenizer: str,
         max_length: int | None = 128,
         too_long: Literal["truncate", "refuse"] = "truncate",
-        bucket: int = 50,
+        bucket: NonNegativeInt = 50,
         mask: float | None = None,
         **common: Unpack[Common],
     ) -> None:

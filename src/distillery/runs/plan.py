@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from distillery.config.build import Parts, updates
+from distillery.config.build import Parts
+from distillery.config.optim import updates
 from distillery.config.stages import Stage
 from distillery.core.roles import FROZEN, PEER
 from distillery.core.terminal import plain_console

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from distillery.config.instantiate import make
 from distillery.core.errors import UserError
 from distillery.runs.checkpoints import LastCheckpoint, WholeCheckpoints
 from distillery.training.callbacks.balance import Balance
@@ -36,7 +37,7 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
-    callbacks = [*first, *_made(cfg.callbacks), *callbacks]
+    callbacks = [*first, *_callbacks(cfg.callbacks), *callbacks]
     # The last checkpoint is written after all other callbacks have run: otherwise it would store their state of the
     # epoch before, and so would a run that is killed between the two.
     callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
@@ -65,6 +66,6 @@ def objective_callbacks(cfg: DictConfig) -> list[L.Callback]:
     return [FollowSchedules(), *balance]
 
 
-def _made(configs: Mapping[str, Any]) -> list[Any]:
-    """Instances of those that were not set to null."""
-    return [instantiate(config) for config in configs.values() if config is not None]
+def _callbacks(configs: Mapping[str, Any]) -> list[L.Callback]:
+    """Those that were not set to null."""
+    return [make(f"callbacks.{name}", config) for name, config in configs.items() if config is not None]

@@ -32,12 +32,16 @@ class Optim:
         interval: how often the scheduler steps, `epoch` or `step`.
         decay_biases_and_norms: whether weight decay applies to parameters of one dimension, too: biases, and the
             weights of normalisations. Transformers are trained without (Devlin et al. 2019, the authors' code).
+        monitor: the metric that the scheduler is given, if it is a `ReduceLROnPlateau`.
+        frequency: the scheduler steps after this many intervals; with a metric of the validation, after each of these.
     """
 
     optimizer: Callable[[Any], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None
     interval: str = "epoch"
     decay_biases_and_norms: bool = True
+    monitor: str | None = None
+    frequency: int = 1
 
     def groups(self, parameters: list[nn.Parameter]) -> Sequence[nn.Parameter] | Sequence[dict[str, Any]]:
         """What the optimizer is made of: the parameters, or two groups of them where some are not decayed."""
@@ -155,10 +159,14 @@ class Distiller(L.LightningModule):
         optimizer = self.optim.optimizer(self.optim.groups([parameter for _, parameter in self.trainable()]))
         if self.optim.scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.optim.scheduler(optimizer), "interval": self.optim.interval},
+        scheduler = {
+            "scheduler": self.optim.scheduler(optimizer),
+            "interval": self.optim.interval,
+            "frequency": self.optim.frequency,
         }
+        if self.optim.monitor is not None:
+            scheduler["monitor"] = self.optim.monitor
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

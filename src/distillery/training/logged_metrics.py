@@ -1,46 +1,66 @@
-"""The metrics that a checkpoint, a stop or a schedule waits for: will there be such a one?"""
+"""The metrics that a checkpoint, a stop, a schedule or a scheduler waits for: will something log them?"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from distillery.core.errors import UserError, did_you_mean
+from distillery.training.callbacks.term_monitor import TermMonitor
 from distillery.training.distiller import VALIDATED
 from distillery.training.schedules import Latch, Schedule
 
-EVER = ("loss", "epoch", "step")  # without any validation: TermMonitor's, and what Lightning counts
+COUNTED = ("epoch", "step")  # which Lightning gives a ModelCheckpoint, and nothing else
 OURS = ("distillery.", "lightning.")  # callbacks that log no metric of their own
+CHECKPOINTS = ("ModelCheckpoint", "LastCheckpoint")
 
 
 def refuse_unlogged(
     callbacks: Mapping[str, Any],
     schedules: Mapping[str, Schedule],
     validated: bool,
-    others: Mapping[str, str] | None = None,
+    others: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Refuse a `monitor` or a schedule's `when` that nothing logs, which would show only after an epoch.
+    """Refuse a metric that is waited for and that nothing logs, which would show only after an epoch.
 
-    A callback of the user's own may log what it likes: then nothing can be known, and nothing is refused.
+    A callback of the user's own may log anything: then nothing is refused but what Lightning counts.
 
     Args:
         callbacks: `cfg.callbacks`.
         schedules: by loss and attribute.
-        validated: whether the data have a validation split.
-        others: metrics by the setting that waits for them.
+        validated: whether there are validations.
+        others: further metrics by the setting that names them.
+
+    Raises:
+        UserError: names the setting, the metric, and those that there are.
     """
     active = {name: callback for name, callback in callbacks.items() if callback is not None}
-    if not all(str(callback.get("_target_")).startswith(OURS) for callback in active.values()):
-        return
-    waiting: dict[str, Any] = {
-        f"callbacks.{name}.monitor": callback.get("monitor") for name, callback in active.items()
-    }
+    targets = {name: str(callback.get("_target_")) for name, callback in active.items()}
+    waiting: dict[str, Any] = dict(others or {})
     for path, schedule in schedules.items():
         if isinstance(schedule, Latch):
             waiting[f"{path if path.startswith('task.') else f'loss.{path}'}: when"] = schedule.metric
-    waiting |= others or {}
-    known = (*VALIDATED, *EVER) if validated else EVER
+    counting = []
+    for name, callback in active.items():
+        if targets[name].startswith(OURS):
+            waiting[f"callbacks.{name}.monitor"] = callback.get("monitor")
+        if targets[name].endswith(CHECKPOINTS):
+            counting.append(f"callbacks.{name}.monitor")
+    logged = ("loss",) if any(target.endswith(TermMonitor.__name__) for target in targets.values()) else ()
+    known = (*VALIDATED, *logged) if validated else logged
+    anything = not all(target.startswith(OURS) for target in targets.values())
     for path, metric in waiting.items():
+        if metric is None or metric in known or (metric in COUNTED and path in counting):
+            continue
+        if metric in COUNTED and path.endswith(": when"):
+            raise UserError(
+                f"{path}={metric}: this is no metric. For a change at a given place: `from` and `until`, with "
+                f"unit={metric}s."
+            )
+        if anything and metric not in COUNTED:
+            continue
         if metric in VALIDATED and not validated:
-            mend = f" {path.removesuffix('.monitor')}=null does without it." if path.endswith(".monitor") else ""
-            raise UserError(f"{path}={metric}: the data have no validation split, so there is no such metric.{mend}")
-        if metric is not None and metric not in known:
-            raise UserError(f"{path}={metric}: nothing logs such a metric." + did_you_mean(str(metric), known))
+            fix = f" {path.removesuffix('.monitor')}=null does without it." if path.startswith("callbacks.") else ""
+            raise UserError(
+                f"{path}={metric}: there is no such metric without validation (no validation split, or "
+                f"trainer.limit_val_batches=0).{fix}"
+            )
+        raise UserError(f"{path}={metric}: nothing logs such a metric." + did_you_mean(str(metric), known))

@@ -11,11 +11,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from distillery.config.build import Parts, build, build_data, updates
+from distillery.config.build import Parts, build, build_data
 from distillery.config.instantiate import make_scheduled
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.names import teachers_of
 from distillery.config.networks import blank_student, complete_teacher
+from distillery.config.optim import updates
 from distillery.config.stages import RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write

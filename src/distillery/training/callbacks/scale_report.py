@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from pydantic import NonNegativeInt
 from rich.table import Table
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class ScaleReport(L.Callback):
         steps: how many.
     """
 
-    def __init__(self, steps: int = 10) -> None:
+    def __init__(self, steps: NonNegativeInt = 10) -> None:
         self.steps = steps
         self._rows: list[dict[str, tuple[float, float, float]]] = []  # one a batch: raw, weighted, gradient
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from distillery.core.errors import UserError
@@ -31,7 +32,7 @@ class TermMonitor(L.Callback):
             a good one.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: NonNegativeInt) -> None:
         self.every_n_steps = every_n_steps
         self._names: list[str] = []
         self._rows: list[Tensor] = []  # since the last line, one a batch

@@ -1,0 +1,130 @@
+"""What the config of a student or a teacher is refused for."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distillery.config.spec import (
+    EmaTeacher,
+    FrozenTeacher,
+    ImageInput,
+    PeerTeacher,
+    Section,
+    SelfTeacher,
+    Student,
+    TextInput,
+    check_section,
+)
+from distillery.config.targets import check_settings, check_target, refuse_unknown
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.kinds import shown
+from distillery.core.roles import EMA, FROZEN, PEER, SELF, role_of
+
+ROLES: dict[str, type[Section]] = {FROZEN: FrozenTeacher, EMA: EmaTeacher, PEER: PeerTeacher, SELF: SelfTeacher}
+WHY = {
+    EMA: "An ema teacher is an average of the student, and starts as a copy of it",
+    PEER: "A peer is trained beside the student from the start",
+    SELF: "This teacher is the student itself",
+}
+FILLED_IN = {"head": Any, "vocab_size": Any}  # of `net`: null until the data and the task are known
+PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that belong to no teacher
+SIXTEEN = re.compile(r"(16|bf16|transformer-engine\S*)-true|transformer-engine\S*")  # precisions of the weights
+
+
+def check_student(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The student's settings, each of the type that is wanted.
+
+    Raises:
+        UserError: with the full path of the setting.
+    """
+    refuse_unknown("student", node, Student.model_fields)
+    if "net" not in node:
+        raise UserError("student has no network. Choose one with model/student=…")
+    return _network("student", node, Student)
+
+
+def check_teachers(
+    nodes: Mapping[str, Any], precision: object, overrides: Sequence[str], chosen: bool
+) -> dict[str, Any]:
+    """The settings of every teacher, each of the type that is wanted.
+
+    Args:
+        precision: `trainer.precision`.
+        overrides: the command line. A setting there that the teacher's role does not read is refused; one that an
+            experiment made for another teacher is not.
+        chosen: whether the run has teachers at all.
+
+    Raises:
+        UserError: with the full path of the setting.
+    """
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping):
+            raise UserError(
+                f"teachers.{name}={shown(node)}: it must be a mapping. model/teacher=none is the baseline without any "
+                "teacher."
+            )
+    if not chosen:
+        return dict(nodes)
+    if taken := sorted(PREDICTIONS & nodes.keys()):
+        raise UserError(
+            f"teachers.{taken[0]}: a teacher cannot have this name, because predictions.npz has another array "
+            f"{taken[0]!r}."
+        )
+    return {name: _teacher(name, node, nodes, precision, overrides) for name, node in nodes.items()}
+
+
+def _teacher(
+    name: str, node: Mapping[str, Any], all_nodes: Mapping[str, Any], precision: object, overrides: Sequence[str]
+) -> dict[str, Any]:
+    path, role = f"teachers.{name}", role_of(node)
+    if role not in ROLES:
+        raise UserError(f"{path}.role={role}: there is no such role." + did_you_mean(role, ROLES))
+    if name == SELF:
+        raise UserError(
+            f"{path}: a loss with teacher={SELF} learns from the student itself and needs no settings here. Give this "
+            "teacher another name."
+        )
+    section = ROLES[role]
+    every = FrozenTeacher.model_fields.keys() | section.model_fields.keys()
+    if role != FROZEN:
+        refuse_unknown(path, node, every)
+        _refuse_unread(path, role, section, overrides)
+        node = {key: value for key, value in node.items() if key in section.model_fields or key not in every}
+    elif "net" not in node:  # a misspelt name behind a `+`
+        others = [f"teachers.{other}" for other, each in all_nodes.items() if "net" in each]
+        raise UserError(
+            f"{path} has no network.{did_you_mean(path, others)} Another teacher: +model/teacher@{path}=run"
+        )
+    if role == EMA and SIXTEEN.fullmatch(str(precision)):
+        raise UserError(
+            f"{path}: an ema teacher would stand still with trainer.precision={precision}: the steps of an average are "
+            "smaller than 16 bits can represent. Use trainer.precision=bf16-mixed."
+        )
+    return _network(path, node, section)
+
+
+def _refuse_unread(path: str, role: str, section: type[Section], overrides: Sequence[str]) -> None:
+    """Refuse an override of a setting that a teacher of this role does not read."""
+    for override in overrides:
+        named, _, value = override.lstrip("+").partition("=")
+        setting = named.removeprefix(f"{path}.").split(".")[0]
+        unread = FrozenTeacher.model_fields.keys() - section.model_fields.keys()
+        if named.startswith(f"{path}.") and setting in unread and value != "null":
+            raise UserError(
+                f"{override}: {WHY[role]}: it takes no {setting}. Leave it out, or choose a frozen teacher "
+                "(model/teacher=run)."
+            )
+
+
+def _network(path: str, node: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
+    refuse_unknown(path, node, section.model_fields)
+    checked = {}
+    if isinstance(net := node.get("net"), Mapping) and "_target_" in net:
+        open_places = {key: kind for key, kind in FILLED_IN.items() if net.get(key, "") is None}
+        checked["net"] = check_target(f"{path}.net", net, open_places)
+    if "input" in section.model_fields:
+        given = node.get("input")
+        of_texts = isinstance(given, Mapping) and "tokenizer" in given
+        checked["input"] = check_section(f"{path}.input", given, TextInput if of_texts else ImageInput)
+    rest = {key: value for key, value in node.items() if key not in checked}
+    return {**node, **checked, **check_settings(path, rest, section.kinds())}

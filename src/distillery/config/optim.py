@@ -1,0 +1,120 @@
+"""How the student is optimised, as far as that depends on the length of the run: what is filled in, and refused."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from omegaconf import DictConfig
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from distillery.core.errors import UserError
+from distillery.core.process import processes
+from distillery.data.module import Data
+from distillery.training.distiller import Distiller
+
+PLATEAU = ReduceLROnPlateau.__name__  # the scheduler that watches a metric
+
+
+def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
+    """How often the optimizer steps in an epoch, and in the whole run; -1 for a run without end.
+
+    Raises:
+        UserError: there would be no batch.
+    """
+    batches = _batches(data, trainer)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    if trainer.max_epochs < 0:
+        return steps, trainer.max_steps
+    total = steps * trainer.max_epochs
+    return steps, total if trainer.max_steps < 0 else min(trainer.max_steps, total)
+
+
+def _batches(data: Data, trainer: DictConfig) -> int:
+    """How many training batches an epoch has."""
+    available, limit = data.batches(processes(trainer) * trainer.get("num_nodes", 1)), trainer.limit_train_batches
+    if limit is None:
+        return available
+    batches = min(available, limit) if isinstance(limit, int) else int(available * limit)
+    if batches == 0:
+        raise UserError(
+            f"trainer.limit_train_batches={limit} leaves none of the {available} batches of an epoch. Give a number of "
+            "batches of at least 1, or a greater share."
+        )
+    return batches
+
+
+def is_validated(data: Data, trainer: DictConfig) -> bool:
+    """Whether there are validations.
+
+    Raises:
+        UserError: of a validation split, so small a share is asked for that no batch is left.
+    """
+    if data.sizes["val"] == 0:
+        return False
+    limit, batches = trainer.limit_val_batches, len(data.val_dataloader())
+    if isinstance(limit, float) and limit > 0 and int(batches * limit) == 0:
+        raise UserError(
+            f"trainer.limit_val_batches={limit} leaves none of the {batches} batches of the validation. Give a number "
+            "of batches, a greater share, or 0 for no validation."
+        )
+    return limit != 0
+
+
+def complete_optim(optim: DictConfig, trainer: DictConfig, data: Data) -> DictConfig:
+    """The settings with what depends on the run filled in where they leave it open: a schedule's length and metric.
+
+    Raises:
+        UserError: a metric for a scheduler that watches none, or a scheduler that does and steps after each update.
+    """
+    scheduler = optim.scheduler
+    if scheduler is not None and scheduler.get("total_steps", 0) is None:
+        scheduler.total_steps = updates(data, trainer)[1]
+    watches = scheduler is not None and str(scheduler._target_).endswith(PLATEAU)
+    if not watches:
+        if optim.get("monitor") is not None:
+            raise UserError(
+                f"optim.monitor={optim.monitor}: the scheduler watches no metric. Set it to null, or choose "
+                "torch.optim.lr_scheduler.ReduceLROnPlateau."
+            )
+        return optim
+    if optim.interval == "step":
+        raise UserError(f"optim.interval=step: {PLATEAU} watches a metric that is there after an epoch. Use epoch.")
+    if optim.get("monitor") is None:
+        of_mode = {"min": "val/loss" if is_validated(data, trainer) else "loss", "max": "val/score"}
+        optim.monitor = of_mode[scheduler.get("mode", "min")]
+    return optim
+
+
+def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
+    """Settings of optimizer and scheduler that torch refuses; those of a scheduler may show only in its first step.
+
+    Raises:
+        UserError: they are refused, or the scheduler ends before the run.
+    """
+    parameters = [parameter for _, parameter in distiller.trainable()]
+    with _refused_by_torch("optim.optimizer"):  # made only to see whether it can be: the trainer makes its own
+        optimizer = distiller.optim.optimizer(distiller.optim.groups(parameters))
+    if distiller.optim.scheduler is None:
+        return
+    with _refused_by_torch("optim.scheduler"):
+        scheduler = distiller.optim.scheduler(optimizer)
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            with warnings.catch_warnings(action="ignore"):  # of a step before the optimizer's
+                scheduler.step()
+    length = getattr(scheduler, "total_steps", None)  # OneCycleLR refuses to step further
+    taken = updates if cfg.optim.interval == "step" else cfg.trainer.max_epochs
+    if length is not None and not 0 <= taken <= length:
+        of_run = "without end" if taken < 0 else f"{taken} {cfg.optim.interval}s long"
+        raise UserError(
+            f"optim.scheduler.total_steps: {type(scheduler).__name__} ends after {length} steps, and the run is "
+            f"{of_run}. total_steps=null with interval=step takes the run's own length."
+        )
+
+
+@contextmanager
+def _refused_by_torch(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: these settings are refused: {error}") from error

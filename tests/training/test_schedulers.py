@@ -1,0 +1,108 @@
+"""Schedulers that watch a metric, and those that end: they work, or are refused before the first step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from distillery.config.build import build
+from distillery.core.errors import UserError
+from distillery.runs.run import train
+from fixtures.composing import Compose
+
+NAME = "torch.optim.lr_scheduler."
+
+
+@pytest.fixture
+def composed(compose_train: Compose) -> Callable[..., DictConfig]:
+    given = ["model/teacher=none", "student.net.widths=[4,4]", "data.train_size=100", "trainer.max_epochs=4"]
+    return lambda scheduler, *more: compose_train(
+        *given, "~optim.scheduler", f"+optim.scheduler={{_target_: {NAME}{scheduler}, _partial_: true}}", *more
+    )
+
+
+class Rates(L.Callback):
+    """The metric after each validation, and the learning rate of each epoch."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.values: list[float | None] = []
+        self.rates: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.values.append(None)
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.values[-1] = float(trainer.callback_metrics[self.metric])
+
+
+def by_hand(values: list[float | None], rate: float, **settings: Any) -> list[float]:
+    """The rate of each epoch of a scheduler that is given the metric wherever there is one."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=rate)
+    scheduler = ReduceLROnPlateau(optimizer, **settings)
+    rates = []
+    for value in values:
+        rates.append(optimizer.param_groups[0]["lr"])
+        if value is not None:
+            scheduler.step(value)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("mode", "monitor", "every"), [("max", "val/score", 1), ("min", "val/loss", 2), ("min", "loss", 1)]
+)
+def test_a_scheduler_watches_its_metric(mode: str, monitor: str, every: int, composed: Any) -> None:
+    """By default the score, or with mode=min the loss, of the validation; only after epochs that have one."""
+    named = [f"optim.monitor={monitor}"] if monitor == "loss" else []
+    settings = {"mode": mode, "patience": 0, "threshold": 10.0, "factor": 0.5}  # no value is better by so much
+    own = [f"+optim.scheduler.{key}={value}" for key, value in settings.items()]
+    rates = Rates(monitor)
+    cfg = composed("ReduceLROnPlateau", *own, *named, f"trainer.check_val_every_n_epoch={every}")
+    result = train(cfg, callbacks=[rates])
+    assert result.parts.cfg.optim.monitor == monitor
+    assert rates.rates == by_hand(rates.values, 0.05, **settings)
+    assert rates.rates[-1] < 0.05
+
+
+REFUSED = [
+    (
+        "OneCycleLR",
+        ["+optim.scheduler.max_lr=0.01", "+optim.scheduler.total_steps=5", "optim.interval=step"],
+        r"^optim\.scheduler\.total_steps: OneCycleLR ends after 5 steps, and the run is 8 steps long",
+    ),
+    (
+        "OneCycleLR",
+        ["+optim.scheduler.max_lr=0.01", "+optim.scheduler.total_steps=3"],
+        r"OneCycleLR ends after 3 steps, and the run is 4 epochs long",
+    ),
+    ("ReduceLROnPlateau", ["optim.interval=step"], r"^optim\.interval=step: ReduceLROnPlateau watches a metric"),
+    ("ReduceLROnPlateau", ["optim.monitor=val/scor"], r"^optim\.monitor=val/scor: nothing logs.*'val/score'"),
+    ("ReduceLROnPlateau", ["optim.monitor=step"], r"^optim\.monitor=step: nothing logs such a metric"),
+    ("ReduceLROnPlateau", ["+optim.scheduler.mode=maxi"], r"^optim\.scheduler\.mode=maxi\. Did you mean 'max'"),
+    ("ConstantLR", ["optim.monitor=val/score"], r"^optim\.monitor=val/score: the scheduler watches no metric"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "overrides", "message"), REFUSED)
+def test_what_would_fail_in_training_is_refused(
+    scheduler: str, overrides: list[str], message: str, composed: Any
+) -> None:
+    cfg = composed(scheduler, *overrides)
+    with pytest.raises(UserError, match=message):
+        train(cfg)
+
+
+def test_a_scheduler_may_be_as_long_as_the_run(composed: Any) -> None:
+    given = ["+optim.scheduler.max_lr=0.01", "+optim.scheduler.total_steps=8", "optim.interval=step"]
+    assert train(composed("OneCycleLR", *given)).record.status == "finished"
+
+
+def test_a_share_that_leaves_no_batch_is_refused(composed: Any) -> None:
+    for setting in ("train", "val"):
+        with pytest.raises(UserError, match=rf"^trainer\.limit_{setting}_batches=0\.001 leaves none of the [12] batch"):
+            build(composed("ConstantLR", f"trainer.limit_{setting}_batches=0.001"))
