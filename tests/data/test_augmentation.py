@@ -21,17 +21,17 @@ def by_hand(image: torch.Tensor, pad: int, flip: bool, down: float, right: float
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-@pytest.mark.parametrize(("pad", "flip"), [(0, True), (2, False), (3, True), (0, False)])
-def test_equals_a_loop_over_pixels(pad: int, flip: bool, dtype: torch.dtype) -> None:
-    images = torch.randint(1, 256, (20, 3, 6, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
-    uniform = uniforms(0, 0, torch.arange(20), 0, 3)
-    uniform[0] = torch.tensor([0.0, 0.0, 0.0])
-    uniform[1] = torch.tensor(1 - 2.0**-24)
-    got = CropFlip(pad, flip)(images, uniform)
-    expected = [by_hand(im, pad, flip, *u) for im, u in zip(images, uniform.tolist(), strict=True)]
-    assert got.dtype == dtype
-    assert torch.equal(got, torch.stack(expected))
+def test_equals_a_loop_over_pixels() -> None:
+    for dtype in [torch.float32, torch.uint8]:
+        for pad, flip in [(0, True), (2, False), (3, True), (0, False)]:
+            images = torch.randint(1, 256, (20, 3, 6, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
+            uniform = uniforms(0, 0, torch.arange(20), 0, 3)
+            uniform[0] = torch.tensor([0.0, 0.0, 0.0])
+            uniform[1] = torch.tensor(1 - 2.0**-24)
+            got = CropFlip(pad, flip)(images, uniform)
+            expected = [by_hand(im, pad, flip, *u) for im, u in zip(images, uniform.tolist(), strict=True)]
+            assert got.dtype == dtype
+            assert torch.equal(got, torch.stack(expected))
 
 
 def test_the_largest_uniform_stays_inside() -> None:

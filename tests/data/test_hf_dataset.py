@@ -160,20 +160,18 @@ def test_plain_texts(glue: Write) -> None:
     assert data.train.targets.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_wrong_names(glue: Write) -> None:
+    path = glue(CLASSES, train=TRAIN, validation=VAL, test=TEST)
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"text": "sentences"}, r"text=sentences: '.*glue', split train has no such column\. Did you mean 'sentence'"),
         ({"second": "idy"}, r"data\.source\.second=idy: .*'idx'"),
         ({"label": "labels"}, r"data\.source\.label=labels: .*'label'"),
         ({"name": "sst3"}, r"glue/sst3' cannot be loaded: .*'sst3' not found\. Available: \['default'\]"),
         ({"val": "dev"}, r"cannot be loaded: .*dev.*\['train', 'validation', 'test'\].*val=null"),
-    ],
-)
-def test_wrong_names(glue: Write, options: dict[str, Any], words: str) -> None:
-    path = glue(CLASSES, train=TRAIN, validation=VAL, test=TEST)
-    with pytest.raises(UserError, match=words):
-        hf_dataset(path, **options)
+    ]
+    for options, words in cases:
+        with pytest.raises(UserError, match=words):
+            hf_dataset(path, **options)
 
 
 def test_an_empty_text_is_named_by_its_row(glue: Write) -> None:

@@ -77,39 +77,31 @@ def quiet_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
 
 
-@pytest.mark.parametrize(
-    ("hook", "step", "workers"),
-    [
-        ("train_batch_end", 10, 0),
-        ("train_batch_end", 10, 2),
-        ("train_batch_end", 13, 0),
-        ("train_batch_end", 14, 0),
-        ("train_batch_end", 14, 2),
-        ("validation_end", 14, 0),
-        ("train_epoch_end", 7, 0),
-        ("train_epoch_end", 7, 2),
-    ],
-)
-def test_killed_and_resumed(cifar_data: Make, tmp_path: Path, hook: str, step: int, workers: int) -> None:
+def test_killed_and_resumed(cifar_data: Make, tmp_path: Path) -> None:
     path = tmp_path / "killed.ckpt"
     whole = Recorder()
     fit(whole, cifar_data())
     assert len(whole.served) == EPOCHS * BATCHES
-
-    first = Recorder((hook, step), path)
-    with pytest.raises(Killed):
-        fit(first, cifar_data(num_workers=workers))
-    second = Recorder()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*not resumable.*")
-        fit(second, cifar_data(num_workers=workers), path)
-
-    assert len(first.served) == step
-    served = first.served + second.served
-    for (epoch, index, image), (other_epoch, other_index, other_image) in zip(whole.served, served, strict=True):
-        assert epoch == other_epoch
-        assert torch.equal(index, other_index)
-        assert torch.equal(image, other_image)
+    for hook, step, workers in (
+        ("train_batch_end", 10, 0),
+        ("train_batch_end", 13, 0),
+        ("train_batch_end", 14, 2),
+        ("validation_end", 14, 0),
+        ("train_epoch_end", 7, 2),
+    ):
+        first = Recorder((hook, step), path)
+        with pytest.raises(Killed):
+            fit(first, cifar_data(num_workers=workers))
+        second = Recorder()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*not resumable.*")
+            fit(second, cifar_data(num_workers=workers), path)
+        assert len(first.served) == step
+        served = first.served + second.served
+        for (epoch, index, image), (other_epoch, other_index, other_image) in zip(whole.served, served, strict=True):
+            assert epoch == other_epoch
+            assert torch.equal(index, other_index)
+            assert torch.equal(image, other_image)
 
 
 def test_each_sample_is_served_once_an_epoch(cifar_data: Make) -> None:

@@ -32,18 +32,18 @@ def test_evaluation_serves_everything_in_order() -> None:
     assert served(sampler) == [list(range(100, 152)), list(range(152, 204)), [204]]
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_the_global_batches_do_not_depend_on_the_world(world: int, shuffle: bool) -> None:
-    whole = served(SeededBatchSampler(INDICES, 10, seed=3, shuffle=shuffle))
-    ranks = [served(SeededBatchSampler(INDICES, 10, 3, shuffle, rank, world)) for rank in range(world)]
-    assert {len(batches) for batches in ranks} == {len(ranks[0])}
-    kept = len(ranks[0])
-    assert kept == (len(whole) - 1 if shuffle and len(whole[-1]) < 2 * world else len(whole))
-    for number in range(kept):
-        parts = [batches[number] for batches in ranks]
-        assert all(len(part) >= (2 if shuffle else 1) for part in parts)
-        assert sorted(chain.from_iterable(parts)) == sorted(whole[number])
+def test_the_global_batches_do_not_depend_on_the_world() -> None:
+    for world in [2, 3, 5]:
+        for shuffle in [True, False]:
+            whole = served(SeededBatchSampler(INDICES, 10, seed=3, shuffle=shuffle))
+            ranks = [served(SeededBatchSampler(INDICES, 10, 3, shuffle, rank, world)) for rank in range(world)]
+            assert {len(batches) for batches in ranks} == {len(ranks[0])}
+            kept = len(ranks[0])
+            assert kept == (len(whole) - 1 if shuffle and len(whole[-1]) < 2 * world else len(whole))
+            for number in range(kept):
+                parts = [batches[number] for batches in ranks]
+                assert all(len(part) >= (2 if shuffle else 1) for part in parts)
+                assert sorted(chain.from_iterable(parts)) == sorted(whole[number])
 
 
 def test_a_small_rest_is_left_out_in_training_and_joined_in_evaluation() -> None:
@@ -62,13 +62,10 @@ def test_the_published_number_of_steps() -> None:
     assert sizes[-1] == 16
 
 
-@pytest.mark.parametrize(
-    ("size", "batch_size", "world", "shuffle"),
-    [(1, 10, 1, True), (3, 10, 2, True), (100, 3, 2, True), (1, 4, 2, False)],
-)
-def test_too_few_samples_are_refused(size: int, batch_size: int, world: int, shuffle: bool) -> None:
-    with pytest.raises(UserError, match=r"too (few|small)"):
-        SeededBatchSampler(torch.arange(size), batch_size, shuffle=shuffle, world=world)
+def test_too_few_samples_are_refused() -> None:
+    for size, batch_size, world, shuffle in [(1, 10, 1, True), (3, 10, 2, True), (100, 3, 2, True), (1, 4, 2, False)]:
+        with pytest.raises(UserError, match=r"too (few|small)"):
+            SeededBatchSampler(torch.arange(size), batch_size, shuffle=shuffle, world=world)
 
 
 def test_a_restored_sampler_serves_the_rest() -> None:

@@ -59,24 +59,24 @@ def test_words_are_counted_in_the_training_texts_alone(folder: str, tokenizer: A
 class TestBatches:
     """They are what the tokenizer makes of the texts."""
 
-    @pytest.mark.parametrize("second", [None, SECOND])
-    @pytest.mark.parametrize("bucket", [0, 2])
-    def test_texts_and_pairs(self, second: list[str] | None, bucket: int, folder: str, tokenizer: Any) -> None:
-        targets = [number % 3 for number in range(50)]
-        data = text_data(folder, raw_texts(Texts(FIRST, second), targets), bucket=bucket, eval_batch_size=20)
-        served = loaders(data)
-        for split, sizes in {"train": [8] * 6 + [2], "test": [20, 20, 10]}.items():
-            assert [len(batch["index"]) for batch in served[split]] == sizes
-            for batch in served[split]:
-                index = batch["index"].tolist()
-                pairs = None if second is None else [second[i] for i in index]
-                expected = tokenizer([FIRST[i] for i in index], pairs, padding="longest", return_tensors="pt")
-                assert batch.keys() == {*expected, "target", "index"}
-                for name, values in expected.items():
-                    assert torch.equal(batch[name], values), name
-                assert batch["target"].tolist() == [targets[i] for i in index]
-        assert any(batch["token_type_ids"].any() for batch in served["test"]) == (second is not None)
-        assert data.remarks == ()
+    def test_texts_and_pairs(self, folder: str, tokenizer: Any) -> None:
+        for second in [None, SECOND]:
+            for bucket in [0, 2]:
+                targets = [number % 3 for number in range(50)]
+                data = text_data(folder, raw_texts(Texts(FIRST, second), targets), bucket=bucket, eval_batch_size=20)
+                served = loaders(data)
+                for split, sizes in {"train": [8] * 6 + [2], "test": [20, 20, 10]}.items():
+                    assert [len(batch["index"]) for batch in served[split]] == sizes
+                    for batch in served[split]:
+                        index = batch["index"].tolist()
+                        pairs = None if second is None else [second[i] for i in index]
+                        expected = tokenizer([FIRST[i] for i in index], pairs, padding="longest", return_tensors="pt")
+                        assert batch.keys() == {*expected, "target", "index"}
+                        for name, values in expected.items():
+                            assert torch.equal(batch[name], values), name
+                        assert batch["target"].tolist() == [targets[i] for i in index]
+                assert any(batch["token_type_ids"].any() for batch in served["test"]) == (second is not None)
+                assert data.remarks == ()
 
     def test_numbers(self, folder: str) -> None:
         data = text_data(folder, raw_texts(Texts(FIRST), [number / 4 for number in range(50)]))
@@ -84,26 +84,26 @@ class TestBatches:
             assert batch["target"].dtype == torch.float32
             assert batch["target"].tolist() == [index / 4 for index in batch["index"].tolist()]
 
-    @pytest.mark.parametrize("max_length", [128, 9])
-    def test_words_have_their_label_at_their_first_token(self, max_length: int, folder: str, tokenizer: Any) -> None:
-        data = text_data(folder, Texts(WORDS, labels=LABELS), max_length=max_length)
-        several = 0
-        for batch in data.train_dataloader():
-            samples = []
-            for index in batch["index"].tolist():
-                tokens = tokenizer(WORDS[index], is_split_into_words=True, truncation=True, max_length=max_length)
-                target = [-100] * len(tokens["input_ids"])
-                for word, label in enumerate(LABELS[index]):
-                    places = [place for place, at in enumerate(tokens.word_ids()) if at == word]
-                    if places:
-                        target[places[0]] = label
-                    several += len(places) > 1
-                samples.append({**tokens, "labels": target})
-            expected = DataCollatorForTokenClassification(tokenizer)(samples)
-            assert torch.equal(batch["target"], expected.pop("labels"))
-            for name, values in expected.items():
-                assert torch.equal(batch[name], values), name
-        assert several > 20
+    def test_words_have_their_label_at_their_first_token(self, folder: str, tokenizer: Any) -> None:
+        for max_length in [128, 9]:
+            data = text_data(folder, Texts(WORDS, labels=LABELS), max_length=max_length)
+            several = 0
+            for batch in data.train_dataloader():
+                samples = []
+                for index in batch["index"].tolist():
+                    tokens = tokenizer(WORDS[index], is_split_into_words=True, truncation=True, max_length=max_length)
+                    target = [-100] * len(tokens["input_ids"])
+                    for word, label in enumerate(LABELS[index]):
+                        places = [place for place, at in enumerate(tokens.word_ids()) if at == word]
+                        if places:
+                            target[places[0]] = label
+                        several += len(places) > 1
+                    samples.append({**tokens, "labels": target})
+                expected = DataCollatorForTokenClassification(tokenizer)(samples)
+                assert torch.equal(batch["target"], expected.pop("labels"))
+                for name, values in expected.items():
+                    assert torch.equal(batch[name], values), name
+            assert several > 20
 
     def test_without_token_types(self, tmp_path: Path) -> None:
         folder = write_tokenizer(tmp_path)
@@ -146,18 +146,18 @@ class TestBatches:
 
 
 class TestLength:
-    @pytest.mark.parametrize("second", [None, SECOND])
-    def test_longer_ones_are_cut_and_counted(self, second: list[str] | None, folder: str, tokenizer: Any) -> None:
-        data = text_data(folder, raw_texts(Texts(FIRST, second)), max_length=11)
-        remarks = data.remarks  # before anything else is asked for
-        found = by_index(data.train_dataloader())
-        expected = tokenizer(FIRST, second, truncation=True, max_length=11)
-        for index, ids in enumerate(expected["input_ids"]):
-            assert found[index]["input_ids"] == ids
-            assert found[index]["token_type_ids"] == expected["token_type_ids"][index]
-        longer = sum(len(ids) > 11 for ids in tokenizer(FIRST, second)["input_ids"])
-        assert longer > 25
-        assert remarks == (f"{2 * longer} of 100 texts have more than 11 tokens: truncated (data.max_length)",)
+    def test_longer_ones_are_cut_and_counted(self, folder: str, tokenizer: Any) -> None:
+        for second in [None, SECOND]:
+            data = text_data(folder, raw_texts(Texts(FIRST, second)), max_length=11)
+            remarks = data.remarks  # before anything else is asked for
+            found = by_index(data.train_dataloader())
+            expected = tokenizer(FIRST, second, truncation=True, max_length=11)
+            for index, ids in enumerate(expected["input_ids"]):
+                assert found[index]["input_ids"] == ids
+                assert found[index]["token_type_ids"] == expected["token_type_ids"][index]
+            longer = sum(len(ids) > 11 for ids in tokenizer(FIRST, second)["input_ids"])
+            assert longer > 25
+            assert remarks == (f"{2 * longer} of 100 texts have more than 11 tokens: truncated (data.max_length)",)
 
     def test_all_are_counted_across_chunks(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = text_data(folder, Texts(FIRST), max_length=11)
@@ -166,20 +166,18 @@ class TestLength:
         assert by_index(chunked.train_dataloader()) == by_index(plain.train_dataloader())
         assert chunked.remarks == plain.remarks
 
-    @pytest.mark.parametrize("chunk", [1000, 1])
-    def test_longer_ones_are_refused(
-        self, chunk: int, folder: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("distillery.data.text.CHUNK", chunk)
-        short_first = sorted(FIRST, key=len)
-        lengths = [len(ids) for ids in tokenizer(short_first)["input_ids"]]
-        position = next(position for position, length in enumerate(lengths) if length > 20)
-        assert position > 20
-        data = text_data(folder, Texts(short_first), max_length=20, too_long="refuse")
-        said = f"{2 * sum(length > 20 for length in lengths)} of 100 texts have more than 20 tokens"
-        with pytest.raises(UserError, match=rf"{said}, .* at position {position}\..*data\.max_length"):
-            data.setup()
-        text_data(folder, Texts(short_first), max_length=max(lengths), too_long="refuse").setup()
+    def test_longer_ones_are_refused(self, folder: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        for chunk in [1000, 1]:
+            monkeypatch.setattr("distillery.data.text.CHUNK", chunk)
+            short_first = sorted(FIRST, key=len)
+            lengths = [len(ids) for ids in tokenizer(short_first)["input_ids"]]
+            position = next(position for position, length in enumerate(lengths) if length > 20)
+            assert position > 20
+            data = text_data(folder, Texts(short_first), max_length=20, too_long="refuse")
+            said = f"{2 * sum(length > 20 for length in lengths)} of 100 texts have more than 20 tokens"
+            with pytest.raises(UserError, match=rf"{said}, .* at position {position}\..*data\.max_length"):
+                data.setup()
+            text_data(folder, Texts(short_first), max_length=max(lengths), too_long="refuse").setup()
 
     def test_null_is_what_the_model_reads(self, folder: str, tokenizer: Any) -> None:
         long = "the film " * POSITIONS
@@ -196,10 +194,10 @@ class TestLength:
         assert batch["input_ids"].shape == (2, 1002)
         assert data.remarks == ()
 
-    @pytest.mark.parametrize("max_length", [-1, 0, 3])
-    def test_too_few_for_a_pair_with_its_special_tokens(self, max_length: int, folder: str) -> None:
-        with pytest.raises(UserError, match=rf"data\.max_length={max_length}: 3 of these are special tokens"):
-            text_data(folder, Texts(FIRST, SECOND), max_length=max_length).setup()
+    def test_too_few_for_a_pair_with_its_special_tokens(self, folder: str) -> None:
+        for max_length in [-1, 0, 3]:
+            with pytest.raises(UserError, match=rf"data\.max_length={max_length}: 3 of these are special tokens"):
+                text_data(folder, Texts(FIRST, SECOND), max_length=max_length).setup()
 
     def test_longest_and_median(self, folder: str, tokenizer: Any) -> None:
         data = text_data(folder, raw_texts(Texts(FIRST), test=Texts([*SECOND[:20], "good " * 40])))
@@ -308,13 +306,13 @@ class TestMaskedTexts:
             text_data(str(tmp_path), Texts(["a b"] * 4), mask=0.15).setup()
 
 
-@pytest.mark.parametrize("mask", [None, 0.15])
-def test_a_restored_loader_serves_the_rest(mask: float | None, folder: str) -> None:
-    whole, first, second = (text_data(folder, Texts(FIRST), mask=mask).train_dataloader() for _ in range(3))
-    for loader in (whole, first, second):
-        loader.sampler.set_epoch(3)
-    batches = iter(first)
-    served = [next(batches) for _ in range(3)]
-    second.load_state_dict(first.state_dict())
-    for expected, batch in zip(whole, [*served, *second], strict=True):
-        assert all(torch.equal(values, batch[name]) for name, values in expected.items())
+def test_a_restored_loader_serves_the_rest(folder: str) -> None:
+    for mask in [None, 0.15]:
+        whole, first, second = (text_data(folder, Texts(FIRST), mask=mask).train_dataloader() for _ in range(3))
+        for loader in (whole, first, second):
+            loader.sampler.set_epoch(3)
+        batches = iter(first)
+        served = [next(batches) for _ in range(3)]
+        second.load_state_dict(first.state_dict())
+        for expected, batch in zip(whole, [*served, *second], strict=True):
+            assert all(torch.equal(values, batch[name]) for name, values in expected.items())

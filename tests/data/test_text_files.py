@@ -42,17 +42,17 @@ def labelled(data: RawData, split: Split) -> list[tuple[str, str]]:
     return [(split.inputs.first[i], data.classes[split.targets[i]]) for i in split.indices.tolist()]
 
 
-@pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.TSV"])
-def test_csv_is_read_as_it_stands(tmp_path: Path, test_file: Path, name: str) -> None:
-    path = tmp_path / name
-    write_csv(tmp_path / name.lower(), ROWS).rename(path)
-    data = text_csv(path, test=test_file)
-    assert data.name == "own"
-    assert data.classes == ("neg", "neutral", "pos")
-    assert labelled(data, data.train) == ROWS
-    assert labelled(data, data.test) == [("fine", "pos"), ("poor", "neg"), ("so-so", "neutral")]
-    assert data.val is None
-    assert data.remarks == ()
+def test_csv_is_read_as_it_stands(tmp_path: Path, test_file: Path) -> None:
+    for name in ["own.csv", "own.tsv", "own.TSV"]:
+        path = tmp_path / name
+        write_csv(tmp_path / name.lower(), ROWS).rename(path)
+        data = text_csv(path, test=test_file)
+        assert data.name == "own"
+        assert data.classes == ("neg", "neutral", "pos")
+        assert labelled(data, data.train) == ROWS
+        assert labelled(data, data.test) == [("fine", "pos"), ("poor", "neg"), ("so-so", "neutral")]
+        assert data.val is None
+        assert data.remarks == ()
 
 
 def test_other_columns_separators_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -183,9 +183,8 @@ def test_a_pair_is_repeated_when_both_texts_are(tmp_path: Path) -> None:
     assert list(zip(data.train.inputs.first, data.train.inputs.second, strict=True)) == [("a", "b"), ("a", "c")]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_wrong_options_are_refused(tmp_path: Path) -> None:
+    for options, words in [
         ({"text": "Text"}, r"data\.source\.text=Text: '.*own\.csv' has no such column\. Did you mean 'text'"),
         ({"label": "labels"}, r"data\.source\.label=labels: .*Did you mean 'label'"),
         ({"second": "zzz"}, r"data\.source\.second=zzz: .*Choose from: label, text"),
@@ -196,12 +195,10 @@ def test_a_pair_is_repeated_when_both_texts_are(tmp_path: Path) -> None:
         ({"classes": ["neg", "neg"]}, "names a class twice"),
         ({"classes": ["neg", "pos", "neutral"], "regression": True}, "regression and data.source.classes exclude"),
         ({"label": None, "regression": True}, "regression and data.source.label=null exclude"),
-    ],
-)
-def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
-    path = write_csv(tmp_path / "own.csv", ROWS)
-    with pytest.raises(UserError, match=words):
-        text_csv(path, **options)
+    ]:
+        path = write_csv(tmp_path / "own.csv", ROWS)
+        with pytest.raises(UserError, match=words):
+            text_csv(path, **options)
 
 
 def test_given_classes_keep_their_order(tmp_path: Path, test_file: Path) -> None:
@@ -232,9 +229,8 @@ def test_empty_texts_are_refused_or_left_out(tmp_path: Path) -> None:
         text_csv(path, second="second")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
+def test_files_that_are_no_table_are_refused_with_the_line(tmp_path: Path) -> None:
+    for content, words in [
         ("", "is empty"),
         ("text,label\n", "is empty"),
         ("text,label\na,b\nc\n", r"line 3: 1 fields, but the header has 2"),
@@ -244,14 +240,12 @@ def test_empty_texts_are_refused_or_left_out(tmp_path: Path) -> None:
         ("text,label\na,b\nc,b\n", r"labels are all \['b'\]; at least two"),
         ('text,label\n"a" b,c\n', r"line 2: .*quotes=false"),
         ('text,label\na,b\n"c,d\n', r"line 3: .*quotes=false"),
-    ],
-)
-def test_files_that_are_no_table_are_refused_with_the_line(tmp_path: Path, content: str, words: str) -> None:
-    path = tmp_path / "own.csv"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=words) as caught:
-        text_csv(path)
-    assert "own.csv" in str(caught.value)
+    ]:
+        path = tmp_path / "own.csv"
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=words) as caught:
+            text_csv(path)
+        assert "own.csv" in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -295,9 +289,8 @@ def test_words_with_a_label_each(tmp_path: Path) -> None:
     assert data.remarks == ("train: 1 repeated texts and 0 with contradictory labels left out",)
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
+def test_words_and_labels_that_do_not_agree(tmp_path: Path) -> None:
+    for row, words in [
         ({"words": ["a", "b"], "tags": ["O"]}, "line 5: 2 words, but 1 labels in column 'tags'"),
         ({"words": ["a", "b"], "tags": "O O"}, "line 5: 2 words, but 'O O' in column"),
         ({"words": "a b", "tags": ["O", "O"]}, r"column 'words' is not a list of words in 1 row \(line 5\): 'a b'"),
@@ -305,12 +298,10 @@ def test_words_with_a_label_each(tmp_path: Path) -> None:
         ({"words": [], "tags": []}, r"empty in 1 row \(line 5\)"),
         ({"tags": []}, r"empty in 1 row \(line 5\)"),
         ({"words": ["a"]}, r"column 'tags' has no label in 1 row \(line 5\)"),
-    ],
-)
-def test_words_and_labels_that_do_not_agree(tmp_path: Path, row: dict[str, Any], words: str) -> None:
-    path = write_jsonl(tmp_path / "own.jsonl", [*TAGGED, row])
-    with pytest.raises(UserError, match=words):
-        jsonl(path, words="words", label="tags")
+    ]:
+        path = write_jsonl(tmp_path / "own.jsonl", [*TAGGED, row])
+        with pytest.raises(UserError, match=words):
+            jsonl(path, words="words", label="tags")
 
 
 def test_a_tag_outside_the_set(tmp_path: Path) -> None:
@@ -319,9 +310,8 @@ def test_a_tag_outside_the_set(tmp_path: Path) -> None:
         jsonl(path, words="words", label="tags", classes=["O", "B-PER", "B-LOC"])
 
 
-@pytest.mark.parametrize(
-    ("line", "options", "words"),
-    [
+def test_wrong_lines_of_json(tmp_path: Path) -> None:
+    for line, options, words in [
         ("{'text': 1}", {}, "line 2: not valid JSON"),
         ('["a", "b"]', {}, r"line 2: it must be a JSON object, not '\[\"a\""),
         ('{"text": "half \\ud83d", "label": "x"}', {}, "line 2: not valid JSON .*surrogates"),
@@ -331,10 +321,8 @@ def test_a_tag_outside_the_set(tmp_path: Path) -> None:
         ('{"text": "b", "label": ["x"]}', {}, "more than one label.*data.source.words"),
         ('{"text": "b", "label": "x"}', {"words": "text", "second": "text"}, "words and data.source.second exclude"),
         ('{"text": "b", "label": "x"}', {"label": "tags"}, "has no such column"),
-    ],
-)
-def test_wrong_lines_of_json(tmp_path: Path, line: str, options: dict[str, Any], words: str) -> None:
-    path = tmp_path / "own.jsonl"
-    path.write_text('{"text": "a", "label": "y"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=words):
-        jsonl(path, **options)
+    ]:
+        path = tmp_path / "own.jsonl"
+        path.write_text('{"text": "a", "label": "y"}\n' + line + "\n", encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            jsonl(path, **options)

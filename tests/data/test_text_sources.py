@@ -149,19 +149,16 @@ def test_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.remarks == ("21 glosses; left out: 1 repeated, 2 with contradictory labels",)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
+def test_other_files_than_wordnets_are_refused(tmp_path: Path) -> None:
+    for content, words in [
         (sense(45, "a class too many"), r"data\.verb', line 4: not a sense"),
         (sense(38, "fine") + "00001740 38 v 01 no_gloss\n", r"data\.verb', line 5"),
         (sense(38, " "), r"line 4"),
         ("<html>a | b</html>", r"line 4: not a sense of WordNet: '<html>a"),
-    ],
-)
-def test_other_files_than_wordnets_are_refused(tmp_path: Path, content: str, words: str) -> None:
-    write_wordnet(tmp_path, {"data.verb": content})
-    with pytest.raises(UserError, match=words):
-        wordnet(tmp_path)
+    ]:
+        write_wordnet(tmp_path, {"data.verb": content})
+        with pytest.raises(UserError, match=words):
+            wordnet(tmp_path)
 
 
 def test_missing_wordnet_names_the_package_and_the_option(tmp_path: Path) -> None:
@@ -223,17 +220,17 @@ def speech(number: int, sentences: int = 60) -> str:
     return " ".join(made)
 
 
-@pytest.mark.parametrize("words", [8, 48])
-def test_passages_lose_nothing_and_are_about_as_long_as_asked(words: int) -> None:
-    text = speech(7)
-    found = passages(text, words)
-    assert " ".join(found) == text
-    lengths = np.array([len(passage.split()) for passage in found])
-    assert lengths[:-1].min() >= words / 2
-    assert lengths.max() <= words * 1.5
-    if words == 48:  # none of the sentences is longer: all of the passages end where one does
-        assert all(passage[-1] in ".?!" for passage in found)
-        assert abs(lengths[:-1].mean() - words) < 5
+def test_passages_lose_nothing_and_are_about_as_long_as_asked() -> None:
+    for words in [8, 48]:
+        text = speech(7)
+        found = passages(text, words)
+        assert " ".join(found) == text
+        lengths = np.array([len(passage.split()) for passage in found])
+        assert lengths[:-1].min() >= words / 2
+        assert lengths.max() <= words * 1.5
+        if words == 48:  # none of the sentences is longer: all of the passages end where one does
+            assert all(passage[-1] in ".?!" for passage in found)
+            assert abs(lengths[:-1].mean() - words) < 5
 
 
 def test_passages_by_hand() -> None:
@@ -291,18 +288,20 @@ def test_missing_or_unreadable_speeches(tmp_path: Path) -> None:
 TEXT_CONFIGS = ("movie_reviews", "wordnet", "text_csv", "jsonl", "sotu", "hf_dataset")
 
 
-@pytest.mark.parametrize("name", TEXT_CONFIGS)
-def test_each_config_names_every_option_with_its_default(name: str) -> None:
-    cfg = OmegaConf.to_container(OmegaConf.load(CONFIGS / "data" / f"{name}.yaml"))
-    assert isinstance(cfg, dict)
-    module, _, function = cfg["source"]["_target_"].rpartition(".")
-    options = inspect.signature(getattr(importlib.import_module(module), function)).parameters
-    given = {key: value for key, value in cfg["source"].items() if not key.startswith("_")}
-    assert given.keys() == options.keys() - {"root"}
-    assert ("root" in cfg) == ("root" in options)
-    assert {key: value for key, value in given.items() if value != "???"} == {
-        key: option.default for key, option in options.items() if option.default is not option.empty and key != "root"
-    }
-    served = (inspect.signature(TextData).parameters.keys() - {"common"}) | Common.__annotations__.keys()
-    assert cfg.keys() - {"_target_", "root"} == served - {"root"}
-    assert (cfg["mask"] is not None) == (name == "sotu")
+def test_each_config_names_every_option_with_its_default() -> None:
+    for name in TEXT_CONFIGS:
+        cfg = OmegaConf.to_container(OmegaConf.load(CONFIGS / "data" / f"{name}.yaml"))
+        assert isinstance(cfg, dict)
+        module, _, function = cfg["source"]["_target_"].rpartition(".")
+        options = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+        given = {key: value for key, value in cfg["source"].items() if not key.startswith("_")}
+        assert given.keys() == options.keys() - {"root"}
+        assert ("root" in cfg) == ("root" in options)
+        assert {key: value for key, value in given.items() if value != "???"} == {
+            key: option.default
+            for key, option in options.items()
+            if option.default is not option.empty and key != "root"
+        }
+        served = (inspect.signature(TextData).parameters.keys() - {"common"}) | Common.__annotations__.keys()
+        assert cfg.keys() - {"_target_", "root"} == served - {"root"}
+        assert (cfg["mask"] is not None) == (name == "sotu")

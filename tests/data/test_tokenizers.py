@@ -42,18 +42,15 @@ class TestLoading:
         with pytest.raises(UserError, match=r"^data\.tokenizer=.*: There is no folder .*Did you mean 'minilm'"):
             load_tokenizer(str(tmp_path / "minlm"), "data.tokenizer")
 
-    @pytest.mark.parametrize(
-        ("file", "content"),
-        [
+    def test_a_folder_without_one(self, tmp_path: Path) -> None:
+        for file, content in [
             ("notes.txt", "no tokenizer"),
             ("tokenizer.json", "{"),
             ("tokenizer_config.json", '{"tokenizer_class": "NoSuchTokenizer"}'),
-        ],
-    )
-    def test_a_folder_without_one(self, file: str, content: str, tmp_path: Path) -> None:
-        (tmp_path / file).write_text(content)
-        with pytest.raises(UserError, match=r"^input\.tokenizer=.*: there is no tokenizer .*tokenizer\.json, or"):
-            load_tokenizer(str(tmp_path), "input.tokenizer")
+        ]:
+            (tmp_path / file).write_text(content)
+            with pytest.raises(UserError, match=r"^input\.tokenizer=.*: there is no tokenizer .*tokenizer\.json, or"):
+                load_tokenizer(str(tmp_path), "input.tokenizer")
 
     def test_a_folder_with_a_network_only(self, tmp_path: Path) -> None:
         """transformers makes a tokenizer out of nothing, to which every word is unknown."""
@@ -70,17 +67,17 @@ class TestComparison:
         refuse_other_tokenizer(ours, theirs, "main", "theirs", TEXTS)
         refuse_other_tokenizer(ours, theirs, "main", "theirs", [text.split() for text in TEXTS])
 
-    @pytest.mark.parametrize(("several", "shown"), [(1, 1), (2, 2), (30, 3)])
-    def test_another_one_with_examples(self, several: int, shown: int, ours: Any, tmp_path: Path) -> None:
-        theirs = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path, TURNED))
-        texts = [*["?"] * (30 - several), *TEXTS[:several]]  # unknown to both
-        with pytest.raises(UserError) as caught:
-            refuse_other_tokenizer(ours, theirs, "main", "other/net", texts)
-        said, *lines = str(caught.value).split("\n")
-        assert "The main network was made for the tokenizer other/net" in said
-        assert f"{several} of 30 texts" in said
-        assert [line.strip() for line in lines[:-1:3]] == [repr(text[:60]) for text in TEXTS[:shown]]
-        assert lines[-1].startswith("Set data.tokenizer=other/net")
+    def test_another_one_with_examples(self, ours: Any, tmp_path: Path) -> None:
+        for several, shown in [(1, 1), (2, 2), (30, 3)]:
+            theirs = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path, TURNED))
+            texts = [*["?"] * (30 - several), *TEXTS[:several]]  # unknown to both
+            with pytest.raises(UserError) as caught:
+                refuse_other_tokenizer(ours, theirs, "main", "other/net", texts)
+            said, *lines = str(caught.value).split("\n")
+            assert "The main network was made for the tokenizer other/net" in said
+            assert f"{several} of 30 texts" in said
+            assert [line.strip() for line in lines[:-1:3]] == [repr(text[:60]) for text in TEXTS[:shown]]
+            assert lines[-1].startswith("Set data.tokenizer=other/net")
 
     def test_the_tokens_of_both_are_shown(self, ours: Any, tmp_path: Path) -> None:
         """Here other ids of the same tokens, and a word that one of them does not know."""

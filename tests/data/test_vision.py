@@ -79,9 +79,8 @@ def test_validation_sizes(cifar_data: Make) -> None:
         cifar_data(val_size=None).setup()
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
+def test_impossible_settings_are_refused_at_setup(cifar_data: Make) -> None:
+    for given, words in [
         ({"train_size": 100, "train_fraction": 0.5}, "exclude each other"),
         ({"train_size": 100, "train_index": "x.txt"}, r"data\.train_size and data\.train_index exclude each other"),
         ({"train_size": 401}, r"data\.train_size=401: Cannot draw 401 of 400"),
@@ -91,11 +90,9 @@ def test_validation_sizes(cifar_data: Make) -> None:
         ({"val_size": 500}, r"data\.val_size=500 leaves none"),
         ({"mean": [0.5]}, r"data\.mean has 1 value.*3 channel"),
         ({"augment": {"crops": 4}}, r"no option 'crops'.*'crop'"),
-    ],
-)
-def test_impossible_settings_are_refused_at_setup(cifar_data: Make, given: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        cifar_data(**given).setup()
+    ]:
+        with pytest.raises(UserError, match=words):
+            cifar_data(**given).setup()
 
 
 def test_a_subset_seed_of_its_own_outlives_the_seed(cifar_data: Make) -> None:
@@ -211,28 +208,28 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_each_config_serves_training_batches(name: str, tmp_path: Path) -> None:
-    WRITERS[name](tmp_path)
-    cfg = OmegaConf.create(
-        {"data": OmegaConf.load(CONFIGS / f"{name}.yaml"), "seed": 3, "paths": {"data": str(tmp_path)}}
-    )
-    if name != "digits":
-        cfg.data.root = str(tmp_path)
-    if cfg.data.val_size:
-        cfg.data.val_size = 100
-    cfg.data.num_workers = 0
-    data = instantiate(cfg.data)
-    assert isinstance(data, VisionData)
-    data.setup()
-    assert data.seed == 3
-    batch = next(iter(data.train_dataloader()))
-    size = min(data.batch_size, data.sizes["train"])
-    assert batch["image"].shape == (size, data.channels, *data.image_size)
-    assert batch["image"].min() >= 0
-    assert batch["image"].max() <= 1
-    assert len(data.mean) == len(data.std) == data.channels
-    assert all(data.sizes.values())
+def test_each_config_serves_training_batches(tmp_path: Path) -> None:
+    for name in WRITERS:
+        WRITERS[name](tmp_path)
+        cfg = OmegaConf.create(
+            {"data": OmegaConf.load(CONFIGS / f"{name}.yaml"), "seed": 3, "paths": {"data": str(tmp_path)}}
+        )
+        if name != "digits":
+            cfg.data.root = str(tmp_path)
+        if cfg.data.val_size:
+            cfg.data.val_size = 100
+        cfg.data.num_workers = 0
+        data = instantiate(cfg.data)
+        assert isinstance(data, VisionData)
+        data.setup()
+        assert data.seed == 3
+        batch = next(iter(data.train_dataloader()))
+        size = min(data.batch_size, data.sizes["train"])
+        assert batch["image"].shape == (size, data.channels, *data.image_size)
+        assert batch["image"].min() >= 0
+        assert batch["image"].max() <= 1
+        assert len(data.mean) == len(data.std) == data.channels
+        assert all(data.sizes.values())
 
 
 def test_the_mean_and_std_of_digits_are_those_of_the_training_images() -> None:
