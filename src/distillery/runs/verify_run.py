@@ -58,17 +58,17 @@ def verify_run(folder: Path, split: str = "test") -> Evaluation:
     )
     samples, reason = tolerance(record, student, len(found.target))
     say(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
-    say(f"tolerance: {samples:g} of {len(found.target)} samples ({reason})")
-    if abs(found.score - recorded) > samples / len(found.target):
+    say(f"tolerance: {samples} of {len(found.target)} samples ({reason})")
+    if abs(found.score - recorded) > (samples + 0.5) / len(found.target):
         raise UserError(f"The exported student of {folder} does not give the recorded score.")
     return found
 
 
-def tolerance(record: RunRecord, student: Network, samples: int) -> tuple[float, str]:
+def tolerance(record: RunRecord, student: Network, samples: int) -> tuple[int, str]:
     """By how many of `samples` the score may differ from the recorded one, and why.
 
-    Half a sample, which is no difference, on the kind of device that the run was scored on: of 16-bit weights and on
-    GPUs the very same model of it. Otherwise `FULL_PRECISION` or `HALF_PRECISION` of the samples, and at least one.
+    By none on the kind of device that the run was scored on; with 16-bit weights and on GPUs it must be the same model
+    of it. Otherwise by `FULL_PRECISION` or `HALF_PRECISION` of the samples, and at least by one.
 
     Args:
         student: where it was scored now.
@@ -82,9 +82,9 @@ def tolerance(record: RunRecord, student: Network, samples: int) -> tuple[float,
     elif (half or device == "cuda") and then.get(model) != now[model]:
         reason = f"scored on {then.get(model)} then and on {now[model]} now"
     else:
-        return 0.5, f"scored on {device} then and now"
+        return 0, f"scored on {device} then and now"
     share = HALF_PRECISION if half else FULL_PRECISION
-    return max(1.0, round(share * samples)), f"{reason}: rounding differs"
+    return max(1, round(share * samples)), f"{reason}: rounding differs"
 
 
 def finished(folder: Path) -> RunRecord:
