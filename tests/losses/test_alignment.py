@@ -30,7 +30,7 @@ def test_tokens_are_read_row_by_row_without_their_prefix(prefix: int) -> None:
 @pytest.mark.parametrize("length", [0, 15, 22, 98, 128])
 def test_tokens_that_are_no_square_grid(length: int) -> None:
     """98: an image of 14 × 7 patches; 128: a text."""
-    with pytest.raises(ValueError, match=f"{length} tokens are no square grid"):
+    with pytest.raises(ValueError, match=f"{length} tokens are not a square grid"):
         as_map(draw(2, length, 4))
 
 

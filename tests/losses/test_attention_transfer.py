@@ -77,7 +77,7 @@ def test_term_sums_its_pairs() -> None:
     ("student", "teacher", "words"),
     [
         ((4, 8), (4, 8, 4, 4), r"\[4, 8\] has no positions\. Choose a layer before the global pooling"),
-        ((4, 8, 4, 4), (4, 15, 32), "15 tokens are no square grid"),
+        ((4, 8, 4, 4), (4, 15, 32), "15 tokens are not a square grid"),
         ((4, 8, 1, 1), (4, 8, 4, 4), "a single position always has attention 1. Choose earlier layers"),
         ((4, 8, 1, 4), (4, 8, 4, 1), "a single position"),
     ],

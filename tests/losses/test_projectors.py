@@ -71,8 +71,8 @@ def test_mlp_is_two_layers_with_a_bend(shape: tuple[int, ...], other: tuple[int,
         ("conv", (2, 17, 8), (2, 5, 6, 6), "projector=conv cannot join .* Set projector=linear"),
         ("auto", (2, 8, 6, 6, 6), (2, 8, 6, 6, 6), r"layers must be maps \[B,C,H,W\], tokens \[B,L,D\] or vectors"),
         ("auto", (2,), (2,), "layers must be maps"),
-        ("auto", (2, 15, 8), (2, 9, 8), r"15 tokens are no square grid .* Choose layers with as many tokens"),
-        ("none", (2, 15, 8), (2, 8, 3, 3), "15 tokens are no square grid"),
+        ("auto", (2, 15, 8), (2, 9, 8), r"15 tokens are not a square grid .* Choose layers with the same number"),
+        ("none", (2, 15, 8), (2, 8, 3, 3), "15 tokens are not a square grid"),
     ],
 )
 def test_impossible_pairs_are_refused(

@@ -158,7 +158,7 @@ def test_logits_are_read_where_the_weights_depend_on_them() -> None:
 
 @pytest.mark.parametrize("combine", ["confidence", "best"])
 def test_what_has_no_rows_cannot_be_weighed_by_them(combine: str) -> None:
-    with pytest.raises(UserError, match=rf"^combine={combine} weighs .* Use combine=mean or combine=random"):
+    with pytest.raises(UserError, match=rf"^combine={combine} weights .* Use combine=mean or combine=random"):
         Several([RKD(teacher=name) for name in NAMES], combine)
 
 
@@ -296,7 +296,7 @@ def test_a_run_with_a_random_teacher_repeats_bit_for_bit(composed: Callable[...,
         (["+loss.kd.combine=best"], r"^loss\.kd\.combine=best wants several teachers"),
         (
             ["loss/relation=[rkd]", "loss.rkd.teacher=[main,b]", "+loss.rkd.combine=best"],
-            r"^loss\.rkd: combine=best weighs the teachers of each sample, and rkd",
+            r"^loss\.rkd: combine=best weights the teachers per sample, and rkd",
         ),
     ],
 )

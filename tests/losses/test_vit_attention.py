@@ -88,7 +88,7 @@ class TestTerms:
         torch.testing.assert_close(value_of(term(layers={"a": "b"}), student, teacher), expected)
 
     def test_tokens_that_are_no_square_are_refused(self, term: type[AttentionTerm], loss: object) -> None:
-        with pytest.raises(UserError, match=r"attention between patches.*15 tokens are no square grid"):
+        with pytest.raises(UserError, match=r"attention between patches.*15 tokens are not a square grid"):
             value_of(term(layers={"a": "b"}), scores(2, 10)[..., :4], scores(2, 15)[..., :4])
 
 

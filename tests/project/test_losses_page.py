@@ -65,13 +65,10 @@ def test_every_formula_becomes_mathml() -> None:
 
 def test_explanations_are_the_words_before_the_arguments() -> None:
     (loss,) = (loss for loss in losses() if loss.name == "teacher_free")
-    assert loss.title == (
-        "Teacher-free distillation by a hand-made teacher (Tf-KD_reg; Yuan et al., CVPR 2020): "
-        "a control without a teacher"
-    )
+    assert loss.title == "Teacher-free distillation from a virtual teacher (Tf-KD_reg; Yuan et al., CVPR 2020)"
     assert loss.explanation.startswith("KL(virtual teacher ‖ student)")
     assert "- 'source' (the authors' code)" in loss.explanation
-    assert loss.explanation.endswith("It reads labels only: no value of the teacher.")
+    assert loss.explanation.endswith("It reads labels, and nothing of the teacher.")
     assert not re.search(r"^\s*(Args|Returns|Raises|Paper):", "".join(PAGES.values()), re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""Bring two layers to one shape without parameters: maps and tokens, and other grids and widths."""
+"""Bring the features of two layers to one shape, without parameters."""
 
 import math
 
@@ -7,21 +7,21 @@ from torch import Size, Tensor
 
 from distillery.core.numerics import at_least_float32, pool_to_common_size
 
-PREFIX = 5  # the most tokens before those of the image: a class token and four registers (DINOv2)
+PREFIX = 5  # at most so many tokens precede the patches: a class token and four registers (DINOv2)
 
 
 def align(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in at least float32 and in one shape; what has it already passes unchanged.
+    """Both in at least float32 and in one shape. Features that have it already pass unchanged.
 
-    - Maps [B,C,H,W] that differ in size are average-pooled to the smaller of both heights and widths.
-    - Tokens [B,L,D] stay tokens where both have as many; otherwise they become maps (`as_map`), then as above.
-    - Beside a vector [B,D], maps and tokens are averaged over their positions.
-    - Where the widths differ, as without a projector, neighbouring channels of the wider one are averaged.
+    - Maps [B,C,H,W] of different sizes are average-pooled to the smaller height and the smaller width.
+    - Tokens [B,L,D] stay tokens if both layers have the same number. Otherwise they become maps (`as_map`) first.
+    - If one of the two is a vector [B,D], the other is averaged over its positions.
+    - If the widths differ, as they do without a projector, neighbouring channels of the wider layer are averaged.
 
-    A loss that needs maps, and not tokens, takes `align(as_map(student), as_map(teacher))`.
+    A loss that needs maps rather than tokens calls `align(as_map(student), as_map(teacher))`.
 
     Raises:
-        ValueError: these shapes have no common one.
+        ValueError: the two cannot be brought to one shape.
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     if 2 in (student.dim(), teacher.dim()):
@@ -33,18 +33,19 @@ def align(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def align_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as maps of one height and width, each with its own channels: [B,C,H,W] and [B,C',H,W]."""
+    """Both as maps of the same height and width, each with its own channels: [B,C,H,W] and [B,C',H,W]."""
     return pool_to_common_size(as_map(student), as_map(teacher))
 
 
 def as_map(features: Tensor) -> Tensor:
-    """Tokens [B,L,D] as the map [B,D,S,S] of the square grid that they come from; maps pass unchanged.
+    """Tokens [B,L,D] as the map [B,D,S,S] of their square grid. Maps pass unchanged.
 
-    S² is the greatest square in L. The first L - S² tokens belong to no position (class token, registers) and are
-    left out; at most five of them, since that many more are no prefix: the tokens are a text's, or of an oblong image.
+    S² is the largest square that is at most L. The first L - S² tokens, which must be at most five, belong to no
+    position (class token, registers) and are left out. If there are more, the tokens come from a text or from an
+    image that is not square.
 
     Raises:
-        ValueError: the features are no map, and no square of tokens.
+        ValueError: the features are neither a map nor tokens of a square grid.
     """
     if features.dim() == 4:
         return features
@@ -55,8 +56,8 @@ def as_map(features: Tensor) -> Tensor:
     prefix = length - side * side
     if not 0 <= prefix <= min(PREFIX, length - 1):
         raise ValueError(
-            f"{length} tokens are no square grid with at most {PREFIX} tokens before it. "
-            "Choose layers with as many tokens."
+            f"{length} tokens are not a square grid with at most {PREFIX} tokens before it. "
+            "Choose layers with the same number of tokens."
         )
     return features[:, prefix:].mT.unflatten(2, (side, side))
 

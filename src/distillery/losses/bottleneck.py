@@ -4,7 +4,7 @@ from torch import nn
 
 
 def bottleneck(width_in: int, middle: int, width_out: int) -> nn.Sequential:
-    """Maps [B, width_in, H, W] → [B, width_out, H, W]: 1×1, 3×3 and 1×1, BatchNorm and ReLU between, no biases."""
+    """Maps [B, width_in, H, W] → [B, width_out, H, W]: convolutions without biases, BatchNorm and ReLU in between."""
     return nn.Sequential(
         nn.Conv2d(width_in, middle, 1, bias=False),
         nn.BatchNorm2d(middle),

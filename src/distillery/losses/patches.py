@@ -1,4 +1,4 @@
-"""Attention between the patches of images, at a common grid and with a common number of heads, in log space."""
+"""Attention between the patches of images, brought to a common grid and a common number of heads, in log space."""
 
 import math
 
@@ -12,23 +12,25 @@ from distillery.losses.tokens import among
 
 
 def require_patches(name: str, pair: Pair) -> None:
-    """Raise UserError unless the tokens of both attention layers, [B,H,L,D], are those of square images."""
+    """Raise UserError unless the tokens of both attention layers, [B,H,L,D], are patches of square images."""
     for shape in (pair.student, pair.teacher):
         try:
             as_map(torch.empty(1, shape[2], 1, device="meta"))
         except ValueError as error:
-            raise UserError(f"{name} compares attention between patches, and cannot compare {pair}: {error}") from None
+            raise UserError(
+                f"{name} compares the attention between patches, and cannot compare {pair}: {error}"
+            ) from None
 
 
 def grid_of(length: int) -> int:
-    """The side of the square of patches that `length` tokens hold, beside class token and registers."""
+    """The side of the square grid of patches in `length` tokens, without class token and registers."""
     return math.isqrt(length)
 
 
 def among_patches(scores: Tensor, grid: int) -> Tensor:
-    """Log-probabilities of attention to the patches alone, at most `grid`² of them: [B,H,L,L] → [B,H,L,grid²].
+    """Log-probabilities of the attention to the patches alone, pooled to a grid: [B,H,L,L] → [B,H,L,grid²].
 
-    Pooling gives a larger patch the mean attention of those within it; the sum over all is then brought to 1 again.
+    A pooled patch has the mean attention of the patches in it. The sum over all is then normalised to 1 again.
     """
     batch, heads, queries, _ = scores.shape
     maps = as_map(among(scores).flatten(0, 1).mT)  # the keys are the positions
@@ -36,13 +38,13 @@ def among_patches(scores: Tensor, grid: int) -> Tensor:
 
 
 def of_patches(log_p: Tensor, grid: int) -> Tensor:
-    """The same of the queries: [B,H,L,K] → [B,H,grid²,K]; a larger patch attends as the mean of those within it."""
+    """The queries of the patches, pooled to a grid: [B,H,L,K] → [B,H,grid²,K], each the mean of the patches in it."""
     batch, heads, _, keys = log_p.shape
     return _pooled(as_map(log_p.flatten(0, 1)), grid).mT.view(batch, heads, -1, keys)
 
 
 def common_heads(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [B,H,...] as they are, or the means over the heads, [B,1,...], where the numbers differ."""
+    """Log-probabilities [B,H,...] unchanged, or their means over the heads, [B,1,...], if the numbers differ."""
     if student.shape[1] == teacher.shape[1]:
         return student, teacher
     return _mean_over_heads(student), _mean_over_heads(teacher)
@@ -53,12 +55,12 @@ def _mean_over_heads(log_p: Tensor) -> Tensor:
 
 
 def _pooled(maps: Tensor, grid: int) -> Tensor:
-    """Log-probabilities [B,C,S,S] → logarithms of their adaptive means, [B,C,grid²]."""
+    """Log-probabilities [B,C,S,S] → logarithms of their adaptive averages, [B,C,grid²]."""
     return _pooled_rows(_pooled_rows(maps, grid).mT, grid).mT.flatten(2)
 
 
 def _pooled_rows(maps: Tensor, size: int) -> Tensor:
-    """Over the last dimension. In log space, where a mean of probabilities may underflow to 0."""
+    """Pools the last dimension. In log space, since a mean of probabilities may underflow to 0."""
     length = maps.shape[-1]
     if length == size:
         return maps

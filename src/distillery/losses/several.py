@@ -1,4 +1,4 @@
-"""One loss with several teachers: a copy of the term for each, with projectors of its own, and how they are weighed."""
+"""One loss with several teachers: a copy of the term for each, with its own projectors, and their weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -15,15 +15,15 @@ from distillery.losses.steps import Steps
 from distillery.losses.term import Term
 
 COMBINATIONS = ("mean", "confidence", "best", "random")
-BY_LABEL = ("confidence", "best")  # these look at how well each teacher knows the label
+BY_LABEL = ("confidence", "best")  # these weight a teacher by its cross-entropy with the label
 STREAM = -1000  # of random numbers: no other draw of a sample has this `view`
 
 
 def confidence(teacher_logits: Tensor, target: Tensor) -> Tensor:
-    """Each teacher's weight for each sample: the greater, the smaller its cross-entropy H with the label.
+    """Each teacher's weight for each sample. The smaller its cross-entropy H with the label, the larger its weight.
 
-    w_k = (1 - exp(H_k) / Σ_j exp(H_j)) / (K - 1), so that Σ_k w_k = 1 (CA-MKD; the authors' code divides by K once
-    more).
+    w_k = (1 - exp(H_k) / Σ_j exp(H_j)) / (K - 1), so that Σ_k w_k = 1 (CA-MKD; the authors' code divides by K
+    once more).
 
     Args:
         teacher_logits: [K,N,C] of K ≥ 2 teachers.
@@ -31,22 +31,23 @@ def confidence(teacher_logits: Tensor, target: Tensor) -> Tensor:
 
     Returns: [K,N].
 
-    Paper: Confidence-Aware Multi-Teacher Knowledge Distillation, https://arxiv.org/abs/2201.00007. For features it
-    weighs by what the teacher's classifier makes of the student's features instead.
+    Paper: Confidence-Aware Multi-Teacher Knowledge Distillation, https://arxiv.org/abs/2201.00007. For features the
+    paper uses the predictions of the teacher's classifier on the student's features instead.
     """
     return (1 - _cross_entropy(teacher_logits, target).softmax(0)) / (len(teacher_logits) - 1)
 
 
 def best(teacher_logits: Tensor, target: Tensor) -> Tensor:
-    """1 for the teacher with the smallest cross-entropy with the label, 0 for the others: [K,N]; arguments as above."""
+    """1 for the teacher with the smallest cross-entropy with the label, 0 for the others: [K,N]. See `confidence`."""
     chosen = _cross_entropy(teacher_logits, target).argmin(0)
     return F.one_hot(chosen, len(teacher_logits)).mT.to(torch.promote_types(teacher_logits.dtype, torch.float32))
 
 
 def drawn(teachers: int, index: Tensor, seed: int, step: int) -> Tensor:
-    """1 for a teacher that is drawn for each sample and step, 0 for the others: [K,N] for `index` [N].
+    """1 for the teacher drawn for a sample at this step, 0 for the others: [K,N] for `index` [N].
 
-    The same draw in every process and in a resumed run, and for every loss that has these teachers.
+    The draw is the same in every process, in a resumed run, and for every loss with these teachers. It is one per
+    sample: all tokens of a text learn from the same teacher.
     """
     chosen = (uniforms(seed, step, index, STREAM, 1).squeeze(1) * teachers).long()
     return F.one_hot(chosen, teachers).mT
@@ -59,29 +60,29 @@ def _cross_entropy(teacher_logits: Tensor, target: Tensor) -> Tensor:
 
 
 class Several(Term):
-    """`terms`, one loss for each of several teachers, as one loss: the weighted sum of theirs.
+    """The weighted sum of copies of one loss, each with its own teacher.
 
     Args:
-        terms: copies of one term, each with a teacher of its own.
-        combine: the weights, which sum to 1. 'mean' (of KL divergences: up to a constant, that to the teachers' mean
-            probabilities), 'confidence', 'best' or 'random': see the functions above.
+        terms: the copies.
+        combine: the weights, which sum to 1: 'mean' (for KL divergences this is, up to a constant, the divergence from
+            the teachers' mean probabilities), 'confidence', 'best' or 'random': see the functions above.
         seed: of the random draw.
 
     Raises:
-        UserError: an unknown `combine`, or one that wants a value for each sample of a loss that has none.
+        UserError: `combine` is unknown, or it needs one value per sample and the loss returns one for the batch.
     """
 
     def __init__(self, terms: Sequence[Term], combine: str = "mean", seed: int = 0) -> None:
-        nn.Module.__init__(self)  # what else a term has, the copies have
+        nn.Module.__init__(self)  # the settings of a term are those of the copies
         first = terms[0]
         if combine not in COMBINATIONS:
-            raise UserError(f"combine={combine}: there is no such thing." + did_you_mean(combine, COMBINATIONS))
+            raise UserError(f"combine={combine}: unknown value." + did_you_mean(combine, COMBINATIONS))
         if combine in BY_LABEL and not first.contract.per_sample:
             raise UserError(
-                f"combine={combine} weighs the teachers of each sample, and {first.contract.short_name} is one value "
-                "for the whole batch. Use combine=mean or combine=random."
+                f"combine={combine} weights the teachers per sample, and {first.name} returns one value for the whole "
+                "batch. Use combine=mean or combine=random."
             )
-        self.contract = first.contract  # type: ignore[misc]  # of the class that it has copies of
+        self.contract = first.contract  # type: ignore[misc]  # that of the copies
         self.copies = nn.ModuleList(terms)
         self.combine = combine
         self.seed = seed
@@ -108,7 +109,7 @@ class Several(Term):
     def combined(
         self, values: Mapping[str, Tensor], teachers: Mapping[str, Signals], batch: Mapping[str, Tensor]
     ) -> Tensor:
-        """What each copy gives ([N] or a scalar), by teacher → their weighted sum, of the same shape."""
+        """The values of the copies ([N] or a scalar) by teacher → their weighted sum, of the same shape."""
         stacked = torch.stack(list(values.values()))
         if self.combine == "mean":
             return stacked.mean(0)

@@ -1,19 +1,19 @@
-"""What a network gives for one batch: its logits, and the layers that some loss asked for.
+"""What the losses read of a network for one batch: its logits, and the layers that some loss asks for.
 
-A *tap* names the place to record:
+A *tap* names what to record:
 
-- `path`         the output of the module at that path of `named_modules()`, e.g. `layer2`
+- `path`         the output of the module with that path in `named_modules()`, e.g. `layer2`
 - `path:input`   the module's first input
 - `path:weight`  (or another name) that parameter of the module
 - `path[i]`      element i of an output that is a tuple or list
-- `head`         the final linear layer's output, whatever it is called in this network
+- `head`         the output of the final linear layer, whatever its name in this network
 - `embedding`    the head's input: the pooled features, [B, D]
 - `distillation_logits`  the output of a second head, which learns from the teacher (timm's `head_dist`)
 
 `head:weight` and `head:bias` are the parameters of the final linear layer.
 
 An *attention tap* is the path of a module that computes attention (timm's `blocks.3.attn`, BERT's
-`encoder.layer.3.attention.self`); what is recorded there is an `Attention`.
+`encoder.layer.3.attention.self`). It records an `Attention`.
 """
 
 import re
@@ -27,13 +27,13 @@ from distillery.core.numerics import at_least_float32, full_precision
 from distillery.losses.tokens import among
 
 INPUT = "input"
-ALIASES = {"head": "", "embedding": ":input", "head:weight": ":weight", "head:bias": ":bias"}  # what of the head
+ALIASES = {"head": "", "embedding": ":input", "head:weight": ":weight", "head:bias": ":bias"}  # the part of the head
 DISTILLATION = "distillation_logits"
 TAP = re.compile(r"(?P<path>[^:\[\]]*)(:(?P<part>\w+))?(\[(?P<item>\d+)\])?")
 
 
 class Place(NamedTuple):
-    """Where a tap records: a module, what of it (None: its output, `input`, a parameter), which element of a tuple."""
+    """What a tap records: a module, its part (None: output; `input`; a parameter), and the element of a tuple."""
 
     path: str
     part: str | None
@@ -44,8 +44,8 @@ class Place(NamedTuple):
 class Attention:
     """The operands of one layer's softmax, after rotary embedding and normalisation.
 
-    `query`, `key`, `value` are [B, H, L, D]; `mask` is boolean (True: may attend) or a number added to the scores,
-    and broadcasts to [B, H, L, L]; `scale` multiplies the scores. The model itself keeps its fused kernel.
+    `query`, `key` and `value` are [B, H, L, D]. `mask` is boolean (True: may attend) or is added to the scores; it
+    broadcasts to [B, H, L, L]. `scale` multiplies the scores. The model itself keeps its fused kernel.
     """
 
     query: Tensor
@@ -60,12 +60,12 @@ class Attention:
             return at_least_float32(self.query) @ at_least_float32(self.key).mT * self.scale
 
     def masked_scores(self, tokens: Tensor | None = None) -> Tensor:
-        """`scores`, with the lowest finite number where a position may not be attended to (see `among`).
+        """`scores`, with the lowest finite number at positions that may not be attended to (see `among`).
 
-        Where nothing may be attended to, the softmax is uniform.
+        If a query may attend to nothing, its softmax is uniform.
 
         Args:
-            tokens: [B, L], non-zero where a token counts: the others may not be attended to either.
+            tokens: [B, L], non-zero where a token counts. The others may not be attended to either.
         """
         scores = self.scores()
         if self.mask is not None and self.mask.dtype == torch.bool:
@@ -79,7 +79,7 @@ class Attention:
 class Signals:
     """`logits` [B, C] (or the rows of them that count, [N, C]); `layers` and `attention` by tap.
 
-    `mask` [B, L] is non-zero where a token counts; None: all of them.
+    `mask` [B, L] is non-zero where a token counts; None: all tokens count.
     """
 
     logits: Tensor
@@ -88,7 +88,7 @@ class Signals:
     mask: Tensor | None = None
 
     def detach(self) -> "Signals":
-        """The same values, through which no gradient flows."""
+        """The same values, detached from the graph."""
         attention = {
             tap: replace(a, query=a.query.detach(), key=a.key.detach(), value=a.value.detach())
             for tap, a in self.attention.items()
@@ -98,6 +98,6 @@ class Signals:
 
 
 def is_parameter(tap: str) -> bool:
-    """Whether it records a module's parameter: then it has no row for each sample."""
+    """Whether the tap records a parameter, which has no row for each sample."""
     match = TAP.fullmatch(tap)
     return match is not None and match["part"] not in (None, INPUT)

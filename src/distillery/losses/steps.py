@@ -1,13 +1,13 @@
-"""How often a loss has been trained with."""
+"""The number of training batches that a loss has seen."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Steps(nn.Module):
-    """`done`: the training batches that a term has seen; it is in the checkpoint.
+    """`done` counts the training batches that a term has seen. It is part of the checkpoint.
 
-    A number, not a buffer: what depends on it is decided on the host, which must not wait for the device.
+    It is a number rather than a buffer, since the host branches on it and must not wait for the device.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the losses on tokens and their attention share: means over what counts, softmaxes among what counts."""
+"""What the losses on tokens and on attention share: means over the tokens that count, and masked softmaxes."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from distillery.core.numerics import Reduction, at_least_float32, kl
 def mean_where(values: Tensor, counts: Tensor | None, reduction: Reduction) -> Tensor:
     """Mean of the values that count, over the whole batch ('mean') or over each sample ('none': [B]).
 
-    The mean of none is 0: an all-zero mask must not turn a run into NaN.
+    The mean of no values is 0: an all-zero mask must not turn a run into NaN.
 
     Args:
         values: [B, ...].
-        counts: non-zero where a value counts, broadcastable to `values`; None: all of them.
-        reduction: with 'mean' a sample weighs by how many of its values count, with 'none' each weighs the same.
+        counts: non-zero where a value counts, broadcastable to `values`; None: all values count.
+        reduction: with 'mean' a sample's weight is the number of its values that count; with 'none' all samples are
+            equal.
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction={reduction!r}: choose 'mean' or 'none'")
@@ -25,11 +26,11 @@ def mean_where(values: Tensor, counts: Tensor | None, reduction: Reduction) -> T
 
 
 def among(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scores [B, H, L, L] in at least float32, and the lowest finite number at keys that may not be attended to.
+    """Scores [B, H, L, L] in at least float32, with the lowest finite number at masked keys.
 
     Args:
-        scores: -inf, too, says that a key may not be attended to; but -inf - (-inf) is NaN.
-        mask: [B, L], non-zero where a token counts; None: all.
+        scores: -inf also marks a key that may not be attended to. It is replaced, since -inf - (-inf) is NaN.
+        mask: [B, L], non-zero where a token counts; None: all tokens count.
     """
     scores = at_least_float32(scores)
     lowest = torch.finfo(scores.dtype).min

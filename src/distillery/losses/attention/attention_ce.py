@@ -17,12 +17,12 @@ def attention_ce(
     Args:
         student_attention: [B,H,L,L], scores before the softmax; -inf where a key may not be attended to.
         teacher_attention: the same shape.
-        mask: [B,L], non-zero where a token counts: other queries are left out of the mean, and other keys out of the
-            sum, but not out of the softmax (give scores of -inf for that); None: all.
+        mask: [B,L], non-zero where a token counts; None: all. Other queries are left out of the mean, and other keys
+            out of the sum, but not out of the softmax (use scores of -inf for that).
         reduction: 'mean' over all heads and queries of the batch, or 'none' for the mean of each sample's: [B].
 
-    Source: TextBrewer, https://arxiv.org/abs/2002.12620, whose values these are. Without a mask TextBrewer leaves out
-    keys whose scores are below -0.001, by which it means padding; here all keys count.
+    Source: TextBrewer, https://arxiv.org/abs/2002.12620; values equal its own. Without a mask, TextBrewer takes keys
+    with scores below -0.001 for padding and leaves them out; here all keys count.
     """
     require_same_shape(student_attention, teacher_attention)
     student, teacher = among(student_attention).log_softmax(-1), among(teacher_attention).softmax(-1)

@@ -13,7 +13,7 @@ from distillery.losses.tokens import mean_where
 def attention_mse(
     student_attention: Tensor, teacher_attention: Tensor, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Mean squared difference of the attention between all pairs of tokens that count.
+    """Mean squared difference of the attention scores of all pairs of tokens that count.
 
     Args:
         student_attention: [B,H,L,L], scores before the softmax.
@@ -21,8 +21,8 @@ def attention_mse(
         mask: [B,L], non-zero where a token counts, both as a query and as a key; None: all.
         reduction: 'mean' over all heads and pairs of the batch, or 'none' for the mean of each sample's: [B].
 
-    Source: TextBrewer, https://arxiv.org/abs/2002.12620, whose values these are. Without a mask TextBrewer sets all
-    scores below -0.001 to 0, by which it means padding; here all of them count as they are.
+    Source: TextBrewer, https://arxiv.org/abs/2002.12620; values equal its own. Without a mask, TextBrewer takes scores
+    below -0.001 for padding and sets them to 0; here all scores count as they are.
     """
     require_same_shape(student_attention, teacher_attention)
     student, teacher = at_least_float32(student_attention), at_least_float32(teacher_attention)

@@ -13,16 +13,16 @@ from distillery.losses.term import Contract, Pair
 def attention_transfer(
     student_features: Tensor, teacher_features: Tensor, p: float = 2, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Mean squared difference of the spatial attention maps, each of unit L2 length over its H·W positions.
+    """Mean squared difference of the spatial attention maps, each normalised to unit L2 norm over its H·W positions.
 
     Args:
         student_features: [B,C,H,W], or tokens [B,L,C] of a square grid (`as_map`).
-        teacher_features: the same, C', H' and W' may differ. The larger map is average-pooled first.
+        teacher_features: the same; C', H' and W' may differ. The larger map is average-pooled first.
         p: the attention of a position is the mean over channels of |feature| to this power.
         reduction: 'mean' over samples and positions, or 'none' for the mean of each sample's: [B].
 
-    Paper: Paying More Attention to Attention, https://arxiv.org/abs/1612.03928. Values as RepDistiller's,
-    which squares and averages where the paper's equation 2 takes the norm: weights are not interchangeable.
+    Paper: Paying More Attention to Attention, https://arxiv.org/abs/1612.03928. Values equal those of
+    RepDistiller, which averages squares where the paper's equation 2 takes the norm: weights are not interchangeable.
     """
     student, teacher = align_maps(at_least_float32(student_features), at_least_float32(teacher_features))
     gap = F.mse_loss(_attention(student, p), _attention(teacher, p), reduction="none")

@@ -14,18 +14,19 @@ from distillery.losses.tokens import divergence, mean_where
 def class_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: Reduction = "mean") -> Tensor:
     """KL(teacher ‖ student), in nats, of the class token's attention to the patches, mean over heads.
 
-    Of grids that differ, the larger is average-pooled; of numbers of heads that differ, the means are compared.
+    If the grids differ, the larger one is average-pooled. If the numbers of heads differ, the means over the heads are
+    compared.
 
     Args:
-        student_scores: [B,H,L,L], before the softmax; L is a square and one to five tokens before it, of which the
-            first is the class token.
+        student_scores: [B,H,L,L], before the softmax; L is a square number plus one to five tokens before the
+            patches, the first of which is the class token.
         teacher_scores: [B,H',L',L'].
         reduction: 'mean' over samples, or 'none': [B].
 
     Paper: Attention Distillation: self-supervised vision transformer students need more guidance,
-    https://arxiv.org/abs/2210.00944. The authors' code keeps the class token's attention to itself, joins the heads by
-    the product of their probabilities (temperature 20), interpolates the teacher to the student's grid and clamps to
-    [1e-5, 0.996]: weights are not interchangeable.
+    https://arxiv.org/abs/2210.00944. The authors' code also keeps the class token's attention to itself, combines the
+    heads by the product of their probabilities (temperature 20), interpolates the teacher to the student's grid and
+    clamps to [1e-5, 0.996]: weights are not interchangeable.
     """
     grid = min(grid_of(student_scores.shape[-1]), grid_of(teacher_scores.shape[-1]))
     student, teacher = common_heads(
@@ -35,7 +36,7 @@ def class_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: R
 
 
 class ClassAttention(AttentionTerm):
-    """`class_attention` of pairs of attention layers: by default of the last ones."""
+    """`class_attention` of pairs of attention layers, by default of the last ones."""
 
     auto = "last"
     function = staticmethod(class_attention)
@@ -52,7 +53,7 @@ class ClassAttention(AttentionTerm):
         paper="https://arxiv.org/abs/2210.00944",
         formula=r"\frac{1}{H} \sum_h D_{KL}(p^t_h \Vert p^s_h),"
         r"\quad p = \mathrm{softmax}_{\mathrm{patches}}(q_{\mathrm{cls}} k^\top / \sqrt{d})",
-        values_of="this project's, after the paper",
+        values_of="this project's definition, after the paper",
     )
 
     def checked(self, pair: Pair) -> Pair:

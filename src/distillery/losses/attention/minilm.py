@@ -19,7 +19,7 @@ def minilm(
 ) -> Tensor:
     """KL of the attention distributions plus KL of the value relations, in nats (sections 3.1 and 3.2).
 
-    A value relation is the softmax of value · value / √D, so that the widths of the heads may differ.
+    A value relation is the softmax of value · value / √D, so the widths of the heads may differ.
 
     Args:
         student_scores: [B,H,L,L], before the softmax; -inf where a key may not be attended to.
@@ -27,9 +27,9 @@ def minilm(
         student_value: [B,H,L,D].
         teacher_value: [B,H,L,D'].
         mask: [B,L], non-zero where a token counts, both as a query and as a key; None: all.
-        reduction: 'mean' over samples of each one's mean over heads and tokens, or 'none': [B].
+        reduction: 'mean' over samples of the means over heads and tokens, or 'none' for each sample's: [B].
 
-    Paper: MiniLM, https://arxiv.org/abs/2002.10957, whose definition this is; the authors' training code is not public.
+    Paper: MiniLM, https://arxiv.org/abs/2002.10957, by its definition; the authors' training code is not public.
     """
     require_same_shape(student_scores, teacher_scores)
     transfer = divergence(among(student_scores, mask), among(teacher_scores, mask))
@@ -45,7 +45,7 @@ def _relation(value: Tensor) -> Tensor:
 
 
 class MiniLM(AttentionTerm):
-    """`minilm` of pairs of attention layers: by default of the last ones."""
+    """`minilm` of pairs of attention layers, by default of the last ones."""
 
     auto = "last"
     function = staticmethod(minilm)

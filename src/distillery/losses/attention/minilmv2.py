@@ -26,18 +26,18 @@ def minilmv2(
 ) -> Tensor:
     """KL(teacher ‖ student), in nats, of the relations among queries, keys and values, summed (section 3.1).
 
-    The heads of each are joined, and the whole width is split into relation heads, so that the networks may differ in
-    heads and widths. The relation 'qk' is the softmax over j of q_i · k_j / √d of each relation head.
+    The heads are concatenated, and the whole width is split into relation heads, so the networks may differ in heads
+    and widths. The relation 'qk' is the softmax over j of q_i · k_j / √d of each relation head.
 
     Args:
         student: queries, keys and values, [B,H,L,D] each.
         teacher: the same, [B,H',L,D'].
-        relation_heads: how many; H·D and H'·D' must be multiples of it.
-        relations: which of them: two letters of q, k and v each.
+        relation_heads: their number; H·D and H'·D' must be multiples of it.
+        relations: those to compare, each two of the letters q, k and v.
         mask: [B,L], non-zero where a token counts, both as a query and as a key; None: all.
-        reduction: 'mean' over samples of each one's mean over heads and tokens, or 'none': [B].
+        reduction: 'mean' over samples of the means over heads and tokens, or 'none' for each sample's: [B].
 
-    Paper: MiniLMv2, https://arxiv.org/abs/2012.15828, whose definition this is; the authors' training code is not
+    Paper: MiniLMv2, https://arxiv.org/abs/2012.15828, by its definition; the authors' training code is not
     public.
     """
     ours, theirs = (_split(vectors, relation_heads) for vectors in (student, teacher))
@@ -61,11 +61,11 @@ def _relation(vectors: Sequence[Tensor], name: str) -> Tensor:
 
 
 class MiniLMv2(AttentionTerm):
-    """`minilmv2` of pairs of attention layers: by default of the last ones.
+    """`minilmv2` of pairs of attention layers, by default of the last ones.
 
     Args:
-        relation_heads: how many; None: as many as the student's layer has heads.
-        relations: two letters of q, k and v each.
+        relation_heads: their number; None: the number of heads of the student's layer.
+        relations: those to compare, each two of the letters q, k and v.
 
     Raises:
         UserError: an unknown relation, one named twice, or none.

@@ -9,20 +9,20 @@ from distillery.losses.term import Contract
 from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import mean_where
 
-PADDING = -1e2  # scores up to this are taken for padding
+PADDING = -1e2  # lower scores are taken for padding
 
 
 def tinybert_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Mean squared difference of attention scores, in which those of at most -100 count as 0 (equation 7).
+    """Mean squared difference of attention scores, where scores of at most -100 are set to 0 (equation 7).
 
     Args:
-        student_scores: [B,H,L,L], before the softmax, with the mask in them: -inf, or BERT's -10000, at padding.
+        student_scores: [B,H,L,L], before the softmax, masked: -inf, or BERT's -10000, at padding.
         teacher_scores: the same shape.
         reduction: 'mean' over all heads and positions, or 'none' for the mean of each sample's: [B].
 
-    Paper: TinyBERT, https://arxiv.org/abs/1909.10351. Values as the authors' `task_distill.py`. The paper says nothing
-    of padding; in that code the padded keys agree, at 0, and count in the mean, which is so the smaller the more
-    padding there is. `attention_mse` is the same loss over the tokens that count.
+    Paper: TinyBERT, https://arxiv.org/abs/1909.10351. Values equal those of the authors' `task_distill.py`. In that
+    code padded keys agree, at 0, and count in the mean, so the loss is smaller the more padding there is; the paper
+    does not mention padding. `attention_mse` is the same loss over the tokens that count.
     """
     require_same_shape(student_scores, teacher_scores)
     gap = F.mse_loss(_without_padding(student_scores), _without_padding(teacher_scores), reduction="none")
@@ -34,7 +34,7 @@ def _without_padding(scores: Tensor) -> Tensor:
 
 
 class TinyBERTAttention(AttentionTerm):
-    """`tinybert_attention` of the masked scores of pairs of attention layers; those of padded queries, too, are 0."""
+    """`tinybert_attention` of the masked scores of pairs of attention layers; those of padded queries are 0 too."""
 
     auto = "all"
     function = staticmethod(tinybert_attention)

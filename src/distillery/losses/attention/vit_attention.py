@@ -1,4 +1,4 @@
-"""Attention maps of vision transformers (attention transfer of Li et al., NeurIPS 2024)."""
+"""Attention transfer between vision transformers (Li et al., NeurIPS 2024)."""
 
 from typing import Literal
 
@@ -18,20 +18,20 @@ Distance = Literal["kl", "mse"]
 def vit_attention(
     student_scores: Tensor, teacher_scores: Tensor, distance: Distance = "kl", reduction: Reduction = "mean"
 ) -> Tensor:
-    """Distance between the attention of patches to patches, without class token and registers.
+    """Distance between the attention maps from patches to patches, without class token and registers.
 
-    Each patch's attention to the patches sums to 1. Of grids that differ, the larger is average-pooled, keys and
-    queries; of numbers of heads that differ, the means over the heads are compared.
+    Each patch's attention to the patches sums to 1. If the grids differ, the larger one is average-pooled over keys and
+    queries. If the numbers of heads differ, the means over the heads are compared.
 
     Args:
-        student_scores: [B,H,L,L], before the softmax; L is a square and up to five tokens before it.
+        student_scores: [B,H,L,L], before the softmax; L is a square number plus up to five tokens before the patches.
         teacher_scores: [B,H',L',L'].
         distance: 'kl', KL(teacher ‖ student) in nats, mean over heads and patches; or 'mse' of the probabilities,
             mean over heads and pairs of patches.
         reduction: 'mean' over samples, or 'none': [B].
 
     Paper: On the Surprising Effectiveness of Attention Transfer for Vision Transformers,
-    https://arxiv.org/abs/2411.09702, where networks of one shape are compared, class token included, by cross-entropy
+    https://arxiv.org/abs/2411.09702, which compares networks of the same shape, class token included, by cross-entropy
     ('kl' has the same gradient).
     """
     grid = min(grid_of(student_scores.shape[-1]), grid_of(teacher_scores.shape[-1]))
@@ -65,7 +65,7 @@ class ViTAttention(AttentionTerm):
         paper="https://arxiv.org/abs/2411.09702",
         formula=r"\sum_l \frac{1}{H N} \sum_{h,i} D_{KL}(P^t_{lhi} \Vert P^s_{lhi}),"
         r"\quad P = \mathrm{softmax}_{\mathrm{patches}}(q k^\top / \sqrt{d})",
-        values_of="the paper's, up to the teacher's entropy and the class token",
+        values_of="the paper, without the teacher's entropy and the class token",
     )
 
     distance: Distance = "kl"

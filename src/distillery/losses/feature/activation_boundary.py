@@ -22,21 +22,21 @@ def activation_boundary(
     factor: float = FACTOR,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Squared hinge by which the student's neurons miss the side of 0 that the teacher's are on, times `factor`.
+    """Squared hinge loss of student neurons that are not on the teacher's side of 0, times `factor`.
 
     Σ (s + margin)² where s > -margin and the teacher is off (t ≤ 0), and (s - margin)² where s ≤ margin and it is on
-    (equation 4). Features that agree still pay where they are within `margin` of 0.
+    (equation 4). Features that agree still have a loss if they are within `margin` of 0.
 
     Args:
-        student_features: [B,C,H,W] before the activation, behind the connector. Of maps that differ in size the
-            larger is average-pooled.
-        teacher_features: [B,C,H',W'], before or after a ReLU: only where it is positive counts.
-        margin: how far beyond 0 a neuron is driven.
-        factor: of the sum; the authors' code has 3/1000, torchdistill 1.
-        reduction: the mean over samples of the sums over elements, or 'none' for each sample's sum: [B].
+        student_features: [B,C,H,W] before the activation, after the connector. If the sizes differ, the larger map is
+            average-pooled.
+        teacher_features: [B,C,H',W'], before or after a ReLU: only the sign of each feature counts.
+        margin: distance from 0 to which a neuron is pushed.
+        factor: of the sum; 3/1000 in the authors' code, 1 in torchdistill.
+        reduction: 'mean' over samples of the sums over elements, or 'none' for each sample's sum: [B].
 
     Paper: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons,
-    https://arxiv.org/abs/1811.03233. Values as RepDistiller's, which are the authors'.
+    https://arxiv.org/abs/1811.03233. Values equal those of RepDistiller, by the authors.
     """
     student, teacher = comparable_maps(student_features, teacher_features)
     miss = torch.where(teacher > 0, margin - student, margin + student).clamp_min(0)
@@ -44,7 +44,7 @@ def activation_boundary(
 
 
 class ActivationBoundary(Term):
-    """`activation_boundary` on pairs of layers, each behind a connector; of n pairs the i-th counts 2^(i - n)."""
+    """`activation_boundary` on pairs of layers behind connectors. Of n pairs, the i-th has the weight 2^(i - n)."""
 
     auto = "all"
     before_activation = True

@@ -29,17 +29,17 @@ def cat(
     normalize: bool = True,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Mean squared difference of class activation maps, each pooled and then of unit L2 length over its positions.
+    """Mean squared difference of class activation maps, each pooled and normalised to unit L2 norm over its positions.
 
     Args:
         student_features: [B,K,H,W], one map for each class.
         teacher_features: [B,K,H',W'].
         resolution: average-pool the maps to this height and width.
-        normalize: to unit length, as in the paper. The authors' configs for this loss beside the task's do not.
+        normalize: to unit norm, as in the paper. The authors' recipes that add this loss to the task loss do not.
         reduction: 'mean' over samples, classes and positions, or 'none' for the mean of each sample's: [B].
 
-    Paper: Class Attention Transfer Based Knowledge Distillation, https://arxiv.org/abs/2304.12777. Values as the
-    authors' code; maps that are 0 everywhere have no direction (0, no gradient).
+    Paper: Class Attention Transfer Based Knowledge Distillation, https://arxiv.org/abs/2304.12777. Values equal
+    those of the authors' code. Maps that are 0 everywhere have no direction (0, no gradient).
     """
     student, teacher = (
         F.adaptive_avg_pool2d(at_least_float32(maps), resolution).flatten(2)
@@ -52,11 +52,11 @@ def cat(
 
 
 class CAT(Term):
-    """`cat` of the maps that each network's own classifier, applied at every position, makes of its last map.
+    """`cat` of the class maps: each network's own classifier, applied at every position of its last map.
 
-    `layers` names the maps whose mean over positions goes into each head: one pair. The authors move the classifier
-    before the pooling, which leaves the logits as they are, but for its bias, that has no place. Without `normalize`,
-    as in the recipes that their table of results comes from, the maps keep the size of the logits.
+    `layers` names one pair: the maps whose means over positions go into the heads. The authors move the classifier
+    before the pooling, which leaves the logits unchanged; its bias plays no role here. Without `normalize`, as in the
+    recipes behind their table of results, the class maps keep the scale of the logits.
     """
 
     auto = "pooled"
@@ -111,6 +111,6 @@ class CAT(Term):
 def _class_maps(features: Tensor, weight: Tensor) -> Tensor:
     """[B,C,H,W] and [K,C] → [B,K,H,W]."""
     with full_precision(features):
-        # bmm: `@` would add up in another order where a gradient is wanted, and so between student and teacher
+        # bmm, because `@` sums in another order if a gradient is needed, and so differs between student and teacher
         maps = at_least_float32(weight).expand(len(features), -1, -1).bmm(at_least_float32(features).flatten(2))
     return maps.unflatten(2, features.shape[2:])

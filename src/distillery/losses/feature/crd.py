@@ -26,23 +26,24 @@ from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Layers, Term
 
 Variant = Literal["memory", "in_batch"]
-UNSEEN = -1  # the label of a bank's row whose sample has not come yet
-STREAM = -1  # of random numbers; those from 0 on are the augmentation's views
+UNSEEN = -1  # the label of a row whose sample has not been seen yet
+STREAM = -1  # the `view` of these random numbers; those from 0 on belong to augmentation
 
 
 def crd(scores: Tensor, log_mean: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
     """Noise-contrastive estimation, one direction: -log h(positive) - Σ log(1 - h(negative)), in nats.
 
-    h(s) = e^s / (e^s + K · mean e^s) is the probability that a pair is the positive one beside K negatives: the
-    paper's critic, in which the number of samples M cancels once the constant Z is estimated as M · mean e^s.
+    h(s) = e^s / (e^s + K · mean e^s) is the probability that a pair is the positive one among K negatives. This
+    is the paper's critic: the number of samples M cancels once the constant Z is estimated as M · mean e^s.
 
     Args:
-        scores: [B, 1 + K], similarity / temperature of each anchor with its positive, first, and its negatives.
-        log_mean: log of the mean of e^s, a scalar; None: of these scores. The authors keep that of the first batch.
+        scores: [B, 1 + K], similarity / temperature of each anchor with its positive (first) and its negatives.
+        log_mean: log of the mean of e^s, a scalar; None: of these scores. The authors keep the value of the first
+            batch.
         reduction: 'mean' over anchors, or 'none': [B].
 
-    Paper: Contrastive Representation Distillation, https://arxiv.org/abs/1910.10699. Values as RepDistiller's, without
-    its 1e-7 in the denominator, and in log space.
+    Paper: Contrastive Representation Distillation, https://arxiv.org/abs/1910.10699. Values equal those of
+    RepDistiller without its 1e-7 in the denominator, and are computed in log space.
     """
     scores = at_least_float32(scores)
     if log_mean is None:
@@ -52,22 +53,22 @@ def crd(scores: Tensor, log_mean: Tensor | None = None, reduction: Reduction = "
 
 
 def mean_score(scores: Tensor) -> Tensor:
-    """Log of the mean of e^score: the constant Z of the paper, over the number of samples. A scalar, no gradient."""
+    """Log of the mean of e^score, detached: the constant Z of the paper over the number of samples. A scalar."""
     scores = at_least_float32(scores.detach())
     return scores.logsumexp((0, 1)) - math.log(scores.numel())
 
 
 def crd_in_batch(student: Tensor, teacher: Tensor, temperature: float = 0.07, reduction: Reduction = "mean") -> Tensor:
-    """InfoNCE both ways: find one's own teacher among the batch's, plus find one's own student; in nats.
+    """InfoNCE in both directions, in nats: from student to teacher embeddings of the batch, and back.
 
     Args:
-        student: [B,D], of unit length, as `teacher`.
+        student: [B,D], of unit norm, as `teacher`.
         teacher: [B,D].
         temperature: divides the cosines.
         reduction: 'mean' over samples, or 'none': [B].
 
-    Paper: van den Oord et al., 2018, https://arxiv.org/abs/1807.03748, equation 4; what the CRD paper's ablations
-    call InfoNCE. A batch of one has no negatives: 0.
+    Paper: van den Oord et al., 2018, https://arxiv.org/abs/1807.03748, equation 4; called
+    InfoNCE in the ablations of the CRD paper. A batch of one sample has no negatives: 0.
     """
     require_same_shape(student, teacher)
     with full_precision(student):
@@ -77,24 +78,24 @@ def crd_in_batch(student: Tensor, teacher: Tensor, temperature: float = 0.07, re
 
 
 class CRD(Term):
-    """Student's and teacher's embeddings of a sample agree, and those of different samples do not.
+    """Contrasts the student's and teacher's embeddings of the same sample with those of different samples.
 
-    Both networks' features go through a trainable linear layer to unit vectors.
+    A trainable linear layer for each network maps its features to unit vectors.
 
-    `variant` 'memory', as the authors: a bank of each network's latest embeddings, averaged over epochs; the positive
-    is the sample's own row, and the negatives are rows of other classes (of other samples, where there are no class
-    indices), drawn with replacement among those seen so far. The authors draw from all of the training set, seen or
-    not, and without replacement. `variant` 'in_batch': `crd_in_batch`, without banks.
+    `variant` 'memory', as the authors: a bank of each network's latest embeddings, averaged over epochs. The positive
+    is the sample's own row. The negatives are rows of other classes (of other samples, if there are no class indices),
+    drawn with replacement from those seen so far. The authors draw from the whole training set, seen or not, and
+    without replacement. `variant` 'in_batch': `crd_in_batch`, without banks.
 
-    The negatives are a pure function of (`seed`, training batch, sample); banks and the constant are in the
-    checkpoint. On several processes `gather` keeps the banks the same on all; without it those of the first count.
+    The negatives are a pure function of (`seed`, training batch, sample). The banks and the constant are part of the
+    checkpoint. On several processes, `gather` keeps the banks of all equal; without it, the first process's are saved.
 
     Args:
-        samples: an upper bound of `index`; the banks' rows. None: filled in from the data.
-        num_negatives: K, of each sample.
+        samples: number of rows of the banks, an upper bound of `index`. None: filled in from the data.
+        num_negatives: K, for each sample.
         dimension: of the embeddings.
         temperature: divides the cosines.
-        momentum: the share that a bank's row keeps when its sample comes again.
+        momentum: weight of a row's old value when its sample is seen again.
         seed: of the negatives.
     """
 

@@ -18,14 +18,14 @@ def cwd(
     """KL(teacher ‖ student) of each channel's softmax over the positions, in nats, times T² (equations 4 and 5).
 
     Args:
-        student_features: [B,C,H,W]. Of maps that differ in size the larger is average-pooled.
-        teacher_features: the same shape, apart from H and W.
+        student_features: [B,C,H,W]. If the sizes differ, the larger map is average-pooled.
+        teacher_features: the same shape, except for H and W.
         temperature: T; both softmaxes are of features / T.
         t_squared: multiply by T².
         reduction: 'mean' over channels and samples, or 'none' for the mean over each sample's channels: [B].
 
-    Paper: Channel-wise Knowledge Distillation for Dense Prediction, https://arxiv.org/abs/2011.13256. Values as
-    MMRazor's.
+    Paper: Channel-wise Knowledge Distillation for Dense Prediction, https://arxiv.org/abs/2011.13256. Values
+    equal those of MMRazor.
     """
     student, teacher = comparable_maps(student_features, teacher_features)
     log_s, log_t = (log_softmax(features.flatten(2), temperature) for features in (student, teacher))
@@ -34,7 +34,7 @@ def cwd(
 
 
 class CWD(ProjectedTerm):
-    """`cwd` on pairs of layers, summed, each through a projector of its own."""
+    """`cwd` on pairs of layers, summed, each student layer behind its own projector."""
 
     auto = "last"
     function = staticmethod(cwd)

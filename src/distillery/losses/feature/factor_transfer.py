@@ -18,7 +18,7 @@ from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Pair
 
 Variant = Literal["simple", "paper"]
-SLOPE = 0.1  # of the LeakyReLUs, in the authors' code
+SLOPE = 0.1  # of the LeakyReLUs, as in the authors' code
 
 
 def factor_transfer(
@@ -29,23 +29,23 @@ def factor_transfer(
     p2: float = 1,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Mean |difference|^p2 of the factors, each of unit L2 length a sample.
+    """Mean |difference|^p2 of the factors, each normalised to unit L2 norm per sample.
 
-    'simple': the factor of a map is the mean over channels of |feature|^p1: [B,H·W], the attention of attention
-    transfer. 'paper': the maps are factors already, by paraphraser and translator, and keep their channels:
-    [B,C·H·W]; `p1` is not used.
+    'simple': the factor of a map is the mean over channels of |feature|^p1: [B,H·W], as in attention transfer.
+    'paper': the maps already are factors, from paraphraser and translator, and keep their channels: [B,C·H·W]; `p1` is
+    not used.
 
     Args:
         student_features: [B,C,H,W], or tokens [B,L,C] of a square grid (`as_map`).
-        teacher_features: the same, H' and W' may differ, and C' with 'simple'. The larger map is average-pooled first.
+        teacher_features: the same; H' and W' may differ, and with 'simple' C'. The larger map is average-pooled first.
         variant: which factor.
-        p1: see above.
+        p1: power of the features, see above.
         p2: power of the difference.
         reduction: 'mean' over a factor's elements and samples, or 'none' for the mean of each sample's: [B].
 
-    Paper: Paraphrasing Complex Network, https://arxiv.org/abs/1802.04977. 'simple' has the values of RepDistiller's
-    (there behind a paraphraser and a translator), 'paper' those of the authors' code, which averages where the
-    paper's equation 3 takes the norm.
+    Paper: Paraphrasing Complex Network, https://arxiv.org/abs/1802.04977. 'simple' has the values of RepDistiller
+    (where it follows a paraphraser and a translator), 'paper' those of the authors' code, which averages where
+    equation 3 of the paper takes the norm.
     """
     student, teacher = align_maps(at_least_float32(student_features), at_least_float32(teacher_features))
     if variant == "simple":
@@ -58,12 +58,12 @@ def factor_transfer(
 class FactorTransfer(LayerTerm):
     """`factor_transfer` on pairs of layers, summed.
 
-    With 'paper' each pair has a paraphraser (autoencoder on the teacher's features, whose code is their factor) and a
-    translator (from the student's features to its factor), of 3×3 convolutions as in the authors' code. In the first
-    `pretrain_steps` training batches the value is the paraphraser's mean squared reconstruction error (equation 1; the
-    authors' code takes the absolute error), whose gradient leaves `weight` out, and the student learns nothing from
-    it. From then on the paraphraser is left as it is. Since only one of the two is trained at a time, several processes
-    need trainer.strategy=ddp_find_unused_parameters_true.
+    With 'paper' each pair has a paraphraser (an autoencoder of the teacher's features, whose code is their factor) and
+    a translator (from the student's features to its factor), made of 3×3 convolutions as in the authors' code. In the
+    first `pretrain_steps` training batches the loss is the paraphraser's mean squared reconstruction error (equation 1;
+    the authors' code has the absolute error). Its gradient is not multiplied by `weight`, and the student learns
+    nothing from it. After that the paraphraser is frozen. Only one of the two is trained at a time, so several
+    processes need trainer.strategy=ddp_find_unused_parameters_true.
     """
 
     auto = "last"
@@ -146,7 +146,7 @@ def _decoder(width_in: int, width_out: int) -> nn.Module:
 
 
 def _layers(kind: type[nn.Conv2d] | type[nn.ConvTranspose2d], widths: Sequence[int]) -> nn.Module:
-    """3×3 layers of a kind, each with its LeakyReLU."""
+    """3×3 layers of this kind, each followed by a LeakyReLU."""
     return nn.Sequential(
         *(
             layer

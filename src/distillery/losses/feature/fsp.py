@@ -1,4 +1,4 @@
-"""Flow of solution procedure: how two layers of a network go together (Yim et al., CVPR 2017)."""
+"""Flow of solution procedure (FSP): the relation between two layers of a network (Yim et al., CVPR 2017)."""
 
 import itertools
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ def fsp(
     teacher_second: Tensor,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Mean squared difference of the FSP matrices: products of each channel of one layer with each of another.
+    """Mean squared difference of the FSP matrices: the products of each channel of one layer with each of another.
 
     Entry (i,j) is the mean over positions of channel i of the first map times channel j of the second (equations 1
-    and 2). Of one network's maps that differ in size the larger is average-pooled.
+    and 2). If the two maps of a network differ in size, the larger one is average-pooled.
 
     Args:
         student_first: [B,C,H,W].
@@ -42,8 +42,8 @@ def fsp(
         teacher_second: [B,D,.,.], of any size.
         reduction: 'mean' over entries and samples, or 'none' for the mean of each sample's: [B].
 
-    Paper: A Gift from Knowledge Distillation, CVPR 2017. Values as RepDistiller's; torchdistill max-pools and takes
-    norms in place of squares, up to 3500 times as much.
+    Paper: A Gift from Knowledge Distillation, CVPR 2017. Values equal those of RepDistiller; torchdistill
+    max-pools and takes norms in place of squares, which makes the loss up to 3500 times as large.
     """
     student, teacher = _fsp_matrix(student_first, student_second), _fsp_matrix(teacher_first, teacher_second)
     require_same_shape(student, teacher)
@@ -58,7 +58,7 @@ def _fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
 
 
 class FSP(ProjectedTerm):
-    """`fsp` on each layer with the next of `layers`, summed. A projector stands where the widths differ, alone."""
+    """`fsp` on each layer with the next of `layers`, summed. Only layers of different widths have a projector."""
 
     auto = "all"
     function = staticmethod(fsp)

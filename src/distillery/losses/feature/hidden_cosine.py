@@ -12,7 +12,7 @@ from distillery.losses.tokens import mean_where
 def hidden_cosine(
     student_hidden: Tensor, teacher_hidden: Tensor, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Mean of 1 - cosine between the hidden states of each token that counts.
+    """Mean of 1 - cosine between the hidden states of the tokens that count.
 
     Args:
         student_hidden: [B,L,D], already projected to the teacher's width.
@@ -20,17 +20,17 @@ def hidden_cosine(
         mask: [B,L], non-zero where a token counts; None: all.
         reduction: 'mean' over all tokens of the batch, or 'none' for the mean of each sample's: [B].
 
-    Paper: DistilBERT, https://arxiv.org/abs/1910.01108, section 3. Values as TextBrewer's `cos_loss`.
+    Paper: DistilBERT, https://arxiv.org/abs/1910.01108, section 3. Values equal those of TextBrewer's `cos_loss`.
     """
     require_same_shape(student_hidden, teacher_hidden)
-    # Half the squared distance of unit vectors is 1 - cosine, and exactly 0 where they agree. Below a length of 1e-6
-    # a vector has no direction: the default of 1e-12 would give it a gradient of 1e12.
+    # Half the squared distance of unit vectors is 1 - cosine, and exactly 0 at agreement. A vector shorter than
+    # 1e-6 has no direction: the default of 1e-12 would give it a gradient of 1e12.
     student, teacher = (F.normalize(at_least_float32(x), dim=-1, eps=1e-6) for x in (student_hidden, teacher_hidden))
     return mean_where(0.5 * (student - teacher).square().sum(-1), mask, reduction)
 
 
 class HiddenCosine(TokenTerm):
-    """`hidden_cosine` on pairs of layers, summed, each through a projector of its own; by default the last ones."""
+    """`hidden_cosine` on pairs of layers, summed, behind projectors; by default the last ones."""
 
     auto = "last"
     function = staticmethod(hidden_cosine)
@@ -41,7 +41,7 @@ class HiddenCosine(TokenTerm):
         per_sample=True,
         t_squared=None,
         reduction="mean over tokens, then over samples; sum over pairs of layers",
-        scale="1 a pair for states that have nothing to do with each other, at most 2",
+        scale="1 a pair for unrelated states, at most 2",
         needs="tokens",
         properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1910.01108",

@@ -20,8 +20,8 @@ def hidden_mse(
         mask: [B,L], non-zero where a token counts; None: all.
         reduction: 'mean' over all elements of the batch, or 'none' for the mean of each sample's: [B].
 
-    Paper: TinyBERT, https://arxiv.org/abs/1909.10351, equation 8, whose code takes the padding in. Values as
-    TextBrewer's `hid_mse_loss`.
+    Paper: TinyBERT, https://arxiv.org/abs/1909.10351, equation 8, whose code includes padding. Values equal
+    those of TextBrewer's `hid_mse_loss`.
     """
     require_same_shape(student_hidden, teacher_hidden)
     student, teacher = at_least_float32(student_hidden), at_least_float32(teacher_hidden)
@@ -30,7 +30,7 @@ def hidden_mse(
 
 
 class HiddenMSE(TokenTerm):
-    """`hidden_mse` on pairs of layers, summed, each through a projector of its own."""
+    """`hidden_mse` on pairs of layers, summed, each student layer behind its own projector."""
 
     auto = "all"
     function = staticmethod(hidden_mse)

@@ -12,19 +12,19 @@ def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reductio
     """Mean squared error between features already projected to the teacher's width (equation 3).
 
     Args:
-        student_features: [B,C,H,W], [B,L,D] or [B,D]. Of maps that differ in size the larger is
+        student_features: [B,C,H,W], [B,L,D] or [B,D]. If the sizes of maps differ, the larger one is
             average-pooled.
-        teacher_features: the same shape, apart from H and W.
+        teacher_features: the same shape, except for H and W.
         reduction: 'mean' over all elements, or 'none' for the mean of each sample's: [B].
 
-    Paper: FitNets, https://arxiv.org/abs/1412.6550. Values as RepDistiller's.
+    Paper: FitNets, https://arxiv.org/abs/1412.6550. Values equal those of RepDistiller.
     """
     student, teacher = comparable_maps(student_features, teacher_features)
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").flatten(1).mean(1), reduction)
 
 
 class Hint(ProjectedTerm):
-    """`hint` on pairs of layers, summed, each through a projector of its own and then aligned (`align`)."""
+    """`hint` on pairs of layers, summed, each student layer behind its own projector and then aligned (`align`)."""
 
     auto = "middle"
     function = staticmethod(hint)

@@ -18,7 +18,7 @@ from distillery.losses.steps import Steps
 from distillery.losses.term import Contract
 
 Variant = Literal["spatial", "channel"]
-STREAM = -1  # of random numbers; those from 0 on are the augmentation's views
+STREAM = -1  # the `view` of these random numbers; those from 0 on belong to augmentation
 
 
 def mgd(
@@ -28,18 +28,18 @@ def mgd(
     generation: Callable[[Tensor], Tensor],
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Squared error, summed, of the teacher's features generated from what a mask leaves of the student's.
+    """Sum of squared errors between the teacher's features and those generated from the masked student's.
 
     Args:
-        student_features: [B,C,H,W], already of the teacher's width. Of maps that differ in size the larger is
+        student_features: [B,C,H,W], already of the teacher's width. If the sizes differ, the larger map is
             average-pooled.
-        teacher_features: the same shape, apart from H and W.
-        keep: 0 where the student is hidden, else 1; broadcasts to [B,C,H,W] (equations 1 and 5).
+        teacher_features: the same shape, except for H and W.
+        keep: 0 where the student is masked, else 1; broadcasts to [B,C,H,W] (equations 1 and 5).
         generation: maps [B,C,H,W] to [B,C,H,W]; trained with the student (equation 2).
-        reduction: the mean over samples of the sums over elements, or 'none' for each sample's sum: [B].
+        reduction: 'mean' over samples of the sums over elements, or 'none' for each sample's sum: [B].
 
-    Paper: Masked Generative Distillation, https://arxiv.org/abs/2205.01529, equation 4. Values as the authors', whose
-    weights of 2e-5 and 7e-5 hold for this sum; Model-Optimizer takes the mean over elements.
+    Paper: Masked Generative Distillation, https://arxiv.org/abs/2205.01529, equation 4. Values equal those of the
+    authors, whose weights of 2e-5 and 7e-5 apply to this sum; Model-Optimizer averages over elements.
     """
     student, teacher = comparable_maps(student_features, teacher_features)
     generated = at_least_float32(generation(student * keep))
@@ -49,8 +49,8 @@ def mgd(
 class MGD(ProjectedTerm):
     """`mgd` on pairs of layers, summed, each with its projector and its generation block (3×3, ReLU, 3×3).
 
-    The masks are a pure function of (`seed`, training batch, sample): the same in a resumed run and on other numbers
-    of processes. In evaluation they are those of the next training batch.
+    The masks are a pure function of (`seed`, training batch, sample): they are the same in a resumed run and on any
+    number of processes. Evaluation uses those of the next training batch.
     """
 
     auto = "last"

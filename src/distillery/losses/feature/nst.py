@@ -12,15 +12,15 @@ from distillery.losses.term import Contract, Pair
 def nst(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Squared maximum mean discrepancy between the sets of channels, under the kernel k(a,b) = (aᵀb)².
 
-    A channel is its map, of unit L2 length over the positions (equations 3 and 5, the polynomial kernel with d = 2
-    and c = 0).
+    Each channel's map is normalised to unit L2 norm over the positions (equations 3 and 5, the polynomial kernel with d
+    = 2 and c = 0).
 
     Args:
         student_features: [B,C,H,W], or tokens [B,L,C] of a square grid (`as_map`).
-        teacher_features: the same, C', H' and W' may differ. The larger map is average-pooled first.
+        teacher_features: the same; C', H' and W' may differ. The larger map is average-pooled first.
         reduction: 'mean' over samples, or 'none' for each sample's: [B].
 
-    Paper: Like What You Like, https://arxiv.org/abs/1707.01219. Values as RepDistiller's.
+    Paper: Like What You Like, https://arxiv.org/abs/1707.01219. Values equal those of RepDistiller.
     """
     maps = align_maps(at_least_float32(student_features), at_least_float32(teacher_features))
     student, teacher = (F.normalize(features.flatten(2), dim=2) for features in maps)

@@ -24,17 +24,18 @@ def ofd(
 ) -> Tensor:
     """Partial squared distance to the teacher behind a margin ReLU, max(t, margin), summed over elements.
 
-    Where that target is not positive, only a student above it pays (equations 2 and 5): below it, both are off.
+    If that target is not positive, only a student above it has a loss (equations 2 and 5): below it, both are off.
 
     Args:
-        student_features: [B,C,H,W] before the activation, behind the connector. Of maps that differ in size the
-            larger is average-pooled.
-        teacher_features: [B,C,H',W'] before the activation. After a ReLU nothing is below 0, and no margin matters.
-        margin: not above 0; one number, or one for each channel: [C].
-        reduction: the mean over samples of the sums over elements, or 'none' for each sample's sum: [B].
+        student_features: [B,C,H,W] before the activation, after the connector. If the sizes differ, the larger map is
+            average-pooled.
+        teacher_features: [B,C,H',W'] before the activation. After a ReLU nothing is below 0, and the margin has no
+            effect.
+        margin: at most 0; one number, or one for each channel: [C].
+        reduction: 'mean' over samples of the sums over elements, or 'none' for each sample's sum: [B].
 
-    Paper: A Comprehensive Overhaul of Feature Distillation, https://arxiv.org/abs/1904.01866. Values as mdistiller's,
-    which are the authors'.
+    Paper: A Comprehensive Overhaul of Feature Distillation, https://arxiv.org/abs/1904.01866. Values equal those of
+    mdistiller, by the authors.
     """
     student, teacher = comparable_maps(student_features, teacher_features)
     floor = at_least_float32(torch.as_tensor(margin, dtype=student.dtype, device=student.device)).view(-1, 1, 1)
@@ -46,15 +47,15 @@ def ofd(
 def ofd_bn_margin(weight: Tensor, bias: Tensor) -> Tensor:
     """The mean negative output of a BatchNorm, for each channel: [C], in at least float32.
 
-    E[x | x < 0] of a normal distribution with the mean `bias` and the deviation |`weight`|; -3 |`weight`| where the
-    negative side holds no more than 0.001 of it.
+    E[x | x < 0] of a normal distribution with mean `bias` and standard deviation |`weight`|; -3 |`weight`| if the
+    probability of a negative value is at most 0.001.
 
     Args:
-        weight: [C], the BatchNorm's factors.
-        bias: [C], its shifts.
+        weight: [C], of the BatchNorm.
+        bias: [C], of the BatchNorm.
 
-    Paper: https://arxiv.org/abs/1904.01866, section 3.2. Values as the authors'; the ratio of density and
-    probability is taken in log space.
+    Paper: https://arxiv.org/abs/1904.01866, section 3.2. Values equal the authors'. The ratio of density and
+    probability is computed in log space.
     """
     mean, deviation = at_least_float32(bias), at_least_float32(weight).abs()
     position = mean / deviation
@@ -65,7 +66,7 @@ def ofd_bn_margin(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def ofd_batch_margin(teacher_features: Tensor) -> Tensor:
-    """The mean of the negative values of each channel of [B,C,H,W]: [C]; 0 where there is none.
+    """The mean of the negative values of each channel of [B,C,H,W]: [C]; 0 if a channel has none.
 
     Paper: https://arxiv.org/abs/1904.01866, equation 3, measured on one batch.
     """
@@ -74,10 +75,10 @@ def ofd_batch_margin(teacher_features: Tensor) -> Tensor:
 
 
 class OFD(Term):
-    """`ofd` on pairs of layers, each behind a connector; of n pairs the i-th counts 2^(i - n).
+    """`ofd` on pairs of layers, each behind a connector. Of n pairs, the i-th has the weight 2^(i - n).
 
-    The layers are to be taken before their ReLU (`act2:input`, or a BatchNorm). The margin is measured on each batch,
-    or computed from the teacher's BatchNorms, as in the authors' code: then the teacher's layers must be these.
+    Choose layers before their ReLU (`act2:input`, or a BatchNorm). The margin is measured on each batch, or computed
+    from the teacher's BatchNorms as in the authors' code; the teacher's layers must then be BatchNorms.
     """
 
     auto = "all"

@@ -15,20 +15,20 @@ from distillery.losses.term import Contract, Pair, Term
 
 
 def pkd(student_hidden: Tensor, teacher_hidden: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Squared distance between the hidden states of the first token, each of unit length (section 3.2).
+    """Squared distance between the hidden states of the first token, normalised to unit norm (section 3.2).
 
     Args:
         student_hidden: [B,L,D], or the first token's states alone, [B,D]; already projected to the teacher's width.
-        teacher_hidden: the same shape, apart from L.
+        teacher_hidden: the same shape, except for L.
         reduction: 'mean' over samples, or 'none': [B].
 
-    Paper: Patient Knowledge Distillation for BERT Model Compression, https://arxiv.org/abs/1908.09355. Values as
-    TextBrewer's `pkd_loss`. The authors' code takes the mean over the width where the paper, and this, take the sum:
-    with it a weight is D times as large.
+    Paper: Patient Knowledge Distillation for BERT Model Compression, https://arxiv.org/abs/1908.09355. Values
+    equal those of TextBrewer's `pkd_loss`. The authors' code averages over the width where the paper, and this
+    function, sum: a weight for that code is D times as large.
     """
     student, teacher = _first(at_least_float32(student_hidden)), _first(at_least_float32(teacher_hidden))
     require_same_shape(student, teacher)
-    gap = F.normalize(student, eps=1e-6) - F.normalize(teacher, eps=1e-6)  # of a shorter one the gradient explodes
+    gap = F.normalize(student, eps=1e-6) - F.normalize(teacher, eps=1e-6)  # the gradient of a shorter vector explodes
     return reduce_rows(gap.square().sum(-1), reduction)
 
 
@@ -37,7 +37,7 @@ def _first(hidden: Tensor) -> Tensor:
 
 
 class PKD(ProjectedTerm):
-    """`pkd` on pairs of layers, summed, each through a projector of its own; by default all but the last ones."""
+    """`pkd` on pairs of layers, summed, behind projectors; by default all but the last ones."""
 
     auto = "inner"
     function = staticmethod(pkd)
@@ -48,7 +48,7 @@ class PKD(ProjectedTerm):
         per_sample=True,
         t_squared=None,
         reduction="sum over the width, mean over samples, sum over pairs of layers",
-        scale="2 a pair for states that have nothing to do with each other, at most 4",
+        scale="2 a pair for unrelated states, at most 4",
         needs="tokens",
         properties=frozenset({"non_negative", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1908.09355",

@@ -1,4 +1,4 @@
-"""Knowledge review: student levels fused with the deeper ones learn from the teacher's (Chen et al., CVPR 2021)."""
+"""Knowledge review: student levels are fused with the deeper ones (Chen et al., CVPR 2021)."""
 
 from collections.abc import Mapping
 
@@ -19,17 +19,18 @@ GRIDS = (4, 2, 1)  # of the pooled levels
 
 
 def hcl(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Hierarchical context loss: mean squared error of two maps, and of them pooled to 4×4, 2×2 and 1×1.
+    """Hierarchical context loss: mean squared error of two maps, and of the maps pooled to 4×4, 2×2 and 1×1.
 
-    The levels count 1, 1/2, 1/4, ... over the sum of these; those not smaller than the map's height are left out.
+    The levels have the weights 1, 1/2, 1/4, ..., normalised by their sum. Levels that are not smaller than the map's
+    height are left out.
 
     Args:
         student_features: [B,C,H,W].
         teacher_features: the same shape.
         reduction: 'mean' over samples, or 'none': [B].
 
-    Paper: Distilling Knowledge via Knowledge Review, https://arxiv.org/abs/2104.09044, section 3.4. Values as the
-    authors' code, and mdistiller's.
+    Paper: Distilling Knowledge via Knowledge Review, https://arxiv.org/abs/2104.09044, section 3.4. Values equal
+    those of the authors' code and of mdistiller.
     """
     student, teacher = at_least_float32(student_features), at_least_float32(teacher_features)
     require_same_shape(student, teacher)
@@ -45,7 +46,7 @@ class Fusion(nn.Module):
 
     Args:
         width_in: channels of the student's level.
-        middle: of the features that are handed on.
+        middle: channels of the fused features that are passed on.
         width_out: of the teacher's level.
         fuse: whether there is a deeper level.
     """
@@ -60,7 +61,7 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(conv.weight, a=1)
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """The level's features for the teacher, [B, width_out, *size], and those that are handed on."""
+        """The features to compare with the teacher's, [B, width_out, *size], and those that are passed on."""
         x = run(self.enter, x)
         if self.attend is not None and deeper is not None:
             deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
@@ -72,14 +73,14 @@ class Fusion(nn.Module):
 
 
 class Review(Term):
-    """`hcl` at each level, summed, of the teacher's features and the student's, fused from the deepest level upwards.
+    """`hcl` of the student's features, fused from the deepest level upwards, and the teacher's, summed over the levels.
 
-    `layers` goes from shallow to deep. mdistiller takes the teacher's features before the ReLU that ends each stage
-    (`stages.0.2.act2:input` and the like, where the network has such a layer); 'auto' takes the stages' outputs.
+    Order `layers` from shallow to deep. mdistiller takes the teacher's features before the ReLU that ends each stage
+    (`stages.0.2.act2:input` and the like, if the network has such a layer); 'auto' takes the outputs of the stages.
 
     Args:
-        pooled: have the pooled features before each head as the deepest level, as mdistiller.
-        middle: channels of what is handed from level to level, at most; else as many as the deepest level has.
+        pooled: use the pooled features before each head as the deepest level, as mdistiller does.
+        middle: greatest number of channels passed from level to level; fewer if the deepest level has fewer.
     """
 
     auto = "all"
@@ -134,6 +135,6 @@ class Review(Term):
 
 
 def _level(features: Tensor) -> Tensor:
-    """Vectors [B,D] as maps [B,D,1,1], tokens as the map they come from."""
+    """Vectors [B,D] as maps [B,D,1,1], and tokens as the map of their grid."""
     features = at_least_float32(features)
     return features[:, :, None, None] if features.dim() == 2 else as_map(features)

@@ -23,17 +23,17 @@ BOTTLENECK = "bottleneck"
 def semckd(
     query: Tensor, key: Tensor, distances: Tensor, softness: float = 1.0, reduction: Reduction = "mean"
 ) -> Tensor:
-    """The distance of each student layer to every teacher layer, weighted by attention; the mean over student layers.
+    """Attention-weighted distances of each student layer to all teacher layers, averaged over the student layers.
 
     Args:
         query: [B,S,D], of each sample in each of S student layers.
         key: [B,T,D], of each sample in each of T teacher layers.
         distances: [B,S,T], mean squared errors between the layers' features.
-        softness: divides the products of queries and keys before the softmax over teacher layers.
+        softness: divides the products of queries and keys before the softmax over the teacher layers.
         reduction: 'mean' over samples, or 'none': [B].
 
-    Paper: Cross-Layer Distillation with Semantic Calibration, https://arxiv.org/abs/2012.03236. Values as the authors'
-    code.
+    Paper: Cross-Layer Distillation with Semantic Calibration, https://arxiv.org/abs/2012.03236. Values equal those of
+    the authors' code.
     """
     with full_precision(query):
         attention = (at_least_float32(query) @ at_least_float32(key).mT / softness).softmax(-1)
@@ -41,7 +41,7 @@ def semckd(
 
 
 class Embedding(nn.Module):
-    """A sample's similarities to the others of its batch → a unit vector."""
+    """Maps a sample's similarities to the samples of its batch to a unit vector."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -58,15 +58,15 @@ class Embedding(nn.Module):
 
 
 class SemCKD(Term):
-    """`semckd`: every student layer of `layers` is associated with every teacher layer, through a projector each.
+    """`semckd`: every student layer of `layers` learns from every teacher layer, with a projector for each pair.
 
-    A sample's query and key are made of its row of the batch's similarity matrix, so that their layers are as wide as
-    a batch. A smaller batch has zeros for those that it lacks; the authors leave it out.
+    A sample's query and key are computed from its row of the batch's similarity matrix, so their layers are as wide as
+    a batch. A smaller batch is padded with zeros; the authors drop it.
 
     Args:
         projector: 'bottleneck', the authors' (1×1, 3×3, 1×1), or a kind of `make_projector`.
-        teacher_layers: the teacher's layers beside those of `layers`; 'auto': its stages.
-        batch_size: the greatest batch. None: filled in from the data.
+        teacher_layers: teacher layers in addition to those of `layers`; 'auto': all stages.
+        batch_size: size of the largest batch. None: filled in from the data.
         factor: queries and keys have batch_size / factor dimensions.
         softness: divides the products of queries and keys.
     """
@@ -135,7 +135,7 @@ class SemCKD(Term):
 
 
 def _distance(project: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-    """[B]. The larger map is pooled first, as by the authors: a projector then works at the smaller size."""
+    """[B]. The larger map is pooled first, as by the authors, so the projector works at the smaller size."""
     student, teacher = align_maps(at_least_float32(student), at_least_float32(teacher))
     student, teacher = align(run(project, student), teacher)
     return (student - teacher).square().mean((1, 2, 3))

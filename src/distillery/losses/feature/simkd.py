@@ -1,4 +1,4 @@
-"""SimKD: the student's projected features take the place of the teacher's (Chen et al., CVPR 2022)."""
+"""SimKD: the student's projected features replace the teacher's before its classifier (Chen et al., CVPR 2022)."""
 
 from distillery.core.errors import UserError
 from distillery.losses.feature.hint import hint
@@ -7,10 +7,10 @@ from distillery.losses.term import Contract, Pair
 
 
 class SimKD(LayerTerm):
-    """`hint` of the map that the student's projector gives and the teacher's last one, which its classifier averages.
+    """`hint` of the student's projected map and the teacher's last map, which is averaged before its classifier.
 
-    It is for the student `model/student=simkd`, whose projector and classifier (the teacher's) are part of the
-    network, and so of its export, its score and its costs. The authors train with this loss alone, task.weight=0.
+    Use it with `model/student=simkd`: there the projector and the teacher's classifier are part of the network, and so
+    of its export, score and costs. The authors train with this loss alone, task.weight=0.
     """
 
     auto = "pooled"

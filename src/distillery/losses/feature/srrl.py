@@ -24,18 +24,18 @@ def srrl(
     beta: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """α · mean squared error of the features + β · that of the logits which the teacher's classifier gives them.
+    """α · mean squared error of the features + β · that of the logits of the teacher's classifier.
 
     Args:
         student_features: [B,D], pooled and already of the teacher's width.
-        teacher_features: [B,D], what goes into the teacher's classifier.
-        head_weight: [K,D], of the teacher's classifier. Its bias is not needed: it cancels in the difference.
+        teacher_features: [B,D], the input of the teacher's classifier.
+        head_weight: [K,D], of the teacher's classifier. Its bias is not needed, since it cancels in the difference.
         alpha: weight of the features (the paper's feature matching).
-        beta: weight of the logits (its softmax regression loss, in the form with the L2 distance).
+        beta: weight of the logits (the paper's softmax regression loss, in the form with the L2 distance).
         reduction: 'mean' over elements, or 'none' for the mean of each sample's: [B].
 
     Paper: Knowledge Distillation via Softmax Regression Representation Learning,
-    https://openreview.net/forum?id=ZzwDy_wiWv. Values as SimKD's code of it.
+    https://openreview.net/forum?id=ZzwDy_wiWv. Values equal those of SimKD's implementation.
     """
     student, teacher = at_least_float32(student_features), at_least_float32(teacher_features)
     require_same_shape(student, teacher)
@@ -48,8 +48,8 @@ def srrl(
 class SRRL(Term):
     """`srrl` on the pooled features, the student's through a projector.
 
-    The authors' projector, 'connector', is linear, BatchNorm and ReLU; the ReLU suits features that the teacher has
-    after one.
+    The authors' projector, 'connector', is a linear layer, BatchNorm and ReLU. The ReLU fits teacher features that also
+    come after a ReLU.
     """
 
     function = staticmethod(srrl)

@@ -30,19 +30,19 @@ def vid(
     """Negative log-likelihood, without its constant, of the teacher's features under a Gaussian around the student's.
 
     ½ · ((student - teacher)² / σ² + log σ²), averaged (equations 5 and 6), with σ² = log(1 + exp(log_scale)) + eps
-    for each channel. It may be negative, and agreement is not its minimum over σ².
+    for each channel. It may be negative, and at agreement it falls with σ².
 
     Args:
-        student_features: the mean that a regressor makes of the student: [B,C,H,W], [B,L,C] or [B,C]. Of maps that
-            differ in size the larger is average-pooled.
-        teacher_features: the same shape, apart from H and W.
-        log_scale: [C], trained with the student; None: what gives every channel σ² = `init_pred_var`.
-        init_pred_var: σ² where there is no `log_scale`; above `eps`.
+        student_features: the mean that a regressor predicts from the student: [B,C,H,W], [B,L,C] or [B,C]. If the sizes
+            of maps differ, the larger one is average-pooled.
+        teacher_features: the same shape, except for H and W.
+        log_scale: [C], trained with the student; None: the value for which every channel has σ² = `init_pred_var`.
+        init_pred_var: σ² if there is no `log_scale`; greater than `eps`.
         eps: the least σ².
         reduction: 'mean' over all elements, or 'none' for the mean of each sample's: [B].
 
-    Paper: Variational Information Distillation for Knowledge Transfer, https://arxiv.org/abs/1904.05835. Values as
-    RepDistiller's, which are the authors'.
+    Paper: Variational Information Distillation for Knowledge Transfer, https://arxiv.org/abs/1904.05835. Values
+    equal those of RepDistiller, by the authors.
     """
     student, teacher = comparable_maps(student_features, teacher_features)
     if log_scale is None:
@@ -54,15 +54,15 @@ def vid(
 
 
 def _initial_log_scale(init_pred_var: float, eps: float) -> float:
-    """The `log_scale` at which `vid` has σ² = `init_pred_var`."""
+    """The `log_scale` for which `vid` has σ² = `init_pred_var`."""
     return math.log(math.expm1(init_pred_var - eps))
 
 
 class VID(ProjectedTerm):
-    """`vid` on pairs of layers, summed, each with its regressor and its σ² for each of the teacher's channels.
+    """`vid` on pairs of layers, summed, each with its regressor and one σ² for each of the teacher's channels.
 
-    The regressor is RepDistiller's ('regressor': three layers 1×1 of the teacher's width, without bias, ReLU between
-    them), or a projector of another kind. Maps are pooled to the smaller size before it.
+    The regressor is RepDistiller's ('regressor': three 1×1 layers of the teacher's width, without biases, with ReLU in
+    between), or a projector of another kind. Maps are pooled to the smaller size first.
     """
 
     auto = "all"

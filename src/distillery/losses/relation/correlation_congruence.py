@@ -25,10 +25,10 @@ def correlation_congruence(
     gamma: float = 0.4,
     p: int = 2,
 ) -> Tensor:
-    """How the relations between samples differ: by neighbours in the batch, or by a matrix of correlations.
+    """Difference of the relations between samples: of neighbours in the batch, or of a matrix of correlations.
 
     - 'author': the mean, over the B - 1 pairs of consecutive samples, of Σ |Δ_i| |Δ_{i+1}|, with Δ = student -
-      teacher. It is what the authors gave to RepDistiller, and depends on the order of the batch.
+      teacher. It is what the authors contributed to RepDistiller, and depends on the order of the batch.
     - 'gaussian': the mean, over B² pairs, of the squared difference of the kernels exp(-gamma ‖x - y‖²) of vectors of
       unit length, each by its Taylor series exp(-2 gamma) Σ (2 gamma x·y)^k / k!, k = 0..p: the paper's equations 4
       to 7. (torchdistill takes the norm instead of its square, and does not normalise the vectors.)
@@ -36,9 +36,9 @@ def correlation_congruence(
     Args:
         student_features: [B,...], flattened to vectors.
         teacher_features: [B,...]; for 'author' of the same shape.
-        variant: 'author' or 'gaussian'. Their values, and so their weights, have nothing to do with each other.
-        gamma: of the Gaussian; unused by 'author'.
-        p: order of the Taylor series; unused by 'author'.
+        variant: 'author' or 'gaussian'. Their values, and so their weights, are not comparable.
+        gamma: γ of the Gaussian; not used by 'author'.
+        p: order of the Taylor series; not used by 'author'.
 
     Returns: a scalar.
 
@@ -68,10 +68,10 @@ def _gaussian(vectors: Tensor, gamma: float, p: int) -> Tensor:
 
 
 class CorrelationCongruence(RelationTerm):
-    """`correlation_congruence` on pairs of layers, summed; the author's form through a projector.
+    """`correlation_congruence` on pairs of layers, summed. The authors' form has a projector.
 
-    RepDistiller projects student and teacher to 128 channels, both by a trained layer, which together can make the
-    loss 0 by giving nothing; here the teacher's features stay as they are. The Gaussian form needs no projector.
+    RepDistiller projects both student and teacher to 128 channels with trained layers, which can make the loss 0 by
+    collapsing to constants; here the teacher's features stay as they are. The Gaussian form needs no projector.
     """
 
     function = staticmethod(correlation_congruence)

@@ -18,12 +18,12 @@ def ickd(
     variant: Variant = "author",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """How the inner products between the channels of one sample differ, C² of them.
+    """Difference of the C² inner products between the channels of one sample.
 
-    - 'author': each channel's row of inner products has unit L2 length; the squared differences are summed over both
-      channels and divided by C. A channel that is 0 everywhere has a row of 0.
-    - 'paper': the mean over C² of the squared differences of the inner products themselves. They grow with the
-      features' fourth power and with the square of the number of positions.
+    - 'author': each channel's row of inner products is normalised to unit L2 norm. The squared differences are summed
+      over both channels and divided by C. A channel that is 0 everywhere has a row of zeros.
+    - 'paper': the mean over C² of the squared differences of the inner products themselves. They grow with
+      the fourth power of the features and with the square of the number of positions.
 
     Args:
         student_features: [B,C,H,W], already of the teacher's number of channels.
@@ -32,7 +32,7 @@ def ickd(
         reduction: 'mean' over samples, or 'none' for each sample's: [B].
 
     Paper: Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation,
-    https://arxiv.org/abs/2202.03680, ICKD-C. Its grid-level form for dense prediction is not here.
+    https://arxiv.org/abs/2202.03680, ICKD-C. The grid-level form for dense prediction is not included.
     """
     choice("variant", variant, Variant)
     if student_features.shape[:2] != teacher_features.shape[:2]:
@@ -56,9 +56,9 @@ def _correlations(features: Tensor) -> Tensor:
 
 
 class ICKD(ProjectedTerm):
-    """`ickd` on pairs of layers, summed, each through a projector of its own.
+    """`ickd` on pairs of layers, summed, each student layer behind its own projector.
 
-    The authors' projector is a 1×1 convolution with a BatchNorm after it; here it is the convolution.
+    The authors' projector is a 1×1 convolution followed by a BatchNorm; here it is the convolution alone.
     """
 
     auto = "last"

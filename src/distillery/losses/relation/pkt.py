@@ -7,14 +7,14 @@ from distillery.core.numerics import at_least_float32, full_precision
 from distillery.losses.layer_terms import RelationTerm, require_same_batch
 from distillery.losses.term import Contract
 
-EPS = 1e-7  # the authors', added to norms and probabilities
+EPS = 1e-7  # added to norms and probabilities, as by the authors
 
 
 def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """KL between teacher's and student's probability that one sample is a neighbour of another, over B² pairs.
 
     That probability is (1 + cosine) / 2 over its sum in the row, the sample itself included (equations 3, 4 and 6).
-    A sample whose features are all 0 is at the cosine 0 from every other.
+    A sample whose features are all 0 has the cosine 0 with every other.
 
     Args:
         student_features: [B,...], flattened to vectors; the widths may differ.
@@ -23,7 +23,7 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns: a scalar, the mean over B² pairs of p log(p / q): the mean KL of a row over B.
 
     Paper: Learning Deep Representations with Probabilistic Knowledge Transfer, https://arxiv.org/abs/1803.10837.
-    Values as RepDistiller's, which are the authors'.
+    Values equal those of RepDistiller, by the authors.
     """
     require_same_batch(student_features, teacher_features)
     with full_precision(student_features):
@@ -42,7 +42,7 @@ def _neighbourhood(features: Tensor) -> Tensor:
 
 
 class PKT(RelationTerm):
-    """`pkt` on pairs of layers, summed; the relations are those of the samples of one batch."""
+    """`pkt` on pairs of layers, summed. It compares the samples of one batch."""
 
     function = staticmethod(pkt)
     contract = Contract(

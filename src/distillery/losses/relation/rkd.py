@@ -18,8 +18,8 @@ def rkd(
     """Smooth L1 between student's and teacher's distances of pairs, and between their cosines of triplets.
 
     Distances are divided by the batch's mean distance (equation 4); the cosine is that of the angle at one
-    sample between two others (equation 7). Samples that coincide have no angle (0, no gradient); fewer than
-    two samples have no relation (0). Time and memory for the angles grow with B³.
+    sample between two others (equation 7). Samples that coincide have no angle (0, no gradient). Fewer
+    than two samples have no relation (0). Time and memory for the angles grow with B³.
 
     Args:
         student_features: [B,...], flattened to vectors; the widths may differ.
@@ -29,7 +29,7 @@ def rkd(
 
     Returns: a scalar, the weighted sum of the means over B² pairs and B³ triplets.
 
-    Paper: Relational Knowledge Distillation, https://arxiv.org/abs/1904.05068. Values as RepDistiller's.
+    Paper: Relational Knowledge Distillation, https://arxiv.org/abs/1904.05068. Values equal those of RepDistiller.
     """
     require_same_batch(student_features, teacher_features)
     student, teacher = _relative_distances(student_features), _relative_distances(teacher_features)
@@ -42,7 +42,7 @@ def rkd(
 def _relative_distances(features: Tensor) -> Tensor:
     """Euclidean distances over their mean, [B,B]; the gradient of a distance of 0 is 0."""
     vectors = at_least_float32(features.flatten(1))
-    # By differences, not by the Gram matrix, which loses close neighbours to cancellation, and to TF32.
+    # From differences: the Gram matrix loses close neighbours to cancellation, and to TF32.
     distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
     mean = distances.sum() / max(len(vectors) * (len(vectors) - 1), 1)
     return distances / mean.clamp_min(torch.finfo(mean.dtype).tiny)
@@ -65,7 +65,7 @@ def _mean_gap(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class RKD(RelationTerm):
-    """`rkd` on pairs of layers, summed; the relations are those of the samples of one batch."""
+    """`rkd` on pairs of layers, summed. It compares the samples of one batch."""
 
     function = staticmethod(rkd)
     contract = Contract(

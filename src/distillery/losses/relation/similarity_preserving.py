@@ -8,9 +8,9 @@ from distillery.losses.term import Contract, Layers
 
 
 def similarity_preserving(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Mean squared difference of the samples' inner products, each sample's row of them of unit L2 length.
+    """Mean squared difference of the inner products between samples, each row normalised to unit L2 norm.
 
-    A sample whose features are all 0 has a row of 0 (equations 1, 2 and 4).
+    A sample whose features are all 0 has a row of zeros (equations 1, 2 and 4).
 
     Args:
         student_features: [B,...], flattened to vectors; the sizes may differ.
@@ -18,8 +18,8 @@ def similarity_preserving(student_features: Tensor, teacher_features: Tensor) ->
 
     Returns: a scalar, the mean over B² pairs.
 
-    Paper: Similarity-Preserving Knowledge Distillation, https://arxiv.org/abs/1907.09682. Values as RepDistiller's,
-    which its author has verified; torchdistill's rows are of unit L1 length.
+    Paper: Similarity-Preserving Knowledge Distillation, https://arxiv.org/abs/1907.09682. Values equal
+    those of RepDistiller, which the author has verified; torchdistill normalises the rows to unit L1 norm.
     """
     require_same_batch(student_features, teacher_features)
     with full_precision(student_features):
@@ -34,7 +34,7 @@ def _similarities(features: Tensor) -> Tensor:
 
 
 class SimilarityPreserving(RelationTerm):
-    """`similarity_preserving` on pairs of layers, summed; the relations are those of the samples of one batch."""
+    """`similarity_preserving` on pairs of layers, summed. It compares the samples of one batch."""
 
     auto = "last"
     function = staticmethod(similarity_preserving)

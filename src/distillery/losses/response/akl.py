@@ -24,25 +24,25 @@ def akl(
 ) -> Tensor:
     """h / (h + t) · KL(teacher ‖ student) + t / (h + t) · KL(student ‖ teacher), in nats.
 
-    h and t are the sums of |p_t - p_s| over the head (the teacher's likely classes) and over the tail (the others); no
-    gradient goes through these weights. Where student and teacher agree, both are 0, and so is the loss.
+    h and t are the sums of |p_t - p_s| over the head (the teacher's likely classes) and over the tail (the others). No
+    gradient flows through these weights. If student and teacher agree, both are 0, and so is the loss.
 
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
         teacher_logits: the same shape.
-        mu: μ, where the head ends, from 0 to below 1.
-        variant: 'llm_kd_akl' (the authors' code): from the likeliest class on, those whose cumulative probability is
-            at most μ are the head, and the likeliest always is. 'dskd' (DSKD's code): from the least likely class
-            on, those whose cumulative probability is below μ are the tail. The class that crosses the line is thus in
-            the tail of the first and, at μ = 0.5, in the head of the second; and a greater μ lengthens the head of
-            the first, and the tail of the second.
+        mu: μ, the probability at which the head ends, at least 0 and below 1.
+        variant: 'llm_kd_akl' (the authors' code): classes are sorted from the likeliest on, and the head holds the
+            likeliest and those whose cumulative probability is at most μ. 'dskd' (DSKD's code): they are sorted from
+            the least likely on, and the tail holds those whose cumulative probability is below μ. So at μ = 0.5 the
+            class that crosses the line is in the tail of the first and in the head of the second, and a larger μ
+            lengthens the head of the first and the tail of the second.
         temperature: T; both softmaxes are of logits / T.
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
     Paper: Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language Models,
-    https://arxiv.org/abs/2404.02657. Values as LLM_KD_AKL's, which has no T, or DSKD's, without T²; both give NaN at
-    agreement.
+    https://arxiv.org/abs/2404.02657. Values equal those of LLM_KD_AKL, which has no T, or of DSKD, without T². Both
+    return NaN at agreement.
     """
     choice("variant", variant, Variant)
     require_same_shape(student_logits, teacher_logits)
@@ -65,7 +65,7 @@ class AKL(LogitTerm):
     """`akl` on the rows of logits that count.
 
     Raises:
-        UserError: no such variant, or `mu` is not from 0 to below 1.
+        UserError: the variant is unknown, or `mu` is not at least 0 and below 1.
     """
 
     function = staticmethod(akl)

@@ -27,16 +27,16 @@ def deep_supervision(
 
     Args:
         branch_logits: [N,C].
-        teacher_logits: [N,C], the network's own, without gradient.
+        teacher_logits: [N,C], of the network's own last layer, detached.
         target: [N], class indices.
-        alpha: weight of the own last layer against the labels.
-        temperature: T, of the divergence.
-        t_squared: multiply the divergence by T²; the authors do not.
+        alpha: weight of the divergence from the last layer; the labels have 1 - α.
+        temperature: T of the divergence.
+        t_squared: multiply the divergence by T², which the authors do not.
         reduction: 'mean' over rows, or 'none': [N].
 
-    Paper: Be Your Own Teacher, https://arxiv.org/abs/1905.08094, without the paper's hint, which is
-    `loss/feature=[hint]` with teacher=self. Values as the authors' code, which writes the divergence as a
-    cross-entropy: the same gradient, and the entropy of the last layer more.
+    Paper: Be Your Own Teacher, https://arxiv.org/abs/1905.08094, without the paper's hint: for that, add
+    `loss/feature=[hint]` with teacher=self. Values equal those of the authors' code without the entropy of the last
+    layer: the code has a cross-entropy in place of the divergence, with the same gradient.
     """
     from_labels = F.cross_entropy(at_least_float32(branch_logits), target, reduction="none")
     from_above = kd(branch_logits, teacher_logits, temperature, t_squared=t_squared, reduction="none")
@@ -46,8 +46,8 @@ def deep_supervision(
 class DeepSupervision(Term):
     """`deep_supervision` of an exit branch (pooling and a linear layer) on each student layer, summed.
 
-    The teacher is the student itself, `teacher: self`; its logits teach every branch, so that the layers on the
-    teacher's side of a pair are not read. The branches are dropped at export.
+    The teacher is the student itself, `teacher: self`. Its logits teach every branch, so the teacher layers of the
+    pairs are not read. The branches are dropped at export.
     """
 
     auto = "inner"
@@ -67,7 +67,7 @@ class DeepSupervision(Term):
             r"\sum_b (1-\alpha) \, \mathrm{CE}\big(p(z_b), y\big) + "
             r"\alpha \, \mathrm{KL}\big(p_T(z_s) \,\|\, p_T(z_b)\big)"
         ),
-        values_of="the authors' code, less the entropy of the own last layer",
+        values_of="the authors' code, without the entropy of the last layer",
     )
 
     teacher: str = "self"

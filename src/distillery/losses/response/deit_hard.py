@@ -9,7 +9,7 @@ from distillery.losses.term import Contract
 
 
 def deit_hard(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Cross-entropy of the student's distillation head with the class that the teacher predicts, in nats.
+    """Cross-entropy of the student's distillation head with the teacher's predicted class, in nats.
 
     Args:
         student_logits: [N,C], of the distillation head.
@@ -17,7 +17,7 @@ def deit_hard(student_logits: Tensor, teacher_logits: Tensor, reduction: Reducti
         reduction: 'mean' over rows, or 'none': [N].
 
     Paper: Training Data-Efficient Image Transformers & Distillation through Attention,
-    https://arxiv.org/abs/2012.12877, the second half of equation 3. Values as DeiT's code.
+    https://arxiv.org/abs/2012.12877, the second half of equation 3. Values equal those of DeiT's code.
     """
     require_same_shape(student_logits, teacher_logits)
     rows = F.cross_entropy(at_least_float32(student_logits), teacher_logits.argmax(-1), reduction="none")

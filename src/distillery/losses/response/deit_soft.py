@@ -24,7 +24,7 @@ def deit_soft(
     """KL(teacher ‖ student's distillation head) of the softened probabilities, in nats, times T².
 
     The two variants differ in the reduction: 'paper' (equation 2) sums over classes, as `kd`; 'source' (DeiT's code)
-    divides that by the number of classes too (`.numel()`), so that the loss is C times smaller: 1000 on ImageNet.
+    also divides by the number of classes (`.numel()`), which makes the loss C times smaller: 1000 times on ImageNet.
 
     Args:
         student_logits: [N,C], of the distillation head.

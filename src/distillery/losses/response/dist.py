@@ -21,12 +21,11 @@ def dist(
 ) -> Tensor:
     """β · (1 - correlation over the classes of a row) + γ · (1 - correlation over the batch's rows of a class), · T².
 
-    Both are Pearson's, of the softened probabilities: means over rows, and over classes.
+    Both are Pearson correlations of the softened probabilities, averaged over rows and over classes.
 
-    A denominator has 1e-8 added, as in the reference. So agreement leaves about 1e-8 / variance, not 0; and what is
-    constant correlates with nothing: each class that nobody gives any probability costs γ / C, as does each class where
-    the batch is a single row. A student whose logits are all equal (a head that starts at zero) has finite, but
-    enormous gradients.
+    1e-8 is added to the denominators, as in the reference. So at agreement about 1e-8 / variance remains, and a
+    constant correlates with nothing: each class without probability in any row costs γ / C, and so does every class in
+    a batch of one row. A student with equal logits (a head initialised to zero) has finite but enormous gradients.
 
     Args:
         student_logits: [N,C].
@@ -36,10 +35,10 @@ def dist(
         temperature: T; both softmaxes are of logits / T.
         t_squared: multiply by T².
 
-    Returns: a scalar; the second part belongs to no row.
+    Returns: a scalar, since the second part belongs to no single row.
 
-    Paper: Knowledge Distillation from A Stronger Teacher, https://arxiv.org/abs/2205.10536. Values as
-    image_classification_sota's and MMRazor's; the authors' other code, DIST_KD, has neither T nor T².
+    Paper: Knowledge Distillation from A Stronger Teacher, https://arxiv.org/abs/2205.10536. Values equal
+    those of image_classification_sota and MMRazor. The authors' other code, DIST_KD, has neither T nor T².
     """
     require_same_shape(student_logits, teacher_logits)
     student = log_softmax(student_logits, temperature).exp()
@@ -51,15 +50,15 @@ def dist(
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, over the last dimension; 0 of an empty one."""
+    """Pearson correlation over the last dimension; 0 if it is empty."""
     a, b = (x - x.sum(-1, keepdim=True) / max(x.shape[-1], 1) for x in (a, b))
     return (a * b).sum(-1) / (vector_norm(a, dim=-1) * vector_norm(b, dim=-1) + EPS)
 
 
 class DIST(LogitTerm):
-    """`dist` on the rows of logits that count; the relations between rows are those of one batch.
+    """`dist` on the rows of logits that count. Rows are compared within one batch.
 
-    On several processes `gather` makes it that of all.
+    On several processes, `gather` compares the rows of all of them.
     """
 
     function = staticmethod(dist)

@@ -39,8 +39,8 @@ def dkd(
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none': [N].
 
-    Paper: Decoupled Knowledge Distillation, https://arxiv.org/abs/2203.08679. Values as mdistiller's; the
-    probability of the rest is summed in log space, since log(softmax) is -inf for a confident student.
+    Paper: Decoupled Knowledge Distillation, https://arxiv.org/abs/2203.08679. Values equal those of mdistiller.
+    The probability of the rest is summed in log space, since log(softmax) is -inf for a confident student.
     """
     require_same_shape(student_logits, teacher_logits)
     is_target = one_hot(target, student_logits.shape[-1])
@@ -59,7 +59,7 @@ def _decouple(logits: Tensor, is_target: Tensor, temperature: float) -> tuple[Te
 
 
 class DKD(LogitTerm):
-    """`dkd` on the rows of logits that count; it needs hard labels."""
+    """`dkd` on the rows of logits that count. It needs class indices as labels."""
 
     function = staticmethod(dkd)
     reads_labels = True

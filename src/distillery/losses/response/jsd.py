@@ -19,8 +19,8 @@ def jsd(
 ) -> Tensor:
     """β · KL(teacher ‖ m) + (1 - β) · KL(student ‖ m), m = β · teacher + (1 - β) · student, in nats.
 
-    Not continuous in β: at 0 it is KL(teacher ‖ student) and at 1 KL(student ‖ teacher), as in TRL, while it tends to 0
-    on the way to both. A sweep of β across 0 or 1 compares losses of different scale.
+    It is not continuous in β: at 0 it is KL(teacher ‖ student) and at 1 KL(student ‖ teacher), as in TRL, but it tends
+    to 0 as β approaches either. A sweep of β that includes 0 or 1 compares losses of different scale.
 
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
@@ -30,8 +30,8 @@ def jsd(
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
-    Paper: On-Policy Distillation of Language Models, https://arxiv.org/abs/2306.13649, equation 1. Values as TRL's,
-    which does not multiply by T².
+    Paper: On-Policy Distillation of Language Models, https://arxiv.org/abs/2306.13649, equation 1. Values equal those
+    of TRL, which does not multiply by T².
     """
     require_same_shape(student_logits, teacher_logits)
     student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
@@ -46,7 +46,7 @@ def jsd(
 
 
 class JSD(LogitTerm):
-    """`jsd` on the rows of logits that count; symmetric at β = 0.5 alone.
+    """`jsd` on the rows of logits that count. It is symmetric only at β = 0.5.
 
     Raises:
         UserError: `beta` is not from 0 to 1.

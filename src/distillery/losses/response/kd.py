@@ -23,11 +23,11 @@ def kd(
         teacher_logits: the same shape.
         temperature: T; both softmaxes are of logits / T.
         mask: [B,L], non-zero where a token counts; the mean is over these.
-        t_squared: multiply by T², which keeps the gradient's size when T changes (section 2 of the paper).
+        t_squared: multiply by T², which keeps the size of the gradient as T changes (section 2 of the paper).
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
-    Paper: Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531. Values as
-    RepDistiller's and, with `mask`, DistilBERT's.
+    Paper: Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531. Values equal
+    those of RepDistiller and, with `mask`, of DistilBERT.
     """
     require_same_shape(student_logits, teacher_logits)
     student = log_softmax(student_logits, temperature)

@@ -11,17 +11,17 @@ from distillery.losses.term import Contract
 def logit_mse(
     student_logits: Tensor, teacher_logits: Tensor, scale: float = 1.0, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Mean squared error of the logits themselves: their common shift counts too.
+    """Mean squared error of the logits themselves, including a constant shift of all of them.
 
     Args:
         student_logits: [N,C].
         teacher_logits: [N,C].
-        scale: what the teacher's logits are multiplied by. Annealed KD lets it rise to 1, as the temperature falls.
+        scale: factor of the teacher's logits. Annealed KD raises it to 1 as the temperature falls.
         reduction: 'mean' over rows, or 'none' for the mean over each row's classes: [N].
 
-    Paper: Do Deep Nets Really Need to be Deep?, https://arxiv.org/abs/1312.6184. Values as TextBrewer's, a mean over
-    classes; the paper (equation 1) has half of the sum. The scale: Annealing Knowledge Distillation,
-    https://arxiv.org/abs/2104.07163.
+    Paper: Do Deep Nets Really Need to be Deep?, https://arxiv.org/abs/1312.6184. Values equal those of TextBrewer,
+    which averages over classes; the paper (equation 1) has half of the sum. The scale: Annealing Knowledge
+    Distillation, https://arxiv.org/abs/2104.07163.
     """
     require_same_shape(student_logits, teacher_logits)
     student, teacher = at_least_float32(student_logits), scale * at_least_float32(teacher_logits)

@@ -15,7 +15,7 @@ def logit_standardized_kd(
     t_squared: bool = True,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """`kd` of each row's logits less their mean, over their standard deviation: shift and scale are the student's own.
+    """`kd` of logits standardised per row: the student is free in the shift and the scale of its logits.
 
     Args:
         student_logits: [N,C], C ≥ 2.
@@ -24,9 +24,9 @@ def logit_standardized_kd(
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none': [N].
 
-    Paper: Logit Standardization in Knowledge Distillation, https://arxiv.org/abs/2403.01427. Values as the authors':
-    the unbiased deviation (divided by C - 1) plus 1e-7. Where all logits of a row are equal (a head that starts at
-    zero) the gradient is therefore finite, but of the order of 1e7.
+    Paper: Logit Standardization in Knowledge Distillation, https://arxiv.org/abs/2403.01427. Values equal those of
+    the authors' code: logits less their mean, over the unbiased standard deviation (divided by C - 1) plus 1e-7. So if
+    all logits of a row are equal (a head initialised to zero), the gradient is finite but of the order of 1e7.
     """
     require_same_shape(student_logits, teacher_logits)
     student = log_softmax(_standardized(student_logits), temperature)
@@ -37,7 +37,7 @@ def logit_standardized_kd(
 
 def _standardized(logits: Tensor) -> Tensor:
     logits = at_least_float32(logits)
-    # Equal logits become zeros exactly; of others the rounded mean would leave noise, and its deviation is then 1.
+    # Makes equal logits exactly zero. Otherwise the rounded mean would leave noise, standardised to deviation 1.
     logits = logits - logits.detach().amax(-1, keepdim=True)
     return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
 

@@ -24,7 +24,7 @@ def nkd(
     t_squared: bool = True,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross-entropy of the target class, weighted by the teacher's, and γ times that among the other classes.
+    """Cross-entropy of the target class, weighted by the teacher's probability, plus γ times that of the other classes.
 
     -p_t(y) · log p_s(y) - γ T² Σ_{c≠y} p̂_t(c) · log p̂_s(c), in nats; p̂ sums to 1 over the classes other than y.
 
@@ -33,12 +33,12 @@ def nkd(
         teacher_logits: [N,C].
         target: [N], class indices.
         gamma: weight of the other classes.
-        temperature: T of the softmaxes among the other classes; the target's are at 1.
+        temperature: T of the softmaxes among the other classes; those of the target have T = 1.
         t_squared: multiply the part of the other classes by T².
         reduction: 'mean' over rows, or 'none': [N].
 
-    Paper: From Knowledge Distillation to Self-Knowledge Distillation, https://arxiv.org/abs/2303.13005. Values as
-    cls_KD's; p̂ is a softmax of its own, and stays exact where the target is certain.
+    Paper: From Knowledge Distillation to Self-Knowledge Distillation, https://arxiv.org/abs/2303.13005. Values
+    equal those of cls_KD. p̂ is a separate softmax, which stays exact for a target of probability near 1.
     """
     require_same_shape(student_logits, teacher_logits)
     is_target = one_hot(target, student_logits.shape[-1])
@@ -50,7 +50,7 @@ def nkd(
 
 
 class NKD(LogitTerm):
-    """`nkd` on the rows of logits that count; it needs hard labels."""
+    """`nkd` on the rows of logits that count. It needs class indices as labels."""
 
     function = staticmethod(nkd)
     reads_labels = True

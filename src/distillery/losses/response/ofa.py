@@ -30,13 +30,13 @@ def ofa(
         student_logits: [N,C].
         teacher_logits: [N,C].
         target: [N], class indices.
-        eps: ε, the modulating parameter; above 1 it weighs the target more, and other classes less.
+        eps: ε, the modulating parameter; above 1 it gives the target more weight, and the other classes less.
         temperature: T; both softmaxes are of logits / T.
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none': [N].
 
-    Paper: One-for-All: Bridge the Gap Between Heterogeneous Architectures, https://arxiv.org/abs/2310.19444. Values as
-    OFAKD's, which does not multiply by T².
+    Paper: One-for-All: Bridge the Gap Between Heterogeneous Architectures, https://arxiv.org/abs/2310.19444. Values
+    equal those of OFAKD, which does not multiply by T².
     """
     require_same_shape(student_logits, teacher_logits)
     is_target = one_hot(target, student_logits.shape[-1])
@@ -48,11 +48,11 @@ def ofa(
 
 
 class OFA(Term):
-    """`ofa` on the rows of logits that count, and on those of exits from the student's stages; it needs hard labels.
+    """`ofa` on the rows of logits that count, and at exits from the student's stages; needs class indices.
 
-    Each student layer of `layers` gets an exit branch: its features, averaged over positions, through a linear layer to
-    the classes. The branch's logits learn from the teacher's as the student's own do, and all are summed. OFA-KD's
-    branches have more to them: separable convolutions down to the last stage's size, or transformer blocks.
+    Each student layer of `layers` gets an exit branch: its features are averaged over positions, and a linear layer
+    maps them to the classes. The losses of all exits and of the student's own logits are summed. OFA-KD has larger
+    branches: separable convolutions down to the size of the last stage, or transformer blocks.
     """
 
     auto = "all"

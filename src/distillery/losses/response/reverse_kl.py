@@ -1,4 +1,4 @@
-"""Reverse Kullback-Leibler divergence: the student's modes are to be the teacher's (MiniLLM; Gu et al., ICLR 2024)."""
+"""Reverse Kullback-Leibler divergence, which seeks the teacher's modes (MiniLLM; Gu et al., ICLR 2024)."""
 
 from torch import Tensor
 
@@ -25,8 +25,8 @@ def reverse_kl(
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
-    Paper: MiniLLM, https://arxiv.org/abs/2306.08543, whose objective this is a token at a time, without its policy
-    gradient. Values as DistiLLM's, which has no T.
+    Paper: MiniLLM, https://arxiv.org/abs/2306.08543, whose objective this is for single tokens, without its policy
+    gradient. Values equal those of DistiLLM, which has no T.
     """
     require_same_shape(student_logits, teacher_logits)  # before the roles are exchanged, for the message
     return kd(teacher_logits, student_logits, temperature, t_squared=t_squared, reduction=reduction)

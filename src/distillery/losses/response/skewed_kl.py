@@ -14,7 +14,7 @@ def skewed_kl(
     lam: float = 0.1,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """KL(teacher ‖ λ · teacher + (1 - λ) · student), in nats: finite whatever the student leaves out.
+    """KL(teacher ‖ λ · teacher + (1 - λ) · student), in nats. It is bounded, whatever the student leaves out.
 
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
@@ -22,8 +22,8 @@ def skewed_kl(
         lam: λ, the share of the teacher in the mixture, from 0 (which is `kd` at T = 1) to below 1.
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
-    Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values as DistiLLM's less the teacher's
-    entropy: its code is the cross-entropy, of the same gradient, and not 0 at agreement.
+    Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values equal those of DistiLLM without
+    the teacher's entropy: its code computes the cross-entropy, with the same gradient, which is not 0 at agreement.
     """
     require_same_shape(student_logits, teacher_logits)
     student, teacher = log_softmax(student_logits, 1.0), log_softmax(teacher_logits, 1.0)

@@ -14,7 +14,7 @@ def skewed_reverse_kl(
     lam: float = 0.1,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """KL(student ‖ λ · student + (1 - λ) · teacher), in nats: finite whatever the teacher leaves out.
+    """KL(student ‖ λ · student + (1 - λ) · teacher), in nats. It is bounded, whatever the teacher leaves out.
 
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
@@ -22,7 +22,7 @@ def skewed_reverse_kl(
         lam: λ, the share of the student in the mixture, from 0 (which is `reverse_kl` at T = 1) to below 1.
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
-    Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values as DistiLLM's.
+    Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values equal those of DistiLLM.
     """
     require_same_shape(student_logits, teacher_logits)  # before the roles are exchanged, for the message
     return skewed_kl(teacher_logits, student_logits, lam, reduction)

@@ -1,4 +1,4 @@
-"""Teacher-free distillation by a hand-made teacher (Tf-KD_reg; Yuan et al., CVPR 2020): a control without a teacher."""
+"""Teacher-free distillation from a virtual teacher (Tf-KD_reg; Yuan et al., CVPR 2020)."""
 
 import math
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ def teacher_free(
     variant: Variant = "paper",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """KL(virtual teacher ‖ student), in nats: the virtual teacher is always right, and knows nothing else.
+    """KL(virtual teacher ‖ student), in nats: a control without a teacher.
 
-    It gives the label the probability a and every other class (1 - a) / (C - 1), softened by T. The two variants
-    soften differently:
+    The virtual teacher is always right and knows nothing else. Its probability is a for the label and (1 - a) / (C - 1)
+    for every other class, softened by T. The two variants soften differently:
 
-    - 'paper' (section 5): teacher ∝ a^(1/T) for the label, as a network with these log-probabilities for
-      logits would; the student is softened too. Times T², as the authors' other losses, though the equation has none.
-    - 'source' (the authors' code): the probabilities themselves are taken for logits, softmax(p / T), which at T = 20
-      is all but uniform, and the student is not softened, so there is no T². The code's mean over rows *and*
-      classes times its `multiplier` equals this one's mean over rows where the multiplier is C (100 on CIFAR-100).
+    - 'paper' (section 5): teacher ∝ a^(1/T) for the label, as if its logits were these log-probabilities. The
+      student is softened too. Times T², as in the authors' other losses, though the equation has none.
+    - 'source' (the authors' code): the probabilities are used as logits, softmax(p / T), which is almost uniform at
+      T = 20. The student is not softened, so there is no T². The code averages over rows *and* classes and multiplies
+      by its `multiplier`; with a multiplier of C (100 on CIFAR-100) that equals the mean over rows here.
 
     Args:
         student_logits: [N,C], C ≥ 2.
@@ -60,7 +60,7 @@ def teacher_free(
 
 
 class TeacherFree(Term):
-    """`teacher_free` on the rows of logits that count. It reads labels only: no value of the teacher."""
+    """`teacher_free` on the rows of logits that count. It reads labels, and nothing of the teacher."""
 
     function = staticmethod(teacher_free)
     contract = Contract(

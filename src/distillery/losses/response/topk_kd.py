@@ -1,4 +1,4 @@
-"""Knowledge distillation from a few classes of the teacher (Anshumann et al., ACL 2025, and before them TinyViT)."""
+"""Knowledge distillation from k classes of the teacher (Anshumann et al., ACL 2025; TinyViT)."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Term
 
 Missing = Literal["renormalise", "uniform", "sample"]
-STREAM = -4000  # of random numbers: no other draw of a sample has this `view`
+STREAM = -4000  # the `view` of these random numbers, which no other draw has
 
 
 def topk_kd(
@@ -29,30 +29,30 @@ def topk_kd(
     draws: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """KL(teacher ‖ student) from k classes of the teacher, in nats; `missing` says what becomes of the others.
+    """KL(teacher ‖ student) from k classes of the teacher, in nats. `missing` decides how the other classes count.
 
-    - 'renormalise': both networks' softmaxes run over the teacher's k likeliest classes only (Model-Optimizer's
-      `TopKLogitsKLLoss`). The student learns nothing about the others. 0 where the networks agree.
+    - 'renormalise': both softmaxes are over the teacher's k likeliest classes only (Model-Optimizer's
+      `TopKLogitsKLLoss`). The student learns nothing about the others. 0 if the networks agree.
     - 'uniform': the teacher keeps its k probabilities, and the rest of its mass is spread evenly over the other
-      classes (TinyViT, https://arxiv.org/abs/2207.10666, whose loss is this plus the target's entropy). Where the
-      networks agree it is not 0: it pulls the student's rest to uniform.
+      classes (TinyViT, https://arxiv.org/abs/2207.10666, whose loss adds the entropy of that target). Not 0 if the
+      networks agree, since it pulls the student's other classes towards uniform.
     - 'sample': k classes are drawn from the teacher with replacement, and the mean of log p_t - log p_s over them is
       taken (Sparse Logit Sampling, https://arxiv.org/abs/2503.16870, with the teacher's own probabilities to draw
-      from). Value and gradient are unbiased for `kd` with all classes, where the other two are not; noisy, and the
-      value may be negative.
+      from). Value and gradient are unbiased estimates of `kd` with all classes, unlike the other two. They are noisy,
+      and the value may be negative.
 
     Args:
         student_logits: [N,C].
         teacher_logits: [N,C].
-        k: number of classes, at most C; 'sample' has as many as `draws` instead.
+        k: number of classes, at most C. With 'sample' it is the number of `draws` instead.
         temperature: T; all softmaxes are of logits / T.
         missing: 'renormalise', 'uniform' or 'sample'.
         t_squared: multiply by T².
-        draws: [N,k], uniform in [0, 1): where 'sample' inverts the teacher's cumulative distribution.
+        draws: [N,k], uniform in [0, 1), at which 'sample' inverts the teacher's cumulative distribution.
         reduction: 'mean' over rows, or 'none': [N].
 
     Raises:
-        UserError: k is more than the classes there are.
+        UserError: k is larger than the number of classes.
         ValueError: 'sample' without draws.
     """
     require_same_shape(student_logits, teacher_logits)
@@ -73,20 +73,20 @@ def topk_kd(
 
 
 def _rest_uniform(log_p: Tensor, k: int) -> Tensor:
-    """The k greatest as they are; of the others each the logarithm of their mean."""
+    """The k largest unchanged; each of the others is the logarithm of their mean."""
     kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, log_p.topk(k).indices, True)
     rest = log_p.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.where(kept, log_p, rest - math.log(max(log_p.shape[-1] - k, 1)))
 
 
 def _drawn(log_p: Tensor, draws: Tensor | None) -> Tensor:
-    """A class for each draw, [N,k]; a class of probability p is hit by a share p of all draws."""
+    """A class for each draw, [N,k]: a class of probability p for a share p of all draws."""
     if draws is None:
         raise ValueError("missing='sample' needs draws [N,k], uniform in [0, 1)")
-    # In whole parts of 2^30: their sum is exact, and the same in every run on CUDA too.
+    # In integers, as parts of 2^30: their sum is exact, and so the same in every run, on CUDA as well.
     cumulative = (log_p.detach().exp() * 2**30).round().int().cumsum(-1, dtype=torch.int32)
     places = torch.searchsorted(cumulative, (draws.double() * cumulative[..., -1:]).int(), right=True)
-    return places.clamp_max(log_p.shape[-1] - 1)  # where the product is rounded up to the whole
+    return places.clamp_max(log_p.shape[-1] - 1)  # if the product is rounded up to the total
 
 
 class TopKKD(Term):

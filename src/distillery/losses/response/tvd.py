@@ -12,7 +12,7 @@ def tvd(
     teacher_logits: Tensor,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """½ Σ |p_t - p_s|, from 0 to 1. Its gradient vanishes where the student is certain of something else.
+    """½ Σ |p_t - p_s|, from 0 to 1. Its gradient vanishes if the student is certain of another class.
 
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
@@ -20,7 +20,7 @@ def tvd(
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
     Paper: f-Divergence Minimization for Sequence-Level Knowledge Distillation, https://arxiv.org/abs/2307.15190. Values
-    as DistiLLM's.
+    equal those of DistiLLM.
     """
     require_same_shape(student_logits, teacher_logits)
     gap = log_softmax(teacher_logits, 1.0).exp() - log_softmax(student_logits, 1.0).exp()

@@ -9,18 +9,19 @@ from distillery.losses.term import Contract
 
 
 def uld(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """L1 distance between both networks' sorted probabilities: how sure they are, not of what.
+    """L1 distance between the sorted probabilities of both networks: how certain they are, but not of which class.
 
-    It is the Wasserstein distance for which moving mass costs the same between any two classes. The smaller
-    vocabulary is filled up with classes of probability 0.
+    It is the Wasserstein distance with equal costs between any two classes. The smaller vocabulary is padded with
+    classes of probability 0.
 
     Args:
         student_logits: [N,C], or [B,L,V] for tokens.
-        teacher_logits: [N,C'], or [B,L,V']; as many rows as the student's, of any number of classes.
+        teacher_logits: [N,C'], or [B,L,V']; the same number of rows as the student's, any number of classes.
         reduction: 'mean' over rows, or 'none' for every row's value: [N] or [B,L].
 
     Paper: Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs,
-    https://arxiv.org/abs/2402.12030. Values as TRL's (ULDLoss without its hybrid part).
+    https://arxiv.org/abs/2402.12030. Values equal those of TRL (ULDLoss without its
+    hybrid part).
     """
     if student_logits.shape[:-1] != teacher_logits.shape[:-1]:
         raise ValueError(
@@ -32,7 +33,7 @@ def uld(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "
 
 
 def _sorted(logits: Tensor, width: int) -> Tensor:
-    """Probabilities from the greatest down, filled up with zeros."""
+    """Probabilities in descending order, padded with zeros."""
     probabilities = log_softmax(logits, 1.0).exp().sort(dim=-1, descending=True).values
     return F.pad(probabilities, (0, width - logits.shape[-1]))
 

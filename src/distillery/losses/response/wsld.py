@@ -17,21 +17,21 @@ def wsld(
     t_squared: bool = True,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross-entropy to the teacher's soft labels, in nats, times T², less where the student does well already.
+    """Cross-entropy to the teacher's soft labels, in nats, times T², with less weight on rows that the student knows.
 
-    A row's weight is 1 - exp(-student's cross-entropy / teacher's), both to the hard label at T = 1; no gradient goes
-    through it.
+    A row's weight is 1 - exp(-student's cross-entropy / teacher's), both with the hard label at T = 1. No gradient
+    flows through it.
 
     Args:
         student_logits: [N,C].
         teacher_logits: [N,C].
         target: [N], class indices.
-        temperature: T; the soft labels and what learns from them are softmaxes of logits / T.
+        temperature: T; the soft labels and the student's probabilities are softmaxes of logits / T.
         t_squared: multiply by T².
         reduction: 'mean' over rows, or 'none': [N].
 
-    Paper: Rethinking Soft Labels for Knowledge Distillation, https://arxiv.org/abs/2102.00650. Values as MMRazor's,
-    with 1e-7 added to the teacher's cross-entropy.
+    Paper: Rethinking Soft Labels for Knowledge Distillation, https://arxiv.org/abs/2102.00650. Values equal those
+    of MMRazor, with 1e-7 added to the teacher's cross-entropy.
     """
     require_same_shape(student_logits, teacher_logits)
     is_target = one_hot(target, student_logits.shape[-1])
@@ -45,7 +45,7 @@ def wsld(
 
 
 class WSLD(LogitTerm):
-    """`wsld` on the rows of logits that count; it needs hard labels."""
+    """`wsld` on the rows of logits that count. It needs class indices as labels."""
 
     function = staticmethod(wsld)
     reads_labels = True
