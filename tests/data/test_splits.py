@@ -65,6 +65,13 @@ def test_index_is_read_in_its_order(tmp_path: Path) -> None:
     assert read_index(written(tmp_path, [7, 3, 5]), torch.arange(10)).tolist() == [7, 3, 5]
 
 
+def test_index_is_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `data.root` is: an installed package has no repository around it."""
+    (tmp_path / "index.txt").write_text("7\n3\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_index("index.txt", torch.arange(10)).tolist() == [7, 3]
+
+
 def test_bad_index_is_refused(tmp_path: Path) -> None:
     for lines, message in [
         ([1, 2, 1], "lists a position twice"),

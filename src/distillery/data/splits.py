@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError
-from distillery.core.paths import CONFIGS
 from distillery.core.random import permutation
 
 SPLIT_SEED = 0  # for splits that are the same whatever the run's seed
@@ -56,13 +55,13 @@ def stratified(targets: Tensor, indices: Tensor, size: int, seed: int) -> tuple[
 
 
 def read_index(path: str | Path, indices: Tensor) -> Tensor:
-    """The positions listed in the file `path` (relative to the repository), one per line, all of them in `indices`.
+    """The positions listed in the file `path`, one per line, all of them in `indices`.
 
     Raises:
         UserError: no such file, a line that is not a number, or a position that is listed twice or not in `indices`.
     """
     try:
-        lines = (CONFIGS.parent / path).read_text(encoding="utf-8").split()
+        lines = Path(path).read_text(encoding="utf-8").split()
         chosen = torch.tensor([int(line) for line in lines], dtype=torch.int64)
     except (OSError, ValueError) as error:
         raise UserError(f"data.train_index={path}: expected a file with one position per line. {error}") from error
