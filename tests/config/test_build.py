@@ -55,7 +55,7 @@ def test_a_network_that_asserts_another_image_size(composed: Composed) -> None:
 @pytest.mark.parametrize("name", ["task", "loss", "pop"])
 def test_a_loss_is_not_called_as_what_is_logged_beside_it(name: str, composed: Composed) -> None:
     """`task` and `loss` would be logged in place of the task's loss and of the sum."""
-    with pytest.raises(UserError, match=rf"^loss\.{name}: a loss cannot be called '{name}'"):
+    with pytest.raises(UserError, match=rf"^loss\.{name}: a loss cannot have the name '{name}'"):
         build(composed(f"+loss/response@loss.{name}=kd"))
     Objective(Classification(), {"kd": KD(), "kd_b": KD()})
 

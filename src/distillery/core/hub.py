@@ -113,8 +113,8 @@ def _refuse_folder(folder: Path) -> None:
     config = folder / CONFIG
     if not config.is_file():
         raise UserError(
-            f"{folder} holds no {CONFIG}: a transformer's folder has one beside its weights, as `save_pretrained` "
-            "writes them. The folder of one of our runs goes into `weights` instead, with the `net` of that run."
+            f"{folder} holds no {CONFIG}: a transformer's folder has one next to its weights, as written by "
+            "`save_pretrained`. The folder of one of our runs goes into `weights` instead, with the `net` of that run."
         )
 
 

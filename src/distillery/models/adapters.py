@@ -1,4 +1,4 @@
-"""What stands in front of a network: it brings a batch to what the network takes."""
+"""Input adapters: they turn a batch into the arguments that a network takes."""
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ class ImageAdapter(Adapter):
 
     Args:
         mean, std: per channel, of images in [0, 1]. By default the images stay as they are.
-        size: side length in pixels that the network needs; None: that of the images.
+        size: side length in pixels that the network needs; None: keep that of the images.
     """
 
     mean: Tensor
@@ -45,18 +45,18 @@ class ImageAdapter(Adapter):
         image = batch["image"]
         if self.size and image.shape[-2:] != (self.size, self.size):
             image = nn.functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
-        image = (image - self.mean) / self.std  # a grey image broadcasts to the statistics' three channels
-        return (image.to(self.mean.dtype),), {}  # float32 images do not lift a network of 16 bits
+        image = (image - self.mean) / self.std  # a grey image is broadcast to the three channels of the statistics
+        return (image.to(self.mean.dtype),), {}  # so that float32 images do not promote a 16-bit network
 
     def mask(self, batch: Mapping[str, Tensor]) -> None:
         return None
 
 
 class TextAdapter(Adapter):
-    """Hands a network the tokens by name: of `TOKENS` those that its `forward` names.
+    """Passes a network those tensors of `TOKENS` by name that its `forward` accepts.
 
     Args:
-        net: the network in question; it is only looked at.
+        net: the network; only its signature is read.
     """
 
     def __init__(self, net: nn.Module) -> None:

@@ -16,7 +16,7 @@ WARM_UP = 10
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Number of parameters, trainable or not; one that is shared counts once."""
+    """Number of parameters, trainable or not; shared ones count once."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
@@ -40,9 +40,14 @@ def count_flops(net: nn.Module, forward: Callable[[], object]) -> int:
 
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
-    """Without those that the counter takes for 0: nn.MultiheadAttention's fast path, fused attention, whole LSTMs."""
+    """Disables kernels that the counter takes as 0: nn.MultiheadAttention's fast path, fused attention, whole LSTMs."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    off = {"enabled": False, "deterministic": None, "allow_tf32": None, "fp32_precision": None}  # None: as it is
+    off = {
+        "enabled": False,
+        "deterministic": None,
+        "allow_tf32": None,
+        "fp32_precision": None,
+    }  # None: unchanged
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(**off), torch.backends.cudnn.flags(**off):
@@ -54,7 +59,7 @@ def _plain_kernels() -> Iterator[None]:
 def measure_latency(net: nn.Module, forward: Callable[[], object], repeats: int = 100) -> float:
     """Median milliseconds of `repeats` times `forward` of `net`, on one thread.
 
-    Runs where `net` is: on a GPU the time runs until the device has finished.
+    Runs on the device of `net`; on a GPU it waits until the device has finished.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

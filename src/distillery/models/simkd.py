@@ -18,7 +18,7 @@ class SimKD(nn.Module):
     Args:
         num_classes, in_chans: as timm's.
         backbone: `backbone(num_classes=, in_chans=)` makes the network whose last map is projected.
-        factor: the projector's middle has teacher_width / factor channels; the authors: 2 (and 4, 8).
+        factor: the middle of the projector has teacher_width / factor channels; the authors: 2 (and 4, 8).
         features: path of the backbone's last map, which it averages for its own classifier.
         head: path of that classifier; it is left out.
         width: channels of the backbone's last map.

@@ -13,7 +13,7 @@ def check_timm(model_name: str) -> None:
     Raises:
         UserError: with the nearest names.
     """
-    import timm  # takes seconds: only where a network of timm is asked for
+    import timm  # importing it takes seconds: only if a timm network is used
 
     if model_name.startswith(REMOTE):
         return

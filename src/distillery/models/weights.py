@@ -116,7 +116,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in ten ways, OSError among them
+    except Exception as error:  # a damaged file makes the unpickler fail in many ways, including OSError
         if "Unsupported global" in str(error):
             raise UserError(
                 f"{path} holds pickled Python objects, which could run any code and are not loaded. "

@@ -191,7 +191,7 @@ def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
 
 def _refuse(trainer: DictConfig) -> None:
     if str(trainer.strategy).endswith(("spawn", "fork", "notebook")):
-        raise UserError(f"trainer.strategy={trainer.strategy} starts processes of its own: choose ddp.")
+        raise UserError(f"trainer.strategy={trainer.strategy} starts its own processes. Choose ddp.")
     if trainer.sync_batchnorm and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
         raise UserError(
             "trainer.sync_batchnorm=true works on GPUs only. On a CPU each process takes its batch statistics from its "

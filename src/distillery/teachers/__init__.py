@@ -1,1 +1,1 @@
-"""Networks that teach: frozen, averaged, trained beside the student, several as one, kept on record."""
+"""Teachers: frozen, EMA and peer networks, ensembles, and the cache of their signals."""

@@ -1,4 +1,4 @@
-"""A teacher's signals for each training sample, computed once and looked up from then on."""
+"""A teacher's signals for each training sample, computed once and then looked up."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -58,7 +58,7 @@ class TeacherCache:
         self._fingerprint = fingerprint
         self._data = data
         self._batch_size = max(1, data.eval_batch_size // world_size())  # `eval_batch_size` counts those of all ranks
-        self._first: Signals | None = None  # what the signals are like
+        self._first: Signals | None = None  # an example of the signals
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
         """See `SignalSource`."""
@@ -88,7 +88,7 @@ class TeacherCache:
         held = self.held().signals
         missing = _flat(first).keys() - held.keys()
         parts: dict[str, list[Stored]] = {name: [] for name in missing}
-        hidden = not Console().is_terminal  # where it would leave an empty line
+        hidden = not Console().is_terminal  # which would leave an empty line
         for key in track(keys, "The teacher's signals", transient=True, disable=hidden) if missing else ():
             batch = dataset[key]
             flat = _flat(first if key is keys[0] else self._seen(batch, device))

@@ -43,7 +43,7 @@ class EMATeacher(Teacher):
         theirs = [*student.net.parameters(), *student.net.buffers()]
         averaged = [place for place, tensor in enumerate(mine) if tensor.is_floating_point()]
         means = [mine[place] for place in averaged]
-        decay = ((1 + self.updates) / (10 + self.updates)).clamp_max(self.decay)  # on the device: the host waits not
+        decay = ((1 + self.updates) / (10 + self.updates)).clamp_max(self.decay)  # on the device: no wait
         steps = torch._foreach_sub([theirs[place] for place in averaged], means)
         torch._foreach_mul_(steps, 1 - decay)
         torch._foreach_add_(means, steps)

@@ -1,1 +1,1 @@
-"""A student in training: the LightningModule, its objective, schedules, layers, callbacks. Plain Python, no Hydra."""
+"""Training: the Distiller (a LightningModule), objective, schedules, layer pairs, callbacks. Plain Python, no Hydra."""

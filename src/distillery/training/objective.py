@@ -66,7 +66,7 @@ class Objective(nn.Module):
         for name, term in terms.items():
             _refuse_weight(f"loss.{name}", term.weight)
             if name in ("loss", "task") or hasattr(nn.ModuleDict, name):
-                raise UserError(f"loss.{name}: a loss cannot be called {name!r}. Give it another key after @loss.")
+                raise UserError(f"loss.{name}: a loss cannot have the name {name!r}. Give it another key after @loss.")
         self.task = task
         self.terms = nn.ModuleDict(terms)
         self.schedules = dict(schedules or {})

@@ -152,7 +152,7 @@ def parse(path: str, given: Mapping[Any, Any]) -> Schedule:
     name = {True: "on", False: "off"}.get(name, name) if isinstance(name, bool) else name  # so YAML reads on and off
     if name not in SCHEDULES:
         asked = "" if name is None else str(name)
-        said = f"unknown schedule {asked!r}." if asked else f"{dict(given)} is no number, and names no `schedule`."
+        said = f"unknown schedule {asked!r}." if asked else f"{dict(given)} is not a number and has no `schedule`."
         raise UserError(f"{path}: {said}" + did_you_mean(asked, SCHEDULES))
     arguments, make = SCHEDULES[name]
     values = {str(key): value for key, value in given.items() if key != "schedule" and value is not None}
@@ -174,7 +174,7 @@ def schedules_in(path: str, node: Mapping[Any, Any], target: Callable[..., Any])
         if name in numbers:
             schedules[name] = parse(f"{path}.{name}", given)
         elif "schedule" in given:
-            raise UserError(f"{path}.{name} cannot have a schedule: it is no number." + did_you_mean(name, numbers))
+            raise UserError(f"{path}.{name} cannot have a schedule: it is not a number." + did_you_mean(name, numbers))
     return schedules
 
 
@@ -222,9 +222,9 @@ class _Given:
         unit = self.unit()
         levels, places = (self.numbers(key) for key in ("values", unit))
         if len(levels) != len(places) + 1:
-            raise UserError(f"{self.where}: {len(levels)} values want {len(levels) - 1} {unit} to change at.")
+            raise UserError(f"{self.where}: {len(levels)} values need {len(levels) - 1} {unit} at which to change.")
         if list(places) != sorted(set(places)) or any(place <= 0 for place in places):
-            raise UserError(f"{self.where}: {unit}={list(places)} must rise, and begin after 0.")
+            raise UserError(f"{self.where}: {unit}={list(places)} must increase, starting after 0.")
         return Stairs(levels, places, unit)
 
     def numbers(self, key: str) -> tuple[float, ...]:
@@ -246,7 +246,7 @@ class _Given:
                 )
             return Latch(outside, inside, str(self.values["when"]), sides[0], self.number(sides[0]))
         if not {"from", "until"} & self.values.keys():
-            raise UserError(f"{self.where} lacks 'from', 'until' or 'when': it says not where to change.")
+            raise UserError(f"{self.where} lacks 'from', 'until' or 'when': it does not say when to change.")
         unit = self.values.get("unit", "epochs")
         if unit not in ("epochs", "steps"):
             raise UserError(f"{self.where}: unit={unit}." + did_you_mean(str(unit), ("epochs", "steps")))

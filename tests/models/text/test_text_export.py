@@ -132,11 +132,11 @@ class TestFolder:
     ) -> None:
         (tmp_path / "notes").mkdir()
         (tmp_path / "notes" / "mine.txt").write_text("mine")
-        with pytest.raises(UserError, match=f"{name} exists and is no earlier export"):
+        with pytest.raises(UserError, match=f"{name} exists and is not an earlier export"):
             save_pretrained_folder(self.net(), tokenizer, tmp_path / name, "")
         assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
 
     def test_other_networks_are_refused(self, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"A BiLSTM is no network of transformers.*run folder .* rebuilds it"):
+        with pytest.raises(UserError, match=r"A BiLSTM is not a Hugging Face network.*run folder .* rebuilds it"):
             save_pretrained_folder(BiLSTM(50, 3, 4, 4), tokenizer, tmp_path / "net", "")
         assert not list(tmp_path.iterdir())

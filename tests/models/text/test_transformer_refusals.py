@@ -1,4 +1,4 @@
-"""Transformers that cannot be had or cannot be so: each is refused with what is wrong and how to mend it."""
+"""Transformers that cannot be loaded or built are refused with what is wrong and how to fix it."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ class TestRefusals:
             ("bert", CLASSIFY, 2, {"hidden_siz": 8}, r"no setting config.hidden_siz=8. Did you mean 'hidden_size'"),
             ("bert", CLASSIFY, 2, {"dim": 8}, "'bert' has no setting config.dim=8"),
             ("bert", CLASSIFY, 2, {"num_labels": 3}, "config.num_labels: the number of classes is net.num_classes"),
-            ("bert", CLASSIFY, 2, {"hidden_size": "big"}, "'bert' cannot be so: .*'hidden_size'"),
+            ("bert", CLASSIFY, 2, {"hidden_size": "big"}, "'bert' are invalid: .*'hidden_size'"),
             ("bert", CLASSIFY, 2, {"vocab_size": None}, "config.vocab_size is null"),
             (
                 "bert",

@@ -32,7 +32,7 @@ def test_runs_come_in_the_order_of_folders_then_of_their_start(make_run: MakeRun
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         collect([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="There is no run in"):
         collect([tmp_path])
@@ -41,7 +41,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 def test_a_torn_file_is_refused_by_name(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run("kd", 0, 0.9)
     (folder / "predictions.npz").write_bytes(b"PK\x03\x04torn")
-    with pytest.raises(UserError, match=r"predictions\.npz is torn"):
+    with pytest.raises(UserError, match=r"predictions\.npz is damaged"):
         collect([tmp_path])
     (folder / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json is torn"):

@@ -149,7 +149,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run: Path, command: Call
     (out / "vectors.bin").write_text("precious")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     said = command(f"run={run}", f"out={out}", code=2)
-    assert "holds something that is no earlier export, and is not replaced" in said
+    assert "holds something other than an earlier export and is not replaced" in said
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert "is not replaced" in command(f"run={run}", f"out={run}", code=2)
 
@@ -335,11 +335,11 @@ def test_a_network_that_transformers_cannot_load(run: Path, tmp_path: Path) -> N
     OmegaConf.save(cfg, run / "config.yaml")
     save_weights(net, run / "student.safetensors")
     replace(RunRecord.read(run), student_sha256=weights_hash(net)).write(run)
-    with pytest.raises(UserError, match=r"A BiLSTM is no network of transformers.*rebuilds it"):
+    with pytest.raises(UserError, match=r"A BiLSTM is not a Hugging Face network.*rebuilds it"):
         exported(run, tmp_path / "out")
     cfg.student.input = {"mean": [0.5], "std": [0.5], "size": None}
     OmegaConf.save(cfg, run / "config.yaml")
-    with pytest.raises(UserError, match=r"reads images: only transformers are exported.*model/teacher=run"):
+    with pytest.raises(UserError, match=r"reads images; only transformers can be exported.*model/teacher=run"):
         exported(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert (run / RECORD).exists()

@@ -1,4 +1,4 @@
-"""Where a layer ends in an activation: what goes into it."""
+"""The input of the activation in which a layer ends."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def before_activation(network: Network, path: str, batch: Mapping[str, Tensor]) 
 
     def note(name: str, _: Any, output: Tensor) -> None:
         if f"{name}.".startswith(f"{path}.") and _is_activation(network.net.get_submodule(name)):
-            outputs[name] = output.clone()  # an in-place operation may come after it
+            outputs[name] = output.clone()  # an in-place operation may follow it
         if name == path:
             ends[:] = [name for name, given in outputs.items() if torch.equal(given, output)]
 

@@ -1,4 +1,4 @@
-"""What one attention layer does with a batch: its queries, keys and values, from which maps and relations derive."""
+"""Records the queries, keys and values of attention layers, from which maps and relations are computed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -102,7 +102,7 @@ def _operands(
     enable_gqa: bool = False,
 ) -> Attention:
     """The arguments of `F.scaled_dot_product_attention`, each in its place."""
-    if enable_gqa:  # groups of query heads share a head of keys and values
+    if enable_gqa:  # grouped-query attention: groups of query heads share a head of keys and values
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if is_causal:

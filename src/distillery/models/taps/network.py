@@ -1,4 +1,4 @@
-"""A network in a role, with taps that record what the losses ask for; `signals.py` says what a tap can be."""
+"""A network in a role, with taps that record what the losses read. `losses/signals.py` defines taps."""
 
 import sys
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, MutableMapping
@@ -84,7 +84,7 @@ class Network(nn.Module):
         if isinstance(output, tuple):
             output = output[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
         logits = output if isinstance(output, Tensor) else output.logits
-        layers, self._recorded = self._recorded, {}  # hold no activations, nor their graph, beyond the step
+        layers, self._recorded = self._recorded, {}  # keep neither activations nor their graph beyond the step
         attention, self._attention = self._attention, {}
         for tap, place in self._parameter_taps.items():
             assert place.part is not None
@@ -112,7 +112,7 @@ class Network(nn.Module):
             with evaluating(self), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 for module in self.modules():
                     if isinstance(module, Dropout):
-                        module.training = module.inplace  # in evaluation it would not show that it overwrites
+                        module.training = module.inplace  # in evaluation mode the overwriting would not show
                 layers = self(batch).layers
         finally:
             self._attach({})
@@ -156,7 +156,7 @@ class Network(nn.Module):
     def last_tap(self, batch: Mapping[str, Tensor]) -> str | None:
         """The tap at which `observe(…, stop=True)` ends from now on, found out on `batch`; None: it runs no layer."""
         self._last_tap: str | None = None
-        self._records = sys.maxsize  # never reached: what is left of it tells how many there were
+        self._records = sys.maxsize  # never reached: the remainder tells how many were recorded
         with evaluating(self):
             self.observe(batch, stop=True)
         self._records -= self._to_come
@@ -164,7 +164,7 @@ class Network(nn.Module):
 
     def _has_recorded(self, tap: str) -> None:
         self._last_tap = tap
-        if self._to_come:  # a forward that runs to its end counts nothing: it would be compiled anew for each count
+        if self._to_come:  # a complete forward is not counted: it would be recompiled for each count
             self._to_come -= 1
             if self._to_come == 0:
                 raise _LastTap
@@ -223,7 +223,7 @@ class Network(nn.Module):
         if tap == DISTILLATION:
             if self.second_head is None:
                 raise UserError(
-                    f"The {self.name} network has no second head, which the tap {tap!r} stands for. Take a network "
+                    f"The {self.name} network has no second head, which the tap {tap!r} refers to. Choose a network "
                     "with a distillation token (timm's deit_tiny_distilled_patch16_224), or name its `head`."
                 )
             return Place(self.second_head, None, None)

@@ -1,4 +1,4 @@
-"""The map that a network's head averages: what class maps are made of, and what SimKD replaces."""
+"""The map that a network's head averages: the source of class maps, and what SimKD replaces."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -31,11 +31,11 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
     model, folder = pretrained_model(net), Path(folder)
     if model is None:
         raise UserError(
-            f"A {type(net).__name__} is no network of transformers, and AutoModel could not read it. Its run folder "
+            f"A {type(net).__name__} is not a Hugging Face network, and AutoModel cannot read it. Its run folder "
             "(config.yaml, student.safetensors) rebuilds it: model/teacher=run, or distill-evaluate."
         )
     if folder.exists() and not _is_export(folder):
-        raise UserError(f"{folder} exists and is no earlier export: nothing is replaced. Name another folder.")
+        raise UserError(f"{folder} exists and is not an earlier export, so it is not replaced. Name another folder.")
     unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "replaced"))
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -44,10 +44,10 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
-        (unfinished / WEIGHTS).chmod((unfinished / CARD).stat().st_mode)  # safetensors lets only its owner read it
+        (unfinished / WEIGHTS).chmod((unfinished / CARD).stat().st_mode)  # safetensors makes it private
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-            folder.replace(replaced)  # there is always one of the two, whole
+            folder.replace(replaced)  # one of the two is always there and complete
         unfinished.replace(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:

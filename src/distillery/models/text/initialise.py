@@ -1,4 +1,4 @@
-"""A student that begins with layers of a larger transformer, as DistilBERT does (Sanh et al. 2019, section 3)."""
+"""Initialises a student from layers of a larger transformer, as in DistilBERT (Sanh et al. 2019, section 3)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.models.text.truncation import Truncation, Widths, is_of_heads
 
 Embeddings = Literal["copy", "factorise"]
-STACKS = ("layer", "layers")  # what transformers calls the list of numbered layers
+STACKS = ("layer", "layers")  # names of the list of numbered layers in transformers
 
 
 def initialise(

@@ -1,4 +1,4 @@
-"""Which layers of a larger network a student begins with."""
+"""Which layers of a larger network a student is initialised from."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args

@@ -1,4 +1,4 @@
-"""A sentence's embedding: the mean of its tokens'."""
+"""Sentence embeddings: the mean over the tokens."""
 
 import inspect
 from typing import Any

@@ -1,4 +1,4 @@
-"""Transformers of Hugging Face, by a name of the hub, a folder or a model type, with the head of a task."""
+"""Hugging Face transformers, by name on the hub, folder or model type, with the head of a task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +43,7 @@ def transformer(
     list is empty.
 
     Args:
-        model: a name of the hub, a folder with config.json, or a model type ('bert'), which has no weights.
+        model: a name on the hub, a folder with config.json, or a model type ('bert'), which has no weights.
         head: a key of `HEADS`.
         num_classes: of classification; the size of the vocabulary for masked_lm; the width for sentence_embedding.
             None: what the model's own config says.
@@ -55,7 +55,7 @@ def transformer(
     """
     made = transformer_config(model, head, num_classes, config)
     if pretrained and is_type(model):
-        raise UserError(f"{model!r} is a model type, which has no weights. Name a model of the hub, or a folder.")
+        raise UserError(f"{model!r} is a model type, which has no weights. Name a model on the hub, or a folder.")
     with quiet():
         net = _pretrained(model, head, made) if pretrained else _new(head, made)
     return SentenceEncoder(net) if head == "sentence_embedding" else net
@@ -94,7 +94,7 @@ def _built(kind: type[PreTrainedConfig], settings: Mapping[str, Any]) -> PreTrai
     try:
         return kind.from_dict({**settings})
     except FAILURES as error:
-        raise UserError(f"The settings of model type {kind.model_type!r} cannot be so: {error}") from error
+        raise UserError(f"The settings of model type {kind.model_type!r} are invalid: {error}") from error
 
 
 def _refuse_unknown(default: PreTrainedConfig, settings: Mapping[str, Any]) -> None:
@@ -122,7 +122,7 @@ def _size(default: PreTrainedConfig, head: str, num_classes: int | None, setting
             )
         return {"vocab_size": num_classes}
     if num_classes == default.num_labels:
-        return {}  # its own names of the classes stay
+        return {}  # the model keeps its own class names
     return {"num_labels": num_classes, "id2label": None, "label2id": None}
 
 
@@ -157,7 +157,7 @@ def _pretrained(model: str, head: str, config: PreTrainedConfig) -> PreTrainedMo
             config=config,
             attn_implementation="sdpa",
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head for other classes is a new one; the rest is refused below
+            ignore_mismatched_sizes=True,  # a head for other classes is new; other mismatches are refused below
             output_loading_info=True,
             trust_remote_code=False,
         )

@@ -1,4 +1,4 @@
-"""A smaller network's weights out of a larger one's: which rows and columns of each matrix are kept."""
+"""Weights of a smaller network cut from a larger one: which rows and columns of each matrix are kept."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class Truncation:
     - attention: the first `heads` heads, and of each its first `head` queries, keys and values;
     - feed-forward layers: the first `inner` neurons.
 
-    Nothing is rescaled: the normalisations see other statistics, which training mends.
+    Nothing is rescaled: normalisations see other statistics, to which training adapts.
 
     Args:
         ours, theirs: the widths of the student and of the network that its weights are taken from.

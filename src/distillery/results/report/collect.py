@@ -66,9 +66,9 @@ def collect(folders: Iterable[Path]) -> list[Run]:
 
 def _records(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder. Name run folders or one above them: runs=[outputs/demo]")
+        raise UserError(f"{folder} is not a folder. Name run folders, or a folder above them: runs=[outputs/demo]")
     if not (records := sorted(folder.rglob(RECORD))):
-        raise UserError(f"There is no run in {folder}: no {RECORD} in it or below. Name another folder.")
+        raise UserError(f"There is no run in {folder}: no {RECORD} in it or below it. Name another folder.")
     return records
 
 
@@ -98,7 +98,7 @@ def _predictions(folder: Path) -> Predictions:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is torn ({error}). Run that job again, or remove its folder.") from None
+        raise UserError(f"{path} is damaged ({error}). Run that job again, or remove its folder.") from None
 
 
 def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predictions]) -> float | None:

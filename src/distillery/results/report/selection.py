@@ -68,13 +68,13 @@ def _check_comparable(students: Sequence[Run]) -> None:
         if first.record.cost.get("params") != run.record.cost.get("params"):
             raise UserError(
                 f"The runs of '{run.label}' have students of different size: {first.folder}, "
-                f"{run.folder}. One report is about one student: report each by itself."
+                f"{run.folder}. A report is about one student: make one for each."
             )
     if len(data) > 1:
         found = ", ".join(f"{name} in {run.folder}" for name, run in data.items())
         raise UserError(
-            f"The runs are on different data: {found}. One report is one experiment: report each by itself."
+            f"The runs are on different data: {found}. A report is about one experiment: make one for each."
         )
     if len(scores) > 1:
         found = ", ".join(f"{name} in {run.folder}" for name, run in scores.items())
-        raise UserError(f"The runs have different scores: {found}. They cannot be compared: report each by itself.")
+        raise UserError(f"The runs have different scores: {found}. They cannot be compared: make a report for each.")

@@ -24,12 +24,14 @@ def export(run: Path, out: Path) -> Path:
     cfg = run_config(str(run), "run")
     if TOKENIZER not in cfg.student.input:
         raise UserError(
-            f"The student of {run} reads images: only transformers are exported, for AutoModel to load. The run folder "
+            f"The student of {run} reads images; only transformers can be exported for AutoModel. The run folder "
             "itself (config.yaml, student.safetensors) rebuilds others: model/teacher=run teachers.main.weights="
             f"{run}, or distill-evaluate."
         )
     if out.is_dir() and any(out.iterdir()) and not _has(out / CARD, MADE_BY):
-        raise UserError(f"{out} holds something that is no earlier export, and is not replaced. Name another: out=…")
+        raise UserError(
+            f"{out} holds something other than an earlier export and is not replaced. Name another folder: out=…"
+        )
     student = student_of(run, cfg, record)
     tokenizer = load_tokenizer(cfg.student.input.tokenizer, "student.input.tokenizer")
     if task_of(cfg).prediction == "class":
