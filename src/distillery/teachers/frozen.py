@@ -79,9 +79,12 @@ class Teacher(Network):
         return weights_hash(self.net)
 
     def expected_fingerprint(self) -> str:
-        """The `fingerprint` of weights that are still as they were loaded. Hashes them only where they were cast."""
-        cast = _float_dtypes(self._weights()) != self._hashed_dtypes
-        return self.fingerprint() if cast else self.sha256
+        """The `fingerprint` of weights that are still as they were loaded. Hashes them only where they were cast.
+
+        They may have been cast twice, from float64 in a file to float32 and back, which rounds them.
+        """
+        never_cast = self._hashed_dtypes == self._dtypes == _float_dtypes(self._weights())
+        return self.sha256 if never_cast else self.fingerprint()
 
     def reset(self, name: str) -> Self:
         """Remove what a stage of training has left: taps, cache, compiled code, the run's device and precision.

@@ -357,6 +357,19 @@ def test_a_run_that_was_stopped_ends_bit_equal(
     assert own.stages.final.config.loss == theirs.stages.final.config.loss
 
 
+@pytest.mark.slow
+def test_a_run_that_was_stopped_between_two_stages_of_one_teacher_ends_bit_equal(teacher: Path, tmp_path: Path) -> None:
+    # In the last stage the run's teacher teaches again: what its projector begins with must not depend on the stop.
+    hint, taught = "epochs: 1, loss: {hint: {weight: 1}}", "epochs: 1, student: {}, teacher: 'stage:a', loss: {kd: {}}"
+    stages = f"+stages={{a: {{{hint}}}, b: {{{taught}}}, c: {{{hint}, student: {{}}, teacher: null}}}}"
+    given = (*STUDENT, "loss/feature=[hint]", stages, f"teachers.main.weights='{teacher}'")
+    whole = train(config(tmp_path / "whole", *given)).folder
+    with pytest.raises(Died):
+        train(config(tmp_path / "run", *given), callbacks=[Dies(STEPS + 5)])
+    train(resumed(tmp_path / "run", []))
+    assert sha256(tmp_path / "run" / "student.safetensors") == sha256(whole / "student.safetensors")
+
+
 @pytest.mark.parametrize("precision", [pytest.param("64-true", marks=pytest.mark.slow), "bf16-true"])
 def test_the_student_of_an_earlier_stage_is_known_in_any_precision(precision: str, staged: Staged) -> None:
     cfg = staged("{a: {epochs: 1}, b: {epochs: 2, student: {}, teacher: 'stage:a'}}", f"trainer.precision={precision}")
