@@ -390,7 +390,7 @@ def test_each_rank_reads_the_config_that_was_composed(recorded: list[Started], t
         inside = {name: os.environ[name] for name in VARIABLES}
     assert [each.env["LOCAL_RANK"] for each in recorded] == ["1", "2"]
     assert inside == {**{name: recorded[0].env[name] for name in VARIABLES}, "LOCAL_RANK": "0", "WORLD_SIZE": "3"}
-    expected = OmegaConf.to_container(cfg, resolve=True)
+    expected = OmegaConf.to_container(cfg, resolve=True) | {"replace": True}  # rank 0 has seen to the folder
     for each in recorded:
         assert each.command[:3] == [sys.executable, "-m", "distillery.commands.train"]
         assert OmegaConf.to_container(each.cfg) == expected

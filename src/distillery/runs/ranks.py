@@ -1,9 +1,10 @@
-"""One process a device: the first starts the others and hands them the very config that it trains.
+"""One process per device: the first starts the others and hands them the very config that it trains.
 
-Lightning would start them by repeating `sys.argv`. Under `-m` that is the whole sweep, so that each rank walks
-through jobs of its own, and with a sampling sweeper each trains other hyper-parameters; and a program that has made
-its config itself has no command line to repeat. Here each rank reads the job's resolved config from a file;
-Lightning then finds `LOCAL_RANK` set and starts nothing.
+Lightning's launcher would repeat `sys.argv`. Under `-m` that is the whole sweep: each rank would go through all jobs,
+and where a sweeper or a resolver draws values (`${now:}`), each rank would train with others. A study, or a program
+that composes its own config, has no command line to repeat. torchrun starts rank 0 in a new process as well, where
+neither a study's progress bar nor the `Result` of `train` could follow it. Therefore this process stays rank 0; every
+other rank reads the job's resolved config from a file. Lightning then finds `LOCAL_RANK` set and starts nothing.
 """
 
 import os
@@ -18,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning as L
 import torch
@@ -39,7 +41,7 @@ GRACE = 5.0  # seconds
 
 @dataclass
 class Child:
-    """Another rank of this machine. What it writes is kept in `output`, and shown only if it fails."""
+    """Another rank on this machine. What it prints goes to the file `output` and is shown only if the rank fails."""
 
     rank: int
     process: subprocess.Popen[bytes]
@@ -47,11 +49,11 @@ class Child:
 
 
 class Ranks:
-    """The ranks that this process has started: none, if there is one device or a launcher has started them all.
+    """The ranks that this process has started: none if there is one device, or if a launcher has started them all.
 
     Args:
-        children: they.
-        failed: is told the error, if this process can only be ended from outside.
+        children: the other ranks.
+        failed: called with the error if this process hangs and has to be ended.
     """
 
     def __init__(self, children: Sequence[Child], failed: Callable[[str], None]) -> None:
@@ -62,30 +64,30 @@ class Ranks:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def join(self) -> None:
-        """After the fit: leave the process group, and wait for the other ranks to do the same.
+        """Leave the process group after the fit, and wait for the other ranks to do the same.
 
         Raises:
-            UserError: one of them fails in this.
+            UserError: one of them has failed.
         """
         _leave_group()
         if failure := self.failure(60):
             raise UserError(failure)
 
     def failure(self, seconds: float) -> str | None:
-        """Which rank has failed, and what it said; None if within so many seconds all end well, or none ends."""
+        """Which rank has failed, and the end of its output; None if none fails within this time, or all have ended."""
         until = time.monotonic() + seconds
         while True:
             codes = [child.process.poll() for child in self._children]
             for child, code in zip(self._children, codes, strict=True):
                 if code:
-                    said = child.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-40:]
-                    return f"Rank {child.rank} ended with exit code {code}, and so the job:\n" + "\n".join(said)
+                    lines = child.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                    return "\n".join([f"Rank {child.rank} ended with exit code {code}, and so the job:", *lines[-40:]])
             if None not in codes or time.monotonic() > until:
                 return None
             time.sleep(0.05)
 
     def end(self) -> None:
-        """However the job went: none of its processes is left."""
+        """End all processes of the job that are still running."""
         self._ended.set()
         _leave_group()
         for child in self._children:
@@ -98,10 +100,10 @@ class Ranks:
                 child.process.wait()
 
     def _watch(self) -> None:
-        """This rank may wait for a failed one inside of a collective operation, where no exception reaches it."""
+        """End this process if another rank fails: it may wait for it in a collective operation, out of reach."""
         while not self._ended.wait(0.5):
             failure = self.failure(0)
-            if failure and not self._ended.wait(GRACE):  # time to come out of it with an error of its own
+            if failure and not self._ended.wait(GRACE):  # time for an error of its own
                 self._failed(failure)
                 sys.stdout.flush()
                 print(f"error {failure}", file=sys.stderr, flush=True)
@@ -113,14 +115,14 @@ class Ranks:
 
 @contextmanager
 def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
-    """Within: every rank of the job runs. Afterwards: no process group, no variable, no process is left of them.
+    """Within: every rank of the job runs. Afterwards neither process group, environment variables nor processes remain.
 
     Args:
-        cfg: the job's config, as it was composed: what each rank trains.
-        failed: is told the error, if a rank fails while this process waits for it: then this process ends.
+        cfg: the job's config, which every rank trains.
+        failed: called with the error before this process is ended, if it waits for a rank that has failed.
 
     Raises:
-        UserError: settings that do not work on several processes; or another rank failed first: with what it said.
+        UserError: settings that do not work on several processes; or another rank failed first (with its output).
     """
     count = processes(cfg.trainer)
     if count > 1:
@@ -136,7 +138,7 @@ def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
         try:
             yield group
         except UserError:
-            raise  # this rank knows why, and the others say the same
+            raise  # this rank knows the reason, and the others would repeat it
         except Exception as error:
             if failure := group.failure(GRACE):
                 raise UserError(failure) from error
@@ -146,13 +148,13 @@ def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
 
 
 class SameJob(L.Callback):
-    """Refuses ranks of different jobs: a launcher like torchrun may have started a sweep in each of them.
+    """Refuses ranks that train different jobs: a launcher such as torchrun may have started a sweep in each of them.
 
     Args:
         identity: hash of the job's config.
 
     Raises:
-        UserError: the first rank's is another.
+        UserError: rank 0 has another one.
     """
 
     def __init__(self, identity: str) -> None:
@@ -162,17 +164,19 @@ class SameJob(L.Callback):
         if trainer.strategy.broadcast(self.identity) != self.identity:
             raise UserError(
                 f"Rank {trainer.global_rank} was started with another config than rank 0. Start every rank with the "
-                "same settings; a sweep (-m) starts the ranks of its jobs itself, without torchrun."
+                "same settings. A sweep (-m) starts the ranks of its jobs itself, without torchrun."
             )
 
 
 def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
-    """The ranks from 1 on; for this process, rank 0, only the variables are set."""
+    """Start the ranks from 1 on; for this process, rank 0, only set the environment variables."""
     nodes = cfg.trainer.get("num_nodes", 1)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
     os.environ.update({name: os.environ.get(name, value) for name, value in meeting.items()})
     os.environ.update(LOCAL_RANK="0", WORLD_SIZE=str(count * nodes))
-    OmegaConf.save(cfg, place / "job.yaml", resolve=True)
+    job: Any = OmegaConf.to_container(cfg, resolve=True)
+    job["replace"] = True  # rank 0 has decided about the run folder; the ranks of a resumed run find `resume` set
+    OmegaConf.save(OmegaConf.create(job), place / "job.yaml")
     command = [sys.executable, "-m", "distillery.commands.train", "--config-path", str(place), "--config-name", "job"]
     children = []
     for rank in range(1, count):
@@ -200,7 +204,7 @@ def _refuse(trainer: DictConfig) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A rank whose first process was killed would wait for it, or keep a GPU busy."""
+    """End this rank when rank 0 is killed: it would wait for it, or keep a GPU busy."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -213,7 +217,7 @@ def _leave_group() -> None:
 
 @contextmanager
 def _restored_environment() -> Iterator[None]:
-    """What Lightning and this module set for a job must not reach the next one."""
+    """Undo what Lightning and this module set for a job, so that it does not reach the next job."""
     before = {name: os.environ.get(name) for name in VARIABLES}
     try:
         yield

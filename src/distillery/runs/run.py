@@ -75,7 +75,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     """
     # Check the settings, and look at what the folder already holds.
     check(cfg, overrides)
-    cfg, job = cfg.copy(), Job(cfg, overrides)
+    cfg = cfg.copy()
+    job = Job(cfg, overrides)
     before = job.found()
     if before and before.status == "finished":
         return Result(before, job.folder)
