@@ -479,7 +479,7 @@ def test_devices_that_are_no_number() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "mend"),
-    [("trainer.strategy=ddp_spawn", "choose ddp"), ("trainer.sync_batchnorm=true", r"student\.net\.norm=group")],
+    [("trainer.strategy=ddp_spawn", "Choose ddp"), ("trainer.sync_batchnorm=true", r"student\.net\.norm=group")],
 )
 def test_what_does_not_work_on_several_processes_is_refused(
     setting: str, mend: str, recorded: list[Started], tmp_path: Path
