@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -115,6 +116,37 @@ def test_what_datasets_would_do_to_a_file_is_not_done(
     assert jsonl(write_jsonl(tmp_path / "[2].jsonl", rows), test_fraction=0.67).classes == ("1", "one")
     assert not (tmp_path / "cache").exists()
     assert capfd.readouterr() == ("", "")
+
+
+def test_any_field_that_pythons_csv_module_writes_is_read_back(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    pieces = [
+        '"',
+        '""',
+        ",",
+        ";",
+        "\n",
+        "\r\n",
+        "\r",
+        "\t",
+        " ",
+        "'",
+        "#",
+        "\\",
+        "NA",
+        "nan",
+        "01",
+        "1e5",
+        "é",
+        "\u2028",
+        "🙂",
+    ]
+    fields = ["x" + "".join(rng.choices(pieces, k=rng.randrange(6))) for _ in range(2000)]
+    for name in ("own.csv", "own.tsv"):
+        rows = list(zip(fields[::2], fields[1::2], strict=True))
+        data = text_csv(write_csv(tmp_path / name, rows, ("a", "b")), "a", None, "b", test_fraction=0.5)
+        read = list(zip(data.train.inputs.first, data.train.inputs.second, strict=True))
+        assert read == list(dict.fromkeys(rows))
 
 
 def test_the_test_split_is_cut_by_class_always_alike(tmp_path: Path) -> None:
