@@ -1,7 +1,7 @@
 """Config → the parts of a run: data, networks, objective and their wiring, checked on one real batch."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,9 @@ from distillery.config.networks import build_moving, build_student, complete, co
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.core.errors import UserError
-from distillery.core.roles import SELF
+from distillery.core.roles import FROZEN, SELF
 from distillery.data.module import Data
+from distillery.losses.term import Term
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
@@ -103,12 +104,12 @@ def build(
         name: frozen[name] if name in frozen else build_moving(own, name, student) for name, own in cfg.teachers.items()
     }
     networks = list(dict.fromkeys((student, *teachers.values())))  # the student may be among its teachers
-    _refuse_networks(networks, batch, data, outputs)
 
     terms = {}
     for name, loss in cfg.loss.items():
         terms[name], own = make_term(f"loss.{name}", loss, cfg.seed)
         schedules |= own
+    _refuse_networks(networks, batch, data, outputs, _with_own_classes(terms))
     if any(SELF in term.by_teacher for term in terms.values()):
         teachers[SELF] = student
     check_task(task, data, terms, schedules, student, teachers, batch)
@@ -163,10 +164,37 @@ def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:
     return loss
 
 
-def _refuse_networks(networks: Sequence[Network], batch: Mapping[str, Tensor], data: Data, outputs: int | None) -> None:
-    """Refuse networks that cannot read the data, or have other outputs than the task."""
+def _with_own_classes(terms: Mapping[str, Term]) -> set[str]:
+    """The teachers that may have other classes than the data: of their logits, only such losses read something."""
+    free = {name for term in terms.values() if not term.aligned_classes for name in term.by_teacher}
+    bound = (term for term in terms.values() if term.aligned_classes and term.needs_logits)
+    return free - {name for term in bound for name in term.by_teacher}
+
+
+def _refuse_networks(
+    networks: Sequence[Network],
+    batch: Mapping[str, Tensor],
+    data: Data,
+    outputs: int | None,
+    with_own_classes: Collection[str],
+) -> None:
+    """Refuse networks that cannot read the data, or have other outputs than the task.
+
+    Args:
+        with_own_classes: the names of the teachers that may have others, if they are frozen.
+    """
     for network in networks:
-        _refuse_other_outputs(network, batch, data.kind, outputs)
+        logits = _logits(network, batch, data.kind)
+        if outputs is None or logits[-1] == outputs:
+            continue
+        if isinstance(network, Teacher) and network.role == FROZEN and network.name in with_own_classes:
+            network.other_outputs = logits[-1]
+            continue
+        raise UserError(
+            f"The {network.name} network gives logits {tuple(logits)} where the task has {outputs} classes or values. "
+            "Train it on these classes, set `net.num_classes`, or name the data set it belongs to. Of a frozen teacher "
+            "with other classes only loss/response=[uld] can learn."
+        )
     if data.kind == "texts":
         from distillery.config.check_texts import check_lengths  # transformers takes seconds: only for texts
 
@@ -191,20 +219,20 @@ def _compile(networks: Iterable[Network]) -> None:
         network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
 
 
-def _refuse_other_outputs(network: Network, batch: Mapping[str, Tensor], kind: str, outputs: int | None) -> None:
+def _logits(network: Network, batch: Mapping[str, Tensor], kind: str) -> torch.Size:
+    """The shape of the network's logits.
+
+    Raises:
+        UserError: the network cannot read the batch.
+    """
     try:
-        found = network.shapes(batch).logits
+        return network.shapes(batch).logits
     except (RuntimeError, AssertionError, IndexError, KeyError) as error:  # timm asserts the size of the images
         given = {key: tuple(value.shape) for key, value in batch.items() if key in ("image", "input_ids")}
-        mend = {
+        fix = {
             "images": "Do `net.in_chans` and `input` (mean, std, size) fit the data?",
             "texts": "Has its vocabulary as many entries as the tokenizer, and does it read a text of this length?",
         }[kind]
         raise UserError(
-            f"The {network.name} network cannot read a batch of {kind} {next(iter(given.values()))}: {error}\n{mend}"
+            f"The {network.name} network cannot read a batch of {kind} {next(iter(given.values()))}: {error}\n{fix}"
         ) from error
-    if outputs is not None and found[-1] != outputs:
-        raise UserError(
-            f"The {network.name} network gives logits {tuple(found)} where the task has {outputs} classes or values. "
-            "Train it on these classes, set `net.num_classes`, or name the data set it belongs to."
-        )

@@ -47,9 +47,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     refuse_unknown("", plain, Run.model_fields)
     _refuse_no_mapping(plain)
     for override in overrides:

@@ -63,7 +63,8 @@ def refuse_other_tokenizer(ours: Any, theirs: Any, who: str, name: str, texts: S
     raise UserError(
         f"The {who} network was made for the tokenizer {name}, which differs from that of the data: {len(other)} of "
         f"{len(texts)} texts become other tokens:\n{shown}\nSet data.tokenizer={name}, and train the other network "
-        "with it too."
+        "with it too. All networks of a run read the same tokens; loss/response=[uld] compares networks of other "
+        "classes or vocabulary sizes, and not of other tokens."
     )
 
 

@@ -103,6 +103,10 @@ class Several(Term):
         return {term.teacher: term for term in terms}
 
     @property
+    def aligned_classes(self) -> bool:
+        return self.combine in BY_LABEL or super().aligned_classes
+
+    @property
     def needs_logits(self) -> bool:
         return self.combine in BY_LABEL or any(term.needs_logits for term in self.by_teacher.values())
 

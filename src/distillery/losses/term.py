@@ -35,6 +35,7 @@ class Contract:
     paper: str
     formula: str  # LaTeX, one line
     values_of: str  # the implementation or equation that the values match
+    aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,11 @@ class Term(Declared):
     def teacher_taps(self) -> list[str]:
         """Every tap of the teacher that `forward` reads."""
         return list(self.taps.values())
+
+    @property
+    def aligned_classes(self) -> bool:
+        """Whether teacher and student must have the same classes."""
+        return self.contract.aligned_classes
 
     @property
     def needs_logits(self) -> bool:

@@ -89,6 +89,11 @@ class RunRecord:
         """Those that were there before the run: an average of the student, or a peer, is no teacher to compare with."""
         return {name: entry for name, entry in self.teachers.items() if role_of(entry) == FROZEN}
 
+    @property
+    def scored_teachers(self) -> dict[str, dict[str, Any]]:
+        """The frozen teachers with a score: those whose classes are the data's."""
+        return {name: entry for name, entry in self.frozen_teachers.items() if entry.get("score") is not None}
+
     def write(self, folder: Path) -> None:
         """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half."""
         content = {"version": self.VERSION, **dataclasses.asdict(self)}

@@ -57,8 +57,10 @@ def score_run(
         if teacher is student:
             record.teachers[name] = {"role": SELF}
         else:
-            entry, predictions[name] = _score_teacher(teacher, parts)
+            entry, predicted = _score_teacher(teacher, parts)
             record.teachers[name] = entry | ({"role": STAGE} if name.startswith(PLACE) else {})
+            if predicted is not None:
+                predictions[name] = predicted
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
     with atomic_write(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
@@ -73,21 +75,23 @@ def score_run(
             record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
 
 
-def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor]:
-    """What the record says of a teacher, and its predictions on the test split."""
+def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor | None]:
+    """What the record says of a teacher, and its predictions on the test split; None if its classes are others."""
     assert isinstance(teacher, Teacher | Peer)
     judge = partial(_evaluate, parts, teacher, parts.data.test_dataloader())
     loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
     source = teacher.training_signals if isinstance(teacher, Teacher) else None
-    found = evaluated_once(source, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
-    return {
+    entry = {
         "role": teacher.role,
         "source": teacher.source,
         "sha256": teacher.sha256 if loaded else weights_hash(teacher.net),
-        "score": found.score,
-        **_perplexity(parts, found),
+        "score": None,
         **_cost(teacher, parts.example),
-    }, found.predicted
+    }
+    if isinstance(teacher, Teacher) and teacher.other_outputs:
+        return entry, None
+    found = evaluated_once(source, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
+    return entry | {"score": found.score, **_perplexity(parts, found)}, found.predicted
 
 
 def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:

@@ -57,6 +57,7 @@ class Teacher(Network):
         self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
+        self.other_outputs: int | None = None  # how many, where they are no classes of the data: it has no score
         self.training_signals: SignalSource | None = None  # asked instead of the network for training batches
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
@@ -93,6 +94,7 @@ class Teacher(Network):
             name: what the teacher is called from now on.
         """
         self.name, self.training_signals, self.stops_at, self.stops = name, None, None, False
+        self.other_outputs = None
         self.tap((), {})
         self.tap_attention((), {})
         self.net._compiled_call_impl = None  # what `Module.compile` has set: it knows the former taps

@@ -57,4 +57,5 @@ class ULD(LogitTerm):
         paper="https://arxiv.org/abs/2402.12030",
         formula=r"\sum_i \big| p^{\downarrow}(z_t)_i - p^{\downarrow}(z_s)_i \big|",
         values_of="TRL",
+        aligned_classes=False,
     )

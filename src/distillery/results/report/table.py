@@ -122,7 +122,7 @@ def _teacher_rows(students: Sequence[Run], baselines: Sequence[Run]) -> list[dic
         return []
     entries: dict[str, list[tuple[int, dict[str, Any]]]] = {TEACHER: []}
     for run in students:
-        for name, teacher in run.record.frozen_teachers.items():
+        for name, teacher in run.record.scored_teachers.items():
             label = f"{TEACHER} {name if name != MAIN else f'of {run.label}'}"
             if teacher["sha256"] == reference.get(run.record.seed):
                 label = TEACHER
@@ -144,7 +144,7 @@ def _teacher_rows(students: Sequence[Run], baselines: Sequence[Run]) -> list[dic
 def _reference(students: Sequence[Run]) -> dict[int, str]:
     """The SHA-256 of the teacher that most runs of each seed have, preferably of those called `main`."""
     found: dict[int, Counter[str]] = {}
-    entries = [(run.record.seed, *entry) for run in students for entry in run.record.frozen_teachers.items()]
+    entries = [(run.record.seed, *entry) for run in students for entry in run.record.scored_teachers.items()]
     names = {name for _, name, _ in entries}
     name = MAIN if MAIN in names else next((name for _, name, _ in entries), "")
     for seed, own, teacher in entries:

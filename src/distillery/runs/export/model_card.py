@@ -103,7 +103,7 @@ def model_card(
         eval_results=[result],
     )
     student = {**record.cost, "score": last["test_score"], "val_score": last["val_score"]}
-    scored = {f"teacher `{name}`": entry for name, entry in record.teachers.items() if "score" in entry}
+    scored = {f"teacher `{name}`": entry for name, entry in record.teachers.items() if entry.get("score") is not None}
     card = ModelCard.from_template(
         metadata,
         template_str=TEMPLATE,
@@ -115,7 +115,7 @@ def model_card(
         snippet=loading_snippet(task, head, net, tokenizer, cfg.data.get("max_length")),
         score=task.score,
         figures=[_figures(name, entry) for name, entry in {"student": student, **scored}.items()],
-        comparisons=[_comparison(student, entry, name) for name, entry in record.frozen_teachers.items()],
+        comparisons=[_comparison(student, entry, name) for name, entry in record.scored_teachers.items()],
         method=list(_method(cfg, run)),
         data=list(_data(record.data)),
         command=["distill-train", *map(_quoted, record.overrides)],

@@ -20,8 +20,9 @@ FEW = 1000  # classes: finding the best order of more takes too long
 class TeacherGuard(L.Callback):
     """Scores each frozen teacher on the student's validation batches before the first step of each stage.
 
-    A teacher that several stages share is scored once for each task and data set. At the end of a stage the teachers'
-    hashes are compared. Other teachers change with the student and know nothing at first: they are left alone.
+    A teacher that several stages share is scored once for each task and data set, and one with other classes than the
+    data not at all (see `Contract.aligned_classes`). At the end of a stage the teachers' hashes are compared. Other
+    teachers change with the student and know nothing at first: they are left alone.
 
     Args:
         min_score: refuse a teacher whose score is worse; 0: refuse none. The student of an earlier stage may have any
@@ -45,6 +46,13 @@ class TeacherGuard(L.Callback):
         task, outputs = module.task, module.outputs
         asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
         for name, teacher in module.frozen.items():
+            if teacher.other_outputs:
+                warnings.warn(
+                    f"Teacher {name!r} is not scored: it has {teacher.other_outputs} classes and the task {outputs}. "
+                    "Its predictions cannot be compared with the labels.",
+                    stacklevel=1,
+                )
+                continue
             if (teacher, asked) in self._scored:
                 continue
             self._scored.add((teacher, asked))

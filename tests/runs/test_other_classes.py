@@ -1,0 +1,74 @@
+"""A frozen teacher whose classes are not the data's: `uld` learns from it, and nothing scores it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from distillery.config.build import build
+from distillery.core.errors import UserError
+from distillery.losses import functional
+from distillery.models.cnn import SmallCNN
+from distillery.models.weights import save_weights
+from distillery.results.layout import PREDICTIONS
+from distillery.results.report.write import write_report
+from distillery.runs.run import train
+from fixtures.composing import Compose
+
+
+@pytest.fixture
+def composed(compose_train: Compose, tmp_path: Path) -> Compose:
+    """The ten digits, and a teacher of seven classes."""
+    torch.manual_seed(0)
+    save_weights(SmallCNN(7, 1, (4, 6)), tmp_path / "seven.safetensors")
+    given = [
+        "model/teacher=cnn",
+        "teachers.main.net.widths=[4,6]",
+        "+teachers.main.net.num_classes=7",
+        f"teachers.main.weights={tmp_path / 'seven.safetensors'}",
+        "student.net.widths=[4,4]",
+        "data.train_size=100",
+        "trainer.max_epochs=1",
+    ]
+
+    def compose(*overrides: str, run: str = "run") -> DictConfig:
+        return compose_train(*given, *overrides, run=run)
+
+    return compose
+
+
+def test_a_teacher_of_other_classes_teaches_and_is_not_scored(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("loss/response=[uld]", "loss/feature=[hint]", "min_teacher_score=0.9")
+    with pytest.warns(UserWarning, match="Teacher 'main' is not scored: it has 7 classes and the task 10"):
+        result = train(cfg)
+    teacher = result.record.teachers["main"]
+    assert (result.record.status, teacher["score"], teacher["sha256"] != "") == ("finished", None, True)
+    assert "main" not in np.load(result.folder / PREDICTIONS)
+    frame = write_report([result.folder], tmp_path / "report", "")
+    assert [*frame["method"]] == ["uld+hint"]
+
+
+def test_its_loss_is_that_of_all_its_classes(composed: Compose) -> None:
+    parts = build(composed("loss/response=[uld]", "loss.uld.weight=2", "task.weight=0"))
+    distiller, batch = parts.distiller, parts.example
+    distiller.student.eval()
+    ours, theirs = distiller.student(batch), distiller.teachers["main"](batch)
+    assert theirs.logits.shape == (len(batch["target"]), 7)
+    total = distiller.objective(ours, {"main": theirs}, batch).total
+    torch.testing.assert_close(total, 2 * functional.uld(ours.logits, theirs.logits))
+
+
+@pytest.mark.parametrize("losses", ["[kd]", "[uld,kd]", "[]"])
+def test_other_losses_need_the_same_classes(losses: str, composed: Compose) -> None:
+    with pytest.raises(UserError, match=r"main network gives logits \(8, 7\) where .*10 classes.*=\[uld\]"):
+        build(composed(f"loss/response={losses}"))
+
+
+def test_teachers_that_are_weighted_by_the_label_need_them_too(composed: Compose) -> None:
+    two = ["+model/teacher@teachers.b=cnn", "teachers.b.weights=${teachers.main.weights}"]
+    two += ["teachers.b.net.widths=[4,6]", "+teachers.b.net.num_classes=7", "loss/response=[uld]"]
+    build(composed(*two, "loss.uld.teacher=[main,b]"))
+    with pytest.raises(UserError, match=r"main network gives logits \(8, 7\)"):
+        build(composed(*two, "loss.uld.teacher=[main,b]", "+loss.uld.combine=best"))
