@@ -195,7 +195,7 @@ def test_a_compiled_teacher_and_a_cached_one_do_not_stop(more: list[str], compos
         )
 
 
-@pytest.mark.filterwarnings("ignore:Teacher 'main' scores", "ignore:The losses pull")
+@pytest.mark.filterwarnings("ignore:Teacher 'main' scores", "ignore:Some losses hardly reach")
 def test_a_run_is_the_same_and_its_teacher_is_scored(
     composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

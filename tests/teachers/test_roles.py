@@ -30,7 +30,7 @@ from distillery.teachers.ema import EMATeacher
 from fixtures.composing import Compose
 from fixtures.runs import Died, Dies, sha256
 
-pytestmark = pytest.mark.filterwarnings("ignore:The losses pull", "ignore:Teacher 'main' scores")
+pytestmark = pytest.mark.filterwarnings("ignore:Some losses hardly reach", "ignore:Teacher 'main' scores")
 SMALL = [
     "student.net.widths=[4,6]",
     "data.train_size=100",

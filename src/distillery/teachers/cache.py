@@ -20,7 +20,7 @@ from distillery.teachers.stored_signals import Stored, stored
 
 @dataclass
 class Held:
-    """What is known of one teacher on one data set: signals of the training samples, scores on the other splits."""
+    """What is stored of one teacher on one data set: signals of the training samples, scores on the other splits."""
 
     key: tuple[str, str, int] = ("", "", 0)
     signals: dict[str, Stored] = field(default_factory=dict)
@@ -33,31 +33,31 @@ _held = Held()  # of the last teacher and data: the runs of a study share them
 class TeacherCache:
     """The signals of a teacher for the training samples, computed once.
 
-    The first call computes the signals of all training samples and keeps them in memory, for the later runs of this
-    process with the same teacher and samples too: these compute only what none before them has asked for. Each
-    sample is seen as it is and always among the same others, so that a value does not depend on who asks first. Of
-    texts the tokens that count are kept; where a batch is padded, what is recalled is 0.
+    The first call computes the signals of all training samples and keeps them in memory. Later runs of this process
+    with the same teacher and samples share them, and compute only signals that no run before has asked for. Samples
+    are computed unaugmented and always in the same batches, so that a value does not depend on which run asked first.
+    Of texts, the tokens that count are kept; padded positions are 0.
 
     Args:
         compute: batch → the signals that the losses read.
-        fingerprint: of the teacher: its weights, and how it is given its input.
+        fingerprint: identifies the teacher's weights and how its inputs are made.
         data: serves the training samples.
 
     Raises:
-        UserError: training samples differ from epoch to epoch (then one has no one value), or, at the first call, the
-            signals would take more than half of this machine's memory, or a text's token may not see all others.
+        UserError: training samples differ from epoch to epoch, so that no single value is theirs; or, at the first
+            call, the signals would take more than half of this machine's memory, or the attention of a text is
+            restricted to some of its tokens.
     """
 
     def __init__(self, compute: Callable[[Mapping[str, Tensor]], Signals], fingerprint: str, data: Data) -> None:
         if data.varies:
             raise UserError(
-                f"A cached teacher sees each sample once, and data.{data.varies} makes another one of it in each "
-                f"epoch. Set data.{data.varies}=null, or the teacher's cache=false."
+                f"A cached teacher sees each sample once, but data.{data.varies} changes the samples in each epoch. "
+                f"Set data.{data.varies}=null, or the teacher's cache=false."
             )
         self._compute = compute
         self._fingerprint = fingerprint
         self._data = data
-        self._batch_size = max(1, data.eval_batch_size // world_size())  # `eval_batch_size` counts those of all ranks
         self._first: Signals | None = None  # an example of the signals
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
@@ -69,8 +69,13 @@ class TeacherCache:
         found = {name: values.rows(row, mask).to(index.device) for name, values in self._values.items()}
         return _like(self._first, found, mask)
 
+    @property
+    def _batch_size(self) -> int:
+        """Samples of one forward: this rank's share of `eval_batch_size`. Known only when all ranks have started."""
+        return max(1, self._data.eval_batch_size // world_size())
+
     def held(self) -> Held:
-        """What this process knows of the teacher on the data."""
+        """What this process has stored of the teacher on the data."""
         global _held
         # The last bits of a value depend on how many samples are computed together.
         key = (self._fingerprint, self._data.fingerprint, self._batch_size)
@@ -79,7 +84,7 @@ class TeacherCache:
         return _held
 
     def _all(self, device: torch.device) -> Signals:
-        """Compute what is not yet held of the whole training split; returns the signals of the first chunk."""
+        """Compute what is not yet stored for the training split; returns the signals of the first batch."""
         keys, dataset = self._data.plain(self._batch_size)
         positions = torch.tensor([position for key in keys for position in key.positions])
         self._row = torch.full((len(dataset),), -1)
@@ -108,7 +113,7 @@ class TeacherCache:
         return signals
 
     def _refuse_too_much(self, first: list[Stored], samples: int) -> None:
-        """Raise UserError if the signals of `samples` samples, like the `first` ones, are too many for memory."""
+        """Raise UserError if the signals of `samples` samples, of the size of the `first` ones, exceed the memory."""
         lengths = self._data.order("train").get("lengths")
         tokens = 0 if lengths is None else int(lengths[self._row >= 0].sum())
         rows = [(part.values, samples if part.lengths is None else tokens) for part in first]
@@ -132,7 +137,7 @@ def evaluated_once(source: SignalSource | None, name: str, evaluate: Callable[[]
 
 
 def _flat(signals: Signals) -> dict[str, Tensor]:
-    """Every tensor that has a row for each sample, by a name of its own."""
+    """Every tensor with a row for each sample, by a unique name."""
     layers = {f"layers.{tap}": tensor for tap, tensor in signals.layers.items() if not is_parameter(tap)}
     attention = {
         f"attention.{tap}.{part}": getattr(operands, part)
@@ -143,7 +148,7 @@ def _flat(signals: Signals) -> dict[str, Tensor]:
 
 
 def _like(signals: Signals, flat: Mapping[str, Tensor], mask: Tensor | None) -> Signals:
-    """`signals` with those tensors in place of its own, for a batch with that mask."""
+    """`signals` with its tensors replaced by those in `flat`, for a batch with that mask."""
     return Signals(
         logits=flat["logits"],
         layers={tap: flat.get(f"layers.{tap}", tensor) for tap, tensor in signals.layers.items()},
@@ -165,9 +170,9 @@ def _refuse_one_way(tap: str, attention: Attention, counts: Tensor) -> None:
     """Raise UserError unless each token may attend to every token that counts, [B, L], and to no other."""
     among, given = counts[:, None, None], attention.mask
     allowed = torch.ones_like(among) if given is None else given if given.dtype == torch.bool else given == 0
-    rows = counts[:, None, :, None]  # where a padded token may look does not matter
+    rows = counts[:, None, :, None]  # what a padded token attends to does not matter
     if ((allowed != among) & rows).any():
         raise UserError(
-            f"The attention of {tap!r} is not that of an encoder: not every token sees every other one, and which it "
-            "sees is not kept. Set the teacher's cache=false."
+            f"The attention of {tap!r} is not that of an encoder: not every token attends to every other one, and the "
+            "cache does not keep which. Set the teacher's cache=false."
         )

@@ -1,4 +1,4 @@
-"""From easy to hard: the training samples of which a teacher is most confident."""
+"""Curriculum learning: the training samples of whose class a teacher is most confident."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from distillery.tasks.task import Task
 
 
 def easiest(confidence: Tensor, targets: Tensor, share: float) -> Tensor:
-    """The places of the most confident `share` of each class, at least one, in order.
+    """The positions of the most confident `share` of each class (at least one sample), in ascending order.
 
     Args:
-        confidence: [N], the greater, the easier; of equals the first come first.
-        targets: the class of each, [N].
+        confidence: [N], greater for easier samples; equal ones keep their order.
+        targets: the class of each sample, [N].
         share: in (0, 1].
     """
     places = []
@@ -26,12 +26,12 @@ def easiest(confidence: Tensor, targets: Tensor, share: float) -> Tensor:
 
 
 def confidences(teacher: Network, data: Data, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """The probability that the teacher gives to the class of each training sample, as the first epoch shows it.
+    """The teacher's probability of the class of each training sample, as the sample is in the first epoch.
 
     Returns: positions in the raw data, confidences and classes, each [N].
 
     Raises:
-        UserError: the samples have no class each.
+        UserError: the samples do not have one class each.
     """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     keys, batches = data.plain(data.eval_batch_size)
@@ -42,7 +42,8 @@ def confidences(teacher: Network, data: Data, task: Task) -> tuple[Tensor, Tenso
             target = labelled["target"]
             if target.is_floating_point() or len(target) != len(batch["index"]):
                 raise UserError(
-                    f"easiest: samples of '{data.name}' have no class each, of which a teacher is confident."
+                    f"easiest: the samples of '{data.name}' do not have one class each, of which a teacher could be "
+                    "confident. Leave out easiest."
                 )
             own = rows.logits.float().softmax(-1).gather(1, target[:, None]).squeeze(1)
             found.append((labelled["index"].cpu(), own.cpu(), target.cpu()))

@@ -1,4 +1,4 @@
-"""A teacher that is trained beside the student."""
+"""A teacher that is trained together with the student."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -11,9 +11,9 @@ from distillery.models.taps.network import Network
 
 
 class Peer(Network):
-    """A network that is trained beside the student, each learning from the other (deep mutual learning).
+    """A network that is trained together with the student, each learning from the other (deep mutual learning).
 
-    Part of the Distiller: in its optimizer and its checkpoint. `Objective` gives it losses of its own.
+    It is part of the Distiller, its optimizer and its checkpoint. `Objective` computes its losses.
 
     Paper: Deep Mutual Learning, https://arxiv.org/abs/1706.00384.
     """
@@ -22,5 +22,5 @@ class Peer(Network):
     source: ClassVar[str] = "trained beside the student"
 
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
-        """As the student's, in whatever mode it is in."""
+        """The same in training and evaluation: its mode is that of the module."""
         return super().forward(batch)

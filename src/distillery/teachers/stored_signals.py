@@ -1,4 +1,4 @@
-"""Signals kept for many samples: a row for each, or, of texts, the tokens that count one after the other."""
+"""Signals stored for many samples: one row for each, or the tokens of all texts, without padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 class Stored:
     """`values` of all samples: [N, ...], or [tokens, ...] where `lengths` [N] says how many each sample has.
 
-    `transposed`: a token's dimension comes after that of the heads, as in attention's [B, H, L, D].
+    `transposed`: the dimension of tokens comes after that of heads, as in attention, [B, H, L, D].
     """
 
     values: Tensor
@@ -23,7 +23,7 @@ class Stored:
 
     @classmethod
     def joined(cls, parts: Sequence["Stored"]) -> "Stored":
-        """The samples of all parts, in their order."""
+        """All parts, one after the other."""
         lengths = [part.lengths for part in parts if part.lengths is not None]
         values = torch.cat([part.values for part in parts])
         return cls(values, torch.cat(lengths) if lengths else None, parts[0].transposed)
@@ -41,11 +41,11 @@ class Stored:
 
 
 def stored(name: str, tensor: Tensor, mask: Tensor | None) -> Stored:
-    """One batch's `tensor`, to be joined to others.
+    """The `tensor` of one batch.
 
     Args:
-        name: of the signal; one of attention has its tokens in the third dimension, any other in the second.
-        mask: [B, L], non-zero where a token counts; None: the samples are no texts.
+        name: that of the signal. Attention has its tokens in the third dimension, others in the second.
+        mask: [B, L], non-zero where a token counts; None: the samples are not texts.
     """
     tensor = tensor.cpu()
     heads = name.startswith("attention.")

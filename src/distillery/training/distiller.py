@@ -1,4 +1,4 @@
-"""The one LightningModule: batch → signals of teachers and student → objective."""
+"""The LightningModule of every method: batch → signals of teachers and student → objective."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
 from distillery.training.update_counts import UpdateCounts
 
-TERMS = "objective.terms."  # how the names of the losses' parameters and buffers begin
-VALIDATED = ("val/score", "val/loss")  # the metrics of a validation
+TERMS = "objective.terms."  # prefix of the losses' parameters and buffers in the state dict
+VALIDATED = ("val/score", "val/loss")  # the metrics that a validation logs
 
 
 @dataclass
@@ -89,16 +89,16 @@ class Distiller(L.LightningModule):
         self.val_score = task.metric(outputs)
         self.losses: Losses | None = None  # between a forward and its backward
         self._counts: UpdateCounts | None = None  # of the update whose gradients are being accumulated
-        self.stage = ""  # the name of the stage that is trained; a run of one stage has none
-        self.stage_start_step = 0  # at which update that stage did
-        self.stage_teachers: frozenset[str] = frozenset()  # the teachers that are students of earlier stages
+        self.stage = ""  # the name of the current stage; empty in a run without stages
+        self.stage_start_step = 0  # the update at which it began
+        self.stage_teachers: frozenset[str] = frozenset()  # names of teachers that are students of earlier stages
 
     def replace_parts(self, other: "Distiller", losses: Set[str] | None) -> None:
-        """Take over the parts of `other`, which the next stage is to be trained with.
+        """Replace the parts by those of `other`, for the next stage.
 
         Args:
-            losses: the losses whose state goes on, if its student is this one's: projectors and memory banks. Then so
-                does the average of the student. None: it has a student of its own.
+            losses: if the stage continues with this student, the losses that keep their state (projectors, memory
+                banks); the average of the student is kept, too. None: the stage has a student of its own.
         """
         before, after = whole_state(self), other.state_dict()
         if losses is not None:
@@ -111,12 +111,12 @@ class Distiller(L.LightningModule):
         self.val_score = other.val_score.to(self.device)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that are trained, by name: the student's, its peers' and the losses' projectors'."""
+        """The trained parameters by name: those of the student, of peers and of the losses' projectors."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     @property
     def frozen(self) -> dict[str, Teacher]:
-        """The teachers that nothing changes."""
+        """The frozen teachers, by name."""
         return {name: each for name, each in self.teachers.items() if isinstance(each, Teacher) and each.role == FROZEN}
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -139,15 +139,17 @@ class Distiller(L.LightningModule):
         return {"loss": losses.total if missing == 1 else losses.total * missing, "terms": losses.terms}
 
     def on_after_backward(self) -> None:
-        self.losses = None  # holds the graph
+        self.losses = None  # it holds the graph
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         rows, labelled = self.task.rows(self.student(batch), batch)
         target = labelled["target"]
         count = len(target)
-        if count:  # in a batch of texts there may be no token that counts
+        if count:  # a batch of texts may have no labelled token
             self.val_score.update(rows.logits, target)
-        self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")  # a stage may have another
+        self.log(
+            "val/score", self.val_score, prog_bar=True, metric_attribute="val_score"
+        )  # each stage has a metric of its own
         loss = self.task.loss(rows.logits, target).sum() / max(1, count)
         self.log("val/loss", loss, batch_size=count, sync_dist=True)
 

@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and optimizer states of what is trained, shared out between the processes."""
+"""FSDP2: trained parameters, their gradients and optimizer states are sharded between the processes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +16,9 @@ from distillery.models.taps.network import Network
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy with all processes in one data-parallel group, and whole checkpoints in one file.
+    """Lightning's strategy with all processes in one data-parallel group and whole checkpoints in one file.
 
-    So a checkpoint is read by any number of processes, and by everything that reads the others.
+    Any number of processes can read such a checkpoint, and so can everything that reads those of other strategies.
     """
 
     def __init__(self) -> None:
@@ -30,9 +30,9 @@ class FSDP2(ModelParallelStrategy):
 
 
 def shard(student: Network, objective: nn.Module, mesh: DeviceMesh) -> None:
-    """Share out the student, block by block, and what the losses train: all that one optimizer sees is sharded.
+    """Shard the student, block by block, and the parameters of the losses: all that the optimizer sees.
 
-    A block is gathered when it runs, and let go of afterwards.
+    A block is gathered while it runs.
     """
     for module in (*_blocks(student.net), student, objective):
         if next(module.parameters(), None) is not None:
@@ -40,25 +40,25 @@ def shard(student: Network, objective: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What the outermost lists and sequences of layers consist of."""
+    """The elements of the outermost `ModuleList`s and `Sequential`s."""
     for child in module.children():
         yield from child.children() if isinstance(child, nn.ModuleList | nn.Sequential) else _blocks(child)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a process holds only its part of the parameters."""
+    """Whether each process holds only its shard of the parameters."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def whole_state(module: nn.Module) -> dict[str, Any]:
-    """The state dict with whole tensors, on every process; where it is sharded, to be called by all of them."""
+    """The state dict with whole tensors, on every process. If the module is sharded, all processes must call this."""
     if not is_sharded(module):
         return module.state_dict()
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers of floating point, as DDP does: BatchNorm's statistics, above all."""
+    """Broadcast the first process's floating-point buffers (BatchNorm's statistics), as DDP does."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if not buffers:
         return
@@ -69,5 +69,5 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it, unless it is sharded."""
+    """This process's shard of a tensor; the tensor itself, if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

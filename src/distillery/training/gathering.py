@@ -1,4 +1,4 @@
-"""`gather=true`: a loss on the relations of a batch sees the samples of all ranks, as one process would."""
+"""`gather=true`: a loss on the relations of a batch compares the samples of all ranks, as on one process."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,9 +16,9 @@ Given = tuple[Signals, Signals, Mapping[str, Tensor]]
 
 
 def gathered(term: Term, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Given:
-    """What the term is given, with the rows of all ranks: its layers, masks, labels and indices, and logits it reads.
+    """The inputs of the term with the rows of all ranks: layers, masks, labels, indices, and logits if it reads them.
 
-    The rest is left out, so that a term which reads it fails instead of mixing rows.
+    Everything else is left out, so that a term that reads it fails instead of mixing rows.
     """
     tensors: dict[tuple[str, str], Tensor] = {}
     for role, signals, taps in (("student", student, term.student_taps), ("teacher", teacher, term.teacher_taps)):
@@ -42,14 +42,14 @@ def gathered(term: Term, student: Signals, teacher: Signals, batch: Mapping[str,
 
 
 def all_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor's rows of all ranks, in the order in which one process would have them; every rank must call this.
+    """The rows of all ranks of each tensor, in the order they have on one process. Every rank must call this.
 
-    Ranks may have different numbers of rows: they are dealt as by `SeededBatchSampler`, one to each rank in turn, as
-    long as it has any. The gradient of a row is the sum of those of all ranks, so that its mean over ranks, which DDP
-    takes, is the gradient of the mean of the ranks' losses: of the one loss, where all compute the same.
+    Ranks may have different numbers of rows: as in `SeededBatchSampler`, each rank in turn holds the next row. The
+    gradient of a row is summed over the ranks. Its mean over ranks, which DDP computes, is then the gradient of the
+    mean of the ranks' losses, and of the one loss where all ranks compute the same.
 
     Raises:
-        ValueError: the rows of two ranks differ in shape.
+        ValueError: the rows of two ranks have different shapes.
     """
     shapes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shapes, [tuple(tensor.shape) for tensor in tensors], group=_host(dist.group.WORLD))
@@ -63,7 +63,7 @@ def all_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @lru_cache(maxsize=1)
 def _host(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """A group whose messages need no GPU: waiting for the shapes must not mean to wait for the forward pass."""
+    """A group that communicates through the CPU: exchanging shapes must not wait for the forward pass on the GPU."""
     if dist.get_backend(world) != "nccl":
         return world
     host = dist.new_group(backend="gloo")
@@ -72,7 +72,7 @@ def _host(world: dist.ProcessGroup) -> dist.ProcessGroup:
 
 
 class _AllRows(torch.autograd.Function):
-    """Own rows and all ranks' numbers of rows → all rows."""
+    """This rank's rows and the numbers of rows of all ranks → the rows of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
@@ -99,7 +99,7 @@ class _AllRows(torch.autograd.Function):
 
 
 def _rounds(counts: Sequence[int]) -> list[tuple[int, int, list[int]]]:
-    """(first row, past the last, the ranks that have these): in between, each of them gives a row in turn."""
+    """(first row, past the last, ranks): between the two, these ranks hold the rows in turn."""
     levels = sorted({0, *counts})
     return [
         (start, end, [rank for rank, count in enumerate(counts) if count >= end]) for start, end in pairwise(levels)

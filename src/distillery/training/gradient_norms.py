@@ -1,4 +1,4 @@
-"""How hard each loss pulls at the student: the norm of its own gradient."""
+"""The norm of each loss's gradient with respect to the student."""
 
 import lightning as L
 import torch
@@ -10,22 +10,20 @@ from distillery.training.fsdp import is_sharded
 
 
 def is_measurable(module: Distiller) -> bool:
-    """False for a sharded student, and for a compiled one: its backward writes into what its forward has saved, and
-    runs once only.
+    """Whether several backward passes of one step are possible: not for a sharded student, nor for a compiled one.
 
-    torch's own switch against that (`donated_buffer`) is not safe: code that was compiled without it is taken from the
-    cache all the same, and gives wrong gradients.
+    A compiled backward overwrites what its forward has saved. torch's switch against that (`donated_buffer`) is not
+    safe: code compiled without it is still taken from the cache, and gives wrong gradients.
     """
     return not is_sharded(module) and all(each._compiled_call_impl is None for each in module.student.modules())
 
 
 def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:
-    """‖∂ loss / ∂ student‖₂ of the task loss and of each unweighted distillation loss, of the global batch.
+    """‖∂ loss / ∂ student‖₂ of the task loss and of each unweighted distillation loss, for the global batch.
 
-    Between a forward and its backward, which finds everything as it was: no `.grad` is touched, and DDP's own
-    averaging does not take notice. The parameters of projectors are none of the student's. Under float16 the
-    losses are scaled as for training; a norm that overflows nevertheless is not finite. Computed once a step, whoever
-    asks.
+    To be called between a forward and its backward, which it does not affect: no `.grad` is changed, and DDP's own
+    averaging is not triggered. Projectors are not part of the student. Under float16 the losses are scaled as in
+    training; a norm that overflows nevertheless is not finite. The norms of a step are computed once and shared.
     """
     assert module.losses is not None, "only between forward and backward"
     if module.losses.norms:

@@ -1,4 +1,4 @@
-"""The objective: the task loss and the distillation losses, weighted and summed."""
+"""The objective: the weighted sum of the task loss and the distillation losses."""
 
 import math
 from collections.abc import Container, Mapping, Sequence
@@ -19,10 +19,14 @@ from distillery.training.update_counts import UpdateCounts
 
 @dataclass
 class Losses:
-    """`total` is what is minimised; `terms` holds it as `loss`, and each loss by name, unweighted and detached.
+    """The losses of one batch.
 
-    `raw` are the same losses with their graph, without the total, and `weights` what each was multiplied by; `norms`
-    those of their gradients, where somebody has asked for them (`gradients.py`).
+    Attributes:
+        total: what is minimised.
+        terms: for logs: the total as `loss`, and each loss by name, unweighted and detached.
+        raw: each unweighted loss with its graph.
+        weights: what each loss was multiplied by.
+        norms: the norms of their gradients, once `gradient_norms` has computed them.
     """
 
     total: Tensor
@@ -40,17 +44,17 @@ class Objective(nn.Module):
     A loss on the relations of a batch compares the samples of each batch; over accumulated batches it is their mean.
 
     Args:
-        task: owns the hard-label loss and the rows that count.
+        task: the hard-label loss, and the rows that count.
         terms: the distillation losses by name, as in `cfg.loss`.
-        schedules: of numbers that change during training, by loss and attribute: `kd.weight`, `task.weight`.
-        balance: whether the terms' weights are to be found from their gradients (`callbacks/balance.py`).
-        peers: the teachers that are trained too. Each minimises its own task loss and the terms that name it, with
-            the same weights and the roles swapped (Zhang et al. 2018, deep mutual learning); these are added to the
-            total, and logged as `<peer>/task` and the like. No term's gradient reaches the network that it learns from.
+        schedules: of the numbers that change during training, by loss and attribute: `kd.weight`, `task.weight`.
+        balance: whether the weights are found from the losses' gradients (`callbacks/balance.py`).
+        peers: names of the teachers that are trained, too. Each minimises its own task loss and the terms that name
+            it, with the same weights and swapped roles (Zhang et al. 2018, deep mutual learning). These losses are
+            added to the total and logged as `<peer>/task` etc. No gradient of a term reaches the network that teaches.
 
     Raises:
-        UserError: a weight that is no finite number, or a loss whose name is taken; a weight that has a schedule
-            and is to be balanced.
+        UserError: a weight is not a finite number, a loss has a reserved name, or a weight has a schedule and is to be
+            balanced.
     """
 
     def __init__(
@@ -75,19 +79,19 @@ class Objective(nn.Module):
         if balance and (both := [path for path in self.schedules if path.endswith(".weight")]):
             path = both[0] if both[0].startswith("task.") else f"loss.{both[0]}"
             raise UserError(
-                f"{path} has a schedule, and objective.balance=auto wants weights that do not change: it measures "
-                f"against task.weight and sets the others. Give {path} a number, or set objective.balance=null."
+                f"{path} has a schedule, but objective.balance=auto needs constant weights: it measures against "
+                f"task.weight and sets the others. Give {path} a number, or set objective.balance=null."
             )
 
     def follow(self, progress: Progress, met: Container[str] = ()) -> None:
-        """Set each number that has a schedule to its value; `met`: those whose metric has met the condition."""
+        """Set each number with a schedule to its value. `met`: the schedules whose metric has met the condition."""
         for path, schedule in self.schedules.items():
             owners, name = self._places(path)
             for owner in owners:
                 setattr(owner, name, schedule.value(replace(progress, met=path in met)))
 
     def changing(self) -> dict[str, float]:
-        """The numbers that change during training, as they are now: `kd.weight` and the like."""
+        """The current values of the numbers that change during training, by loss and attribute: `kd.weight`."""
         balanced = [f"{name}.weight" for name in self.terms] if self.balance else []
         places = {path: self._places(path) for path in (*self.schedules, *balanced)}
         return {path: getattr(owners[0], name) for path, (owners, name) in places.items()}
@@ -98,7 +102,7 @@ class Objective(nn.Module):
         return [name for name, term in self.terms.items() if cast(Term, term).contract.needs == "logits"]
 
     def _places(self, path: str) -> tuple[list[Any], str]:
-        """What has this number, and its name there: of a loss with several teachers each copy has it."""
+        """The objects that have this number (each copy of a loss with several teachers), and its attribute name."""
         loss, _, name = path.partition(".")
         if loss == "task":
             return [self.task], name
@@ -144,7 +148,7 @@ class Objective(nn.Module):
 def _value(
     term: Term, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labelled: Batch, counts: UpdateCounts
 ) -> Tensor:
-    """The term's loss, over the global batch where it is a sum: over rows of logits, or over samples."""
+    """The term's loss: the mean over all rows or samples of the update if it has a value for each, else a scalar."""
     of_rows = term.contract.needs == "logits"
     batch = labelled if of_rows else batch
     values = {}

@@ -1,4 +1,4 @@
-"""Which layers each loss reads: settled, tapped in both networks, and told to the loss with their shapes."""
+"""Connects losses to networks: finds the layers that each loss compares, taps them, and builds the projectors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -25,11 +25,19 @@ def wire(
     batch: Mapping[str, Tensor],
     stop: bool = True,
 ) -> None:
-    """Settle each term's layers, tap both networks there, and let the term build its projectors to fit.
+    """Find each term's layers, tap them in both networks, and build the term's projectors.
 
-    A loss whose layers are `auto` is given the pairs that `auto_layers` finds, and one that names them with wildcards
-    those that match; `term.layers` then holds them. With `stop`, a teacher whose logits no term reads ends its forward
-    in training at the last layer that one reads.
+    `layers: auto` becomes the pairs that `auto_layers` finds, and wildcards become the pairs that match; `term.layers`
+    then holds them.
+
+    Args:
+        terms: the losses by name.
+        teachers: the networks by the names that the losses call them.
+        batch: a few samples, on which the shapes of the layers are found out.
+        stop: whether a teacher whose logits no term reads ends its forward in training at the last layer that is read.
+
+    Raises:
+        UserError: a teacher or a layer that is not there, or that the loss cannot compare; names the loss.
     """
     stages = cache(lambda network: network.stages(batch))
     single = [(name, one) for name, term in terms.items() for one in term.by_teacher.values()]
@@ -73,7 +81,7 @@ def wire(
 def _tap(
     network: Network, wanted: Sequence[tuple[Term, list[str]]], batch: Mapping[str, Tensor]
 ) -> dict[bool, dict[str, torch.Size]]:
-    """Tap what each term reads; the shapes of the taps on attention (True) and of the others (False)."""
+    """Tap what each term reads. Returns the shapes of the taps on attention (True) and of the others (False)."""
     taps: dict[bool, list[str]] = {True: [], False: []}
     for term, own in wanted:
         taps[term.contract.needs == "attention"] += own
@@ -102,10 +110,10 @@ def _found_layers(
 
 
 def refuse_role(name: str, term: Term, teacher: nn.Module, student: Network) -> None:
-    """Refuse what a teacher of its role cannot teach.
+    """Refuse losses that a teacher of this role cannot have.
 
     Raises:
-        UserError: the student's logits are compared with themselves, or a peer with the student by their layers.
+        UserError: the student would be compared with itself, or the layers of a peer with the student's.
     """
     on_logits = term.contract.needs == "logits" and not term.student_taps
     if teacher is student and on_logits and term.needs_logits:

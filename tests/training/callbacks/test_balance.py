@@ -21,7 +21,7 @@ from fixtures.by_hand import LAYERS, ByHand
 from fixtures.composing import Compose, with_hint
 from fixtures.runs import Died, Dies, sha256
 
-pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores", "ignore:The losses pull at the student")
+pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores", "ignore:Some losses hardly reach")
 AUTO = (LAYERS, "objective.balance=auto", "objective.balance_steps=5", "callbacks.scale_report=null")
 
 
@@ -61,7 +61,7 @@ def test_the_weights_can_be_given_by_hand(composed: Compose, capsys: pytest.Capt
     cfg = composed(*AUTO)
     cfg.trainer.enable_progress_bar = True
     train(cfg)
-    (line,) = re.findall(r"Balanced; the same by hand: (.*)", capsys.readouterr().out)
+    (line,) = re.findall(r"Balanced. The same weights by hand: (.*)", capsys.readouterr().out)
     by_hand = composed(*line.split(), run="other")
     assert {f"loss.{name}.weight": by_hand.loss[name].weight for name in ("kd", "hint")} == balanced(cfg)
 
@@ -121,7 +121,7 @@ def test_the_plan_says_so(composed: Compose) -> None:
 @pytest.mark.parametrize("path", ["loss.kd.weight", "task.weight"])
 def test_a_schedule_of_a_weight_is_refused(path: str, composed: Compose) -> None:
     cfg = composed(*AUTO, f"{path}={{schedule: warmup, to: 1, epochs: 1}}")
-    with pytest.raises(UserError, match=rf"^{re.escape(path)} has a schedule, and objective\.balance=auto wants"):
+    with pytest.raises(UserError, match=rf"^{re.escape(path)} has a schedule, but objective\.balance=auto needs"):
         build(cfg)
     build(composed(*AUTO, "loss.kd.temperature={schedule: linear, start: 2, end: 4, epochs: 1}"))
 

@@ -1,1 +1,1 @@
-"""Networks whose layers and attention are recorded."""
+"""Recording the layers and the attention of networks."""

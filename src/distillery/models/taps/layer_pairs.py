@@ -1,4 +1,4 @@
-"""Which layers of student and teacher are compared: `layers: auto`, and the wildcards of named pairs."""
+"""Which layers of student and teacher are compared: `layers: auto`, and wildcards in named pairs."""
 
 import math
 import re
@@ -12,10 +12,10 @@ from distillery.models.taps.attention_recorder import MEND
 
 
 def stage_ends(layers: Mapping[str, Size]) -> dict[str, tuple[int, int]]:
-    """The last feature map at each resolution: path → (H, W), in the order of the network.
+    """The last feature map of each resolution: path → (H, W), in the order of the network.
 
-    Taken from the shallowest level of modules at which every resolution of the network is seen (`layer2`, not
-    `layer3.0.conv1`, though that still runs at layer2's resolution in an inverted bottleneck).
+    They are taken from the shallowest level of modules that has every resolution of the network: `layer2`, and not
+    `layer3.0.conv1`, which still has layer2's resolution in an inverted bottleneck.
 
     Args:
         layers: path → output shape of every module, in the order in which they finish (`Network.layers`).
@@ -31,9 +31,10 @@ def stage_ends(layers: Mapping[str, Size]) -> dict[str, tuple[int, int]]:
 
 
 def blocks(layers: Mapping[str, Size]) -> list[str]:
-    """The blocks of a transformer, in the order of the network: numbered siblings that give as many tokens [B, L, D].
+    """The blocks of a transformer, in the order of the network: numbered siblings with outputs [B, L, D] of one shape.
 
-    A single one is no family. Of several, the shallowest, then the largest (`blocks.0`, not `blocks.0.parts.1`).
+    There must be two at least. Of several such families the shallowest is taken, then the largest (`blocks.0`, not
+    `blocks.0.parts.1`).
 
     Args:
         layers: see `stage_ends`.
@@ -48,7 +49,7 @@ def blocks(layers: Mapping[str, Size]) -> list[str]:
 
 
 def all_stages(layers: Mapping[str, Size]) -> list[str]:
-    """A network's `blocks`, or the ends of its stages (`stage_ends`) where it has none; in its order."""
+    """A network's `blocks` or, if it has none, the ends of its stages (`stage_ends`); in the order of the network."""
     return blocks(layers) or [*stage_ends(layers)]
 
 
@@ -59,9 +60,9 @@ def auto_layers(
 ) -> dict[str, str]:
     """Pair the stages of two networks.
 
-    Each stage of a convolutional student goes with the teacher's at the nearest relative resolution, then relative
-    depth. The blocks of a transformer have one resolution: where one of the two has them, relative depth decides,
-    and there are as many pairs as the network with fewer stages has.
+    Each stage of a convolutional student is paired with the teacher's stage of the nearest relative resolution and, of
+    several, relative depth. The blocks of a transformer all have one resolution: if either network has blocks, stages
+    are paired by relative depth, in as many pairs as the network with fewer stages has.
 
     Args:
         student, teacher: path → output shape of every module (`Network.stages`).
@@ -69,13 +70,13 @@ def auto_layers(
             hint) or the last one.
 
     Raises:
-        UserError: a network with neither feature maps nor blocks that give tokens.
+        UserError: a network has neither feature maps nor blocks with tokens.
     """
     stages = {"student": all_stages(student), "teacher": all_stages(teacher)}
     for role, found in stages.items():
         if not found:
             raise UserError(
-                "`layers: auto` looks for feature maps [B, C, H, W] or numbered blocks that give tokens [B, L, D], "
+                "`layers: auto` looks for feature maps [B, C, H, W] or numbered blocks of tokens [B, L, D], "
                 f"and the {role} network has none. "
                 "Name the layers, `layers: {student_layer: teacher_layer}`, or choose another loss."
             )
@@ -96,13 +97,13 @@ def attention_layers(
         which: see `auto_layers`.
 
     Raises:
-        UserError: a network without attention.
+        UserError: a network has no attention that can be recorded.
     """
     for role, found in (("student", student), ("teacher", teacher)):
         if not found:
             raise UserError(
                 f"`layers: auto` looks for modules that compute attention, and the {role} network has none that can "
-                f"be read. Choose a transformer, or a loss on other layers. {MEND}"
+                f"be recorded. Choose a transformer, or a loss on other layers. {MEND}"
             )
     return _chosen(_by_depth(list(student), list(teacher)), which)
 
@@ -114,26 +115,27 @@ def _chosen(pairs: Mapping[str, str], which: Literal["all", "inner", "middle", "
 
 
 def own_layers(stages: Sequence[str], which: Literal["all", "inner", "middle", "last"]) -> dict[str, str]:
-    """Pair the stages of a network that is its own teacher, each but the last with the last.
+    """Pair the stages of a network that is its own teacher: each stage but the last with the last one.
 
     Args:
         stages: in the order of the network (`all_stages`).
         which: see `auto_layers`; of the stages before the last.
 
     Raises:
-        UserError: it has but one.
+        UserError: it has only one stage.
     """
     *earlier, last = stages or [""]
     if not earlier:
         raise UserError(
-            "`layers: auto` with the student as its own teacher pairs earlier layers with the last, and found no two. "
+            "`layers: auto` with the student as its own teacher pairs earlier layers with the last one, "
+            "and there are no two. "
             "Name them, `layers: {earlier_layer: later_layer}`."
         )
     return _chosen(dict.fromkeys(earlier, last), "all" if which == "inner" else which)
 
 
 def _by_depth(student: list[str], teacher: list[str]) -> dict[str, str]:
-    """Each layer of the shorter list with the nearest of the other in relative depth (i + 1) / n; the later, of two."""
+    """Pair each layer of the shorter list with the other's nearest in relative depth (i + 1) / n; of two, the later."""
     few, many = sorted((student, teacher), key=len)
     partners = [many[(2 * (i + 1) * len(many) - len(few)) // (2 * len(few))] for i in range(len(few))]
     return dict(zip(few, partners, strict=True) if few is student else zip(partners, few, strict=True))
@@ -149,22 +151,23 @@ def _by_resolution(student: Mapping[str, tuple[int, int]], teacher: Mapping[str,
 
 
 def _places(ends: Mapping[str, tuple[int, int]]) -> dict[str, tuple[float, float]]:
-    """Each stage's octaves below the first one's resolution, and its relative depth in (0, 1]."""
+    """For each stage: how many octaves its resolution is below the first one's, and its relative depth in (0, 1]."""
     first = next(iter(ends.values()))[0]
     return {path: (math.log2(first / size[0]), (i + 1) / len(ends)) for i, (path, size) in enumerate(ends.items())}
 
 
 def named_layers(layers: Mapping[str, str], student: Sequence[str], teacher: Sequence[str]) -> dict[str, str]:
-    """The pairs {student tap: teacher tap} with their wildcards replaced by what they match, paired in order.
+    """The pairs {student tap: teacher tap}, with wildcards replaced by the layers they match, in order.
 
     `*` stands for any characters but dots: `stages.*` is `stages.0`, `stages.1`, ..., and not `stages.0.conv`.
 
     Args:
-        layers: as the config has them; a tap may go on after its path (`blocks.*:input`).
+        layers: as in the config. A tap may continue after the path (`blocks.*:input`).
         student, teacher: the paths of all modules, in the order of the network.
 
     Raises:
-        UserError: nothing matches, the two sides match different numbers of layers, or a layer is named twice.
+        UserError: a wildcard matches nothing, the two sides match different numbers of layers, or a layer is named
+            twice.
     """
     pairs: dict[str, str] = {}
     for ours, theirs in layers.items():

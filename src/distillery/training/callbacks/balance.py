@@ -1,4 +1,4 @@
-"""`objective.balance=auto`: finds the weights with which every distillation loss pulls as hard as the task loss."""
+"""`objective.balance=auto`: finds weights with which the gradients of all losses have the same norm."""
 
 import json
 import math
@@ -18,24 +18,24 @@ from distillery.training.gradient_norms import gradient_norms
 
 
 class Balance(L.Callback):
-    """Over the first steps sets each weight so that the loss's gradient at the student has the task loss's norm.
+    """Over the first steps, sets each weight so that the loss's gradient at the student has the task loss's norm.
 
-    A weight is the ratio of the two norms' means over the steps so far, rounded to six digits; after the last of these
-    steps it stays. Before the first step nothing is known, and the weights are 0. If `task.weight` is 0, the first
-    loss keeps its weight and the others follow it.
+    A weight is the ratio of the two mean norms of the steps so far, rounded to six digits. After the last of these
+    steps it is constant. Before the first step the weights are 0. If `task.weight` is 0, the first loss keeps its
+    weight and the others are balanced against it.
 
     Args:
-        steps: how many updates are measured.
-        folder: the run folder, which is left a `balance.json`.
+        steps: the number of updates that are measured.
+        folder: the run folder, where `balance.json` is written.
 
     Raises:
-        UserError: a loss without a gradient at the student, or nothing to measure against.
+        UserError: a loss has no gradient at the student, or there is nothing to balance against.
     """
 
     def __init__(self, steps: int, folder: Path) -> None:
         self.steps = steps
         self.folder = folder
-        self._sums: dict[str, float] = {}  # of the norms of the unweighted losses' gradients
+        self._sums: dict[str, float] = {}  # of the norms of the gradients of the unweighted losses
         self._told = False
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -47,8 +47,8 @@ class Balance(L.Callback):
             self._weight = abs(cast(Term, objective.terms[self._reference]).weight)
             if self._weight == 0:
                 raise UserError(
-                    f"objective.balance=auto balances against the task loss, or, where task.weight is 0, against the "
-                    f"first loss: and loss.{self._reference}.weight is 0 too. Give one of them a weight."
+                    f"objective.balance=auto balances against the task loss or, if task.weight is 0, against the first "
+                    f"loss, but loss.{self._reference}.weight is 0, too. Give one of them a weight."
                 )
         self._balanced = [name for name in objective.terms if name != self._reference]
 
@@ -67,12 +67,12 @@ class Balance(L.Callback):
             return
         assert isinstance(module, Distiller)
         norms = gradient_norms(trainer, module)
-        if all(map(math.isfinite, norms.values())):  # else TermMonitor has a say, or float16 skips the update
+        if all(map(math.isfinite, norms.values())):  # otherwise TermMonitor stops the run, or float16 skips the update
             for name, norm in norms.items():
                 self._sums[name] = self._sums.get(name, 0.0) + norm
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._balanced and not self._told:  # training had no more steps
+        if self._balanced and not self._told:  # training had fewer steps
             self._tell(trainer, self._weights())
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Balance(L.Callback):
         self._sums = dict(state_dict["sums"])
 
     def _weights(self) -> dict[str, float]:
-        """By loss; the means' common denominator cancels out."""
+        """By loss. The number of steps cancels out in the ratio of the sums."""
         wanted = self._weight * self._sums.get(self._reference, 0.0)
         sums = {name: self._sums.get(name, 0.0) for name in self._balanced}
         return {name: float(f"{wanted / total:.6g}") if total else 0.0 for name, total in sums.items()}
@@ -92,7 +92,7 @@ class Balance(L.Callback):
         if silent := [name for name in (self._reference, *self._balanced) if not self._sums.get(name)]:
             place = "The task loss" if silent[0] == "task" else f"loss.{silent[0]}"
             raise UserError(
-                f"objective.balance=auto: {place} has given the student no finite gradient in {self.steps} steps, and "
+                f"objective.balance=auto: {place} has given the student no finite gradient in {self.steps} steps and "
                 "cannot be balanced. Leave that loss out, or set the weights yourself with objective.balance=null."
             )
         found = {f"loss.{name}.weight": weight for name, weight in weights.items()}
@@ -101,4 +101,4 @@ class Balance(L.Callback):
                 unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             if trainer.progress_bar_callback is not None:
                 overrides = " ".join(f"{path}={weight:g}" for path, weight in found.items())
-                say(f"Balanced; the same by hand: {overrides}")
+                say(f"Balanced. The same weights by hand: {overrides}")

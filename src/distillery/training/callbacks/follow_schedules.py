@@ -1,4 +1,4 @@
-"""Sets the numbers that have a schedule, before each training step."""
+"""Sets the numbers that have a schedule before each training step."""
 
 import math
 from typing import Any
@@ -10,10 +10,10 @@ from distillery.training.schedules import Latch, Progress
 
 
 class FollowSchedules(L.Callback):
-    """The numbers are functions of the updates done in the stage: a resumed run finds them as they were.
+    """The numbers are functions of the updates done in the stage, so that a resumed run continues with the same values.
 
-    What a schedule that waits for a metric has seen is state, and in the checkpoint. The metric is read after each
-    validation.
+    Which schedules have met the condition on their metric is state, and saved in the checkpoint. Metrics are read after
+    each validation.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Which losses the student hears: the size of each, and of its gradient, in the first steps."""
+"""Reports the size of each loss, and of its gradient, in the first steps: losses too weak to matter stand out."""
 
 import math
 import warnings
@@ -15,20 +15,19 @@ from distillery.core.terminal import plain_console, say
 from distillery.training.distiller import Distiller
 from distillery.training.gradient_norms import gradient_norms, is_measurable
 
-APART = 100  # times: a loss that pulls so much less than another may as well be left out
+APART = 100  # a loss whose gradient is so many times smaller than another's has no influence
 
 
 class ScaleReport(L.Callback):
-    """Means over the first steps of each loss, raw and weighted, of its gradient's norm, and of its share in them.
+    """Means over the first steps of each stage: each loss, raw and weighted, its gradient's norm and share.
 
-    Each stage has first steps of its own. The norm is that of the weighted loss at the student's own parameters; the
-    shares sum to 1. Printed as a table, and logged as `scale/<loss>/<figure>`. It warns of a loss whose share is less
-    than a hundredth of another's, but for those whose weight is 0 or has a schedule. Training is not touched by it, and
-    costs what it did after these steps, whose cost grows by one backward a loss. Nothing is measured of a compiled
-    student.
+    The norm is that of the weighted loss's gradient at the student's own parameters; the shares sum to 1. The figures
+    are printed as a table and logged as `scale/<loss>/<figure>`. It warns of a loss whose share is less than a
+    hundredth of another's, unless its weight is 0 or has a schedule. Training is not affected; each of these steps
+    costs one more backward for each loss. Compiled and sharded students are not measured.
 
     Args:
-        steps: how many.
+        steps: the number of steps.
     """
 
     def __init__(self, steps: NonNegativeInt = 10) -> None:
@@ -39,7 +38,7 @@ class ScaleReport(L.Callback):
         assert isinstance(module, Distiller)
         self._measures = is_measurable(module)
         if not self._measures and _shown(trainer):
-            say("No scale report: a compiled or sharded student goes backward only once a step.")
+            say("No scale report: a compiled or sharded student allows one backward pass a step.")
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
         assert isinstance(module, Distiller)
@@ -53,7 +52,9 @@ class ScaleReport(L.Callback):
             name: (value, weights[name] * value, abs(weights[name]) * norms[name])
             for name, value in zip(weights, raw.tolist(), strict=True)
         }
-        if all(math.isfinite(figure) for figures in row.values() for figure in figures):  # else TermMonitor has a say
+        if all(
+            math.isfinite(figure) for figures in row.values() for figure in figures
+        ):  # otherwise TermMonitor stops the run
             self._rows.append(row)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
@@ -95,7 +96,7 @@ def _shown(trainer: L.Trainer) -> bool:
 
 
 def figures(rows: list[dict[str, tuple[float, float, float]]]) -> dict[str, dict[str, float]]:
-    """Means over the rows by loss, with each gradient's share in the sum of them."""
+    """Means over the rows, by loss, and the share of each gradient in their sum."""
     means = {name: [math.fsum(row[name][index] for row in rows) / len(rows) for index in range(3)] for name in rows[0]}
     total = math.fsum(gradient for *_, gradient in means.values()) or 1.0
     return {
@@ -105,7 +106,7 @@ def figures(rows: list[dict[str, tuple[float, float, float]]]) -> dict[str, dict
 
 
 def table(found: Mapping[str, Mapping[str, float]], steps: int) -> Table:
-    """The figures as they are printed."""
+    """The figures as a table."""
     made = Table(title=f"Scale of the losses, first {steps} steps", title_justify="left")
     made.add_column("loss")
     for heading in ("raw", "weighted", "gradient at the student", "share"):

@@ -1,4 +1,4 @@
-"""Logs every loss term and every number with a schedule, and stops a run whose losses are no longer finite."""
+"""Logs every loss and every number with a schedule, and stops a run whose losses are no longer finite."""
 
 import math
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ from distillery.training.fsdp import local
 
 
 class TermMonitor(L.Callback):
-    """Mean of each loss term since the last line, over all ranks, every so many steps and at each epoch's end.
+    """Logs the mean of each loss over all ranks since the last line, every `every_n_steps` and after each epoch.
 
-    Beside them the numbers that change during training, as they were in the last of these steps: `train/kd.weight`.
-    The terms are kept on the device and fetched at once when a line is due: logging each at each step would
-    cost more than a small student's training step. From the first step that was not finite on, everything is NaN:
-    the error names what was broken in that step.
+    The numbers that change during training are logged with them, as of the last step: `train/kd.weight`. Losses stay
+    on the device and are fetched together when a line is due; logging each of them in each step would take longer than
+    the step of a small student. After one step that is not finite everything becomes NaN: the error names what was not
+    finite in the first such step.
 
     Args:
-        every_n_steps: how often a line is due; 0: at each epoch's end only.
+        every_n_steps: steps between two lines; 0: a line after each epoch only.
 
     Raises:
-        UserError: a term or a weight is NaN or infinite; before anything is saved, so that the last checkpoint is
-            a good one.
+        UserError: a loss or a parameter is NaN or infinite. It is raised before anything is saved, so that the last
+            checkpoint is a good one.
     """
 
     def __init__(self, every_n_steps: NonNegativeInt) -> None:
         self.every_n_steps = every_n_steps
         self._names: list[str] = []
-        self._rows: list[Tensor] = []  # since the last line, one a batch
+        self._rows: list[Tensor] = []  # one for each batch since the last line
         self._reported = 0  # the step of the last line
 
     def on_train_batch_end(
@@ -49,13 +49,13 @@ class TermMonitor(L.Callback):
         terms: dict[str, Tensor] = outputs["terms"]
         self._names = list(terms)
         self._rows.append(torch.stack([value.float() for value in terms.values()]))
-        # with accumulated gradients several batches in a row see the same step
+        # with accumulated gradients, several batches belong to the same step
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._reported:
             self._report(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._report(trainer, module)  # before the callbacks that save on the validation's score
+        self._report(trainer, module)  # before the callbacks that save by the validation score
         self._refuse_broken_weights(trainer, module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -63,7 +63,7 @@ class TermMonitor(L.Callback):
         self._refuse_broken_weights(trainer, module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._rows:  # saved in the middle of an epoch, and between two lines
+        if self._rows:  # saved in mid-epoch, between two lines
             self._finite(trainer)
         self._refuse_broken_weights(trainer, module)
 
@@ -80,8 +80,12 @@ class TermMonitor(L.Callback):
         module.log("loss", means["loss"], prog_bar=True, logger=False, sync_dist=True)  # or Lightning warns
 
     def _finite(self, trainer: L.Trainer) -> Tensor:
-        """The terms since the last line, means over the ranks; refused if one is not finite."""
-        # one reduction for all; what is not finite on one rank is so on all: all stop, for the same reason
+        """The losses since the last line, as means over the ranks.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        # one reduction for all; a mean is not finite on any rank if it is not on one: all ranks stop together
         rows = trainer.strategy.reduce(torch.stack(self._rows), reduce_op="mean")
         if not rows.isfinite().all():
             first = next(row for row in rows.tolist() if not all(map(math.isfinite, row)))
@@ -94,7 +98,7 @@ class TermMonitor(L.Callback):
         assert isinstance(module, Distiller)
         names = [name for name, _ in module.trainable()]
         finite = torch.stack([local(parameter).isfinite().all() for _, parameter in module.trainable()]).float()
-        finite = trainer.strategy.reduce(finite, reduce_op="mean")  # sharded, each rank knows of its own part only
+        finite = trainer.strategy.reduce(finite, reduce_op="mean")  # a rank sees only its shard
         if not finite.eq(1).all():
             broken = names[int(finite.argmin())]
             raise _stopped(trainer, f"the weights {broken} are not finite after an update")
@@ -102,7 +106,7 @@ class TermMonitor(L.Callback):
 
 def _stopped(trainer: L.Trainer, what: str) -> UserError:
     checkpoints = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    saved = [path for path in checkpoints if Path(path).is_file()]  # not those that were about to be written first
+    saved = [path for path in checkpoints if Path(path).is_file()]  # and not about to be written for the first time
     return UserError(
         f"Training stopped in epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {what}. "
         "Likely: a learning rate too high (optim.optimizer.lr), the term's weight, or half precision "

@@ -1,4 +1,4 @@
-"""Ends a run on SIGTERM: what `kill`, `timeout`, a container's stop and a cluster's time limit send."""
+"""Ends a run on SIGTERM, which `kill`, `timeout`, stopped containers and a cluster's time limit send."""
 
 import signal
 import sys
@@ -12,24 +12,24 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from distillery.core.process import is_main
 
-EXIT_CODE = 128 + signal.SIGTERM  # what a shell gives for a process that the signal has ended
+EXIT_CODE = 128 + signal.SIGTERM  # the exit code of a process that the signal has ended, in a shell
 
 
 class Termination(L.Callback):
-    """Within: SIGTERM ends the run as Ctrl-C does, with `EXIT_CODE`, and the record says why.
+    """A context in which SIGTERM ends the run as Ctrl-C does, with `EXIT_CODE`, and the record says why.
 
-    Lightning's own handler, which each fit installs, notes the signal and goes on; with several ranks it then waits
-    for a broadcast of which the others know nothing. It is replaced before the first step: to be the trainer's first
-    callback. The other ranks end at once, as without a handler: the first one's record counts.
+    Lightning's own handler, which each fit installs, notes the signal and continues; with several ranks it then waits
+    for a broadcast that the others do not expect. It is replaced before the first step: this must be the trainer's
+    first callback. Ranks other than the first end at once, as without a handler; the first one writes the record.
 
-    In a batch job of SLURM Lightning's handlers stay, since they put the job back into the queue; and so does what a
-    program that calls `train` in a thread of its own has set, where Python allows no handler.
+    In a SLURM batch job Lightning's handlers stay, which requeue the job. So do the handlers of a program that calls
+    `train` in a thread other than the main one, where Python cannot set any.
 
     Args:
-        folder: the run's, to be named.
+        folder: the run folder, for the message.
 
     Raises:
-        SystemExit: from wherever the main thread is; its context is an `InterruptedError` that says why.
+        SystemExit: in the main thread, wherever it is. Its context is an `InterruptedError` that says why.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class Termination(L.Callback):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._replaces:
-            signal.signal(signal.SIGTERM, self._former or signal.SIG_DFL)  # None, where it was not set from Python
+            signal.signal(signal.SIGTERM, self._former or signal.SIG_DFL)  # None: it was not set from Python
         if self._stopping and error is not None:
             print(f"Stopped by SIGTERM: {self._folder}", file=sys.stderr)
 
@@ -52,7 +52,7 @@ class Termination(L.Callback):
         self._set()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if self._stopping:  # and yet the run goes on: Python drops what is raised in a `__del__`
+        if self._stopping:  # the run continues although it was stopped: Python drops exceptions raised in a `__del__`
             _stop()
 
     def _set(self) -> None:
@@ -60,7 +60,7 @@ class Termination(L.Callback):
             signal.signal(signal.SIGTERM, self._received if is_main() else signal.SIG_DFL)
 
     def _received(self, *_: Any) -> None:
-        if not self._stopping:  # `timeout` sends it twice, and the second must not disturb the run's end
+        if not self._stopping:  # `timeout` sends it twice; the second must not disturb how the run ends
             self._stopping = True
             _stop()
 

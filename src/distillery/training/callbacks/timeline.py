@@ -1,4 +1,4 @@
-"""Keeps what changes during training for the run's record: stage, learning rate, weights, temperatures, score."""
+"""Records what changes during training: stage, learning rate, weights, temperatures, score."""
 
 import math
 from dataclasses import replace
@@ -13,14 +13,14 @@ from distillery.training.objective import Objective
 
 
 class Timeline(L.Callback):
-    """One entry an epoch (`results/timeline.py`), kept up to date after each batch.
+    """One entry for each epoch (`results/timeline.py`), updated after each batch.
 
-    It is state, and in the checkpoint: also where that is written in the middle of an epoch, or before its end is told,
-    a resumed run has each epoch once.
+    The entries are state and saved in the checkpoint, so that a resumed run has each epoch once, even if the checkpoint
+    was written in mid-epoch.
 
     Args:
-        entries: the record's own list. It is changed in place, so that the record is true whenever it is written, also
-            when the run fails.
+        entries: the list in the run's record. It is changed in place, so that the record is up to date whenever it is
+            written, also when the run fails.
     """
 
     def __init__(self, entries: list[dict[str, Any]]) -> None:
@@ -28,7 +28,9 @@ class Timeline(L.Callback):
         self._lr = 0.0
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])  # at the batch's end the next one's is set
+        self._lr = float(
+            trainer.optimizers[0].param_groups[0]["lr"]
+        )  # at the end of the batch it is already that of the next
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
@@ -52,12 +54,12 @@ class Timeline(L.Callback):
         return bool(self._entries) and self._entries[-1]["epoch"] == epoch
 
     def _note(self, epoch: Epoch) -> None:
-        """In the place of what is known of that epoch so far."""
+        """Append the entry, or replace the one of the same epoch."""
         self._entries[len(self._entries) - self._noted(epoch.epoch) :] = [dict(vars(epoch))]
 
 
 def numbers_of(objective: Objective) -> dict[str, float]:
-    """Every weight as it is now; the temperature, and all that has a schedule, of each loss whose weight is not 0."""
+    """All current weights and, of the losses with a weight other than 0, temperatures and numbers with a schedule."""
     terms = {name: cast(Term, term) for name, term in objective.terms.items()}
     weights = {"task": objective.task.weight} | {name: term.weight for name, term in terms.items()}
     others = {
