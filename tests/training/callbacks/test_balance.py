@@ -127,7 +127,7 @@ def test_a_schedule_of_a_weight_is_refused(path: str, composed: Compose) -> None
 
 
 def test_there_must_be_something_to_balance_against(composed: Compose) -> None:
-    with pytest.raises(UserError, match=r"where task\.weight is 0, .*loss\.kd\.weight is 0 too"):
+    with pytest.raises(UserError, match=r"if task\.weight is 0, .*loss\.kd\.weight is 0, too"):
         train(composed(*AUTO, "task.weight=0", "loss.kd.weight=0"))
 
 
