@@ -277,6 +277,7 @@ def test_losses_of_two_teachers_in_a_run(composed: Callable[..., DictConfig]) ->
     assert terms["hint"].item() == pytest.approx(total / 25, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Teacher '(main|b)' scores", "ignore:Some losses hardly reach")
 def test_a_run_with_a_random_teacher_repeats_bit_for_bit(composed: Callable[..., DictConfig]) -> None:
     random = [*BOTH, "+loss.kd.combine=random", "+loss.hint.combine=random"]

@@ -137,7 +137,11 @@ EXPERIMENTS = {
     "leaderboard_fashion_mnist": Small(ONE_LOSS, KD, teacher="fashion_mnist_teacher"),
     "leaderboard_vit": Small(ONE_LOSS, KD, teacher="fashion_mnist_vit_teacher"),
 }
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if small.slow else []) for name, small in EXPERIMENTS.items()]
+LIKE_ANOTHER = ("glue/mnli", "cifar100/teacher", "fashion_mnist_vit_teacher", "leaderboard_vit")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if small.slow or name in LIKE_ANOTHER else [])
+    for name, small in EXPERIMENTS.items()
+]
 Composed = Callable[..., DictConfig]
 
 

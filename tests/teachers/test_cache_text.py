@@ -186,6 +186,7 @@ def run(compose_train: Compose, folder: str, tmp_path: Path) -> Callable[..., pd
     return trained
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cached_teacher_has_the_same_losses(run: Callable[..., pd.DataFrame]) -> None:
     plain, kept = run("plain"), run("cached", "teachers.main.cache=true")
     assert len(plain) == 2 * 4

@@ -47,8 +47,8 @@ class Data(LightningDataModule):
         batch_size, eval_batch_size: number of samples of all processes together.
         seed: of the order, the augmentation and the masking.
         train_size, train_fraction: the size of a stratified subset of the training split.
-        train_index: instead of them, a file with the positions in the raw training set to train on, one a line;
-            its path is relative to the repository.
+        train_index: instead of them, a file with the positions in the raw training set to train on, one per
+            line.
         subset_seed: draws the subset of `train_size` or `train_fraction`; None: `seed` does.
         val_size: the number (below 1: the fraction) of training samples held out for validation, always the same
             ones; 0: none. None: the data set's own validation split, or else a tenth.

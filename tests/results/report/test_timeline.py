@@ -148,7 +148,7 @@ def test_the_mean_is_of_the_epochs_that_every_seed_has(drawn: Callable[..., Figu
     assert thick[1] == pytest.approx([30, 70])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("count", [1, 4, 6, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 5))])
 def test_nothing_overlaps_with_long_names_of_stages(drawn: Callable[..., Figure], count: int) -> None:
     names = ["feature_imitation_abc", "attention_alignment_x", "fine_tuning_on_labels"]
     long = timeline(60, stage=lambda epoch: names[(epoch > 1) + (epoch > 2)])
@@ -179,6 +179,7 @@ def test_no_picture_where_nothing_changes(make_run: MakeRun, tmp_path: Path) -> 
     assert "timeline" not in (out / "report.md").read_text().lower()
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_first_six(make_run: MakeRun, tmp_path: Path) -> None:
     for i in range(7):
         make_run(f"method_{i}", 0, 0.9, timeline=STAGED, started=f"2026-01-0{i + 1}")

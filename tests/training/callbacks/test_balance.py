@@ -89,7 +89,7 @@ def test_without_a_task_loss_the_first_keeps_its_weight(composed: Compose) -> No
     assert {row["kd"] for row in watch.weights} == {0.7}
 
 
-@pytest.mark.parametrize("after", [3, 6])
+@pytest.mark.parametrize("after", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_resumed_run_ends_bit_equal(after: int, composed: Compose) -> None:
     """Stopped while it is measured, and later."""
     each = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=1")
