@@ -143,7 +143,7 @@ def test_a_torn_one_is_told_and_the_one_before_is_taken(damage: str, tmp_path: P
     DAMAGES[damage](tmp_path / CHECKPOINTS / LAST)
     size = (tmp_path / CHECKPOINTS / LAST).stat().st_size
     with pytest.warns(
-        UserWarning, match=rf"last\.ckpt is torn \({size} bytes, .+\); going on from last\.before\.ckpt, step 1\.$"
+        UserWarning, match=rf"last\.ckpt is torn \({size} bytes, .+\); resuming from last\.before\.ckpt, step 1\.$"
     ):
         assert step_of(last_checkpoint(tmp_path)) == 1
 
@@ -152,7 +152,7 @@ def test_one_that_is_missing_is_told(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
     (tmp_path / CHECKPOINTS / LAST).unlink()
-    with pytest.warns(UserWarning, match=r"last\.ckpt is missing; going on from last\.before\.ckpt, step 1\.$"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt is missing; resuming from last\.before\.ckpt, step 1\.$"):
         assert step_of(last_checkpoint(tmp_path)) == 1
 
 

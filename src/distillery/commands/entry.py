@@ -1,4 +1,4 @@
-"""How a command begins: Hydra composes the config; errors that the user can mend are shown without a traceback.
+"""How a command begins: Hydra composes the config; errors that the user can fix are shown without a traceback.
 
 Imports nothing heavy: `--help`, `--cfg job` and TAB are answered before torch is imported.
 """
@@ -27,7 +27,7 @@ WHITELIST: dict[str, Any] = {} if BEFORE_1_4 else {"execution_whitelist": TARGET
 def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make `function(cfg)` a command that composes `configs/<config_name>.yaml` and runs it.
 
-    An error that the user can mend (`UserError`, a config that does not compose, an output folder that cannot be made)
+    An error that the user can fix (`UserError`, a config that does not compose, an output folder that cannot be made)
     is printed, and the command exits with 2. Any other error keeps its full traceback, which Hydra would cut.
     """
 
@@ -65,7 +65,7 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
 
 @contextmanager
 def errors_shown(config_name: str) -> Iterator[None]:
-    """Within: an error that the user can mend is printed, and the command exits with 2."""
+    """Within: an error that the user can fix is printed, and the command exits with 2."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and prove its score."""
+"""`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and check its score."""
 
 from omegaconf import DictConfig, OmegaConf
 

@@ -1,4 +1,4 @@
-"""`distill-losses`: every loss with what it promises, as a table."""
+"""`distill-losses`: every loss and its contract, as a table."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TIMES = {True: "times T²", False: "without T²", None: ""}
 
 def main() -> None:
     """Prints the losses of all families, or of those that are named."""
-    parser = argparse.ArgumentParser("distill-losses", description="Every distillation loss with what it promises.")
+    parser = argparse.ArgumentParser("distill-losses", description="Every distillation loss and its contract.")
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES, help="only these; all by default")
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     arguments = parser.parse_args()

@@ -1,1 +1,1 @@
-"""What every room uses: errors, whole files, counter-based random numbers, numerics. Imports nothing of ours."""
+"""Shared basics: errors, atomic files, counter-based random numbers, numerics. Imports no other room."""

@@ -1,15 +1,15 @@
-"""What the user is told when a configuration or an input cannot work."""
+"""Errors that the user can fix, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake the user can mend; the message says what, where, and how. Shown without a traceback."""
+    """A mistake that the user can fix. The message says what is wrong, where, and how; no traceback is shown."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """A sentence naming the options nearest to `name`, or all of them where none is near."""
+    """A sentence naming the options nearest to `name`, or all of them if none is near."""
     known = sorted(set(options))
     if near := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
         return " Did you mean " + " or ".join(repr(match) for match in near) + "?"

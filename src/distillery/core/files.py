@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process that writes them is killed."""
+"""Atomic files: complete or absent, whenever the writing process is killed."""
 
 import os
 from collections.abc import Iterator
@@ -29,6 +29,6 @@ def atomic_write(path: Path, former: Path | None = None) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Those which processes that were killed have left anywhere in `folder`."""
+    """Remove unfinished files that killed processes have left anywhere in `folder`."""
     for unfinished in folder.rglob(f".*{SUFFIX}"):
         unfinished.unlink()

@@ -1,4 +1,4 @@
-"""Where a transformer comes from: a model type, a folder or the hub. Whatever cannot be found is said in one place."""
+"""Finds transformers by model type, folder or name on the hub, and explains why one cannot be found."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def find_config(model: str) -> dict[str, Any]:
     if _is_path(model):
         _refuse_folder(Path(model).expanduser())
     try:
-        given, _ = PreTrainedConfig.get_config_dict(folder_or_name(model))  # runs no code of the repository's
+        given, _ = PreTrainedConfig.get_config_dict(folder_or_name(model))  # runs no code from the repository
     except FAILURES as error:
         raise UserError(why_not(model, CONFIG, error)) from error
     kind = str(given.get("model_type")) if isinstance(given, dict) else "none"
@@ -52,7 +52,7 @@ def folder_or_name(model: str) -> str:
 
 
 def why_not(model: str, what: str, error: BaseException) -> str:
-    """Why `what` (config.json, the weights) could not be had of `model`, and the mend."""
+    """Why `what` (config.json, the weights) could not be loaded for `model`, and how to fix it."""
     if _is_path(model):
         return (
             f"{what} cannot be read from the folder {model} ({type(error).__name__}): {_first_line(error)} Copy or "

@@ -1,4 +1,4 @@
-"""The roles that a teacher can have, and what the config of each says."""
+"""The roles that a teacher can have, and the settings of each."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,1 +1,1 @@
-"""Results: what a run leaves behind, its fidelity and cost, and the report made of many runs."""
+"""The run folder and its record, and reports on many runs."""

@@ -1,4 +1,4 @@
-"""What a run ran on and from: versions, machine, and the state of the code."""
+"""The environment of a run: versions, machine, and the state of the code."""
 
 import os
 import platform

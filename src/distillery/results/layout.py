@@ -7,14 +7,14 @@ RECORD = "run.json"  # what is known of the run, see `record.py`
 STUDENT = "student.safetensors"  # the trained student's parameters and buffers
 PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
 BALANCE = "balance.json"  # the weights that objective.balance=auto has found, by their place in the config
-WANDB_ID = "wandb_id.txt"  # which W&B run a resumed run goes on with
+WANDB_ID = "wandb_id.txt"  # the W&B run that a resumed run continues
 STAGES = "stages"  # the student of each finished stage, in a run folder of its own
 CHECKPOINTS = "checkpoints"
 RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, BALANCE)  # what a run that replaces another removes
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 
 REPORT = ("report.md", "report.csv", "report.png")  # in the folder of a report
-TIMELINE = "timeline.png"  # there, too, where something changes during a run
+TIMELINE = "timeline.png"  # there, too, if something changes during a run
 
 
 def report_files(out: Path) -> list[str]:

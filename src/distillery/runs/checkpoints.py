@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and the one that a resumed run goes on from."""
+"""Checkpoints that survive a kill at any moment, and the one from which a run is resumed."""
 
 import warnings
 import zipfile
@@ -17,7 +17,7 @@ from distillery.results.layout import BEFORE_LAST, CHECKPOINTS, LAST
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, and keeps the one before the last.
+    """Writes checkpoints atomically and keeps the one before the last.
 
     From the first checkpoint on there is always a whole one: the new one is on the disk before the last one becomes
     the one before, and only then takes its place.
@@ -34,7 +34,7 @@ class LastCheckpoint(ModelCheckpoint):
     """Saves so that a resumed run leaves nothing out.
 
     The checkpoint that is due after an epoch's last batch (`every_n_train_steps`) is written when the epoch has ended:
-    from one in between, Lightning would go on with the next epoch, without this one's validation.
+    from one in between, Lightning would continue with the next epoch and skip this one's validation.
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -47,7 +47,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class Resumption(L.Callback):
-    """What Lightning forgets of a run that goes on.
+    """State of a resumed run that Lightning loses.
 
     That a callback has stopped it: it would train for one more epoch. The score of the best checkpoint as a logger is
     told it; and, if its folder has been moved, that there is a best one: the next would take its place, however bad.
@@ -82,12 +82,12 @@ def moved(value: Any, old: str, new: str) -> Any:
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Where the run in the folder `run` goes on from: its last whole checkpoint, or None if it had written none.
+    """The last complete checkpoint of the run in the folder `run`, from which it is resumed; None if there is none.
 
     Warns if that is not the last one which was written.
 
     Raises:
-        UserError: there are checkpoints, and all are torn.
+        UserError: there are checkpoints, and all are damaged.
     """
     found = [path for name in (LAST, BEFORE_LAST) if (path := run / CHECKPOINTS / name).is_file()]
     damages = {path: damage for path in found if (damage := _damage(path))}
@@ -103,7 +103,7 @@ def last_checkpoint(run: Path) -> Path | None:
     elif whole.name != LAST:
         step = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         said = said or f"{LAST} is missing"
-        warnings.warn(f"{run}: {said}; going on from {whole.name}, step {step}.", stacklevel=2)
+        warnings.warn(f"{run}: {said}; resuming from {whole.name}, step {step}.", stacklevel=2)
     return whole
 
 
@@ -112,6 +112,6 @@ def _damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
-    except Exception as error:  # damaged headers make it fail in ten ways
+    except Exception as error:  # damaged headers make it fail in many ways
         return f"{path.stat().st_size} bytes, {error}"
     return f"{path.stat().st_size} bytes, wrong checksum of {broken}" if broken else None

@@ -26,8 +26,8 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
     """Within: the config's loggers, each told the resolved config. Afterwards no W&B run is left open.
 
     Args:
-        cfg: the run's config; with `resume` the W&B run of `folder` goes on.
-        record: what W&B is told at the end; any status but `finished` makes its run a failed one.
+        cfg: the run's config; with `resume` the W&B run of `folder` is continued.
+        record: reported to W&B at the end; with any status but `finished` its run counts as failed.
         folder: the run folder.
 
     Raises:
@@ -140,7 +140,7 @@ def _opened(key: str, config: DictConfig) -> Any:
             ) from None
         raise
     if isinstance(logger, WandbLogger):
-        import wandb  # half a second that the other loggers do without
+        import wandb  # importing it takes half a second, which other loggers do not need
 
         try:
             _ = logger.experiment
@@ -157,7 +157,7 @@ def _finish(record: RunRecord, folder: Path) -> None:
     import wandb
 
     run = wandb.run
-    if run is None:  # it never came to be
+    if run is None:  # it was never created
         return
     finished = record.status == "finished"
     try:

@@ -1,4 +1,4 @@
-"""`plan=true`: the wiring of a run, before a single step of it."""
+"""`plan=true`: prints the wiring of a run before its first step."""
 
 from collections.abc import Mapping, Sequence
 

@@ -17,8 +17,8 @@ from distillery.core.terminal import say
 class StudyBar:
     """Counts the runs of a study and shows epoch, loss and score of the one that is running.
 
-    Where the output is not a terminal, it prints a line for each finished run instead. A warning is printed as a line
-    that begins with the run it is about; Lightning's own remarks are left out.
+    Where the output is not a terminal, it prints a line for each finished run instead. Warnings are printed as lines
+    that start with the run they are about; Lightning's own remarks are suppressed.
     """
 
     def __init__(self, console: Console, runs: int) -> None:
@@ -36,7 +36,7 @@ class StudyBar:
         )
         self._task = self._progress.add_task("", total=runs, runs=f"0/{runs}")
         self._done = 0
-        self._label = ""  # of the run that is going on
+        self._label = ""  # of the current run
 
     def __enter__(self) -> Self:
         lightning = logging.getLogger("lightning.pytorch")
@@ -61,7 +61,7 @@ class StudyBar:
         self._finish(f"{label}: kept")
 
     def failed(self, label: str, error: Exception) -> None:
-        """Count a run that ended in an error, and print it: with its traceback unless the user can mend it."""
+        """Count a run that ended in an error, and print it: with its traceback unless the user can fix it."""
         message = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
         say(f"{label} failed: {message}", self._console)
         self._finish(None)

@@ -91,7 +91,7 @@ def finished(folder: Path) -> RunRecord:
     """The record of the finished run in a folder.
 
     Raises:
-        UserError: no run, one that still goes on, or one that has failed.
+        UserError: no run, one that is still running, or one that has failed.
     """
     record = RunRecord.read(folder)
     if record.status != "finished":

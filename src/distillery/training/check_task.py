@@ -1,4 +1,4 @@
-"""Which losses and data go with a task, by what the task says of itself."""
+"""Checks that losses and data suit the task, from what the task declares."""
 
 from collections.abc import Collection, Mapping
 

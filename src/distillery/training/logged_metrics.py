@@ -1,4 +1,4 @@
-"""The metrics that a checkpoint, a stop, a schedule or a scheduler waits for: will something log them?"""
+"""Checks that the metrics which checkpoints, early stopping, schedules and schedulers wait for are logged."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def refuse_unlogged(
     validated: bool,
     others: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Refuse a metric that is waited for and that nothing logs, which would show only after an epoch.
+    """Refuse a metric that something waits for but nothing logs, which would otherwise show only after an epoch.
 
     A callback of the user's own may log anything: then nothing is refused but what Lightning counts.
 

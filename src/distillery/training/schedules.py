@@ -1,6 +1,6 @@
-"""Numbers that change during training: pure functions of how far it is.
+"""Numbers that change during training, as pure functions of its progress.
 
-A config gives one in place of a number: `loss.dkd.weight: {schedule: linear, start: 0, end: 1, epochs: 20}`.
+In a config it takes the place of a number: `loss.dkd.weight: {schedule: linear, start: 0, end: 1, epochs: 20}`.
 """
 
 import inspect
@@ -146,7 +146,7 @@ def parse(path: str, given: Mapping[Any, Any]) -> Schedule:
     """The schedule that a config's `{schedule: <name>, …}` at `path` describes; null takes an argument away again.
 
     Raises:
-        UserError: an unknown or missing name or argument, or a value that cannot be.
+        UserError: an unknown or missing name or argument, or an invalid value.
     """
     name = given.get("schedule")
     name = {True: "on", False: "off"}.get(name, name) if isinstance(name, bool) else name  # so YAML reads on and off

@@ -1,4 +1,4 @@
-"""Random numbers of each rank, and their state in the checkpoint: a resumed run repeats what dropout draws."""
+"""Random numbers of each rank, and their state in the checkpoint: a resumed run draws the same dropout masks."""
 
 import warnings
 from typing import Any
@@ -18,8 +18,8 @@ class RandomState(L.Callback):
     """Seeds PyTorch's generators for each rank at the start of training, and saves and restores their state.
 
     All ranks initialise their networks with one seed. With it they would also draw the same dropout masks, and a batch
-    would be regularised less than on one process: every rank but the first is given a seed of its own. The first, and
-    so a run on one process, goes on drawing from the seed of the run.
+    would be regularised less than on one process: every rank except the first gets its own seed. The first, and
+    so a run on one process, keeps the seed of the run.
 
     Saved are the generators of the CPU and of this rank's accelerator; nothing here draws from Python's or NumPy's.
     They are restored after everything else has started, which may draw random numbers too: this must be the last
