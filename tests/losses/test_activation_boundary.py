@@ -10,6 +10,7 @@ from distillery.losses.functional import activation_boundary
 from distillery.losses.signals import Signals
 from distillery.losses.term import Pair
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -30,7 +31,7 @@ def by_hand(student: Tensor, teacher: Tensor, margin: float) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize(("margin", "factor"), [(1.0, 0.003), (0.4, 0.003), (1.0, 1.0)])
+@each_case(("margin", "factor"), [(1.0, 0.003), (0.4, 0.003), (1.0, 1.0)])
 def test_rows(margin: float, factor: float) -> None:
     student, teacher = draw(4, 3, 2, 5), draw(4, 3, 2, 5, seed=1)
     values = activation_boundary(student, teacher, margin, factor, reduction="none")
@@ -58,7 +59,7 @@ def test_connector_projects_and_normalises() -> None:
     np.testing.assert_allclose(connected[0].detach().numpy(), pooled, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["none", None])
+@each_case("kind", ["none", None])
 def test_without_projector_the_features_are_compared_as_they_are(kind: str | None) -> None:
     pair = Pair("block", "stage", torch.Size((4, 3, 6, 6)), torch.Size((4, 3, 6, 6)))
     connectors = Connectors(kind, [pair])

@@ -9,10 +9,11 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import akl, kd, reverse_kl
 from distillery.losses.response.akl import AKL
 from fixtures import formulas
+from fixtures.cases import each_case
 from reference import akl as by_hand
 
 VARIANTS = ("llm_kd_akl", "dskd")
-each_setting = pytest.mark.parametrize(
+each_setting = each_case(
     ("mu", "variant", "temperature"), list(itertools.product((0.25, 0.5, 0.8), VARIANTS, (1.0, 3.0)))
 )
 
@@ -63,7 +64,7 @@ def test_variants_differ_in_the_class_that_crosses_the_line() -> None:
     torch.testing.assert_close(akl(student, teacher, variant="dskd"), (forward + reverse) / 2)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@each_case("variant", VARIANTS)
 def test_agreement_gives_zero_where_the_sources_divide_zero_by_zero(variant: str) -> None:
     student = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
     value = akl(student, student.detach().clone(), variant=variant)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distillery.losses.alignment import align, align_maps, as_map
+from fixtures.cases import each_case
 
 
 def draw(*shape: int) -> Tensor:
@@ -18,7 +19,7 @@ def same(found: tuple[Tensor, Tensor], student: Tensor, teacher: Tensor) -> None
     torch.testing.assert_close(found[1], teacher)
 
 
-@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+@each_case("prefix", [0, 1, 2, 5])
 def test_tokens_are_read_row_by_row_without_their_prefix(prefix: int) -> None:
     tokens = draw(2, prefix + 9, 4)
     found = as_map(tokens)
@@ -27,7 +28,7 @@ def test_tokens_are_read_row_by_row_without_their_prefix(prefix: int) -> None:
         torch.testing.assert_close(found[:, :, row, column], tokens[:, prefix + 3 * row + column])
 
 
-@pytest.mark.parametrize("length", [0, 15, 22, 98, 128])
+@each_case("length", [0, 15, 22, 98, 128])
 def test_tokens_that_are_no_square_grid(length: int) -> None:
     """98: an image of 14 × 7 patches; 128: a text."""
     with pytest.raises(ValueError, match=f"{length} tokens are not a square grid"):
@@ -39,7 +40,7 @@ def test_what_has_no_positions_is_no_map() -> None:
         as_map(draw(2, 4))
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (2, 7, 6), (2, 6)])
+@each_case("shape", [(2, 6, 4, 3), (2, 7, 6), (2, 6)])
 def test_what_agrees_passes_unchanged(shape: tuple[int, ...]) -> None:
     student, teacher = draw(*shape), draw(*shape) + 1
     found = align(student, teacher)
@@ -68,7 +69,7 @@ def test_vector_beside_positions() -> None:
     same(align(tokens, vector), tokens[:, 1:].mean(1), vector)
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (2, 7, 6), (2, 6)])
+@each_case("shape", [(2, 6, 4, 3), (2, 7, 6), (2, 6)])
 def test_neighbouring_channels_of_the_wider_are_averaged(shape: tuple[int, ...]) -> None:
     dim = 1 if len(shape) == 4 else -1
     wide, narrow = draw(*shape), draw(*shape).narrow(dim, 0, 3)
@@ -83,9 +84,7 @@ def test_maps_keep_their_channels() -> None:
     assert teacher.shape == (2, 4, 3, 2)
 
 
-@pytest.mark.parametrize(
-    ("student", "teacher"), [((2, 6, 4, 4), (2, 5, 3)), ((2, 10, 4), (2, 17, 7)), ((2, 5), (2, 6, 3, 2))]
-)
+@each_case(("student", "teacher"), [((2, 6, 4, 4), (2, 5, 3)), ((2, 10, 4), (2, 17, 7)), ((2, 5), (2, 6, 3, 2))])
 def test_gradient_reaches_both(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     given = draw(*student).requires_grad_(), draw(*teacher).requires_grad_()
     assert torch.autograd.gradcheck(lambda s, t: tuple(align(s, t)), given)

@@ -14,10 +14,11 @@ from distillery.losses.signals import Attention, Signals
 from distillery.losses.term import Term
 from distillery.losses.token_terms import AttentionTerm
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
-EACH_TERM = pytest.mark.parametrize("term", [AttentionMSE, AttentionCE, TinyBERTAttention])
+EACH_TERM = each_case("term", [AttentionMSE, AttentionCE, TinyBERTAttention])
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -68,7 +69,7 @@ class TestCE:
 
 
 class TestTinyBERT:
-    @pytest.mark.parametrize("padding", [-100.0, -1e4, -torch.inf])
+    @each_case("padding", [-100.0, -1e4, -torch.inf])
     def test_padding_is_zero_and_counts(self, padding: float) -> None:
         student, teacher = scores()
         hidden = ~MASK.bool()[:, None, None].expand_as(student)
@@ -86,13 +87,13 @@ class TestTinyBERT:
         assert tinybert_attention(student, teacher).item() == pytest.approx(99.9**2)
 
 
-@pytest.mark.parametrize("loss", [attention_mse, attention_ce, tinybert_attention])
+@each_case("loss", [attention_mse, attention_ce, tinybert_attention])
 def test_gradient(loss: object) -> None:
     student, teacher = scores()
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("loss", [attention_mse, attention_ce])
+@each_case("loss", [attention_mse, attention_ce])
 def test_mask_of_zeros_gives_zero(loss: object) -> None:
     student, teacher = scores()
     student.masked_fill_(torch.ones(3, 1, 1, 4, dtype=torch.bool), -torch.inf) if loss is attention_ce else None
@@ -103,7 +104,7 @@ def test_mask_of_zeros_gives_zero(loss: object) -> None:
     assert not student.grad.any()
 
 
-@pytest.mark.parametrize("loss", [attention_mse, attention_ce, tinybert_attention])
+@each_case("loss", [attention_mse, attention_ce, tinybert_attention])
 def test_broadcasting_is_refused(loss: object) -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         loss(draw(3, 1, 4, 4), draw(3, 2, 4, 4))  # type: ignore[operator]
@@ -141,7 +142,7 @@ def test_term_sums_its_pairs(term: type[AttentionTerm]) -> None:
 
 
 @EACH_TERM
-@pytest.mark.parametrize("own_mask", [False, True], ids=["of the signals alone", "of the attention too"])
+@each_case("own_mask", [False, True])
 def test_padding_changes_nothing(term: type[AttentionTerm], own_mask: bool) -> None:
     """What is behind the last token that counts may be anything."""
     keys = MASK.bool()[:, None, None] if own_mask else None

@@ -8,6 +8,7 @@ from distillery.losses.attention.attention_transfer import AttentionTransfer
 from distillery.losses.functional import attention_transfer
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -19,7 +20,7 @@ def attention(features: Tensor, p: float) -> np.ndarray:
     return energy / np.linalg.norm(energy, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("p", [1, 2, 3, 4])
+@each_case("p", [1, 2, 3, 4])
 def test_rows(p: int) -> None:
     student, teacher = draw(4, 3, 2, 5), draw(4, 7, 2, 5, seed=1)
     expected = ((attention(student, p) - attention(teacher, p)) ** 2).mean(1)
@@ -28,7 +29,7 @@ def test_rows(p: int) -> None:
     assert attention_transfer(student, teacher, p=p).item() == pytest.approx(expected.mean(), rel=1e-12)
 
 
-@pytest.mark.parametrize("larger", ["student", "teacher"])
+@each_case("larger", ["student", "teacher"])
 def test_larger_map_is_pooled_before_its_attention(larger: str) -> None:
     big, small = draw(4, 3, 6, 4), draw(4, 5, 3, 2, seed=1)
     pooled = torch.tensor(big.numpy().reshape(4, 3, 3, 2, 2, 2).mean((3, 5)))
@@ -73,7 +74,7 @@ def test_term_sums_its_pairs() -> None:
     torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("student", "teacher", "words"),
     [
         ((4, 8), (4, 8, 4, 4), r"\[4, 8\] has no positions\. Choose a layer before the global pooling"),

@@ -10,6 +10,7 @@ from distillery.losses.functional import cat
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -26,8 +27,8 @@ def unit(maps: np.ndarray) -> np.ndarray:
     return maps / np.sqrt((maps**2).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("resolution", [2, 4])
+@each_case("normalize", [True, False])
+@each_case("resolution", [2, 4])
 def test_rows(resolution: int, normalize: bool) -> None:
     student, teacher = draw(3, 5, 8, 4), draw(3, 5, 4, 8, seed=1)
     maps = [pooled(x.numpy(), resolution) for x in (student, teacher)]
@@ -37,7 +38,7 @@ def test_rows(resolution: int, normalize: bool) -> None:
     np.testing.assert_allclose(rows.numpy(), ((maps[0] - maps[1]) ** 2).mean((1, 2)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@each_case("normalize", [True, False])
 def test_gradient(normalize: bool) -> None:
     teacher = draw(2, 3, 4, 4, seed=1)
     assert torch.autograd.gradcheck(lambda s: cat(s, teacher, 2, normalize), draw(2, 3, 4, 4).requires_grad_())
@@ -51,7 +52,7 @@ def test_dead_maps_have_no_gradient() -> None:
     assert not student.grad.any()
 
 
-@pytest.mark.parametrize(("resolution", "normalize"), [(2, False), (4, True)])
+@each_case(("resolution", "normalize"), [(2, False), (4, True)])
 def test_term_applies_each_classifier_at_every_position(resolution: int, normalize: bool) -> None:
     student = {"a": draw(3, 6, 4, 4), "head:weight": draw(5, 6, seed=1)}
     teacher = {"b": draw(3, 7, 8, 8, seed=2), "head:weight": draw(5, 7, seed=3)}
@@ -73,7 +74,7 @@ def test_students_classifier_learns_too() -> None:
     assert all(tensor.grad is not None and tensor.grad.any() for tensor in student.values())
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("shape", "words"),
     [
         ((4, 6), r"student's classifier \[5, 6\].*layer 'a', whose shape is \[4, 6\]. Name the map \[B,6,H,W\]"),

@@ -8,6 +8,7 @@ from distillery.losses.functional import correlation_congruence
 from distillery.losses.relation.correlation_congruence import CorrelationCongruence
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 from reference import correlation_congruence as reference
 
 
@@ -21,8 +22,8 @@ def test_author_form() -> None:
     assert correlation_congruence(student, teacher).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("gamma", [0.4, 1.5])
-@pytest.mark.parametrize("p", [2, 5])
+@each_case("gamma", [0.4, 1.5])
+@each_case("p", [2, 5])
 def test_gaussian_form(gamma: float, p: int) -> None:
     student, teacher = draw(6, 3), 10 * draw(6, 5, seed=1)
     value = correlation_congruence(student, teacher, "gaussian", gamma, p)
@@ -36,14 +37,14 @@ def test_a_long_series_is_the_gaussian_kernel() -> None:
     assert value.item() == pytest.approx(((kernels[0] - kernels[1]) ** 2).mean(), rel=1e-10)
 
 
-@pytest.mark.parametrize("variant", ["author", "gaussian"])
+@each_case("variant", ["author", "gaussian"])
 def test_gradient(variant: str) -> None:
     teacher = draw(5, 3, seed=1)
     assert torch.autograd.gradcheck(lambda s: correlation_congruence(s, teacher, variant), draw(5, 3).requires_grad_())
 
 
-@pytest.mark.parametrize("variant", ["author", "gaussian"])
-@pytest.mark.parametrize("batch", [0, 1])
+@each_case("variant", ["author", "gaussian"])
+@each_case("batch", [0, 1])
 def test_too_few_samples(batch: int, variant: str) -> None:
     student = draw(batch, 4).requires_grad_()
     value = correlation_congruence(student, draw(batch, 4, seed=1), variant)
@@ -77,7 +78,7 @@ def test_term_projects_for_the_author_form_only() -> None:
     torch.testing.assert_close(term(*signals, {}), correlation_congruence(student, teacher, "gaussian", 0.7, 3))
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("settings", "words"),
     [
         ({"variant": "gaus"}, "variant=gaus: .* Did you mean 'gaussian'"),

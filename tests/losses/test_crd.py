@@ -13,6 +13,7 @@ from distillery.losses.functional import crd, crd_in_batch, mean_score
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import crd as reference
 
 SAMPLES = 12
@@ -26,8 +27,8 @@ def unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True)
 
 
-@pytest.mark.parametrize("negatives", [1, 7])
-@pytest.mark.parametrize("samples", [20, 5000])
+@each_case("negatives", [1, 7])
+@each_case("samples", [20, 5000])
 def test_rows(negatives: int, samples: int) -> None:
     """The number of samples cancels."""
     scores, first = 2 * draw(4, 1 + negatives), draw(3, 1 + negatives, seed=1)
@@ -38,7 +39,7 @@ def test_rows(negatives: int, samples: int) -> None:
     assert crd(scores).item() == pytest.approx(np.mean(of_itself), rel=1e-10)
 
 
-@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@each_case("temperature", [0.07, 0.5])
 def test_rows_in_batch(temperature: float) -> None:
     student, teacher = unit(draw(5, 3)), unit(draw(5, 3, seed=1))
     expected = reference.info_nce(student.numpy(), teacher.numpy(), temperature)
@@ -96,7 +97,7 @@ def negatives_of(term: CRD, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return drawn
 
 
-@pytest.mark.parametrize(("temperature", "momentum"), [(0.07, 0.5), (0.5, 0.9)])
+@each_case(("temperature", "momentum"), [(0.07, 0.5), (0.5, 0.9)])
 def test_term_over_three_batches(temperature: float, momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Constants of the first batch, positives and negatives out of the other network's bank, which then moves."""
     term = built(temperature=temperature, momentum=momentum)
@@ -131,7 +132,7 @@ def test_negatives_are_of_other_classes_and_have_been_seen(monkeypatch: pytest.M
     assert counts.min() > 15  # 40 each, ± 6
 
 
-@pytest.mark.parametrize("labels", [None, torch.full((4, 2), 0.5)])
+@each_case("labels", [None, torch.full((4, 2), 0.5)])
 def test_without_classes_the_negatives_are_other_samples(
     labels: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +204,7 @@ def test_goes_on_bit_equal_after_saving() -> None:
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize(("variant", "share"), [("memory", 0.6), ("in_batch", 0.1)])
+@each_case(("variant", "share"), [("memory", 0.6), ("in_batch", 0.1)])
 def test_overfits(variant: str, share: float) -> None:
     """The floor of the NCE is not 0: a sample and one of its own negatives are never quite told apart."""
     term, student = built(variant=variant, dimension=8, temperature=0.2), draw(SAMPLES, 6).requires_grad_()
@@ -226,7 +227,7 @@ def test_in_batch_has_no_banks() -> None:
     torch.testing.assert_close(value(term, [0, 1, 2], None), crd_in_batch(student, teacher))
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("settings", "words"),
     [
         ({"variant": "memmory"}, "variant=memmory: .*memory"),

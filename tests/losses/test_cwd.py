@@ -9,6 +9,7 @@ from distillery.losses.feature.cwd import CWD
 from distillery.losses.functional import cwd
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,8 +28,8 @@ def by_hand(student: Tensor, teacher: Tensor, temperature: float) -> list[float]
     return values
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case("temperature", [1.0, 4.0])
+@each_case("t_squared", [True, False])
 def test_rows(temperature: float, t_squared: bool) -> None:
     student, teacher = draw(4, 3, 2, 5), draw(4, 3, 2, 5, seed=1)
     expected = np.array(by_hand(student, teacher, temperature)) * (temperature**2 if t_squared else 1.0)
@@ -47,8 +48,8 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda s: cwd(s, teacher), draw(2, 3, 4, 4).requires_grad_())
 
 
-@pytest.mark.parametrize("projector", ["auto", "none"])
-@pytest.mark.parametrize("student_shape", [(4, 3, 6, 6), (4, 10, 3)])
+@each_case("projector", ["auto", "none"])
+@each_case("student_shape", [(4, 3, 6, 6), (4, 10, 3)])
 def test_term_sums_pairs_behind_projectors(projector: str, student_shape: tuple[int, ...]) -> None:
     student = {"a": draw(*student_shape), "b": draw(4, 5, 4, 4)}
     teacher = {"x": draw(4, 6, 3, 3, seed=1), "y": draw(4, 5, 4, 4, seed=1)}

@@ -13,6 +13,7 @@ from distillery.losses.response.deep_supervision import DeepSupervision
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import deep_supervision as reference
 
 TARGET = torch.tensor([0, 6, 2, 2, 5])
@@ -22,8 +23,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return 2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3])
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@each_case("alpha", [0.0, 0.3])
+@each_case("temperature", [1.0, 3.0])
 def test_rows(alpha: float, temperature: float) -> None:
     branch, deepest = draw(5, 7), draw(5, 7, seed=1)
     values, entropies = reference.rows(branch.tolist(), deepest.tolist(), TARGET.tolist(), alpha, temperature)
@@ -45,7 +46,7 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda b: deep_supervision(b, deepest, TARGET), draw(5, 7).requires_grad_())
 
 
-@pytest.mark.parametrize(("shape", "dims"), [((5, 4, 3, 2), (2, 3)), ((5, 6, 4), (1,)), ((5, 4), ())])
+@each_case(("shape", "dims"), [((5, 4, 3, 2), (2, 3)), ((5, 6, 4), (1,)), ((5, 4), ())])
 def test_a_branch_is_linear_in_the_mean_over_positions(shape: tuple[int, ...], dims: tuple[int, ...]) -> None:
     branch = ExitBranch(torch.Size(shape), 7).double()
     features = draw(*shape)

@@ -10,6 +10,7 @@ from distillery.losses.response.deit_soft import DeiTSoft
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas
+from fixtures.cases import each_case
 from reference import deit as reference
 
 
@@ -24,8 +25,8 @@ def test_hard(logits: tuple[Tensor, Tensor]) -> None:
     assert deit_hard(*logits).item() == pytest.approx(sum(expected) / 5, rel=1e-9)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case("temperature", [1.0, 3.0])
+@each_case("t_squared", [True, False])
 def test_soft(logits: tuple[Tensor, Tensor], temperature: float, t_squared: bool) -> None:
     factor = temperature**2 if t_squared else 1.0
     rows = [factor * row for row in reference.soft(*(x.tolist() for x in logits), temperature)]
@@ -36,13 +37,13 @@ def test_soft(logits: tuple[Tensor, Tensor], temperature: float, t_squared: bool
     assert source.item() == pytest.approx(sum(rows) / logits[0].numel(), rel=1e-9)
 
 
-@pytest.mark.parametrize("function", [deit_hard, deit_soft, lambda s, t: deit_soft(s, t, variant="source")])
+@each_case("function", [deit_hard, deit_soft, lambda s, t: deit_soft(s, t, variant="source")])
 def test_gradient(logits: tuple[Tensor, Tensor], function: object) -> None:
     student, teacher = logits
     assert torch.autograd.gradcheck(lambda s: function(s, teacher), student.clone().requires_grad_())  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("term", [DeiTHard(), DeiTSoft(temperature=2.0, t_squared=False, variant="source")])
+@each_case("term", [DeiTHard(), DeiTSoft(temperature=2.0, t_squared=False, variant="source")])
 def test_terms_compare_the_distillation_head_with_the_teachers(logits: tuple[Tensor, Tensor], term: Term) -> None:
     assert term.layers == {"distillation_logits": "head"}
     unread = torch.full((5, 7), torch.nan)
@@ -65,8 +66,8 @@ def test_several_heads_are_summed(logits: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(value, expected)
 
 
-@pytest.mark.parametrize("term", [DeiTHard(), DeiTSoft()])
-@pytest.mark.parametrize("teacher", [(8, 100), (8, 10, 4, 4)])
+@each_case("term", [DeiTHard(), DeiTSoft()])
+@each_case("teacher", [(8, 100), (8, 10, 4, 4)])
 def test_other_shapes_are_refused(term: Term, teacher: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"'distillation_logits' \[8, 10\] with teacher layer 'head'.*same classes"):
         term.build({"distillation_logits": torch.Size([8, 10])}, {"head": torch.Size(teacher)})

@@ -10,6 +10,7 @@ from distillery.losses.functional import dist
 from distillery.losses.response.dist import DIST
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def logits() -> tuple[Tensor, Tensor]:
     return student, teacher
 
 
-@pytest.mark.parametrize(("beta", "gamma", "temperature"), [(1.0, 0.0, 1.0), (0.0, 3.0, 1.0), (2.0, 0.5, 2.0)])
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case(("beta", "gamma", "temperature"), [(1.0, 0.0, 1.0), (0.0, 3.0, 1.0), (2.0, 0.5, 2.0)])
+@each_case("t_squared", [True, False])
 def test_correlations(
     logits: tuple[Tensor, Tensor], beta: float, gamma: float, temperature: float, t_squared: bool
 ) -> None:
@@ -49,7 +50,7 @@ def test_what_agreement_leaves_is_the_constant_of_the_denominator(logits: tuple[
     assert 0 < value.item() < 1e-5
 
 
-@pytest.mark.parametrize("batch", [0, 1])
+@each_case("batch", [0, 1])
 def test_a_single_row_has_no_relation_to_others(batch: int) -> None:
     """What it costs is constant, γ; the relation between its classes is still compared."""
     draw = torch.Generator().manual_seed(0)

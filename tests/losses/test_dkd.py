@@ -11,6 +11,7 @@ from distillery.losses.functional import dkd, kd
 from distillery.losses.response.dkd import DKD
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def parts_by_hand(student: list[float], teacher: list[float], target: int, t: float) -> tuple[float, float]:
@@ -38,7 +39,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return student, teacher, torch.tensor([0, 1, 2, 3, 4, 0])
 
 
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case("t_squared", [True, False])
 def test_rows(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], t_squared: bool) -> None:
     student, teacher, target = rows
     values = dkd(*rows, alpha=0.7, beta=3.0, temperature=2.0, t_squared=t_squared, reduction="none")
@@ -105,7 +106,7 @@ def test_term(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     torch.testing.assert_close(term(Signals(student), Signals(teacher), {"target": target}), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("target", "given"), [(None, "has no labels"), (torch.full((6, 5), 0.2), "has soft labels")])
+@each_case(("target", "given"), [(None, "has no labels"), (torch.full((6, 5), 0.2), "has soft labels")])
 def test_term_needs_hard_labels(
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor | None, given: str
 ) -> None:

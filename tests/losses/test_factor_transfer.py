@@ -8,6 +8,7 @@ from distillery.losses.feature.factor_transfer import FactorTransfer
 from distillery.losses.functional import factor_transfer
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 from reference import factor_transfer as reference
 
 
@@ -15,7 +16,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("p1", "p2"), [(2, 1), (2, 2), (1, 1), (3, 1)])
+@each_case(("p1", "p2"), [(2, 1), (2, 2), (1, 1), (3, 1)])
 def test_simple_rows(p1: float, p2: float) -> None:
     student, teacher = draw(4, 3, 2, 5), draw(4, 7, 2, 5, seed=1)
 
@@ -29,7 +30,7 @@ def test_simple_rows(p1: float, p2: float) -> None:
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("variant", ["simple", "paper"])
+@each_case("variant", ["simple", "paper"])
 def test_larger_map_is_average_pooled(variant: str) -> None:
     student, teacher = draw(4, 3, 4, 6), draw(4, 3, 2, 3, seed=1)
     pooled = torch.tensor(student.numpy().reshape(4, 3, 2, 2, 3, 2).mean((3, 5)))
@@ -37,7 +38,7 @@ def test_larger_map_is_average_pooled(variant: str) -> None:
     torch.testing.assert_close(*values)
 
 
-@pytest.mark.parametrize("variant", ["simple", "paper"])
+@each_case("variant", ["simple", "paper"])
 def test_gradient(variant: str) -> None:
     teacher = draw(2, 3, 2, 2, seed=1)
     assert torch.autograd.gradcheck(
@@ -46,7 +47,7 @@ def test_gradient(variant: str) -> None:
     )
 
 
-@pytest.mark.parametrize("variant", ["simple", "paper"])
+@each_case("variant", ["simple", "paper"])
 def test_dead_features_stay_finite(variant: str) -> None:
     student = torch.zeros(2, 3, 4, 4, requires_grad=True)
     factor_transfer(student, draw(2, 3, 4, 4).float(), variant).backward()  # type: ignore[arg-type]
@@ -71,7 +72,7 @@ def layers(modules: nn.ModuleList) -> list[reference.Layer]:
     return [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in found if layer.bias is not None]
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.75])
+@each_case("rate", [0.5, 0.75])
 def test_paper_rows(rate: float) -> None:
     """First the paraphraser's reconstruction, then the distance of the factors."""
     student, teacher = draw(3, 5, 3, 4), draw(3, 4, 3, 4, seed=1)
@@ -133,7 +134,7 @@ def train(term: FactorTransfer, student: Tensor, teacher: Tensor, steps: int) ->
     return values
 
 
-@pytest.mark.parametrize("saved_after", [2, 6])
+@each_case("saved_after", [2, 6])
 def test_training_goes_on_where_it_was_saved(saved_after: int) -> None:
     """Bit for bit, before and after the switch at step 4."""
     student, teacher = draw(3, 5, 3, 3), draw(3, 4, 3, 3, seed=1)

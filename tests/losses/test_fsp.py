@@ -10,6 +10,7 @@ from distillery.losses.functional import fsp
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -37,7 +38,7 @@ def pooled(features: Tensor) -> Tensor:
     return torch.tensor(features.numpy().reshape(batch, channels, height // 2, 2, width // 2, 2).mean((3, 5)))
 
 
-@pytest.mark.parametrize("larger", [0, 1])
+@each_case("larger", [0, 1])
 def test_larger_map_is_average_pooled(larger: int) -> None:
     sizes = [(2, 3), (2, 3)]
     sizes[larger] = (4, 6)

@@ -15,6 +15,7 @@ from distillery.losses.functional import hidden_cosine, hidden_mse, pkd
 from distillery.losses.signals import Signals
 from distillery.losses.token_terms import TokenTerm
 from fixtures import formulas
+from fixtures.cases import each_case
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 LENGTHS = (3, 2, 4)
@@ -45,7 +46,7 @@ class TestMasks:
         torch.testing.assert_close(hidden_cosine(student, teacher, MASK, reduction), self.expected(rows, reduction))
         torch.testing.assert_close(hidden_cosine(student, teacher).item(), rows.mean().item())
 
-    @pytest.mark.parametrize("loss", [hidden_mse, hidden_cosine])
+    @each_case("loss", [hidden_mse, hidden_cosine])
     def test_mask_of_zeros_gives_zero(self, loss: Any, reduction: Any) -> None:
         student = draw(3, 4, 5).requires_grad_()
         value = loss(student, draw(3, 4, 5, seed=1), torch.zeros(3, 4), reduction)
@@ -76,7 +77,7 @@ class TestEach:
             loss(draw(3, 4, 5), draw(3, 4, 5), reduction="sum")
 
 
-@pytest.mark.parametrize("loss", [hidden_cosine, pkd])
+@each_case("loss", [hidden_cosine, pkd])
 def test_state_of_no_length_does_not_break_the_run(loss: Any) -> None:
     student = torch.zeros(3, 4, 5, requires_grad=True)
     loss(student, torch.randn(3, 4, 5)).backward()
@@ -142,7 +143,7 @@ class TestTerms:
             term(projector="linaer")
 
 
-@pytest.mark.parametrize("term", [HiddenMSE, HiddenCosine])
+@each_case("term", [HiddenMSE, HiddenCosine])
 def test_numbers_of_tokens_that_differ_are_refused(term: type[TokenTerm]) -> None:
     with pytest.raises(UserError, match=r"numbers of tokens differ, 4 and 6.*hint"):
         built(term, draw(3, 4, 5), draw(3, 6, 5))

@@ -8,13 +8,14 @@ from distillery.losses.feature.hint import Hint
 from distillery.losses.functional import hint
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def draw(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 6, 3), (4, 7)])
+@each_case("shape", [(4, 3, 2, 5), (4, 6, 3), (4, 7)])
 def test_rows(shape: tuple[int, ...]) -> None:
     student, teacher = draw(*shape), draw(*shape) ** 2
     squares = (student.numpy() - teacher.numpy()) ** 2
@@ -23,7 +24,7 @@ def test_rows(shape: tuple[int, ...]) -> None:
     assert hint(student, teacher).item() == pytest.approx(squares.mean(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("student_size", "teacher_size"), [((2, 2), (4, 6)), ((4, 6), (2, 2)), ((2, 6), (4, 3))])
+@each_case(("student_size", "teacher_size"), [((2, 2), (4, 6)), ((4, 6), (2, 2)), ((2, 6), (4, 3))])
 def test_larger_map_is_average_pooled(student_size: tuple[int, int], teacher_size: tuple[int, int]) -> None:
     student, teacher = draw(3, 5, *student_size), draw(3, 5, *teacher_size)
 

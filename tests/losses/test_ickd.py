@@ -10,13 +10,14 @@ from distillery.losses.functional import ickd
 from distillery.losses.relation.ickd import ICKD, Variant
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 from reference import ickd as reference
 
 FORMS: list[tuple[Variant, Callable[[np.ndarray, np.ndarray], float]]] = [
     ("author", reference.author),
     ("paper", reference.paper),
 ]
-each_form = pytest.mark.parametrize(("variant", "by_hand"), FORMS)
+each_form = each_case(("variant", "by_hand"), FORMS)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -24,7 +25,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 @each_form
-@pytest.mark.parametrize("size", [(3, 2), (4, 4)])
+@each_case("size", [(3, 2), (4, 4)])
 def test_rows(variant: Variant, by_hand: Callable[[np.ndarray, np.ndarray], float], size: tuple[int, int]) -> None:
     student, teacher = draw(3, 4, 3, 2), 2 * draw(3, 4, *size, seed=1)
     expected = [by_hand(s, t) for s, t in zip(student.numpy(), teacher.numpy(), strict=True)]

@@ -9,6 +9,7 @@ from distillery.losses.functional import kd
 from distillery.losses.response.kd import KD
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def by_hand(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> np.ndarray:
@@ -24,8 +25,8 @@ def logits() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(3 * torch.randn(2, 5, 7, dtype=torch.float64, generator=draw))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case("temperature", [1.0, 4.0])
+@each_case("t_squared", [True, False])
 def test_rows(logits: tuple[torch.Tensor, torch.Tensor], temperature: float, t_squared: bool) -> None:
     rows = kd(*logits, temperature=temperature, t_squared=t_squared, reduction="none")
     expected = by_hand(*logits, temperature) * (temperature**2 if t_squared else 1.0)

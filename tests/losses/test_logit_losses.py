@@ -12,6 +12,7 @@ from distillery.losses.response.logit_mse import LogitMSE
 from distillery.losses.response.logit_standardized_kd import LogitStandardizedKD
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def logits() -> tuple[Tensor, Tensor]:
     return student, teacher
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case("temperature", [1.0, 2.0])
+@each_case("t_squared", [True, False])
 def test_rows_of_standardized_kd(logits: tuple[Tensor, Tensor], temperature: float, t_squared: bool) -> None:
     def standardized(z: np.ndarray) -> np.ndarray:
         return (z - z.mean(1, keepdims=True)) / (1e-7 + z.std(1, ddof=1, keepdims=True))
@@ -40,7 +41,7 @@ def test_scale_and_shift_of_the_student_do_not_matter(logits: tuple[Tensor, Tens
     assert not torch.isclose(kd(7 * student - 3, teacher), kd(student, teacher))
 
 
-@pytest.mark.parametrize("constant", [0.0, 0.1, 1234.5])
+@each_case("constant", [0.0, 0.1, 1234.5])
 def test_equal_logits_are_uniform_and_their_gradient_is_finite(constant: float) -> None:
     """Of 1234.5 in float32 the rounded mean differs, and what remains would be magnified to a deviation of 1."""
     teacher = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
@@ -55,7 +56,7 @@ def test_equal_logits_are_uniform_and_their_gradient_is_finite(constant: float) 
     assert logit_standardized_kd(teacher, student.detach()).isfinite()
 
 
-@pytest.mark.parametrize("loss", [logit_standardized_kd, logit_mse])
+@each_case("loss", [logit_standardized_kd, logit_mse])
 def test_gradient_of_both_arguments(logits: tuple[Tensor, Tensor], loss: object) -> None:
     assert callable(loss)
     assert torch.autograd.gradcheck(lambda s, t: loss(s, t), tuple(x.clone().requires_grad_() for x in logits))

@@ -20,6 +20,7 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Property, Term
 from distillery.training.schedules import numbers_of
 from fixtures import losses, terms
+from fixtures.cases import each_case
 from fixtures.terms import Example, cast, example, mapped, tensors
 
 losses.load()
@@ -206,7 +207,7 @@ def test_promised_properties(term: type[Term], seed: int, batch: int, scale: flo
         CHECKS[name](case, generator)
 
 
-@each_term
+@each_case("term", TERMS)
 def test_properties_not_promised_do_not_hold(term: type[Term]) -> None:
     """A contract leaves nothing out that it could promise; this also shows that each check can fail."""
     on_logits = {"shift_invariant", "class_permutation"}
@@ -228,7 +229,7 @@ def made_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Example]:
     return make
 
 
-@each_term
+@each_case("term", TERMS)
 def test_a_number_is_read_anew_in_each_step(term: type[Term], made_with: Callable[..., Example]) -> None:
     """Schedules set it as an attribute; one that is read in `build` only must say so in `at_build`."""
     for name in set(numbers_of(term)) - {"weight"} - term.at_build:
@@ -249,7 +250,7 @@ def settings_with_modules(term: type[Term]) -> Iterator[dict[str, Any]]:
             yield from (own | {name: value} for value in get_args(kind) if isinstance(value, str))
 
 
-@each_term
+@each_case("term", TERMS)
 def test_modules_in_bfloat16(term: type[Term], made_with: Callable[..., Example]) -> None:
     """trainer.precision=bf16-true: the term's modules and all signals are in bfloat16.
 

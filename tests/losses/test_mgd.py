@@ -9,6 +9,7 @@ from distillery.losses.functional import mgd
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import terms
+from fixtures.cases import each_case
 from reference import mgd as reference
 
 
@@ -22,7 +23,7 @@ def generation(width: int) -> nn.Sequential:
     return block.double()
 
 
-@pytest.mark.parametrize("mask", [(4, 1, 4, 5), (4, 3, 1, 1), (4, 3, 4, 5)])
+@each_case("mask", [(4, 1, 4, 5), (4, 3, 1, 1), (4, 3, 4, 5)])
 def test_rows(mask: tuple[int, ...]) -> None:
     student, teacher, block = draw(4, 3, 4, 5), draw(4, 3, 4, 5, seed=1), generation(3)
     keep = (draw(*mask, seed=2) > 0).double()
@@ -72,8 +73,8 @@ def test_term_projects_masks_and_generates() -> None:
     torch.testing.assert_close(value(term, student, teacher), expected)
 
 
-@pytest.mark.parametrize("ratio", [0.65, 0.15])
-@pytest.mark.parametrize(("variant", "shared"), [("spatial", 1), ("channel", (2, 3))])
+@each_case("ratio", [0.65, 0.15])
+@each_case(("variant", "shared"), [("spatial", 1), ("channel", (2, 3))])
 def test_masks_hide_their_share(ratio: float, variant: str, shared: int | tuple[int, int]) -> None:
     shape = 64, 40, 8, 8
     kept = masks(
@@ -169,9 +170,7 @@ def test_term_overfits_a_batch() -> None:
     assert ends[0.0] < ends[0.65] < 1.1
 
 
-@pytest.mark.parametrize(
-    ("student", "teacher"), [((4, 10, 3), (4, 5, 3, 3)), ((4, 3, 6, 6), (4, 17, 5)), ((4, 9, 3), (4, 9, 3))]
-)
+@each_case(("student", "teacher"), [((4, 10, 3), (4, 5, 3, 3)), ((4, 3, 6, 6), (4, 17, 5)), ((4, 9, 3), (4, 9, 3))])
 def test_tokens_of_a_grid_are_maps(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     student_features = draw(*student).requires_grad_()
     rows = value(built(student_features, draw(*teacher)), student_features, draw(*teacher, seed=1))

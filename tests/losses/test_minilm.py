@@ -14,11 +14,12 @@ from distillery.losses.functional import minilm, minilmv2
 from distillery.losses.signals import Attention, Signals
 from distillery.losses.token_terms import AttentionTerm
 from fixtures import formulas
+from fixtures.cases import each_case
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 ONES = torch.ones(3, 4)
-EACH_MASK = pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+EACH_MASK = each_case("mask", [None, MASK])
 Vectors = tuple[Tensor, Tensor, Tensor]
 
 
@@ -48,7 +49,7 @@ def value_of(term: AttentionTerm, ours: Attention, theirs: Attention, mask: Tens
 
 class TestMiniLM:
     @EACH_MASK
-    @pytest.mark.parametrize("heads", [1, 3])
+    @each_case("heads", [1, 3])
     def test_values(self, heads: int, mask: Tensor | None) -> None:
         student, teacher = vectors(heads, 5), vectors(heads, 8, seed=1)
         expected = reference.minilm(arrays(student), arrays(teacher), (ONES if mask is None else mask).numpy())
@@ -81,8 +82,8 @@ class TestMiniLM:
 
 class TestMiniLMv2:
     @EACH_MASK
-    @pytest.mark.parametrize("relation_heads", [1, 2, 6])
-    @pytest.mark.parametrize("relations", [("qq", "kk", "vv"), ("qk", "vq")])
+    @each_case("relation_heads", [1, 2, 6])
+    @each_case("relations", [("qq", "kk", "vv"), ("qk", "vq")])
     def test_values_of_networks_that_differ_in_heads_and_width(
         self, relations: tuple[str, ...], relation_heads: int, mask: Tensor | None
     ) -> None:
@@ -106,7 +107,7 @@ class TestMiniLMv2:
         value = value_of(MiniLMv2(layers={"x": "x"}), attention(student), attention(teacher))
         torch.testing.assert_close(value, minilmv2(student, teacher, 2, reduction="none"))
 
-    @pytest.mark.parametrize(
+    @each_case(
         ("settings", "words"),
         [
             ({"relations": ["qq", "vw"]}, "unknown relation 'vw'. Did you mean 'v"),

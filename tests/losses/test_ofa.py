@@ -12,6 +12,7 @@ from distillery.losses.response.ofa import OFA
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 
 LAYERS = {"maps": "head", "tokens": "head", "vectors": "head"}
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -91,7 +92,7 @@ def test_exits_of_a_network_of_16_bits_are_in_float32() -> None:
     torch.testing.assert_close(*values)
 
 
-@pytest.mark.parametrize(("student", "teacher"), [((4, 3, 5, 5), (4, 5, 2, 2)), ((4,), (4, 5)), ((4, 3), (4, 7, 5))])
+@each_case(("student", "teacher"), [((4, 3, 5, 5), (4, 5, 2, 2)), ((4,), (4, 5)), ((4, 3), (4, 7, 5))])
 def test_layers_that_cannot_be_compared_are_refused(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"student layer 'stage' .*Use `layers: \{student layer: head\}`, or auto"):
         OFA(layers={"stage": "x"}).build({"stage": Size(student)}, {"x": Size(teacher)})

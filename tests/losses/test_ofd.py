@@ -9,6 +9,7 @@ from distillery.losses.functional import ofd, ofd_batch_margin, ofd_bn_margin
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import ofd as reference
 
 
@@ -16,7 +17,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("margin", [-0.5, 0.0, [-2.0, -0.1, 0.0]])
+@each_case("margin", [-0.5, 0.0, [-2.0, -0.1, 0.0]])
 def test_rows(margin: float | list[float]) -> None:
     student, teacher = draw(4, 3, 2, 5), draw(4, 3, 2, 5, seed=1)
     each = margin if isinstance(margin, list) else [margin] * 3
@@ -70,7 +71,7 @@ def built(margin: float | str, student: dict[str, Tensor], teacher: dict[str, Te
     return term
 
 
-@pytest.mark.parametrize("margin", [-0.7, "batch", "bn"])
+@each_case("margin", [-0.7, "batch", "bn"])
 def test_term_takes_the_margin_of_each_layer(margin: float | str) -> None:
     student = {"a": draw(4, 3, 4, 4), "b": draw(4, 5, 2, 2)}
     teacher = {"x": draw(4, 3, 4, 4, seed=1), "y": draw(4, 5, 2, 2, seed=1)}

@@ -9,6 +9,7 @@ from distillery.losses.functional import pkt
 from distillery.losses.relation.pkt import PKT
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +28,7 @@ def by_hand(student: Tensor, teacher: Tensor) -> float:
     return float((p * np.log(p / q)).mean())
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (5, 3, 2, 2)])
+@each_case("shape", [(6, 4), (5, 3, 2, 2)])
 def test_probabilities_of_neighbours(shape: tuple[int, ...]) -> None:
     student, teacher = draw(*shape), draw(shape[0], 7, seed=1)
     assert pkt(student, teacher).item() == pytest.approx(by_hand(student, teacher), rel=1e-5)
@@ -56,7 +57,7 @@ def test_sample_without_features_is_as_near_to_all_and_gets_no_gradient() -> Non
     assert student.grad.abs().max() < 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each_case("seed", range(4))
 def test_opposite_samples_have_a_finite_loss(seed: int) -> None:
     """Their probability is 0, which rounding can bring below: of many channels by more than the authors' 1e-7."""
     features = 100 * torch.rand(1, 50_000, generator=torch.Generator().manual_seed(seed))
@@ -69,7 +70,7 @@ def test_opposite_samples_have_a_finite_loss(seed: int) -> None:
     assert student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("batch", [0, 1])
+@each_case("batch", [0, 1])
 def test_too_few_samples_have_no_relation(batch: int) -> None:
     student = draw(batch, 4).requires_grad_()
     value = pkt(student, draw(batch, 3, seed=1))

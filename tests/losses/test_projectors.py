@@ -5,13 +5,14 @@ from torch import nn
 from distillery.core.errors import UserError
 from distillery.losses.projectors import make_projector
 from distillery.losses.term import Pair
+from fixtures.cases import each_case
 
 
 def pair(student: tuple[int, ...], teacher: tuple[int, ...]) -> Pair:
     return Pair("block1", "stage2", torch.Size(student), torch.Size(teacher))
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("kind", "student", "teacher", "projected", "parameters"),
     [
         ("auto", (2, 8, 6, 6), (2, 5, 3, 3), (2, 5, 6, 6), 8 * 5 + 5),
@@ -47,7 +48,7 @@ def test_without_projector_features_pass_unchanged() -> None:
     assert projector(features) is features
 
 
-@pytest.mark.parametrize(("shape", "other"), [((2, 8, 4, 4), (2, 5, 4, 4)), ((2, 7, 8), (2, 7, 5)), ((2, 8), (2, 5))])
+@each_case(("shape", "other"), [((2, 8, 4, 4), (2, 5, 4, 4)), ((2, 7, 8), (2, 7, 5)), ((2, 8), (2, 5))])
 def test_mlp_is_two_layers_with_a_bend(shape: tuple[int, ...], other: tuple[int, ...]) -> None:
     projector = make_projector("mlp", pair(shape, other))
     first, second = (layer for layer in projector.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
@@ -56,7 +57,7 @@ def test_mlp_is_two_layers_with_a_bend(shape: tuple[int, ...], other: tuple[int,
     torch.testing.assert_close(projector(x), second(bend(inner)))
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("kind", "student", "teacher", "words"),
     [
         (

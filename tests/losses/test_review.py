@@ -13,6 +13,7 @@ from distillery.losses.functional import hcl
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import review as reference
 
 LAYERS = {"stages.0": "layer1", "stages.1": "layer2"}
@@ -24,7 +25,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (8, 4), (4, 4), (2, 2), (1, 1)])
+@each_case("size", [(8, 8), (8, 4), (4, 4), (2, 2), (1, 1)])
 def test_hcl_rows(size: tuple[int, int]) -> None:
     student, teacher = draw(3, 2, *size), draw(3, 2, *size, seed=1)
     expected = [reference.context(s.numpy(), t.numpy()) for s, t in zip(student, teacher, strict=True)]
@@ -64,8 +65,8 @@ def levels(given: Signals, taps: list[str], sample: int) -> list[np.ndarray]:
     return [level[:, None, None] if level.ndim == 1 else level for level in found]
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("middle", [512, 2])
+@each_case("pooled", [True, False])
+@each_case("middle", [512, 2])
 def test_rows(pooled: bool, middle: int) -> None:
     """The deepest level is 1×1, or one whose teacher is smaller than the student."""
     term = built(pooled=pooled, middle=middle).eval()

@@ -11,6 +11,7 @@ from distillery.losses.functional import rkd
 from distillery.losses.relation.rkd import RKD
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -45,7 +46,7 @@ def parts_by_hand(student: Tensor, teacher: Tensor) -> tuple[float, float]:
     return distances, angles
 
 
-@pytest.mark.parametrize(("distance_weight", "angle_weight"), [(25.0, 50.0), (1.0, 0.0), (0.0, 2.0)])
+@each_case(("distance_weight", "angle_weight"), [(25.0, 50.0), (1.0, 0.0), (0.0, 2.0)])
 def test_loops_over_pairs_and_triplets(distance_weight: float, angle_weight: float) -> None:
     student, teacher = draw(6, 3), 3 * draw(6, 2, 2, seed=1)
     distances, angles = parts_by_hand(student, teacher)
@@ -73,7 +74,7 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda s: rkd(s, teacher), draw(5, 3).requires_grad_())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each_case("dtype", [torch.float32, torch.float64])
 def test_samples_that_coincide_have_a_moderate_gradient(dtype: torch.dtype) -> None:
     """Dividing by a clamped distance of 1e-12, as the reference does, gives gradients of 1e12."""
     student = draw(6, 4).to(dtype)
@@ -95,7 +96,7 @@ def test_collapsed_student_stays_finite() -> None:
     assert not student.grad.any()
 
 
-@pytest.mark.parametrize("batch", [0, 1, 2])
+@each_case("batch", [0, 1, 2])
 def test_too_few_samples_have_no_relation(batch: int) -> None:
     """Two samples are always at the mean distance, and make no triangle."""
     student = draw(batch, 4).requires_grad_()

@@ -13,6 +13,7 @@ from distillery.losses.functional import semckd
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import terms
+from fixtures.cases import each_case
 from reference import semckd as reference
 
 LAYERS = {"a": "x", "b": "y"}
@@ -38,7 +39,7 @@ def built(**settings: Any) -> SemCKD:
     return term.double()
 
 
-@pytest.mark.parametrize("softness", [1.0, 0.2])
+@each_case("softness", [1.0, 0.2])
 def test_rows(softness: float) -> None:
     query, key, distances = draw(4, 2, 3), draw(4, 5, 3, seed=1), draw(4, 2, 5, seed=2).square()
     expected = reference.semckd(query.numpy(), key.numpy(), distances.numpy(), softness)
@@ -51,8 +52,8 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(semckd, [x.requires_grad_() for x in given])
 
 
-@pytest.mark.parametrize("batch", [8, 5])
-@pytest.mark.parametrize(("factor", "softness"), [(4, 1.0), (2, 0.3)])
+@each_case("batch", [8, 5])
+@each_case(("factor", "softness"), [(4, 1.0), (2, 0.3)])
 def test_term(batch: int, factor: int, softness: float) -> None:
     """Each student layer with each of three teacher layers, the larger map pooled before its projector."""
     term = built(factor=factor, softness=softness).eval()
@@ -91,7 +92,7 @@ def test_projector_is_the_authors() -> None:
         assert sum(parameter.numel() for parameter in project.parameters()) == expected
 
 
-@pytest.mark.parametrize("projector", ["conv", "none"])
+@each_case("projector", ["conv", "none"])
 def test_other_projectors(projector: str) -> None:
     value = built(projector=projector)(signals(8, STUDENT, 0), signals(8, TEACHER, 10), {})
     assert value.isfinite()
@@ -134,7 +135,7 @@ def test_overfits_a_batch_and_goes_on_bit_equal_after_saving() -> None:
     assert torch.equal(resumed.eval()(given, again, {}), saved.eval()(given, again, {}))
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("settings", "words"),
     [
         ({"batch_size": None}, "batch_size=None.*the size of the largest batch"),

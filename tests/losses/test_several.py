@@ -26,6 +26,7 @@ from distillery.models.weights import save_weights
 from distillery.runs.plan import term_table
 from distillery.runs.run import train
 from distillery.training.schedules import Progress
+from fixtures.cases import each_case
 from fixtures.composing import Compose
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -48,7 +49,7 @@ def cross_entropies(logits: Tensor, target: Tensor) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize("teachers", [2, 3, 5])
+@each_case("teachers", [2, 3, 5])
 def test_confidence_is_that_of_the_paper(teachers: int) -> None:
     logits, target = 3 * draw(teachers, 7, 4), torch.arange(7) % 4
     powers = np.exp(cross_entropies(logits, target))
@@ -65,8 +66,8 @@ def test_the_best_has_all_the_weight() -> None:
     np.testing.assert_array_equal(best(logits, target).numpy(), np.eye(3)[chosen].T)
 
 
-@pytest.mark.parametrize("weights", [confidence, best])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@each_case("weights", [confidence, best])
+@each_case("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_weights_stay_finite_with_great_logits(weights: Callable[..., Tensor], dtype: torch.dtype) -> None:
     logits = (1e4 * draw(3, 20, 4)).to(dtype)
     found = weights(logits, torch.arange(20) % 4)
@@ -97,8 +98,8 @@ def values_of(term: Several, student: Signals, teachers: dict[str, Signals]) -> 
     return {name: one(student, teachers[name], BATCH) for name, one in term.by_teacher.items()}
 
 
-@pytest.mark.parametrize("combine", COMBINATIONS)
-@pytest.mark.parametrize("family", ["response", "feature"])
+@each_case("combine", COMBINATIONS)
+@each_case("family", ["response", "feature"])
 def test_rows_are_weighted_alike_in_every_family(combine: str, family: str) -> None:
     student, teachers = signals(5), {name: signals(6) for name in NAMES}
 
@@ -156,7 +157,7 @@ def test_logits_are_read_where_the_weights_depend_on_them() -> None:
     assert Several([KD(teacher=name) for name in NAMES], "mean").needs_logits
 
 
-@pytest.mark.parametrize("combine", ["confidence", "best"])
+@each_case("combine", ["confidence", "best"])
 def test_what_has_no_rows_cannot_be_weighed_by_them(combine: str) -> None:
     with pytest.raises(UserError, match=rf"^combine={combine} weights .* Use combine=mean or combine=random"):
         Several([RKD(teacher=name) for name in NAMES], combine)
@@ -170,7 +171,7 @@ def test_an_unknown_combination() -> None:
 LAYERS = {"a": "x", "b.c": "y"}
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("given", "expected"),
     [
         ({"teacher": "main", "layers": LAYERS}, {"main": LAYERS}),
@@ -189,7 +190,7 @@ def test_layers_are_those_of_each_teacher(given: dict[str, Any], expected: dict[
     assert found == [{"teacher": name, "weight": 2, "layers": layers} for name, layers in expected.items()]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("given", "message"),
     [
         ({"teacher": []}, r"^loss\.kd\.teacher=\[\]: name one teacher, or several"),
@@ -287,7 +288,7 @@ def test_a_run_with_a_random_teacher_repeats_bit_for_bit(composed: Callable[...,
     assert train(composed(*BOTH, run="mean")).record.student_sha256 != first.student_sha256
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("more", "message"),
     [
         (["loss.kd.teacher=[main,c]"], r"^loss\.kd\.teacher: no teacher 'c'"),

@@ -7,13 +7,14 @@ from distillery.core.errors import UserError
 from distillery.losses.functional import similarity_preserving
 from distillery.losses.relation.similarity_preserving import SimilarityPreserving
 from fixtures import formulas
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (5, 3, 2, 2), (4, 7, 3)])
+@each_case("shape", [(6, 4), (5, 3, 2, 2), (4, 7, 3)])
 def test_rows_of_inner_products(shape: tuple[int, ...]) -> None:
     student, teacher = draw(*shape), draw(shape[0], 7, seed=1)
 

@@ -5,13 +5,14 @@ from torch import Size, Tensor
 from distillery.core.errors import UserError
 from distillery.losses.feature.simkd import SimKD
 from distillery.losses.signals import Signals
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("factor", [1, 2])
+@each_case("factor", [1, 2])
 def test_rows_are_mean_squared_errors_at_the_students_size(factor: int) -> None:
     student, teacher = draw(3, 5, 4, 4), draw(3, 5, 4 * factor, 4 * factor, seed=1)
     pooled = teacher.numpy().reshape(3, 5, 4, factor, 4, factor).mean((3, 5))
@@ -22,7 +23,7 @@ def test_rows_are_mean_squared_errors_at_the_students_size(factor: int) -> None:
     torch.testing.assert_close(value, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4, 4), (3, 5)])
+@each_case("shape", [(3, 4, 4, 4), (3, 5)])
 def test_student_without_the_teachers_width_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"cannot compare .*model/student=simkd"):
         SimKD(layers={"a": "b"}).build({"a": Size(shape)}, {"b": Size([3, 5, 4, 4])})

@@ -18,6 +18,7 @@ from distillery.losses.response.wsld import WSLD
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas
+from fixtures.cases import each_case
 
 Rows = tuple[Tensor, Tensor, Tensor]
 TARGET = [0, 1, 2, 3, 4, 0]
@@ -65,8 +66,8 @@ def rows() -> Rows:
     return student, teacher, torch.tensor(TARGET)
 
 
-@pytest.mark.parametrize(("loss", "by_hand", "arguments"), CASES)
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case(("loss", "by_hand", "arguments"), CASES)
+@each_case("t_squared", [True, False])
 def test_rows(
     rows: Rows,
     loss: Callable[..., Tensor],
@@ -82,9 +83,7 @@ def test_rows(
     assert loss(*rows, **arguments, t_squared=t_squared).item() == pytest.approx(expected.mean(), rel=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("loss", "arguments"), [(nkd, {"gamma": 0.5, "temperature": 3.0}), (ofa, {"eps": 1.4}), (ofa, {"eps": 0.6})]
-)
+@each_case(("loss", "arguments"), [(nkd, {"gamma": 0.5, "temperature": 3.0}), (ofa, {"eps": 1.4}), (ofa, {"eps": 0.6})])
 def test_gradient(rows: Rows, loss: Callable[..., Tensor], arguments: dict[str, float]) -> None:
     student, teacher, target = rows
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher, target, **arguments), student.clone().requires_grad_())
@@ -135,7 +134,7 @@ TERMS: list[tuple[Term, Callable[..., Tensor], dict[str, Any]]] = [
     (OFA(eps=1.5, temperature=3.0, t_squared=True), ofa, {"eps": 1.5, "temperature": 3.0, "t_squared": True}),
     (OFA(), ofa, {}),
 ]
-each_term = pytest.mark.parametrize(("term", "loss", "arguments"), TERMS)
+each_term = each_case(("term", "loss", "arguments"), TERMS)
 
 
 @each_term
@@ -148,7 +147,7 @@ def test_term_passes_its_settings_on(
     torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("term", [NKD(), WSLD(), OFA()])
+@each_case("term", [NKD(), WSLD(), OFA()])
 def test_terms_need_hard_labels(rows: Rows, term: Term) -> None:
     signals = Signals(rows[0]), Signals(rows[1])
     with pytest.raises(UserError, match=f"{term.contract.short_name} needs class indices"):
@@ -157,7 +156,7 @@ def test_terms_need_hard_labels(rows: Rows, term: Term) -> None:
         term(*signals, {"target": torch.full((6, 5), 0.2)})
 
 
-@pytest.mark.parametrize("term", [NKD, WSLD, OFA])
+@each_case("term", [NKD, WSLD, OFA])
 def test_wrong_arguments_are_refused(term: type[Term]) -> None:
     with pytest.raises(UserError, match="temperature=0"):
         term(temperature=0)  # type: ignore[call-arg]
@@ -165,7 +164,7 @@ def test_wrong_arguments_are_refused(term: type[Term]) -> None:
         OFA(eps=0)
 
 
-@pytest.mark.parametrize("loss", [nkd, wsld, ofa])
+@each_case("loss", [nkd, wsld, ofa])
 def test_broadcasting_is_refused(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         loss(torch.randn(3, 1), torch.randn(3, 4), torch.tensor([0, 1, 2]))

@@ -12,6 +12,7 @@ from distillery.losses.functional import srrl
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import srrl as reference
 
 
@@ -19,7 +20,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.3, 0.0), (0.0, 2.0)])
+@each_case(("alpha", "beta"), [(1.0, 1.0), (0.3, 0.0), (0.0, 2.0)])
 def test_rows(alpha: float, beta: float) -> None:
     student, teacher, weight, bias = draw(4, 6), draw(4, 6, seed=1), draw(5, 6, seed=2), draw(5, seed=3)
     given = [x.numpy() for x in (student, teacher, weight, bias)]
@@ -46,7 +47,7 @@ def value(term: SRRL, student: Tensor, teacher: Tensor, weight: Tensor) -> Tenso
     return term(Signals(draw(4, 2), {"embedding": student}), Signals(draw(4, 2), layers), {})
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.3, 2.0)])
+@each_case(("alpha", "beta"), [(1.0, 1.0), (0.3, 2.0)])
 def test_term_has_the_authors_connector(alpha: float, beta: float) -> None:
     term = built(alpha=alpha, beta=beta)
     student, teacher, weight = draw(4, 3), draw(4, 6, seed=1), draw(5, 6, seed=2)
@@ -77,7 +78,7 @@ def test_other_projector() -> None:
     assert isinstance(built(projector="auto").connect, nn.Linear)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("settings", "words"),
     [
         ({"projector": None}, "without a projector: the widths 3 and 6 differ"),

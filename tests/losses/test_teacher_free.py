@@ -8,6 +8,7 @@ from distillery.losses.functional import teacher_free
 from distillery.losses.response.teacher_free import TeacherFree
 from distillery.losses.signals import Signals
 from fixtures import formulas
+from fixtures.cases import each_case
 from reference import teacher_free as reference
 
 TARGET = torch.tensor([0, 6, 2, 2, 5])
@@ -18,8 +19,8 @@ def logits() -> Tensor:
     return 3 * torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("correct_probability", [0.9, 0.99])
-@pytest.mark.parametrize("temperature", [1.0, 20.0])
+@each_case("correct_probability", [0.9, 0.99])
+@each_case("temperature", [1.0, 20.0])
 def test_paper(logits: Tensor, correct_probability: float, temperature: float) -> None:
     expected = reference.paper(logits.numpy(), TARGET.numpy(), correct_probability, temperature)
     for t_squared in (True, False):
@@ -29,9 +30,9 @@ def test_paper(logits: Tensor, correct_probability: float, temperature: float) -
     assert mean.item() == pytest.approx(expected.mean(), rel=1e-9)
 
 
-@pytest.mark.parametrize("correct_probability", [0.9, 0.99])
-@pytest.mark.parametrize("temperature", [1.0, 20.0])
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case("correct_probability", [0.9, 0.99])
+@each_case("temperature", [1.0, 20.0])
+@each_case("t_squared", [True, False])
 def test_source(logits: Tensor, correct_probability: float, temperature: float, t_squared: bool) -> None:
     """With a multiplier of C; T² has nothing to make up for."""
     expected = reference.source(logits.numpy(), TARGET.numpy(), correct_probability, temperature, multiplier=7)
@@ -39,7 +40,7 @@ def test_source(logits: Tensor, correct_probability: float, temperature: float, 
     assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("variant", ["paper", "source"])
+@each_case("variant", ["paper", "source"])
 def test_gradient(logits: Tensor, variant: str) -> None:
     assert torch.autograd.gradcheck(lambda z: teacher_free(z, TARGET, variant=variant), logits.requires_grad_())
 
@@ -61,7 +62,7 @@ def test_term_passes_its_settings_on_and_reads_no_teacher(logits: Tensor) -> Non
     torch.testing.assert_close(other, teacher_free(logits, TARGET, reduction="none"), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("setting", "words"),
     [
         ({"correct_probability": 1.0}, "correct_probability=1.0: it must be .* below 1"),

@@ -20,10 +20,11 @@ from distillery.losses.response.tvd import TVD
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas
+from fixtures.cases import each_case
 
 Loss = Callable[..., Tensor]
 EVERY: list[Loss] = [jsd, reverse_kl, skewed_kl, skewed_reverse_kl, akl, tvd]
-each_loss = pytest.mark.parametrize("loss", EVERY, ids=lambda loss: loss.__name__)
+each_loss = each_case("loss", EVERY)
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -57,7 +58,7 @@ def logits() -> tuple[Tensor, Tensor]:
     return student, teacher
 
 
-@pytest.mark.parametrize(("loss", "arguments", "by_hand"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+@each_case(("loss", "arguments", "by_hand"), CASES)
 def test_rows(
     logits: tuple[Tensor, Tensor],
     loss: Loss,
@@ -74,7 +75,7 @@ def test_rows(
         assert scaled.item() == pytest.approx(temperature**2 * expected.mean(), rel=1e-10)
 
 
-@pytest.mark.parametrize(("loss", "arguments"), [case[:2] for case in CASES])
+@each_case(("loss", "arguments"), [case[:2] for case in CASES])
 def test_gradient_of_both_arguments(logits: tuple[Tensor, Tensor], loss: Loss, arguments: dict[str, Any]) -> None:
     given = tuple(x.clone().requires_grad_() for x in logits)
     assert torch.autograd.gradcheck(lambda s, t: loss(s, t, **arguments), given)
@@ -108,13 +109,13 @@ def test_broadcasting_is_refused(loss: Loss) -> None:
         loss(torch.randn(4, 1), torch.randn(4, 3))
 
 
-@pytest.mark.parametrize("end", [0.0, 1.0])
+@each_case("end", [0.0, 1.0])
 def test_jsd_jumps_at_both_ends_of_beta(logits: tuple[Tensor, Tensor], end: float) -> None:
     assert jsd(*logits, beta=end) > 0.5
     assert jsd(*logits, beta=abs(end - 1e-6)) < 1e-4
 
 
-@pytest.mark.parametrize("lam", [0.1, 0.5])
+@each_case("lam", [0.1, 0.5])
 def test_skewed_losses_are_bounded_by_the_share(lam: float) -> None:
     student, teacher = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 100.0]])
     for loss in (skewed_kl, skewed_reverse_kl):
@@ -138,7 +139,7 @@ TERMS: list[tuple[Term, Loss, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("term", "loss", "arguments"), TERMS)
+@each_case(("term", "loss", "arguments"), TERMS)
 def test_term_passes_its_settings_on(
     logits: tuple[Tensor, Tensor], term: Term, loss: Loss, arguments: dict[str, Any]
 ) -> None:
@@ -147,7 +148,7 @@ def test_term_passes_its_settings_on(
     torch.testing.assert_close(value, loss(student, teacher, **arguments, reduction="none"), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("term", "arguments", "words"),
     [
         (JSD, {"beta": -0.1}, "beta=-0.1"),

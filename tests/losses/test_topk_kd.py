@@ -11,6 +11,7 @@ from distillery.losses.response.topk_kd import TopKKD
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import topk_kd as reference
 
 
@@ -27,9 +28,9 @@ def logits() -> tuple[Tensor, Tensor]:
     return tuple(2 * torch.randn(2, 5, 9, dtype=torch.float64, generator=draw()))
 
 
-@pytest.mark.parametrize("k", [1, 3, 9])
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("t_squared", [True, False])
+@each_case("k", [1, 3, 9])
+@each_case("temperature", [1.0, 4.0])
+@each_case("t_squared", [True, False])
 def test_rows(logits: tuple[Tensor, Tensor], k: int, temperature: float, t_squared: bool) -> None:
     arrays = [x.numpy() for x in logits]
     factor = temperature**2 if t_squared else 1.0
@@ -45,8 +46,8 @@ def test_rows(logits: tuple[Tensor, Tensor], k: int, temperature: float, t_squar
         assert mean.item() == pytest.approx(factor * rows.mean(), rel=1e-9, abs=1e-14)
 
 
-@pytest.mark.parametrize("k", [1, 4])
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@each_case("k", [1, 4])
+@each_case("temperature", [1.0, 4.0])
 def test_drawn_rows(logits: tuple[Tensor, Tensor], k: int, temperature: float) -> None:
     student, teacher = logits
     drawn = reference.drawn(teacher.numpy(), draws(5, k).numpy(), temperature)
@@ -55,13 +56,13 @@ def test_drawn_rows(logits: tuple[Tensor, Tensor], k: int, temperature: float) -
     np.testing.assert_allclose(found.numpy(), to_student - to_teacher, rtol=1e-9)
 
 
-@pytest.mark.parametrize("missing", ["renormalise", "uniform"])
+@each_case("missing", ["renormalise", "uniform"])
 def test_all_classes_are_kd(logits: tuple[Tensor, Tensor], missing: str) -> None:
     value = topk_kd(*logits, 9, 4.0, missing, t_squared=True, reduction="none")  # type: ignore[arg-type]
     torch.testing.assert_close(value, kd(*logits, 4.0, reduction="none"))
 
 
-@pytest.mark.parametrize("missing", ["renormalise", "uniform", "sample"])
+@each_case("missing", ["renormalise", "uniform", "sample"])
 def test_gradient(logits: tuple[Tensor, Tensor], missing: str) -> None:
     student, teacher = logits
 
@@ -76,7 +77,7 @@ def in_standard_errors(samples: Tensor, expected: Tensor) -> Tensor:
     return (samples.mean(0) - expected).abs() / (samples.std(0) / len(samples) ** 0.5)
 
 
-@pytest.mark.parametrize("k", [1, 4])
+@each_case("k", [1, 4])
 def test_only_drawn_classes_are_unbiased_in_value_and_gradient(k: int) -> None:
     student, teacher = 2 * torch.randn(2, 1, 6, dtype=torch.float64, generator=draw(1))
     student.requires_grad_()
@@ -111,8 +112,8 @@ def test_more_draws_are_less_noisy() -> None:
     assert (one / sixteen).item() == pytest.approx(16, rel=0.1)
 
 
-@pytest.mark.parametrize("missing", ["renormalise", "uniform", "sample"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@each_case("missing", ["renormalise", "uniform", "sample"])
+@each_case("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_scale_of_ten_thousand_stays_finite(missing: str, dtype: torch.dtype) -> None:
     student, teacher = (1e4 * torch.randn(2, 4, 7, generator=draw())).to(dtype)
     student.requires_grad_()
@@ -175,7 +176,7 @@ def test_every_token_of_a_text_has_draws_of_its_own(logits: tuple[Tensor, Tensor
     assert not torch.equal(values(slice(None), seed=1), whole)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("setting", "words"),
     [
         ({"k": 0}, "k=0"),

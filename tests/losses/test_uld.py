@@ -7,6 +7,7 @@ from distillery.losses.response.uld import ULD
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference.uld import by_assignment
 
 
@@ -14,7 +15,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return 2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("vocabularies", [(6, 6), (4, 6), (6, 4)])
+@each_case("vocabularies", [(6, 6), (4, 6), (6, 4)])
 def test_rows(vocabularies: tuple[int, int]) -> None:
     """Sorting is the cheapest of all ways to match the classes."""
     student, teacher = draw(5, vocabularies[0]), draw(5, vocabularies[1], seed=1)
@@ -23,7 +24,7 @@ def test_rows(vocabularies: tuple[int, int]) -> None:
     assert uld(student, teacher).item() == pytest.approx(sum(expected) / 5, rel=1e-9)
 
 
-@pytest.mark.parametrize("vocabularies", [(4, 6), (6, 4)])
+@each_case("vocabularies", [(4, 6), (6, 4)])
 def test_gradient(vocabularies: tuple[int, int]) -> None:
     teacher = draw(5, vocabularies[1], seed=1)
     assert torch.autograd.gradcheck(lambda s: uld(s, teacher), draw(5, vocabularies[0]).requires_grad_())

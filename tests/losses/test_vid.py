@@ -9,6 +9,7 @@ from distillery.losses.functional import vid
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +28,7 @@ def by_hand(student: Tensor, teacher: Tensor, log_scale: list[float], eps: float
     return values
 
 
-@pytest.mark.parametrize("eps", [1e-5, 0.3])
+@each_case("eps", [1e-5, 0.3])
 def test_rows(eps: float) -> None:
     student, teacher, log_scale = draw(4, 3, 2, 5), draw(4, 3, 2, 5, seed=1), [-2.0, 0.5, 3.0]
     expected = by_hand(student, teacher, log_scale, eps)
@@ -35,8 +36,8 @@ def test_rows(eps: float) -> None:
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("init_pred_var", [5.0, 0.2])
-@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 6, 3), (4, 3)])
+@each_case("init_pred_var", [5.0, 0.2])
+@each_case("shape", [(4, 3, 2, 5), (4, 6, 3), (4, 3)])
 def test_without_scales_every_variance_is_the_initial_one(shape: tuple[int, ...], init_pred_var: float) -> None:
     student, teacher = draw(*shape), draw(*shape, seed=1)
     expected = ((student - teacher) ** 2).mean() / (2 * init_pred_var) + np.log(init_pred_var) / 2
@@ -103,8 +104,8 @@ def test_regressor_is_repdistillers() -> None:
     assert kinds == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]
 
 
-@pytest.mark.parametrize("projector", ["regressor", "auto", "mlp", "none"])
-@pytest.mark.parametrize(
+@each_case("projector", ["regressor", "auto", "mlp", "none"])
+@each_case(
     ("student", "teacher"),
     [
         ((4, 3, 6, 6), (4, 5, 3, 3)),

@@ -13,6 +13,7 @@ from distillery.losses.signals import Attention, Signals
 from distillery.losses.term import Term
 from distillery.losses.token_terms import AttentionTerm
 from fixtures import formulas, terms
+from fixtures.cases import each_case
 from reference import token_attention as reference
 
 # (heads, tokens) of student and teacher, and the side of the grid on which they are compared
@@ -33,7 +34,7 @@ def scores(heads: int, length: int, seed: int = 0) -> Tensor:
 
 
 @NETWORKS
-@pytest.mark.parametrize("distance", ["kl", "mse"])
+@each_case("distance", ["kl", "mse"])
 def test_vit_attention(student: tuple[int, int], teacher: tuple[int, int], grid: int, distance: Distance) -> None:
     ours, theirs = scores(*student), scores(*teacher, seed=1)
     expected = reference.vit_attention(ours.numpy(), theirs.numpy(), grid, distance)
@@ -57,7 +58,7 @@ def test_gradient(student: tuple[int, int], teacher: tuple[int, int], grid: int)
     assert torch.autograd.gradcheck(lambda s: class_attention(s, theirs), ours, fast_mode=True)
 
 
-@pytest.mark.parametrize("loss", [vit_attention, class_attention])
+@each_case("loss", [vit_attention, class_attention])
 def test_pooled_attention_that_underflows_keeps_its_gradient(loss: object) -> None:
     """The student is certain of the wrong patches: 1e4 apart, their probabilities are 0 in float32."""
     ours, theirs = (1e4 * scores(2, length, seed).float() for length, seed in ((17, 0), (5, 1)))
