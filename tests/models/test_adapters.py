@@ -1,12 +1,13 @@
-"""What stands in front of networks of texts; that of images is tested with the networks."""
+"""Input adapters: images are normalised, texts are passed by name."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.models.adapters import TextAdapter
+from distillery.models.adapters import ImageAdapter, TextAdapter
 from distillery.models.taps.network import Network
 from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.transformer import transformer
@@ -20,6 +21,16 @@ BATCH = {
     "index": torch.tensor([4, 2]),
 }
 DISTIL = {"vocab_size": TINY["vocab_size"], "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_normalised_by_each_channels_statistics(channels: int) -> None:
+    mean, std = [0.2, 0.5, 0.7], [0.1, 0.3, 0.5]
+    image = torch.rand(2, channels, 4, 4)
+    (found,), named = ImageAdapter(mean, std)({"image": image})
+    expected = (image.numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert not named
 
 
 class Plain(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.models import cost
-from distillery.models.cost import count_flops, count_parameters, measure_latency
+from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 
 
 class Noting(nn.Module):
@@ -27,6 +27,12 @@ def test_parameters_count_once_and_also_when_frozen() -> None:
     net[3].weight = net[2].weight
     net.requires_grad_(False)
     assert count_parameters(net) == (3 * 8 * 9 + 8) + 2 * 8 + (8 * 8 + 8) + 8
+
+
+def test_a_shared_embedding_counts_once_and_a_linear_layer_never() -> None:
+    net = nn.Sequential(nn.Embedding(50, 8), nn.Embedding(50, 8), nn.Embedding(4, 8), nn.Linear(8, 8))
+    net[1].weight = net[0].weight
+    assert count_embedding_parameters(net) == 50 * 8 + 4 * 8
 
 
 def test_flops_are_two_for_each_multiply_accumulate_of_one_sample() -> None:
