@@ -163,7 +163,7 @@ def test_only_torn_ones_are_refused(before: bool, tmp_path: Path) -> None:
     for path in (tmp_path / CHECKPOINTS).iterdir():
         truncate(path, 50)
     named = r"last\.ckpt is torn \(.+\)" + (r" and last\.before\.ckpt is torn \(.+\)" if before else "")
-    with pytest.raises(UserError, match=rf"cannot be resumed: {named}\. Start it again"):
+    with pytest.raises(UserError, match=rf"cannot be resumed: {named}\. Put back a copy"):
         last_checkpoint(tmp_path)
 
 

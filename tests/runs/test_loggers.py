@@ -179,9 +179,8 @@ def test_a_resumed_run_keeps_its_id(student: list[str], compose_train: Any) -> N
 
 
 def test_a_new_run_in_an_old_folder_has_a_new_id(student: list[str], compose_train: Any) -> None:
-    cfg = compose_train(*student, *OFFLINE)
-    train(cfg)
-    folder = train(cfg).folder
+    train(compose_train(*student, *OFFLINE))
+    folder = train(compose_train(*student, *OFFLINE, "seed=1", "replace=true")).folder
     assert len({run.id for run in runs(folder)}) == 2
 
 

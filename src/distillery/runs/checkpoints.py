@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and the one from which a run is resumed."""
+"""Checkpoints that survive a kill at any moment, and the one that a run is resumed from."""
 
 import warnings
 import zipfile
@@ -17,10 +17,10 @@ from distillery.results.layout import BEFORE_LAST, CHECKPOINTS, LAST
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints atomically and keeps the one before the last.
+    """Writes checkpoints atomically, and keeps the one before the last.
 
-    From the first checkpoint on there is always a whole one: the new one is on the disk before the last one becomes
-    the one before, and only then takes its place.
+    Once there is a checkpoint, there is always a complete one: the new file is on the disk before the last one is
+    renamed, and only then takes its name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -31,10 +31,10 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves so that a resumed run leaves nothing out.
+    """Saves so that a resumed run skips nothing.
 
-    The checkpoint that is due after an epoch's last batch (`every_n_train_steps`) is written when the epoch has ended:
-    from one in between, Lightning would continue with the next epoch and skip this one's validation.
+    A checkpoint that is due after the last batch of an epoch (`every_n_train_steps`) is written when the epoch ends.
+    From one written before that, Lightning would continue with the next epoch and skip this epoch's validation.
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -47,13 +47,14 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class Resumption(L.Callback):
-    """State of a resumed run that Lightning loses.
+    """Restores what Lightning loses when a run is resumed.
 
-    That a callback has stopped it: it would train for one more epoch. The score of the best checkpoint as a logger is
-    told it; and, if its folder has been moved, that there is a best one: the next would take its place, however bad.
+    - Whether a callback has stopped the run: otherwise it would train for one more epoch.
+    - The current score of the best checkpoint, which loggers show.
+    - If the folder has been moved, the best checkpoint itself: otherwise the next one would replace it, however bad.
 
     Args:
-        ended: whether a run that is stopped has come to its end, and is not to go on.
+        ended: whether a run that is stopped now has come to its end.
     """
 
     def __init__(self, ended: Callable[[], bool]) -> None:
@@ -82,12 +83,12 @@ def moved(value: Any, old: str, new: str) -> Any:
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The last complete checkpoint of the run in the folder `run`, from which it is resumed; None if there is none.
+    """The checkpoint to resume the run in the folder `run` from: the last undamaged one; None if there is none yet.
 
-    Warns if that is not the last one which was written.
+    Warns if that is not the last one that was written.
 
     Raises:
-        UserError: there are checkpoints, and all are damaged.
+        UserError: there are checkpoints, but all are damaged.
     """
     found = [path for name in (LAST, BEFORE_LAST) if (path := run / CHECKPOINTS / name).is_file()]
     damages = {path: damage for path in found if (damage := _damage(path))}
@@ -95,8 +96,8 @@ def last_checkpoint(run: Path) -> Path | None:
     said = " and ".join(f"{path.name} is torn ({damage})" for path, damage in damages.items())
     if damages and whole is None:
         raise UserError(
-            f"{run} cannot be resumed: {said}. Start it again with the same command and without resume, which begins "
-            "from its first step, or put back a copy of a checkpoint."
+            f"{run} cannot be resumed: {said}. Put back a copy of a checkpoint, or remove {run / CHECKPOINTS} to start "
+            "the run again from its first step."
         )
     if whole is None:
         warnings.warn(f"{run} has no {CHECKPOINTS}/{LAST} yet: the run starts again from its beginning.", stacklevel=2)
@@ -108,10 +109,10 @@ def last_checkpoint(run: Path) -> Path | None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file of `torch.save`, each of whose parts has a checksum; None if it is whole."""
+    """What is wrong with a file of `torch.save`, each part of which has a checksum; None if it is undamaged."""
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
-    except Exception as error:  # damaged headers make it fail in many ways
+    except Exception as error:  # damaged headers raise many kinds of errors
         return f"{path.stat().st_size} bytes, {error}"
     return f"{path.stat().st_size} bytes, wrong checksum of {broken}" if broken else None

@@ -1,4 +1,4 @@
-"""Experiment loggers: opened with the run's config, closed with its result."""
+"""Experiment loggers: opened with the config of the run, closed with its result."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,15 +23,15 @@ WANDB = "wandb"  # its key under `logger`
 
 @contextmanager
 def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[Logger]]:
-    """Within: the config's loggers, each told the resolved config. Afterwards no W&B run is left open.
+    """Within: the loggers of the config, which have received the resolved config. Afterwards no W&B run is open.
 
     Args:
-        cfg: the run's config; with `resume` the W&B run of `folder` is continued.
-        record: reported to W&B at the end; with any status but `finished` its run counts as failed.
+        cfg: the config of the run; with `resume` the W&B run of `folder` is resumed.
+        record: sent to W&B at the end, where any status but `finished` marks the run as failed.
         folder: the run folder.
 
     Raises:
-        UserError: a logger whose package is missing, or W&B cannot be reached or does not know the user.
+        UserError: the package of a logger is missing, or W&B cannot be reached or does not know the user.
     """
     loggers: list[Logger] = []
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -49,14 +49,14 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
             if key == WANDB and is_main():
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / WANDB_ID).write_text(f"{loggers[-1].version}\n", encoding="utf-8")
-        yield loggers or [DummyLogger()]  # LearningRateMonitor refuses to do without one
+        yield loggers or [DummyLogger()]  # LearningRateMonitor insists on one
     finally:
         if is_main() and any(isinstance(logger, WandbLogger) for logger in loggers):
             _finish(record, folder)
 
 
 def log_scores(loggers: Sequence[Logger], record: RunRecord, step: int) -> None:
-    """The test split's figures of the last epoch, which exist only after the fit."""
+    """Log the figures on the test split, which exist only after the fit."""
     last = record.metrics["last"]
     for logger in loggers:
         logger.log_metrics({"test/score": last["test_score"], "test/loss": last["test_loss"]}, step)
@@ -76,9 +76,9 @@ def wandb_logger(
     quiet: bool = False,
     id: str | None = None,
 ) -> WandbLogger:
-    """Lightning's W&B logger. Where `offline` is false, `WANDB_MODE` decides.
+    """Lightning's W&B logger. If `offline` is false, `WANDB_MODE` decides.
 
-    Lightning's own `offline` is not used: it sets `WANDB_MODE` for every later run of the process.
+    Lightning's own `offline` is not used, because it sets `WANDB_MODE` for all later runs of the process.
     """
     return WandbLogger(
         name=name,
@@ -96,11 +96,11 @@ def wandb_logger(
 
 
 def join_study(cfg: DictConfig, study: str, role: str | None = None) -> None:
-    """Have the run's W&B logger, if it has one, file it under the study, and as `role` instead of its method."""
+    """Make the run's W&B logger, if it has one, group the run under the study, as `role` instead of its method."""
     if (config := _configs(cfg).get(WANDB)) is None:
         return
-    config.quiet = True  # the study's bar has the terminal
-    if OmegaConf.is_interpolation(config, "group"):  # a group that the user named stays
+    config.quiet = True  # the study's progress bar uses the terminal
+    if OmegaConf.is_interpolation(config, "group"):  # keep a group that the user named
         config.group = study
     if role is not None:
         config.name = config.job_type = role
@@ -108,7 +108,7 @@ def join_study(cfg: DictConfig, study: str, role: str | None = None) -> None:
 
 
 def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
-    """The report in `out` as a W&B run `report`: table, plot, files. Nothing if `cfg`, a study's run, has no W&B."""
+    """Send the report in `out` to W&B as a run `report`: table, plot, files; unless `cfg`, a run's, has no W&B."""
     if (config := _configs(cfg).get(WANDB)) is None:
         return
     import wandb
@@ -124,12 +124,12 @@ def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
 
 
 def _configs(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Those that were not set to null; `logger=[]` leaves no key at all."""
+    """The loggers that are not null. `logger=[]` leaves no key at all."""
     return {str(key): config for key, config in (cfg.get("logger") or {}).items() if config is not None}
 
 
 def _opened(key: str, config: DictConfig) -> Any:
-    """The logger of `config`; a W&B run is open then."""
+    """The logger of `config`; opens its W&B run."""
     try:
         logger = instantiate(config)
     except InstantiationException as error:
@@ -140,24 +140,24 @@ def _opened(key: str, config: DictConfig) -> Any:
             ) from None
         raise
     if isinstance(logger, WandbLogger):
-        import wandb  # importing it takes half a second, which other loggers do not need
+        import wandb  # half a second, which the other loggers do not need
 
         try:
             _ = logger.experiment
         except wandb.errors.Error as error:
             raise UserError(
-                f"{key}: W&B could not start a run: {error}\nlogger.wandb.offline=true keeps it on this machine "
-                "(`wandb sync` sends it later); `wandb login` tells W&B who you are; logger=csv does without."
+                f"{key}: W&B could not start a run: {error}\nlogger.wandb.offline=true keeps the run on this machine "
+                "(`wandb sync` sends it later); `wandb login` logs you in; logger=csv does not use W&B."
             ) from None
     return logger
 
 
 def _finish(record: RunRecord, folder: Path) -> None:
-    """Tell W&B the result, and end its run."""
+    """Send the result to W&B and end its run."""
     import wandb
 
     run = wandb.run
-    if run is None:  # it was never created
+    if run is None:  # it was never opened
         return
     finished = record.status == "finished"
     try:

@@ -119,7 +119,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
 
 
 def prepare(sequence: StageSequence, position: Position, show: bool) -> None:
-    """Build the parts of the stage at the position; of a new run with stages all of them once, before the first.
+    """Build the parts of the stage at the position. A new run with stages first builds all of them once, to check them.
 
     Args:
         show: print the plan.
@@ -135,7 +135,7 @@ def prepare(sequence: StageSequence, position: Position, show: bool) -> None:
 def cpu_threads(cfg: DictConfig) -> Iterator[None]:
     """Within: torch computes with `cfg.threads` threads, or with this process's share of the cores.
 
-    Sums, and so weights, differ in their last bits with another number.
+    With another number of threads sums, and therefore weights, differ in their last bits.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(cfg.threads or max(1, before // processes(cfg.trainer)))

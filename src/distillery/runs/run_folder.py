@@ -1,4 +1,4 @@
-"""The run folder from a run's first step to its end: config and record are there, and say what is true."""
+"""Config and record of a run folder, kept up to date from the first step of the run to its end."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from distillery.runs.stages.sequence import StageSequence, save_config
 
 
 class RunFolder:
-    """Within: what happens to the run is written to its `run.json`; also that it ended in an error, and in which.
+    """Within: `run.json` follows what happens to the run, up to the error that it may end in.
 
     Until `begin` is called the folder is not touched: settings that are refused leave a former run as it was.
 
@@ -36,10 +36,10 @@ class RunFolder:
         self._begun = False
 
     def begin(self, cfg: DictConfig) -> None:
-        """Take the folder: a run that is not resumed removes the results of a former one.
+        """Take over the folder. Unless the run is resumed, the results of a former run are removed.
 
         Args:
-            cfg: the completed config, to be written down.
+            cfg: the completed config, which is saved.
 
         Raises:
             UserError: the folder cannot be written.

@@ -23,9 +23,11 @@ from distillery.training.callbacks.follow_schedules import FollowSchedules
 def make_trainer(
     cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback], first: Sequence[L.Callback] = ()
 ) -> L.Trainer:
-    """Lightning's Trainer with the config's callbacks, without its remarks on what it sees.
+    """Lightning's Trainer with the config's callbacks; its remarks on the setup are silenced.
 
-    `first` are called before the config's, `callbacks` after them.
+    Args:
+        first: callbacks that are called before those of the config.
+        callbacks: callbacks that are called after them.
 
     Raises:
         UserError: settings that Lightning refuses, or hardware that is not there.
@@ -38,8 +40,8 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     callbacks = [*first, *_callbacks(cfg.callbacks), *callbacks]
-    # The last checkpoint is written after all other callbacks have run: otherwise it would store their state of the
-    # epoch before, and so would a run that is killed between the two.
+    # The last checkpoint comes after all other callbacks: it would store their state of the epoch before, and a run
+    # that is killed in between would be resumed without their latest.
     callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
     try:
         settings = dict(instantiate(cfg.trainer))

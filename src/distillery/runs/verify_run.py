@@ -91,7 +91,7 @@ def finished(folder: Path) -> RunRecord:
     """The record of the finished run in a folder.
 
     Raises:
-        UserError: no run, one that is still running, or one that has failed.
+        UserError: there is no run, it is still running, or it has failed.
     """
     record = RunRecord.read(folder)
     if record.status != "finished":
@@ -102,10 +102,10 @@ def finished(folder: Path) -> RunRecord:
 
 
 def student_of(folder: Path, cfg: DictConfig, record: RunRecord) -> Network:
-    """The trained student of a run folder with that config and record, in the precision that it was exported in.
+    """The trained student of a run folder, in the precision that it was exported in.
 
     Raises:
-        UserError: weights other than the run's.
+        UserError: the file does not hold the weights that the run exported.
     """
     exported = read_weights(folder / STUDENT).values()
     student = blank_student(cfg.student, next(tensor.dtype for tensor in exported if tensor.is_floating_point()))
