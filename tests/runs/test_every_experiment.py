@@ -137,11 +137,19 @@ EXPERIMENTS = {
     "leaderboard_fashion_mnist": Small(ONE_LOSS, KD, teacher="fashion_mnist_teacher"),
     "leaderboard_vit": Small(ONE_LOSS, KD, teacher="fashion_mnist_vit_teacher"),
 }
-LIKE_ANOTHER = ("glue/mnli", "cifar100/teacher", "fashion_mnist_vit_teacher", "leaderboard_vit")
-NAMES = [
-    pytest.param(name, marks=[pytest.mark.slow] if small.slow or name in LIKE_ANOTHER else [])
-    for name, small in EXPERIMENTS.items()
-]
+# Recipes that differ from another one in a network or a data set only, and whose configs have tests of their own.
+SLOW_TWINS = {"glue/mnli", "cifar100/teacher", "fashion_mnist_vit_teacher", "leaderboard_vit"}
+LONG_TWINS = {f"cifar100/resnet{pair}" for pair in ("56_resnet20", "110_resnet20", "110_resnet32")}
+LONG_TWINS |= {"cifar100/wrn_40_2_wrn_40_1", "glue/rte", "glue/qnli", "glue/qqp"}
+
+
+def marks(name: str, small: Small) -> list[pytest.MarkDecorator]:
+    if name in LONG_TWINS:
+        return [pytest.mark.long]
+    return [pytest.mark.slow] if small.slow or name in SLOW_TWINS else []
+
+
+NAMES = [pytest.param(name, marks=marks(name, small)) for name, small in EXPERIMENTS.items()]
 Composed = Callable[..., DictConfig]
 
 

@@ -291,7 +291,7 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
     """Every job composes and checks, a method is called as its losses are, and all methods share one student."""
     cfg = compose("study", overrides=[f"study={name}", f"out='{tmp_path}'"])
     assert len(set(cfg.seeds)) == len(cfg.seeds) > 1
-    cfg.seeds = cfg.seeds[:2]
+    cfg.seeds = cfg.seeds[: 1 if name.startswith(LONG) else 2]
     teacher, students = jobs(cfg, tmp_path)
     assert method_name(teacher.cfg) == "baseline"
     assert [job.cfg.method for job in students] == [*cfg.methods] * len(cfg.seeds)
