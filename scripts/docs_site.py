@@ -12,20 +12,17 @@ import losses_page
 import tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from distillery.losses import FAMILIES, functional
 
 ROOT = Path(__file__).parents[1]
 ROOMS = "core losses results data models tasks teachers training config runs".split()  # each imports those before it
-WITHOUT_NAVIGATION = "---\nhide: [navigation]\n---\n"  # a tab with one page
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    pages = {
-        "index.md": WITHOUT_NAVIGATION + from_root("README.md"),
-        "changelog.md": WITHOUT_NAVIGATION + from_root("CHANGELOG.md"),
-    }
+    pages = {"index.md": from_root("README.md"), "changelog.md": from_root("CHANGELOG.md")}
     pages |= {"losses/index.md": losses_page.index()}
     pages |= {f"losses/{family}.md": losses_page.page(family) for family in FAMILIES}
     pages |= {f"api/{room}.md": room_page(room) for room in ROOMS}
@@ -35,7 +32,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    if page.file.src_uri.startswith("results/") or "/" not in page.file.src_uri:
+        page.meta["hide"] = ["navigation"]  # these tabs have no other page; wide tables need the place
     return tables.filled(markdown)
 
 

@@ -119,6 +119,8 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
             given += ["seeds=[0]", "overrides=" + json.dumps(small)]
         elif command == "train":
             given += [*once, "callbacks.checkpoint_last.every_n_epochs=1"]
+        if "sweep=temperature" in arguments:
+            given += ["loss.kd.temperature=1,2", "seed=0"]
         if "data=image_folder" in arguments:
             given += ["data.source.size=32", "data.num_workers=0"]
         given = ["student.weights=null" if a == "student.weights=pretrained" else a for a in given]  # no network here
