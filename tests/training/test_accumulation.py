@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from distillery.data.loader import BatchDataset, ResumableLoader
 from distillery.data.sampler import SeededBatchSampler
@@ -171,3 +172,15 @@ def test_the_last_update_of_an_epoch_has_fewer_batches(tmp_path: Path) -> None:
     assert_as_by_hand(task, 8, 4, 1, tmp_path)
     found, _ = update(task, 8, 4, 1, tmp_path, most=3)
     torch.testing.assert_close(found, by_hand(task, 8)[0])
+
+
+def test_the_validation_loss_is_the_mean_over_the_labelled_tokens_of_all_batches() -> None:
+    given = samples(8, tokens=True) | {"index": torch.arange(8)}
+    batches = [{key: value[part] for key, value in given.items()} for part in (slice(0, 3), slice(3, 8))]
+    task, net = TokenClassification(), Tagger(0, pooled=False)
+    optim = Optim(lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    module = Distiller(Network(net, Tokens(), "student"), {}, task, Objective(task, {}), optim, CLASSES)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    (found,) = trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
+    expected = F.cross_entropy(net(given["input_ids"]).flatten(0, 1), given["target"].flatten(), ignore_index=-100)
+    assert found["val/loss"] == pytest.approx(expected.item(), rel=1e-6)
