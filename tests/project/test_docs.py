@@ -142,6 +142,8 @@ def test_the_site_builds_offline_without_a_warning(tmp_path: Path) -> None:
     assert not [path for path, text in html.items() if loaded.search(text)]
     for page in ("losses/response.html", "losses/feature.html", "losses/attention.html", "losses/relation.html"):
         assert "<math" in html[tmp_path / page]
+    attention = html[tmp_path / "losses/attention.html"]
+    assert "{blocks.2.attn: blocks.5.attn, ...}" in attention  # not taken for attributes of the cell
 
 
 def write_own_data(folder: Path) -> None:
