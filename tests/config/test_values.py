@@ -87,10 +87,19 @@ def with_value(cfg: DictConfig, key: str, value: Any) -> DictConfig:
 def test_what_can_mean_one_thing_only_is_taken(demo: DictConfig) -> None:
     for key, value, meant in MEANT:
         cfg = with_value(demo, key, value)
-        check(cfg)
-        found: Any = OmegaConf.select(cfg, key)
+        found: Any = OmegaConf.select(check(cfg).cfg, key)
         assert (found, type(found if meant is None else meant)) == (meant, type(meant)), key
-        assert not isinstance(found, float) or isinstance(meant, float), key
+        assert OmegaConf.select(cfg, key) == value  # the argument is as it was
+
+
+def test_so_it_is_in_a_stage(compose_train: Compose) -> None:
+    stages = "{one: {epochs: 1.0, loss: {}, data: {batch_size: 25.0}}, two: {steps: 4.0, optim: {interval: step}}}"
+    spec = check(compose_train("experiment=digits_demo", "teachers.main.weights=x", f"+stages={stages}"))
+    one, two = spec.stages
+    lengths = [one.cfg.trainer.max_epochs, one.cfg.data.batch_size, two.steps, two.cfg.data.batch_size]
+    assert lengths == [1, 25, 4, 25]
+    assert {*map(type, lengths)} == {int}
+    assert two.lasting(7).cfg.optim.scheduler.T_max == 7  # the length is still open
 
 
 def test_other_values_are_refused_by_the_full_name(demo: DictConfig) -> None:

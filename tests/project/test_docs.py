@@ -94,7 +94,7 @@ def test_the_stages_are_what_is_said_of_them(teacher: Path, tmp_path: Path) -> N
     own = ["experiment=digits_demo", "loss/feature=[hint]", f"teachers.main.weights='{teacher}'"]
     cfg = config(tmp_path / "run", *own)
     cfg.stages = OmegaConf.create(block).stages
-    sequence = StageSequence(cfg)
+    sequence = StageSequence(check(cfg))
     sequence.rehearse(show=False)
     hint, assistant, student = sequence.stages
     assert (hint.cfg.task.weight, assistant.cfg.task.weight) == (0, cfg.task.weight)

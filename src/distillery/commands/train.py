@@ -32,8 +32,7 @@ def main(cfg: DictConfig) -> float | None:
         if resumes and cfg.resume:
             cfg = resumed(Path(cfg.resume), overrides)
         if cfg.plan:
-            check(cfg, overrides)
-            StageSequence(cfg).rehearse(show=True)
+            StageSequence(check(cfg, overrides)).rehearse(show=True)
             return None
         if HydraConfig.get().mode == RunMode.MULTIRUN and not cfg.resume:
             return sweep_job(cfg, overrides)

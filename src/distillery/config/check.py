@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
@@ -12,7 +13,7 @@ from distillery.config.check_networks import check_student, check_teachers
 from distillery.config.names import teachers_of
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import ObjectiveSettings, OptimSettings, Paths, Run, TrainerSettings, check_section
-from distillery.config.stages import stages_of
+from distillery.config.stages import RunSpec, Stage, stages_of
 from distillery.config.targets import check_settings, check_target, imported, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
@@ -35,14 +36,16 @@ CHECKPOINT = {
 TEACHER = Annotated[str | list[str], Says("the name of a teacher, or a list of names")]
 
 
-def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     """Refuse unknown settings (Hydra lets any through behind a `+`), values of another type, and contradictions.
 
-    Values that can mean one thing only are replaced by it in `cfg`: 25.0 by 25 where a whole number is wanted.
-
     Args:
-        cfg: the composed config.
+        cfg: the composed config; it is not changed.
         overrides: the command line; a loss named twice there would silently count once.
+
+    Returns:
+        The config and its stages. A value that can mean one thing only is replaced by it: 25.0 by 25 where a whole
+        number is wanted.
 
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
@@ -72,15 +75,21 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _refuse_balanced(checked)
     _refuse_sharded(checked)
     _refuse_ensemble(checked)
+    cfg = cfg.copy()
     for path, value in _changed(plain, checked):
         OmegaConf.update(cfg, path, value, force_add=True)
+    stages = stages_of(cfg)
     if checked.get("stages"):
         _refuse_stopping(checked)
-        for stage in stages_of(cfg):
-            try:
-                check(stage.cfg)
-            except UserError as error:
-                raise UserError(f"{stage.label}{error}") from None
+        stages = [_checked_stage(stage) for stage in stages]
+    return RunSpec(cfg, stages)
+
+
+def _checked_stage(stage: Stage) -> Stage:
+    try:
+        return replace(stage, cfg=check(stage.cfg).cfg)
+    except UserError as error:
+        raise UserError(f"{stage.label}{error}") from None
 
 
 def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:

@@ -72,6 +72,30 @@ class Stage:
         return {"config": OmegaConf.to_container(self.cfg, resolve=True), **rest}
 
 
+@dataclass(frozen=True)
+class RunSpec:
+    """A config that has been checked: what a run is built from.
+
+    Attributes:
+        cfg: the config, each setting of the type that is wanted.
+        stages: the stages that it describes, each with such a config of its own; a run without stages has a single one.
+    """
+
+    cfg: DictConfig
+    stages: list[Stage]
+
+    def resuming(self, folder: Path | None) -> Self:
+        """The same run, resumed in this folder; None: it starts from the beginning."""
+
+        def resumed(cfg: DictConfig) -> DictConfig:
+            cfg = cfg.copy()
+            cfg.resume = str(folder) if folder else None
+            return cfg
+
+        stages = [replace(stage, cfg=resumed(stage.cfg)) for stage in self.stages]
+        return replace(self, cfg=resumed(self.cfg), stages=stages)
+
+
 def stages_of(cfg: DictConfig) -> list[Stage]:
     """The stages of a run, in order; a single one without a name where `cfg.stages` is empty.
 

@@ -74,18 +74,18 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
         SystemExit: on SIGTERM (143), and on Ctrl-C during the fit (1). The run is recorded as failed, too.
     """
     # Check the settings, and look at what the folder already holds.
-    check(cfg, overrides)
-    cfg = cfg.copy()
-    job = Job(cfg, overrides)
+    spec = check(cfg, overrides)
+    job = Job(spec.cfg, overrides)
     before = job.found()
     if before and before.status == "finished":
         return Result(before, job.folder)
-    cfg.resume = str(job.folder) if before else None
+    spec = spec.resuming(job.folder if before else None)
+    cfg = spec.cfg
     checkpoint = last_checkpoint(job.folder) if before else None
     position = Position.saved(checkpoint)
     with cpu_threads(cfg):
         # Build data, networks and objective; nothing has been written so far.
-        sequence = StageSequence(cfg)
+        sequence = StageSequence(spec)
         prepare(sequence, position, show=cfg.trainer.enable_progress_bar and is_main())
         whole = sequence.config()
         record = describe(sequence, job.identity(), overrides)

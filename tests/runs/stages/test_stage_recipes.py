@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from distillery.config.check import check
 from distillery.config.networks import build_teacher
 from distillery.config.stages import RUN_TEACHER, stages_of
 from distillery.core.errors import UserError
@@ -122,7 +123,7 @@ def test_a_recipe_for_texts(recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_route_is_learnt_from_in_its_order(route: Path, tmp_path: Path) -> None:
-    sequence = StageSequence(run_of("route", route, tmp_path / "run"))
+    sequence = StageSequence(check(run_of("route", route, tmp_path / "run")))
     taught = []
     for place in range(3):
         sequence.begin(place)
@@ -151,7 +152,7 @@ def teacher_std(sequence: StageSequence) -> torch.Tensor:
 
 
 def test_a_curriculum_is_that_of_the_teachers_confidence(route: Path, tmp_path: Path) -> None:
-    sequence = StageSequence(run_of("curriculum", route, tmp_path / "run"))
+    sequence = StageSequence(check(run_of("curriculum", route, tmp_path / "run")))
     sequence.begin()
     teacher = sequence.parts.distiller.frozen["main"].net.eval()
     assert sequence.data(2).sizes["train"] == 100
@@ -178,7 +179,7 @@ def test_a_curriculum_asks_its_teacher_once(route: Path, tmp_path: Path, monkeyp
         return confidences(*args)
 
     monkeypatch.setattr("distillery.runs.stages.sequence.confidences", noted)
-    sequence = StageSequence(run_of("curriculum", route, tmp_path / "run"))
+    sequence = StageSequence(check(run_of("curriculum", route, tmp_path / "run")))
     assert [sequence.data(place).sizes["train"] for place in (0, 1, 2)] == [30, 70, 100]  # of ten of each class
     assert len(asked) == 1
 

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
+from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.core.roles import STAGE
 from distillery.models.weights import read_weights
@@ -176,8 +177,8 @@ def test_projectors_go_on_with_a_student_that_goes_on(staged: Staged) -> None:
 
 def test_a_length_in_steps_is_that_of_all_processes_before_they_run(staged: Staged) -> None:
     one = ("{a: {steps: 22}}", "data.train_size=102")  # two samples are left, enough for one process, not for two
-    assert StageSequence(staged(*one)).epochs(0) == 2
-    assert StageSequence(staged(*one, "trainer.devices=2")).epochs(0) == 3
+    assert StageSequence(check(staged(*one))).epochs(0) == 2
+    assert StageSequence(check(staged(*one, "trainer.devices=2"))).epochs(0) == 3
 
 
 def test_a_projector_between_other_layers_is_another(staged: Staged) -> None:
@@ -299,7 +300,7 @@ def test_what_cannot_work_is_refused_before_the_first_stage(
 
 
 def test_the_plan_shows_every_stage(staged: Staged, capsys: pytest.CaptureFixture[str]) -> None:
-    StageSequence(staged("{first: {epochs: 2}, second: {steps: 15, student: {net: {widths: [9]}}}}")).rehearse(
+    StageSequence(check(staged("{first: {epochs: 2}, second: {steps: 15, student: {net: {widths: [9]}}}}"))).rehearse(
         show=True
     )
     said = capsys.readouterr().out
@@ -309,7 +310,7 @@ def test_the_plan_shows_every_stage(staged: Staged, capsys: pytest.CaptureFixtur
 
 
 def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
-    sequence = StageSequence(staged("{only: {epochs: 3, loss: {kd: {}}}}"))
+    sequence = StageSequence(check(staged("{only: {epochs: 3, loss: {kd: {}}}}")))
     sequence.begin()
     row = stage_row(sequence.stage, sequence.parts)
     assert row[:3] == ["only", "3", "30"]
@@ -317,7 +318,7 @@ def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
     student = 2 * (64 * 16 * 9 + 16 * 32 * 16 * 9 + 32 * 10)
     teacher = 2 * (64 * 32 * 9 + 16 * 64 * 32 * 9 + 4 * 64 * 64 * 9 + 64 * 10)
     assert row[-1] == f"{100 * 3 * (3 * student + teacher) / 1e6:.0f}M"
-    peers = StageSequence(staged("{only: {epochs: 3, until: {}, loss: {kd: {}}}}", "model/teacher=peer"))
+    peers = StageSequence(check(staged("{only: {epochs: 3, until: {}, loss: {kd: {}}}}", "model/teacher=peer")))
     peers.begin()
     row = stage_row(peers.stage, peers.parts)
     assert row[-1] == f"{100 * 3 * (3 * student + 3 * student) / 1e6:.0f}M"
@@ -406,10 +407,12 @@ def test_another_teacher_from_outside_is_refused(staged: Staged, teacher: Path, 
 
 def test_an_average_of_a_student_that_goes_on_records_nothing_into_it(staged: Staged) -> None:
     sequence = StageSequence(
-        staged(
-            "{a: {epochs: 1, loss: {hint: {layers: {stages.1: stages.1}}}}, b: {epochs: 1, loss: {kd: {}}, teachers:"
-            " {average: {role: ema, decay: 0.9}}}}",
-            "loss/feature=[hint]",
+        check(
+            staged(
+                "{a: {epochs: 1, loss: {hint: {layers: {stages.1: stages.1}}}}, b: {epochs: 1, loss: {kd: {}},"
+                " teachers: {average: {role: ema, decay: 0.9}}}}",
+                "loss/feature=[hint]",
+            )
         )
     )
     sequence.begin(1)

@@ -17,7 +17,7 @@ from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.names import teachers_of
 from distillery.config.networks import blank_student, complete_teacher
 from distillery.config.optim import updates
-from distillery.config.stages import RUN_TEACHER, Stage, expanded, placed, stage_teachers, stages_of
+from distillery.config.stages import RUN_TEACHER, RunSpec, Stage, expanded, placed, stage_teachers
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, PLACE, role_of
@@ -42,21 +42,20 @@ class StageSequence:
     Data sets and teachers are shared: each is read or loaded once, whichever stages ask for it.
 
     Args:
-        cfg: the composed config.
+        spec: the checked config.
 
     Attributes:
         folder: the run folder.
         stages: all stages, in order.
-        given: `cfg` with each stage as a whole config, from which other processes make the same stages.
+        given: the config with each stage as a whole config, from which other processes make the same stages.
         place: the number of the stage that is being trained, from 0 on.
         parts: what that stage is made of.
         students: SHA-256 of the student files that finished stages have left, by stage.
 
-    Raises:
-        UserError: see `stages_of`.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, spec: RunSpec) -> None:
+        cfg = spec.cfg
         self.folder = Path(cfg.paths.run)
         self.students: dict[str, str] = {}
         self.place = 0
@@ -66,7 +65,7 @@ class StageSequence:
         self._loaded = LoadedTeachers()
         self._outside: dict[int, dict[str, Teacher]] = {}  # the teachers that no stage has trained, by stage and name
         self._trainable: set[str] = set()  # the student's parameters that are trained unless a stage freezes them
-        self.stages = stages_of(cfg)
+        self.stages = [*spec.stages]
         for place, stage in enumerate(self.stages):
             if stage.steps is not None:
                 self.stages[place] = stage.lasting(math.ceil(stage.steps / updates(self.data(place), cfg.trainer)[0]))
