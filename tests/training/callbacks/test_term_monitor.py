@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def test_broken_weights_are_caught_before_they_are_saved(
 
     train(cfg)
     assert epochs() == [2 * every - 1] * len(names)
+    shutil.rmtree(cfg.paths.run)  # a finished run would be kept
     with pytest.raises(UserError, match=r"the weights \S*hint\.projectors\.0\.weight are not finite") as error:
         train(cfg, callbacks=[BreaksWeights(2 * every * STEPS)])
     last = 2 * every - 2  # the one before the epoch that broke them
