@@ -10,6 +10,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
 
+from distillery.config.names import NAME
 from distillery.config.targets import Kinds, check_settings, parameters, refuse_unknown
 from distillery.core.errors import UserError
 from distillery.core.kinds import Says, shown
@@ -22,7 +23,7 @@ BatchLimit = Annotated[
 Node = Mapping[str, Any]  # with a `_target_`
 Name = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9._+-]+$"),
+    StringConstraints(pattern=f"^{NAME.pattern}$"),
     Says("letters, digits and . _ + - only, because folders are named after it"),
 ]
 
