@@ -23,6 +23,7 @@ from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
 
 SECTIONS = "data task student teachers loss objective optim trainer callbacks logger paths stages".split()
+OPTIONAL = ("stages", "logger")  # `logger=[]` leaves none
 FROM_RUN = frozenset(
     "logger callbacks default_root_dir use_distributed_sampler enable_model_summary enable_checkpointing".split()
 )  # arguments of the Trainer that run.py gives
@@ -71,7 +72,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     checked["task"] = _scheduled("task", plain["task"])
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
-        checked[section] = {name: _optional(f"{section}.{name}", node) for name, node in plain[section].items()}
+        checked[section] = {
+            name: _optional(f"{section}.{name}", node) for name, node in (plain.get(section) or {}).items()
+        }
     _refuse_balanced(checked)
     _refuse_sharded(checked)
     _refuse_ensemble(checked)
@@ -95,7 +98,7 @@ def _checked_stage(stage: Stage) -> Stage:
 def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
     """Something else where the config has a section: an option's name without its group, or null."""
     for section in SECTIONS:
-        if section == "stages" and plain.get(section) is None:
+        if section in OPTIONAL and plain.get(section) is None:
             continue
         if not isinstance(value := plain.get(section), Mapping):
             group = {"student": "model/student", "teachers": "model/teacher"}.get(section, section)
@@ -231,7 +234,7 @@ def _refuse_unchosen(override: str, losses: Mapping[str, Any]) -> None:
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """The settings that `after` has otherwise than `before`."""
-    for key in before.keys() & after.keys():
+    for key in (key for key in before if key in after):
         own = f"{path}.{key}" if path else str(key)
         if isinstance(before[key], Mapping) and isinstance(after[key], Mapping):
             yield from _changed(before[key], after[key], own)

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,3 +168,15 @@ def _essence(value: Any) -> Any:
 
 def _is_progress_bar(value: Any) -> bool:
     return isinstance(value, Mapping) and str(value.get("_target_", "")).endswith("ProgressBar")
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting that holds no others, by its dotted path; lists of mappings are walked, too."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list) and any(isinstance(item, Mapping) for item in node):
+        for index, item in enumerate(node):
+            yield from leaves(item, f"{path}[{index}]")
+    else:
+        yield path, node

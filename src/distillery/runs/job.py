@@ -13,7 +13,7 @@ A job is a config and the folder it runs in. Two configs are the same job if the
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from distillery.core.errors import UserError
 from distillery.core.roles import SETTINGS, role_of
 from distillery.models.weights import SUFFIXES
 from distillery.results.layout import CONFIG, RECORD, RESULTS
-from distillery.results.record import RunRecord, computed_settings, config_hash
+from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
 from distillery.runs.checkpoints import moved
 
 DEBUG = "debug"  # the name that every config in configs/debug gives its run
@@ -141,8 +141,8 @@ class Job:
         """What distinguishes the job in the folder from this one, as far as its config tells."""
         if not (self.folder / CONFIG).is_file():
             return "its config is lost"
-        there = dict(_leaves(computed_settings(plain(run_config(str(self.folder), "paths.run")))))
-        here = dict(_leaves(computed_settings(plain(self.cfg))))
+        there = dict(leaves(computed_settings(plain(run_config(str(self.folder), "paths.run")))))
+        here = dict(leaves(computed_settings(plain(self.cfg))))
         differ = [key for key, value in here.items() if value is not None and there.get(key, value) != value]
         if not differ:
             return "its teacher, its data or the version of Distillery differ"
@@ -237,12 +237,3 @@ def _is_path(value: Any) -> bool:
         return isinstance(value, str) and bool(value) and Path(value).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long for a path, or in the home of an unknown user
         return False
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting that holds no others, by its full name."""
-    if not isinstance(value, Mapping):
-        yield path, value
-        return
-    for key, item in value.items():
-        yield from _leaves(item, f"{path}.{key}" if path else str(key))

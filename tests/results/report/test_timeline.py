@@ -1,6 +1,5 @@
 """The record's timeline, and the picture of it: which panels there are, and what they show."""
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -93,15 +92,6 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     read = RunRecord.read(tmp_path)
     assert read.timeline == [entry]
     assert epochs_of(read.timeline) == [Epoch(1, 8, "hint", 0.1, None, {"task.weight": 0.5})]
-
-
-def test_a_record_of_before_is_read(tmp_path: Path) -> None:
-    RunRecord("kd", "kd", 0, "abc").write(tmp_path)
-    path = tmp_path / "run.json"
-    content = json.loads(path.read_text())
-    del content["timeline"]
-    path.write_text(json.dumps(content))
-    assert RunRecord.read(tmp_path).timeline == []
 
 
 def test_each_panel_has_its_numbers(drawn: Callable[..., Figure]) -> None:

@@ -1,7 +1,7 @@
 """From run folders to runs: every record below some folders, with its agreement with the teacher."""
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distillery.core.errors import UserError
 from distillery.results.layout import CONFIG, PREDICTIONS, RECORD
-from distillery.results.record import RunRecord, computed_settings
+from distillery.results.record import RunRecord, computed_settings, leaves
 from distillery.results.report.fidelity import top1_agreement
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
@@ -75,19 +75,7 @@ def _records(folder: Path) -> list[Path]:
 def _read(folder: Path) -> Run:
     record, path = RunRecord.read(folder), folder / CONFIG
     config = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) if path.is_file() else {}
-    return Run(folder, record, dict(flat(computed_settings(config))), label=record.method)
-
-
-def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings and lists by dotted path."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from flat(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list) and any(isinstance(item, Mapping) for item in node):
-        for index, item in enumerate(node):
-            yield from flat(item, f"{path}[{index}]")
-    else:
-        yield path, node
+    return Run(folder, record, dict(leaves(computed_settings(config))), label=record.method)
 
 
 def _predictions(folder: Path) -> Predictions:
