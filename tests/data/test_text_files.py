@@ -11,7 +11,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 
@@ -103,19 +102,18 @@ def test_classes_have_one_order_in_every_process(tmp_path: Path) -> None:
         assert run.stdout == f"{CODES} {WORDS}\n", run.stderr
 
 
-def test_what_datasets_would_do_to_a_file_is_not_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A name with characters that it expands, a field beyond Python's limit, its cache and its output."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_values_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    """Labels that look like dates, long numbers or other types keep their text; a field may be of any length."""
     long = "the film is good " * 9000
     path = write_csv(tmp_path / "a[1] x::b*.csv", [(long, "01"), ("nan", "1"), ("", "1"), ("2019-01-01", "01")])
     data = text_csv(path, drop_empty=True, test_fraction=0.67)
     assert data.train.inputs.first == [long, "nan", "2019-01-01"]
-    rows = [{"text": "a", "label": 1}, {"text": "b", "label": "one"}, {"text": "c", "label": 1}]
-    assert jsonl(write_jsonl(tmp_path / "[2].jsonl", rows), test_fraction=0.67).classes == ("1", "one")
-    assert not (tmp_path / "cache").exists()
-    assert capfd.readouterr() == ("", "")
+    for labels in (["1", "one"], ["1", "1.5"], ["2019-01-01", "2019-01-02"], ["False", "True"], ["1", str(10**23)]):
+        values = [json.loads(label) if label[-1].isdigit() and "-" not in label else label for label in labels]
+        rows = [{"text": f"2020-01-0{i}", "label": label} for i, label in enumerate(2 * values, 1)]
+        data = jsonl(write_jsonl(tmp_path / "[2].jsonl", rows), test_fraction=0.5)
+        assert data.classes == tuple(labels)
+        assert data.train.inputs.first == [f"2020-01-0{i}" for i in range(1, 5)]
 
 
 def test_any_field_that_pythons_csv_module_writes_is_read_back(tmp_path: Path) -> None:
@@ -227,6 +225,7 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
         ({"classes": ["neg", "neg"]}, "names a class twice"),
         ({"classes": ["neg", "pos", "neutral"], "regression": True}, "regression and data.source.classes exclude"),
         ({"label": None, "regression": True}, "regression and data.source.label=null exclude"),
+        ({"separator": "||"}, r"data\.source\.separator='\|\|' must be a single character"),
     ]:
         path = write_csv(tmp_path / "own.csv", ROWS)
         with pytest.raises(UserError, match=words):
@@ -259,6 +258,9 @@ def test_empty_texts_are_refused_or_left_out(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "own.csv", [("a", "b", "0"), ("a", "", "1")], ("text", "second", "label"))
     with pytest.raises(UserError, match=r"empty in 1 row \(line 3\)"):
         text_csv(path, second="second")
+    path.write_text('text\na\n \n""\nb\n')  # a blank line is no row, and an empty text in quotes is one
+    with pytest.raises(UserError, match=r"empty in 1 row \(line 4\)"):
+        text_csv(path, label=None)
 
 
 def test_files_that_are_no_table_are_refused_with_the_line(tmp_path: Path) -> None:
@@ -348,6 +350,8 @@ def test_wrong_lines_of_json(tmp_path: Path) -> None:
         ('["a", "b"]', {}, r"line 2: it must be a JSON object, not '\[\"a\""),
         ('{"text": "half \\ud83d", "label": "x"}', {}, "line 2: not valid JSON .*surrogates"),
         ('{"text": "b"} {"text": "c"}', {}, "line 2: not valid JSON .*Extra data"),
+        ('{"text": "b", "text": "c", "label": "x"}', {}, "line 2: .*a key occurs twice: text, text, label"),
+        ("[" * 10**6, {}, "line 2: not valid JSON .*recursion"),
         ('{"text": 7, "label": "x"}', {}, r"column 'text' is not text in 1 row \(line 2\): 7"),
         ('{"text": "b"}', {}, r"column 'label' has no label in 1 row \(line 2\)"),
         ('{"text": "b", "label": ["x"]}', {}, "more than one label.*data.source.words"),

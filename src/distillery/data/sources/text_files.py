@@ -2,15 +2,10 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
-
-from datasets import Dataset, Features, Value, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from datasets.exceptions import DatasetGenerationError
-from datasets.utils import logging
+from typing import Any
 
 from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData
@@ -18,7 +13,6 @@ from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
 
 Given = str | Path
-Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
 LONGEST_FIELD = 2**31 - 1  # Python's default of 131,072 characters is too small for a court ruling
 
 
@@ -94,102 +88,65 @@ def _data(
 
 def _read_csv(path: Path, separator: str | None, quotes: bool) -> Table:
     separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    quoting: Quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    header, lines = _check_csv(path, separator, quoting)
-    columns = _load(
-        Dataset.from_csv,
-        path,
-        features=Features(dict.fromkeys(header, Value("string"))),
-        names=header,
-        header=0,
-        sep=separator,
-        quoting=quoting,
-        keep_default_na=False,
-        encoding="utf-8-sig",
-    )
-    return Table(f"'{path}'", columns, lines)
-
-
-def _check_csv(path: Path, separator: str, quoting: Quoting) -> tuple[list[str], list[int]]:
-    """The header, and the line at which each row begins.
-
-    `datasets` reads CSV with pandas, which does not tell the lines and is lenient: after a stray quote it silently
-    merges rows, and it pads short ones. Python's strict parser goes first and refuses both.
-    """
-    header: list[str] = []
-    lines: list[int] = []
+    if len(separator) != 1 or separator in "\r\n":
+        raise UserError(f"data.source.separator={separator!r} must be a single character, and not the end of a line.")
     csv.field_size_limit(LONGEST_FIELD)
+    rows: dict[int, list[str]] = {}  # by the line at which each begins
     line = 1
     try:
         with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
+            quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
             reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
             for row in reader:
-                if len(row) > 1 or "".join(row).strip():  # pandas skips blank lines
-                    header = header or row
-                    lines.append(line)
-                    if len(row) != len(header):
-                        raise UserError(
-                            f"'{path}', line {line}: {len(row)} fields, but the header has {len(header)}. Enclose a "
-                            f"text that contains {separator!r} in quotes, or set data.source.separator."
-                        )
+                if len(row) > 1 or (row and not row[0].isspace()):  # not a blank line
+                    rows[line] = row
                 line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
             f"'{path}', line {line}: {error}. Double a quote within quotes; if quotes are ordinary characters, set "
             "data.source.quotes=false."
         ) from error
-    if len(lines) < 2:
+    if len(rows) < 2:
         raise UserError(f"'{path}' is empty: it must have a header and rows.")
+    header = rows.pop(next(iter(rows)))
     if len(set(header)) != len(header):
         raise UserError(f"'{path}' has two columns of the same name: {', '.join(header)}.")
-    return header, lines[1:]
+    for line, row in rows.items():
+        if len(row) != len(header):
+            raise UserError(
+                f"'{path}', line {line}: {len(row)} fields, but the header has {len(header)}. Enclose a text that "
+                f"contains {separator!r} in quotes, or set data.source.separator."
+            )
+    return Table(f"'{path}'", dict(zip(header, zip(*rows.values(), strict=True), strict=True)), list(rows))
 
 
 def _read_jsonl(path: Path) -> Table:
+    rows: dict[int, dict[str, Any]] = {}  # by line
     with _readable(path), path.open(encoding="utf-8-sig", newline="\n") as file:
-        lines = {number: line for number, line in enumerate(file, 1) if line.strip()}
-    if not lines:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                rows[number] = _json_object(line, f"'{path}', line {number}")
+    if not rows:
         raise UserError(f"'{path}' is empty: it must have a JSON object on each line.")
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return Table(f"'{path}'", {name: [row.get(name) for row in rows.values()] for name in names}, list(rows))
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
-        columns = _load(Dataset.from_json, path)
-    except UserError as error:
-        raise UserError(_bad_json(path, lines) or str(error)) from error
-    rows = len(next(iter(columns.values())))
-    if rows != len(lines):
-        raise UserError(_bad_json(path, lines) or f"'{path}' has {rows} JSON objects on {len(lines)} lines.")
-    return Table(f"'{path}'", columns, list(lines))
+        row = json.loads(line, object_pairs_hook=_distinct_keys)
+        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error}).") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: it must be a JSON object, not {line.strip()[:60]!r}.")
+    return row
 
 
-def _bad_json(path: Path, lines: Mapping[int, str]) -> str | None:
-    """What is wrong with the first line that is not an object, or that holds half of a surrogate pair."""
-    for number, line in lines.items():
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
-        except ValueError as error:
-            return f"'{path}', line {number}: not valid JSON ({error})."
-        if not isinstance(row, dict):
-            return f"'{path}', line {number}: it must be a JSON object, not {line.strip()[:60]!r}."
-    return None
-
-
-def _load(read: Callable[..., Any], path: Path, **options: Any) -> dict[str, Sequence[Any]]:
-    """The columns of a file. Nothing is printed, and nothing is left in the cache of `datasets`."""
-    verbosity, no_bars = logging.get_verbosity(), are_progress_bars_disabled()
-    logging.set_verbosity(logging.CRITICAL)
-    disable_progress_bars()
-    try:
-        with TemporaryDirectory() as cache:
-            plain_name = Path(cache) / "file"  # in the real one [, * and :: would have a meaning of their own
-            plain_name.symlink_to(path.resolve())
-            data = read(str(plain_name), cache_dir=cache, keep_in_memory=True, **options)
-    except (DatasetGenerationError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read: {error.__cause__ or error}.") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if not no_bars:
-            enable_progress_bars()
-    return {name: data[name][:] for name in data.column_names}
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(row := dict(pairs)) != len(pairs):
+        raise ValueError(f"a key occurs twice: {', '.join(key for key, _ in pairs)}")
+    return row
 
 
 @contextmanager
