@@ -94,7 +94,7 @@ def _section(loss: Loss) -> str:
 {loss.explanation}
 
 ```bash
-distill-train loss/{contract.family}=[{loss.name}]
+distill-train loss/{loss.family}=[{loss.name}]
 ```
 
 | contract | |

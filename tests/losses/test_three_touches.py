@@ -36,7 +36,6 @@ class Brier(LogitTerm):
     function = staticmethod(brier)
     contract = Contract(
         short_name="brier",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=False,

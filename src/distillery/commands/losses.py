@@ -48,8 +48,8 @@ def terminal_table(losses: Sequence["Loss"]) -> "Table":
     family = None
     for loss in losses:
         contract = loss.contract
-        if contract.family != family:
-            family = contract.family
+        if loss.family != family:
+            family = loss.family
             table.add_section()
             table.add_row(Text(f"loss/{family}", style="bold"))
         name = Text(loss.name, style="cyan")

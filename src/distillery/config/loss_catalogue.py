@@ -34,6 +34,10 @@ class Loss:
     term: type[Term]
 
     @property
+    def family(self) -> str:
+        return self.module.__name__.split(".")[-2]
+
+    @property
     def contract(self) -> Contract:
         return self.term.contract
 
@@ -56,7 +60,7 @@ class Loss:
     @property
     def settings(self) -> list[Setting]:
         """The settings in its config, without `_target_`."""
-        path = CONFIGS / "loss" / self.contract.family / f"{self.name}.yaml"
+        path = CONFIGS / "loss" / self.family / f"{self.name}.yaml"
         found = (SETTING.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines())
         settings = [Setting(m["name"], m["default"], m["comment"] or "") for m in found if m]
         return [setting for setting in settings if setting.name != "_target_"]
@@ -72,7 +76,7 @@ def markdown_table(shown: Sequence[Loss]) -> str:
     """A Markdown table with one row per loss, linked to its paper."""
     rows = ["| config | loss | form | T² | values of |\n", "| --- | --- | --- | :---: | --- |\n"]
     for loss in shown:
-        config, title = f"`loss/{loss.contract.family}=[{loss.name}]`", f"[{loss.title}]({loss.contract.paper})"
+        config, title = f"`loss/{loss.family}=[{loss.name}]`", f"[{loss.title}]({loss.contract.paper})"
         rows.append(markdown_row(config, title, FORMS[loss.contract.form], loss.t_squared, loss.contract.values_of))
     return "".join(rows)
 

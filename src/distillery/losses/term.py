@@ -23,11 +23,9 @@ class Contract:
     """What a loss needs and promises. The tests hold every term to it."""
 
     short_name: str  # used in run and report names: kd+at
-    family: Literal["response", "feature", "attention", "relation"]
     # Where student and teacher agree: 0; 0 plus a constant; unspecified, because trainable modules lie in between
     form: Literal["divergence", "cross_entropy", "learned"]
     per_sample: bool  # forward returns [N], one value per row; False: one scalar for the whole batch
-    t_squared: bool | None  # whether T² multiplies the loss by default; None: it has no temperature
     reduction: str
     scale: str  # expected size before the weight
     needs: Needs
@@ -35,6 +33,7 @@ class Contract:
     paper: str
     formula: str  # LaTeX, one line
     values_of: str  # the implementation or equation that the values match
+    t_squared: bool | None = None  # whether T² multiplies the loss by default; None: it has no temperature
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
 
 
@@ -156,6 +155,11 @@ class Term(Declared):
     def name(self) -> str:
         """The name of the loss in configs and messages: that of its module."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def family(self) -> str:
+        """The family of the loss: the package of its module."""
+        return type(self).__module__.split(".")[-2]
 
     @property
     def by_teacher(self) -> "dict[str, Term]":

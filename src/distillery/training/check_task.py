@@ -65,7 +65,7 @@ def _refuse_other_widths(
 
 
 def _refuse_logits_of_samples(name: str, term: Term) -> None:
-    if term.contract.family == "response":
+    if any(each.family == "response" for each in term.by_teacher.values()):
         raise UserError(f"loss.{name} predicts one label for each sample, and this task has one for each token.")
     if isinstance(term, Several) and term.combine in BY_LABEL:
         raise UserError(

@@ -95,8 +95,9 @@ def _read_csv(path: Path, separator: str | None, quotes: bool) -> Table:
     line = 1
     try:
         with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
-            quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-            reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+            reader = csv.reader(
+                file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+            )
             for row in reader:
                 if len(row) > 1 or (row and not row[0].isspace()):  # not a blank line
                     rows[line] = row

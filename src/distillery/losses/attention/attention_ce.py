@@ -39,10 +39,8 @@ class AttentionCE(AttentionTerm):
     function = staticmethod(attention_ce)
     contract = Contract(
         short_name="att_ce",
-        family="attention",
         form="cross_entropy",
         per_sample=True,
-        t_squared=None,
         reduction="sum over keys, mean over heads and queries, then over samples; sum over pairs of layers",
         scale="at least the entropy of the teacher's attention, about log(L) a pair",
         needs="attention",

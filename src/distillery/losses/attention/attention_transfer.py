@@ -41,10 +41,8 @@ class AttentionTransfer(LayerTerm):
     function = staticmethod(attention_transfer)
     contract = Contract(
         short_name="at",
-        family="attention",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over positions and samples, sum over pairs of layers",
         scale="at most 2 / (H·W) a pair, about 0.0001 to 0.01",
         needs="maps",

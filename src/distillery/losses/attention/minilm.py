@@ -51,10 +51,8 @@ class MiniLM(AttentionTerm):
     function = staticmethod(minilm)
     contract = Contract(
         short_name="minilm",
-        family="attention",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="sum over keys, mean over heads and queries, then over samples; sum over pairs of layers",
         scale="0.1 to 4",
         needs="attention",

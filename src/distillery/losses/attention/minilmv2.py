@@ -74,10 +74,8 @@ class MiniLMv2(AttentionTerm):
     auto = "last"
     contract = Contract(
         short_name="minilmv2",
-        family="attention",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="sum over keys and relations, mean over relation heads and queries, then over samples; "
         "sum over pairs of layers",
         scale="0.1 to 4",

@@ -40,10 +40,8 @@ class TinyBERTAttention(AttentionTerm):
     function = staticmethod(tinybert_attention)
     contract = Contract(
         short_name="tinybert_att",
-        family="attention",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over heads and pairs of positions, padding among them; sum over pairs of layers",
         scale="the variance of the scores, about 0.1 to 10 a pair",
         needs="attention",

@@ -51,10 +51,8 @@ class ActivationBoundary(Term):
     function = staticmethod(activation_boundary)
     contract = Contract(
         short_name="ab",
-        family="feature",
         form="learned",
         per_sample=True,
-        t_squared=None,
         reduction="sum over elements times 3/1000, mean over samples, sum over pairs of layers, halved each layer down",
         scale="0.003 to 0.006 a neuron: 1 to 100",
         needs="maps",

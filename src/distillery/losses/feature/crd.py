@@ -102,10 +102,8 @@ class CRD(Term):
     default_layers = EMBEDDING
     contract = Contract(
         short_name="crd",
-        family="feature",
         form="learned",
         per_sample=False,
-        t_squared=None,
         reduction="sum over negatives and both directions, mean over samples",
         scale="about 2 (1 + log K) at the start, 21 with 16384 negatives; in_batch: 2 log B",
         needs="vectors",

@@ -40,7 +40,6 @@ class CWD(ProjectedTerm):
     function = staticmethod(cwd)
     contract = Contract(
         short_name="cwd",
-        family="feature",
         form="divergence",
         per_sample=True,
         t_squared=True,

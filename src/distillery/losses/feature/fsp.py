@@ -64,10 +64,8 @@ class FSP(ProjectedTerm):
     function = staticmethod(fsp)
     contract = Contract(
         short_name="fsp",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over the entries of a matrix, sum over consecutive layers",
         scale="the fourth power of the features, about 0.0005 to 1",
         needs="maps",

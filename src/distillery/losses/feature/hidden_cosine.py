@@ -36,10 +36,8 @@ class HiddenCosine(TokenTerm):
     function = staticmethod(hidden_cosine)
     contract = Contract(
         short_name="hid_cos",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over tokens, then over samples; sum over pairs of layers",
         scale="1 a pair for unrelated states, at most 2",
         needs="tokens",

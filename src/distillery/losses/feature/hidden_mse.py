@@ -36,10 +36,8 @@ class HiddenMSE(TokenTerm):
     function = staticmethod(hidden_mse)
     contract = Contract(
         short_name="hid_mse",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over tokens and width, then over samples; sum over pairs of layers",
         scale="the variance of the teacher's hidden states, about 0.1 to 10 a pair",
         needs="tokens",

@@ -30,10 +30,8 @@ class Hint(ProjectedTerm):
     function = staticmethod(hint)
     contract = Contract(
         short_name="hint",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over elements, sum over pairs of layers",
         scale="the variance of the teacher's features, about 0.01 to 1",
         needs="features",

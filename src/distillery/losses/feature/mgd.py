@@ -57,10 +57,8 @@ class MGD(ProjectedTerm):
     function = staticmethod(mgd)
     contract = Contract(
         short_name="mgd",
-        family="feature",
         form="learned",
         per_sample=True,
-        t_squared=None,
         reduction="sum over elements, mean over samples, sum over pairs of layers",
         scale="the mean square of the teacher's features times their number: 100 to 100 000",
         needs="maps",

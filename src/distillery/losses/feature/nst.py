@@ -41,10 +41,8 @@ class NST(LayerTerm):
     function = staticmethod(nst)
     contract = Contract(
         short_name="nst",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over pairs of channels and samples, sum over pairs of layers",
         scale="at most 2 a pair, about 0.01 to 0.2",
         needs="maps",

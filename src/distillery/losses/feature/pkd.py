@@ -43,10 +43,8 @@ class PKD(ProjectedTerm):
     function = staticmethod(pkd)
     contract = Contract(
         short_name="pkd",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="sum over the width, mean over samples, sum over pairs of layers",
         scale="2 a pair for unrelated states, at most 4",
         needs="tokens",

@@ -87,10 +87,8 @@ class Review(Term):
     function = staticmethod(hcl)
     contract = Contract(
         short_name="review",
-        family="feature",
         form="learned",
         per_sample=True,
-        t_squared=None,
         reduction="mean over elements of each pooled level, weighted mean over these, sum over levels",
         scale="the variance of the teacher's features plus 1, a level: 1 to 10",
         needs="maps",

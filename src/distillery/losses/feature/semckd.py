@@ -75,10 +75,8 @@ class SemCKD(Term):
     function = staticmethod(semckd)
     contract = Contract(
         short_name="semckd",
-        family="feature",
         form="learned",
         per_sample=False,
-        t_squared=None,
         reduction="mean over elements, attention over teacher layers, mean over student layers and samples",
         scale="the variance of the teacher's features, about 0.01 to 1",
         needs="maps",

@@ -17,10 +17,8 @@ class SimKD(LayerTerm):
     function = staticmethod(hint)
     contract = Contract(
         short_name="simkd",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over elements",
         scale="the mean square of the teacher's features, about 0.01 to 1",
         needs="maps",

@@ -56,10 +56,8 @@ class SRRL(Term):
     default_layers = EMBEDDING
     contract = Contract(
         short_name="srrl",
-        family="feature",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over features and over classes, mean over samples",
         scale="the variance of the teacher's features, plus that of its logits: 1 to 50",
         needs="vectors",

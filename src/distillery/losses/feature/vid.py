@@ -71,10 +71,8 @@ class VID(ProjectedTerm):
     function = staticmethod(vid)
     contract = Contract(
         short_name="vid",
-        family="feature",
         form="learned",
         per_sample=True,
-        t_squared=None,
         reduction="mean over elements, sum over pairs of layers",
         scale="about 0.8 a pair at first (half the log of the initial variance); negative where the student fits well",
         needs="features",

@@ -77,10 +77,8 @@ class CorrelationCongruence(RelationTerm):
     function = staticmethod(correlation_congruence)
     contract = Contract(
         short_name="cc",
-        family="relation",
         form="divergence",
         per_sample=False,
-        t_squared=None,
         reduction="sum over channels, mean over consecutive samples (gaussian: over pairs), sum over pairs of layers",
         scale="0.1 to 100, larger with more channels (gaussian: 0.0001 to 0.1)",
         needs="vectors",

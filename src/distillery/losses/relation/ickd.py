@@ -65,10 +65,8 @@ class ICKD(ProjectedTerm):
     function = staticmethod(ickd)
     contract = Contract(
         short_name="ickd",
-        family="relation",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="sum over one channel, mean over the other and over samples, sum over pairs of layers",
         scale="at most 4, about 0.1 to 1 at first",
         needs="maps",

@@ -47,10 +47,8 @@ class PKT(RelationTerm):
     function = staticmethod(pkt)
     contract = Contract(
         short_name="pkt",
-        family="relation",
         form="divergence",
         per_sample=False,
-        t_squared=None,
         reduction="mean over pairs of the batch, sum over pairs of layers",
         scale="0.00001 to 0.001, smaller with a larger batch",
         needs="vectors",

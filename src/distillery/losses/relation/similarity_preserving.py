@@ -40,10 +40,8 @@ class SimilarityPreserving(RelationTerm):
     function = staticmethod(similarity_preserving)
     contract = Contract(
         short_name="sp",
-        family="relation",
         form="divergence",
         per_sample=False,
-        t_squared=None,
         reduction="mean over pairs of the batch, sum over pairs of layers",
         scale="at most 4 / B, about 0.0001 to 0.001",
         needs="features",

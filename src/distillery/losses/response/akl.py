@@ -71,7 +71,6 @@ class AKL(LogitTerm):
     function = staticmethod(akl)
     contract = Contract(
         short_name="akl",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=False,

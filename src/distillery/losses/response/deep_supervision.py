@@ -54,7 +54,6 @@ class DeepSupervision(Term):
     function = staticmethod(deep_supervision)
     contract = Contract(
         short_name="byot",
-        family="response",
         form="learned",
         per_sample=True,
         t_squared=False,

@@ -30,10 +30,8 @@ class DeiTHard(HeadTerm):
     function = staticmethod(deit_hard)
     contract = Contract(
         short_name="deit_hard",
-        family="response",
         form="cross_entropy",
         per_sample=True,
-        t_squared=None,
         reduction="mean over rows, sum over pairs of heads",
         scale="log C with an untrained student",
         needs="vectors",

@@ -48,7 +48,6 @@ class DeiTSoft(HeadTerm):
     function = staticmethod(deit_soft)
     contract = Contract(
         short_name="deit_soft",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=True,

@@ -64,7 +64,6 @@ class DIST(LogitTerm):
     function = staticmethod(dist)
     contract = Contract(
         short_name="dist",
-        family="response",
         form="cross_entropy",  # EPS keeps it from vanishing at agreement
         per_sample=False,
         t_squared=True,

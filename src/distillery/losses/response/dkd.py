@@ -65,7 +65,6 @@ class DKD(LogitTerm):
     reads_labels = True
     contract = Contract(
         short_name="dkd",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=True,

@@ -55,7 +55,6 @@ class JSD(LogitTerm):
     function = staticmethod(jsd)
     contract = Contract(
         short_name="jsd",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=False,

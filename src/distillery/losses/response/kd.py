@@ -42,7 +42,6 @@ class KD(LogitTerm):
     function = staticmethod(kd)
     contract = Contract(
         short_name="kd",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=True,

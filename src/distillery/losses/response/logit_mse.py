@@ -34,10 +34,8 @@ class LogitMSE(LogitTerm):
     function = staticmethod(logit_mse)
     contract = Contract(
         short_name="logit_mse",
-        family="response",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="mean over classes and rows",
         scale="the mean square of the teacher's logits, about 1 to 30, with an untrained student",
         needs="logits",

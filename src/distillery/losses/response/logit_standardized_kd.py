@@ -48,7 +48,6 @@ class LogitStandardizedKD(LogitTerm):
     function = staticmethod(logit_standardized_kd)
     contract = Contract(
         short_name="lskd",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=True,

@@ -56,7 +56,6 @@ class NKD(LogitTerm):
     reads_labels = True
     contract = Contract(
         short_name="nkd",
-        family="response",
         form="cross_entropy",
         per_sample=True,
         t_squared=True,

@@ -60,7 +60,6 @@ class OFA(Term):
     function = staticmethod(ofa)
     contract = Contract(
         short_name="ofa",
-        family="response",
         form="cross_entropy",
         per_sample=True,
         t_squared=False,

@@ -38,7 +38,6 @@ class ReverseKL(LogitTerm):
     function = staticmethod(reverse_kl)
     contract = Contract(
         short_name="rkl",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=False,

@@ -36,10 +36,8 @@ class SkewedKL(LogitTerm):
     function = staticmethod(skewed_kl)
     contract = Contract(
         short_name="skl",
-        family="response",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="sum over classes, mean over rows",
         scale="at most log(1 / λ): 2.3 at λ = 0.1",
         needs="logits",

@@ -65,7 +65,6 @@ class TeacherFree(Term):
     function = staticmethod(teacher_free)
     contract = Contract(
         short_name="tfkd",
-        family="response",
         form="cross_entropy",
         per_sample=True,
         t_squared=True,

@@ -99,7 +99,6 @@ class TopKKD(Term):
     function = staticmethod(topk_kd)
     contract = Contract(
         short_name="topk",
-        family="response",
         form="divergence",
         per_sample=True,
         t_squared=False,

@@ -33,10 +33,8 @@ class TVD(LogitTerm):
     function = staticmethod(tvd)
     contract = Contract(
         short_name="tvd",
-        family="response",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="sum over classes, mean over rows",
         scale="at most 1",
         needs="logits",

@@ -44,10 +44,8 @@ class ULD(LogitTerm):
     function = staticmethod(uld)
     contract = Contract(
         short_name="uld",
-        family="response",
         form="divergence",
         per_sample=True,
-        t_squared=None,
         reduction="sum over classes, mean over rows",
         scale="at most 2",
         needs="logits",

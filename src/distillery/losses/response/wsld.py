@@ -51,7 +51,6 @@ class WSLD(LogitTerm):
     reads_labels = True
     contract = Contract(
         short_name="wsld",
-        family="response",
         form="cross_entropy",
         per_sample=True,
         t_squared=True,
