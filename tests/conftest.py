@@ -23,13 +23,10 @@ from fixtures.composing import Compose
 from fixtures.runs import Once, train_teacher
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are fastest on one thread, and parallel test processes don't compete for cores."""
-    threads = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small networks are fastest on one thread, processes do not disturb each other, and sums round alike."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -202,7 +202,7 @@ OTHERS = [
     (export, ["run=nowhere"], r"nowhere is not a run folder"),
     (export, ["run=x", "outt=y"], r"Unknown setting 'outt'\. Did you mean 'out'\?"),
     (report, [], r"Which runs\?"),
-    (report, ["runs=nowhere"], r"nowhere is no folder"),
+    (report, ["runs=nowhere"], r"nowhere is not a folder"),
     (study, ["study=digit_demo"], r"Unknown option 'digit_demo' for study\. Did you mean 'digits_demo'\?"),
     (study, ["study=digits_demo", "seed=1"], r"Unknown setting 'seed'\. Did you mean 'seeds'\?"),
 ]

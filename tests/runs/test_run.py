@@ -71,6 +71,8 @@ def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
         "num_classes": 10,
         "classes": [str(digit) for digit in range(10)],
         "score_name": "accuracy",
+        "higher_is_better": True,
+        "score_range": [0.0, 1.0],
         "remarks": [],
         "train": 100,
         "val": 200,

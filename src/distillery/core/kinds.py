@@ -15,7 +15,7 @@ from pydantic_core import SchemaError
 from distillery.core.errors import UserError, did_you_mean
 
 ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 BOUNDS: dict[type, tuple[str, str]] = {
     Ge: ("of at least", "ge"),
     Gt: ("greater than", "gt"),

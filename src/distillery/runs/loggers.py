@@ -23,7 +23,7 @@ WANDB = "wandb"  # its key under `logger`
 
 @contextmanager
 def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[Logger]]:
-    """Within: the loggers of the config, which have received the resolved config. Afterwards no W&B run is open.
+    """Within: the loggers of the config. Afterwards no W&B run is open.
 
     Args:
         cfg: the config of the run; with `resume` the W&B run of `folder` is resumed.
@@ -34,8 +34,6 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
         UserError: the package of a logger is missing, or W&B cannot be reached or does not know the user.
     """
     loggers: list[Logger] = []
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    plain |= {"config_hash": record.config_hash, "data_fingerprint": record.data.get("fingerprint")}
     # Lightning keeps its loggers out of a fast_dev_run: an empty run would be all that W&B got
     configs = {} if cfg.trainer.fast_dev_run else _configs(cfg)
     if cfg.resume and WANDB in configs and (folder / WANDB_ID).is_file():
@@ -45,14 +43,20 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
     try:
         for key, config in configs.items():
             loggers.append(_opened(f"logger.{key}", config))
-            loggers[-1].log_hyperparams(plain)
-            if key == WANDB and is_main():
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / WANDB_ID).write_text(f"{loggers[-1].version}\n", encoding="utf-8")
         yield loggers or [DummyLogger()]  # LearningRateMonitor insists on one
     finally:
         if is_main() and any(isinstance(logger, WandbLogger) for logger in loggers):
             _finish(record, folder)
+
+
+def log_config(loggers: Sequence[Logger], cfg: DictConfig, record: RunRecord, folder: Path) -> None:
+    """Log the resolved config, and note in the run folder which W&B run it is."""
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plain |= {"config_hash": record.config_hash, "data_fingerprint": record.data.get("fingerprint")}
+    for logger in loggers:
+        logger.log_hyperparams(plain)
+        if isinstance(logger, WandbLogger) and is_main():
+            (folder / WANDB_ID).write_text(f"{logger.version}\n", encoding="utf-8")
 
 
 def log_scores(loggers: Sequence[Logger], record: RunRecord, step: int) -> None:

@@ -16,7 +16,7 @@ from distillery.core.process import is_main, processes
 from distillery.results.record import RunRecord, config_hash
 from distillery.runs.checkpoints import Resumption, last_checkpoint
 from distillery.runs.job import Job, plain
-from distillery.runs.loggers import log_scores, tracked
+from distillery.runs.loggers import log_config, log_scores, tracked
 from distillery.runs.plan import show_plan
 from distillery.runs.ranks import SameJob, ranks
 from distillery.runs.run_folder import RunFolder, continued, describe
@@ -104,6 +104,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
             data = StagedData(stages) if sequence.several else sequence.parts.data
             # Train.
             run_folder.begin(whole)
+            log_config(loggers, whole, record, job.folder)
             trainer.fit(sequence.parts.distiller, datamodule=data, ckpt_path=checkpoint)
             epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             if sequence.several:

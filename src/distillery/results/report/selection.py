@@ -34,6 +34,8 @@ def select(runs: Sequence[Run]) -> Selection:
     """
     selection = Selection()
     hashes = {teacher.get("sha256") for run in runs for teacher in run.record.frozen_teachers.values()}
+    # a run that failed has no teachers on record yet, but what it was started with
+    hashes |= {sha256 for run in runs for source, sha256 in run.record.sources.items() if ":teachers." in source}
     candidates: list[Run] = []
     for run in runs:
         if run.record.status != "finished" or run.score is None:
