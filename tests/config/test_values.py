@@ -48,7 +48,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("trainer.devices", [], "a number of devices of at least 1"),
     ("trainer.devices", -1, "a number of processes of at least 1"),
     ("loss.kd.teacher", None, "the name of a teacher"),
-    ("loss.kd.temperature", "None", "a number"),
+    ("loss.kd.temperature", "None", "a finite number"),
     ("loss.kd.t_squared", 1, "true or false"),
     ("teachers.main.cache", "yes", "true or false"),
     ("teachers.main.weights", [1], "text or null"),
