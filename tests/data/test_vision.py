@@ -35,7 +35,7 @@ def test_batches_hold_raw_images_under_their_index(cifar_data: Make, cifar_raw: 
             found += index.tolist()
         assert len(found) == len(set(found)) == data.sizes[name]
     assert data.sizes == {"train": 200, "val": 100, "test": 100}
-    assert (len(data.classes), data.channels, data.image_size) == (100, 3, (32, 32))
+    assert (len(data.classes), data.raw.train.inputs.shape) == (100, (3, 32, 32))
 
 
 def test_training_images_are_augmented_by_seed_epoch_and_index(cifar_data: Make, cifar_raw: Cifar) -> None:
@@ -225,7 +225,7 @@ def test_each_config_serves_training_batches(tmp_path: Path) -> None:
         assert data.seed == 3
         batch = next(iter(data.train_dataloader()))
         size = min(data.batch_size, data.sizes["train"])
-        assert batch["image"].shape == (size, data.channels, *data.image_size)
+        assert batch["image"].shape == (size, *data.raw.train.inputs.shape)
         assert batch["image"].min() >= 0
         assert batch["image"].max() <= 1
         assert len(data.mean) == len(data.std) == data.channels

@@ -18,7 +18,7 @@ from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset, ResumableLoader
 from distillery.data.raw_data import RawData, Split
 from distillery.data.sampler import BatchKey, SeededBatchSampler
-from distillery.data.splits import SPLIT_SEED, read_index, stratified
+from distillery.data.splits import read_index
 
 Stage = Literal["train", "val", "test"]
 
@@ -130,11 +130,11 @@ class Data(LightningDataModule):
         share = 0.1 if self.val_size is None else self.val_size
         size = round(share * len(train.indices)) if 0 < share < 1 else int(share)
         if size == 0:
-            return train, Split(train.inputs, train.targets, train.indices[:0])
+            return train, replace(train, indices=train.indices[:0])
         if size >= len(train.indices):
             raise UserError(f"data.val_size={share} leaves none of {len(train.indices)} samples to train on.")
-        val, rest = stratified(train.targets, train.indices, size, SPLIT_SEED)
-        return Split(train.inputs, train.targets, rest), Split(train.inputs, train.targets, val)
+        val, rest = train.divided(size)
+        return rest, val
 
     def _subset(self, train: Split) -> Split:
         available = len(train.indices)
@@ -142,7 +142,7 @@ class Data(LightningDataModule):
         if len(given) > 1:
             raise UserError(f"data.{given[0]} and data.{given[1]} exclude each other: set one to null.")
         if self.train_index is not None:
-            return Split(train.inputs, train.targets, read_index(self.train_index, train.indices))
+            return replace(train, indices=read_index(self.train_index, train.indices))
         if self.train_fraction is not None:
             if not 0 < self.train_fraction <= 1:
                 raise UserError(f"data.train_fraction={self.train_fraction} is not in (0, 1].")
@@ -152,11 +152,10 @@ class Data(LightningDataModule):
         if size == available:
             return train
         try:
-            drawn, _ = stratified(train.targets, train.indices, size, self.subset_seed)
+            return train.divided(size, self.subset_seed)[0]
         except UserError as error:
             name = "train_size" if self.train_fraction is None else "train_fraction"
             raise UserError(f"data.{name}={getattr(self, name)}: {error}") from error
-        return Split(train.inputs, train.targets, drawn)
 
     def narrowed(self, indices: Tensor) -> Self:
         """The same data with only some of the training samples.

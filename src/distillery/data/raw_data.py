@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from distillery.data.splits import SPLIT_SEED, stratified
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class Split:
     @classmethod
     def whole(cls, inputs: Any, targets: Tensor) -> "Split":
         return cls(inputs, targets, torch.arange(len(targets)))
+
+    def divided(self, size: int, seed: int = SPLIT_SEED) -> tuple["Split", "Split"]:
+        """`size` of the samples, drawn by class, and the rest. Raises UserError: see `stratified`."""
+        drawn, rest = stratified(self.targets, self.indices, size, seed)
+        return replace(self, indices=drawn), replace(self, indices=rest)
 
 
 @dataclass(frozen=True)

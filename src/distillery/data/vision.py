@@ -61,7 +61,3 @@ class VisionData(Data):
     @property
     def channels(self) -> int:
         return self.raw.train.inputs.shape[0]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.raw.train.inputs.shape[1:]

@@ -5,7 +5,6 @@ from sklearn.datasets import load_digits
 
 from distillery.data.images import TensorImages
 from distillery.data.raw_data import RawData, Split
-from distillery.data.splits import SPLIT_SEED, stratified
 
 TEST_SIZE = 797
 VAL_SIZE = 200
@@ -19,13 +18,6 @@ def digits() -> RawData:
     bunch = load_digits()
     images = TensorImages(torch.from_numpy(bunch.images / 16).float()[:, None])
     targets = torch.from_numpy(bunch.target).long()
-    test, rest = stratified(targets, torch.arange(len(targets)), TEST_SIZE, SPLIT_SEED)
-    val, train = stratified(targets, rest, VAL_SIZE, SPLIT_SEED)
-    classes = tuple(str(name) for name in bunch.target_names)
-    return RawData(
-        "digits",
-        classes,
-        train=Split(images, targets, train),
-        val=Split(images, targets, val),
-        test=Split(images, targets, test),
-    )
+    test, rest = Split.whole(images, targets).divided(TEST_SIZE)
+    val, train = rest.divided(VAL_SIZE)
+    return RawData("digits", tuple(map(str, bunch.target_names)), train=train, val=val, test=test)

@@ -11,7 +11,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.images import FileImages
 from distillery.data.raw_data import RawData, Split
-from distillery.data.splits import SPLIT_SEED, stratified
 
 LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val is optional) or <root>/<class>/*.jpg"
 log = logging.getLogger(__name__)
@@ -49,12 +48,10 @@ def image_folder(root: str | Path, size: int = 224, test_fraction: float = 0.2, 
 def _single(root: Path, size: int, test_fraction: float, check: bool) -> RawData:
     classes = _classes(root)
     images, targets = _scan(root, classes, size, check)
-    every = torch.arange(len(targets))
-    test, train = stratified(targets, every, round(test_fraction * len(every)), SPLIT_SEED)
-    log.info(
-        "'%s' has no split: %d of its %d images, always the same, are the test split.", root, len(test), len(every)
-    )
-    return RawData(root.resolve().name, classes, Split(images, targets, train), Split(images, targets, test))
+    tested, total = round(test_fraction * len(targets)), len(targets)
+    test, train = Split.whole(images, targets).divided(tested)
+    log.info("'%s' has no split: %d of its %d images, always the same, are the test split.", root, tested, total)
+    return RawData(root.resolve().name, classes, train, test)
 
 
 def _classes(root: Path) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import torch
 from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
-from distillery.data.splits import SPLIT_SEED, stratified
 
 CLASSES = ("negative", "positive")  # labels 0 and 1 of the file
 TEST_SIZE = 1000
@@ -40,12 +39,7 @@ def movie_reviews(sentences: bool = True) -> RawData:
     unique = distinct(filled["text"].tolist(), filled["label"].tolist())
     kept = filled.iloc[unique.kept]
     targets = torch.tensor(kept["label"].tolist(), dtype=torch.int64)
-    texts = Texts(kept["text"].tolist())
-    test, train = stratified(targets, torch.arange(len(targets)), TEST_SIZE, SPLIT_SEED)
-    return RawData(
-        "movie_reviews" if sentences else "movie_reviews_and_imdb",
-        CLASSES,
-        train=Split(texts, targets, train),
-        test=Split(texts, targets, test),
-        remarks=(f"{len(table):,} texts; {unique.remark()}, {len(table) - len(filled):,} empty",),
-    )
+    test, train = Split.whole(Texts(kept["text"].tolist()), targets).divided(TEST_SIZE)
+    name = "movie_reviews" if sentences else "movie_reviews_and_imdb"
+    remark = f"{len(table):,} texts; {unique.remark()}, {len(table) - len(filled):,} empty"
+    return RawData(name, CLASSES, train=train, test=test, remarks=(remark,))

@@ -10,7 +10,6 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
 from distillery.data.sources.table import SHOWN, Columns, Samples, Table, read_samples
-from distillery.data.splits import SPLIT_SEED, stratified
 
 
 def table_data(
@@ -134,9 +133,9 @@ def _cut(train: Split, fraction: float) -> tuple[Split, Split]:
             "data.source.test, or the fraction of the texts to test on."
         )
     try:
-        test, rest = stratified(train.targets, train.indices, round(fraction * len(train.indices)), SPLIT_SEED)
+        test, rest = train.divided(round(fraction * len(train.indices)))
     except UserError as error:
         raise UserError(f"data.source.test_fraction={fraction}: {error}") from error
-    if not len(rest):
+    if not len(rest.indices):
         raise UserError(f"data.source.test_fraction={fraction} leaves none of {len(train.indices)} texts to train on.")
-    return Split(train.inputs, train.targets, rest), Split(train.inputs, train.targets, test)
+    return rest, test

@@ -8,7 +8,6 @@ import torch
 from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
-from distillery.data.splits import SPLIT_SEED, stratified
 
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 # The lexicographer files in the order of their numbers: WordNet's manual page lexnames(5WN).
@@ -46,14 +45,9 @@ def wordnet(root: str | Path = "/usr/share/wordnet") -> RawData:
     unique = distinct(glosses, labels)
     texts = Texts([glosses[position] for position in unique.kept])
     targets = torch.tensor([labels[position] for position in unique.kept], dtype=torch.int64)
-    test, train = stratified(targets, torch.arange(len(targets)), TEST_SIZE, SPLIT_SEED)
-    return RawData(
-        "wordnet",
-        CLASSES,
-        train=Split(texts, targets, train),
-        test=Split(texts, targets, test),
-        remarks=(f"{len(glosses):,} glosses; {unique.remark()}",),
-    )
+    test, train = Split.whole(texts, targets).divided(TEST_SIZE)
+    remark = f"{len(glosses):,} glosses; {unique.remark()}"
+    return RawData("wordnet", CLASSES, train=train, test=test, remarks=(remark,))
 
 
 def _read(path: Path, glosses: list[str], labels: list[int]) -> None:
