@@ -19,6 +19,7 @@ from distillery.results.layout import CONFIG, PREDICTIONS, RECORD, REPORT, STUDE
 from distillery.results.record import RunRecord
 
 WANDB = "wandb"  # its key under `logger`
+SUMMARY = ("status", "error", "seconds", "metrics", "teachers", "cost", "git")  # what W&B is sent of the record
 
 
 @contextmanager
@@ -165,17 +166,7 @@ def _finish(record: RunRecord, folder: Path) -> None:
         return
     finished = record.status == "finished"
     try:
-        run.summary.update(
-            {
-                "status": record.status,
-                "error": record.error,
-                "seconds": record.seconds,
-                "metrics": record.metrics,
-                "teachers": record.teachers,
-                "cost": record.cost,
-                "git": record.git,
-            }
-        )
+        run.summary.update({name: getattr(record, name) for name in SUMMARY})
         if finished:
             files = (STUDENT, CONFIG, RECORD, PREDICTIONS)
             run.log_artifact(_artifact(f"{run.group}-{run.name}", "model", folder, files))

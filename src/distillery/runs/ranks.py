@@ -9,7 +9,6 @@ other rank reads the job's resolved config from a file. Lightning then finds `LO
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.fabric.plugins.environments.lsf import LSFEnvironment
 from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -171,7 +171,7 @@ class SameJob(L.Callback):
 def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
     """Start the ranks from 1 on; for this process, rank 0, only set the environment variables."""
     nodes = cfg.trainer.get("num_nodes", 1)
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
     os.environ.update({name: os.environ.get(name, value) for name, value in meeting.items()})
     os.environ.update(LOCAL_RANK="0", WORLD_SIZE=str(count * nodes))
     job: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -227,9 +227,3 @@ def _restored_environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

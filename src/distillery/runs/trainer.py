@@ -2,9 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
@@ -39,7 +38,8 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
-    callbacks = [*first, *_callbacks(cfg.callbacks), *callbacks]
+    own = [make(f"callbacks.{name}", config) for name, config in cfg.callbacks.items() if config is not None]
+    callbacks = [*first, *own, *callbacks]
     # The last checkpoint comes after all other callbacks: it would store their state of the epoch before, and a run
     # that is killed in between would be resumed without their latest.
     callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
@@ -66,8 +66,3 @@ def objective_callbacks(cfg: DictConfig) -> list[L.Callback]:
     """The callbacks that change the objective's numbers during training."""
     balance = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
     return [FollowSchedules(), *balance]
-
-
-def _callbacks(configs: Mapping[str, Any]) -> list[L.Callback]:
-    """Those that were not set to null."""
-    return [make(f"callbacks.{name}", config) for name, config in configs.items() if config is not None]

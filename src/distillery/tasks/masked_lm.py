@@ -2,12 +2,9 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
-
 from distillery.core.errors import UserError
-from distillery.core.numerics import at_least_float32
 from distillery.losses.signals import Signals
+from distillery.tasks.classification import Classification
 from distillery.tasks.task import Batch, Labelled, Task, Usage
 from distillery.tasks.tokens import token_rows
 
@@ -22,7 +19,7 @@ class Maskable(Protocol):
     def mask(self) -> float | None: ...  # the fraction of tokens that are masked
 
 
-class MaskedLM(Task):
+class MaskedLM(Classification):
     """Predicts the masked tokens of a text (BERT; Devlin et al. 2019). Score: accuracy on them, in [0, 1].
 
     The loss is in nats per masked token; the perplexity that papers report is exp(mean loss). Perplexities are
@@ -41,7 +38,7 @@ class MaskedLM(Task):
     pipeline_tag = "fill-mask"
 
     def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+        super().__init__(weight)
 
     def outputs(self, data: Labelled) -> int:
         """The size of the vocabulary."""
@@ -58,18 +55,6 @@ class MaskedLM(Task):
         """Every masked token is a row."""
         return token_rows("masked_lm", signals, batch)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of each row [N], in nats and at least float32."""
-        return nn.functional.cross_entropy(at_least_float32(logits), target, reduction="none")
-
-    def metric(self, outputs: int | None) -> MulticlassAccuracy:
-        """Accuracy on the masked tokens."""
-        return MulticlassAccuracy(outputs, average="micro", validate_args=False)
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """The predicted token of each row, [N]."""
-        return logits.argmax(-1)
-
     @classmethod
     def usage(cls, net: Any, tokenizer: Any) -> Usage:
-        return super().usage(net, tokenizer)._replace(text=f'"A {tokenizer.mask_token} of yours."')
+        return Task.usage(net, tokenizer)._replace(text=f'"A {tokenizer.mask_token} of yours."')
