@@ -1,14 +1,13 @@
 """The bases of the losses on pairs of layers: as they are, behind projectors, and between the samples of a batch."""
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.losses.alignment import align, align_maps, as_map
-from distillery.losses.projectors import aligned, check_projector, make_projector, run
+from distillery.losses.projectors import aligned, make_projector, run
 from distillery.losses.signals import Signals
 from distillery.losses.term import Layers, Pair, Term
 
@@ -42,13 +41,7 @@ class ProjectedTerm(LayerTerm):
     The features are aligned first (`align`); if the contract needs maps, tokens become maps before that.
     """
 
-    own_projectors: ClassVar[frozenset[str]] = frozenset()  # kinds that only this loss has
-
     projector: str | None = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_projector(self.projector, self.own_projectors)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         pairs = [self.checked(pair) for pair in self.pairs(student, teacher)]

@@ -1,22 +1,14 @@
 """Trainable adapters from the student's features to the teacher's width. They are not part of the exported student."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32
 from distillery.losses.alignment import align, channels
 from distillery.losses.term import Pair
-
-KINDS = frozenset({"auto", "conv", "linear", "mlp", "none"})
-
-
-def check_projector(kind: str | None, more: Collection[str] = ()) -> None:
-    """Raise UserError unless `kind` is None, one of `KINDS` or one of `more`."""
-    if kind is not None and kind not in (known := KINDS | set(more)):
-        raise UserError(f"projector={kind}: unknown kind.{did_you_mean(str(kind), known)}")
 
 
 def make_projector(kind: str | None, pair: Pair) -> nn.Module:

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal, dataclass_transform
 import torch
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError
+from distillery.core.errors import UserError, did_you_mean
 from distillery.losses.settings import check_settings
 from distillery.losses.signals import Attention, Signals
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
 Needs = Literal["logits", "maps", "features", "vectors", "tokens", "attention"]
 Layers = Mapping[str, str] | Literal["auto"]
+PROJECTORS = frozenset({"auto", "conv", "linear", "mlp", "none"})  # kinds that every loss with a projector has
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Term(Declared):
         gather: compare the samples of all ranks with each other; only for losses on the relations within a batch.
 
     Raises:
-        UserError: a setting has a value that its type excludes, `layers` is empty or an unknown word, or `gather` is
-            set for a loss that returns one value per sample.
+        UserError: a setting has a value that its type excludes, `layers` is empty or an unknown word, `projector` is of
+            an unknown kind, or `gather` is set for a loss that returns one value per sample.
     """
 
     contract: ClassVar[Contract]
@@ -91,6 +92,7 @@ class Term(Declared):
     default_layers: ClassVar[Mapping[str, str] | None] = None
     auto: ClassVar[Literal["all", "inner", "middle", "last", "pooled"]] = "last"  # which layers `auto` chooses
     teacher_tap: ClassVar[str | None] = None  # the teacher tap that `auto` pairs with every student layer
+    own_projectors: ClassVar[frozenset[str]] = frozenset()  # kinds that only this loss has
     before_activation: ClassVar[bool] = False  # `auto` takes the input of the activation that ends a stage
     at_build: ClassVar[frozenset[str]] = frozenset()  # numbers that are read only in `build`: they take no schedule
 
@@ -108,6 +110,8 @@ class Term(Declared):
         layers = self.default_layers if self.layers is None else self.layers
         if layers is not None and (not layers or (isinstance(layers, str) and layers != "auto")):
             raise UserError(f"layers={layers!r}: give a mapping {{student layer: teacher layer}}, or auto.")
+        if self.projector is not None and self.projector not in (kinds := PROJECTORS | self.own_projectors):
+            raise UserError(f"projector={self.projector}: unknown kind.{did_you_mean(str(self.projector), kinds)}")
         if self.gather and self.contract.per_sample:
             raise UserError(
                 f"gather=true: {self.name} compares no sample with another, so its value is the same on one process "

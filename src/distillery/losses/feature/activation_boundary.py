@@ -7,7 +7,6 @@ from torch import Tensor
 
 from distillery.core.numerics import Reduction, comparable_maps, reduce_rows
 from distillery.losses.connector import Connectors, halved_each_layer_down
-from distillery.losses.projectors import check_projector
 from distillery.losses.settings import Positive
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
@@ -66,10 +65,6 @@ class ActivationBoundary(Term):
     projector: str | None = "auto"
     margin: Positive = 1.0
     factor: Positive = FACTOR
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_projector(self.projector)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         self.connectors = Connectors(self.projector, self.pairs(student, teacher))

@@ -11,7 +11,6 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.losses.alignment import channels
 from distillery.losses.connector import Connectors, halved_each_layer_down
-from distillery.losses.projectors import check_projector
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
 
@@ -103,7 +102,6 @@ class OFD(Term):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_projector(self.projector)
         if isinstance(self.margin, str):
             if self.margin not in MARGINS:
                 raise UserError(

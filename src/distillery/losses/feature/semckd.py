@@ -12,7 +12,7 @@ from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
 from distillery.losses.alignment import align, align_maps, channels
 from distillery.losses.bottleneck import bottleneck
-from distillery.losses.projectors import aligned, check_projector, make_projector, run
+from distillery.losses.projectors import aligned, make_projector, run
 from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term
@@ -72,6 +72,7 @@ class SemCKD(Term):
     """
 
     auto = "all"
+    own_projectors = frozenset({BOTTLENECK})
     function = staticmethod(semckd)
     contract = Contract(
         short_name="semckd",
@@ -93,10 +94,6 @@ class SemCKD(Term):
     batch_size: int | None = None
     factor: PositiveInt = 4
     softness: Positive = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_projector(self.projector, {BOTTLENECK})
 
     @property
     def teacher_taps(self) -> list[str]:

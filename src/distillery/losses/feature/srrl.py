@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, require_same_shape
 from distillery.losses.layer_terms import EMBEDDING
-from distillery.losses.projectors import check_projector, make_projector, run
+from distillery.losses.projectors import make_projector, run
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Pair, Term
 
@@ -54,6 +54,7 @@ class SRRL(Term):
 
     function = staticmethod(srrl)
     default_layers = EMBEDDING
+    own_projectors = frozenset({CONNECTOR})
     contract = Contract(
         short_name="srrl",
         form="divergence",
@@ -79,7 +80,6 @@ class SRRL(Term):
             raise UserError(
                 "projector=none: the teacher's classifier needs features of its own width. Set projector=connector."
             )
-        check_projector(self.projector, {CONNECTOR})
 
     @property
     def teacher_taps(self) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distillery.core.numerics import at_least_float32, full_precision, require_same_shape, unit_rows
 from distillery.losses.alignment import align
 from distillery.losses.layer_terms import RelationTerm, require_same_batch
-from distillery.losses.projectors import check_projector, make_projector, run
+from distillery.losses.projectors import make_projector, run
 from distillery.losses.settings import Positive, PositiveInt, choice
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract
@@ -93,10 +93,6 @@ class CorrelationCongruence(RelationTerm):
     variant: Variant = "author"
     gamma: Positive = 0.4
     p: PositiveInt = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_projector(self.projector)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         super().build(student, teacher)
