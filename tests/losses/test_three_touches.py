@@ -36,8 +36,6 @@ class Brier(LogitTerm):
     function = staticmethod(brier)
     contract = Contract(
         short_name="brier",
-        form="divergence",
-        per_sample=True,
         t_squared=False,
         reduction="sum over classes, mean over rows",
         scale="at most 2",

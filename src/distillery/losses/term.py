@@ -24,9 +24,6 @@ class Contract:
     """What a loss needs and promises. The tests hold every term to it."""
 
     short_name: str  # used in run and report names: kd+at
-    # Where student and teacher agree: 0; 0 plus a constant; unspecified, because trainable modules lie in between
-    form: Literal["divergence", "cross_entropy", "learned"]
-    per_sample: bool  # forward returns [N], one value per row; False: one scalar for the whole batch
     reduction: str
     scale: str  # expected size before the weight
     needs: Needs
@@ -34,6 +31,9 @@ class Contract:
     paper: str
     formula: str  # LaTeX, one line
     values_of: str  # the implementation or equation that the values match
+    # Where student and teacher agree: 0; 0 plus a constant; unspecified, because trainable modules lie in between
+    form: Literal["divergence", "cross_entropy", "learned"] = "divergence"
+    per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
     t_squared: bool | None = None  # whether T² multiplies the loss by default; None: it has no temperature
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
 

@@ -40,7 +40,6 @@ class AttentionCE(AttentionTerm):
     contract = Contract(
         short_name="att_ce",
         form="cross_entropy",
-        per_sample=True,
         reduction="sum over keys, mean over heads and queries, then over samples; sum over pairs of layers",
         scale="at least the entropy of the teacher's attention, about log(L) a pair",
         needs="attention",

@@ -38,8 +38,6 @@ class AttentionMSE(AttentionTerm):
     function = staticmethod(attention_mse)
     contract = Contract(
         short_name="att_mse",
-        form="divergence",
-        per_sample=True,
         reduction="mean over heads and pairs of tokens, then over samples; sum over pairs of layers",
         scale="the variance of the scores, about 0.1 to 10 a pair",
         needs="attention",

@@ -41,8 +41,6 @@ class AttentionTransfer(LayerTerm):
     function = staticmethod(attention_transfer)
     contract = Contract(
         short_name="at",
-        form="divergence",
-        per_sample=True,
         reduction="mean over positions and samples, sum over pairs of layers",
         scale="at most 2 / (H·W) a pair, about 0.0001 to 0.01",
         needs="maps",

@@ -42,8 +42,6 @@ class ClassAttention(AttentionTerm):
     function = staticmethod(class_attention)
     contract = Contract(
         short_name="cls_att",
-        form="divergence",
-        per_sample=True,
         reduction="sum over patches, mean over heads and samples, sum over pairs of layers",
         scale="0.01 to 2 a pair",
         needs="attention",

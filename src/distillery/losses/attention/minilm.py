@@ -51,8 +51,6 @@ class MiniLM(AttentionTerm):
     function = staticmethod(minilm)
     contract = Contract(
         short_name="minilm",
-        form="divergence",
-        per_sample=True,
         reduction="sum over keys, mean over heads and queries, then over samples; sum over pairs of layers",
         scale="0.1 to 4",
         needs="attention",

@@ -74,8 +74,6 @@ class MiniLMv2(AttentionTerm):
     auto = "last"
     contract = Contract(
         short_name="minilmv2",
-        form="divergence",
-        per_sample=True,
         reduction="sum over keys and relations, mean over relation heads and queries, then over samples; "
         "sum over pairs of layers",
         scale="0.1 to 4",

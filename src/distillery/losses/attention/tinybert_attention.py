@@ -40,8 +40,6 @@ class TinyBERTAttention(AttentionTerm):
     function = staticmethod(tinybert_attention)
     contract = Contract(
         short_name="tinybert_att",
-        form="divergence",
-        per_sample=True,
         reduction="mean over heads and pairs of positions, padding among them; sum over pairs of layers",
         scale="the variance of the scores, about 0.1 to 10 a pair",
         needs="attention",

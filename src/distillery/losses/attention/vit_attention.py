@@ -54,8 +54,6 @@ class ViTAttention(AttentionTerm):
     function = staticmethod(vit_attention)
     contract = Contract(
         short_name="vit_att",
-        form="divergence",
-        per_sample=True,
         reduction="sum over keys, mean over heads, patches and samples; sum over pairs of layers",
         scale="0.01 to 2 a pair",
         needs="attention",

@@ -51,7 +51,6 @@ class ActivationBoundary(Term):
     contract = Contract(
         short_name="ab",
         form="learned",
-        per_sample=True,
         reduction="sum over elements times 3/1000, mean over samples, sum over pairs of layers, halved each layer down",
         scale="0.003 to 0.006 a neuron: 1 to 100",
         needs="maps",

@@ -63,8 +63,6 @@ class CAT(Term):
     function = staticmethod(cat)
     contract = Contract(
         short_name="cat",
-        form="divergence",
-        per_sample=True,
         reduction="mean over classes, positions and samples",
         scale="the mean square of the teacher's logits, 5 to 50; with normalize about 0.1 to 0.5",
         needs="maps",

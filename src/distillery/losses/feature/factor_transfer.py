@@ -70,8 +70,6 @@ class FactorTransfer(LayerTerm):
     function = staticmethod(factor_transfer)
     contract = Contract(
         short_name="ft",
-        form="divergence",
-        per_sample=True,
         reduction="mean over a factor's elements and samples, sum over pairs of layers",
         scale="at most 2 / sqrt(elements of a factor) a pair: 0.01 to 0.1",
         needs="maps",

@@ -64,8 +64,6 @@ class FSP(ProjectedTerm):
     function = staticmethod(fsp)
     contract = Contract(
         short_name="fsp",
-        form="divergence",
-        per_sample=True,
         reduction="mean over the entries of a matrix, sum over consecutive layers",
         scale="the fourth power of the features, about 0.0005 to 1",
         needs="maps",

@@ -36,8 +36,6 @@ class HiddenCosine(TokenTerm):
     function = staticmethod(hidden_cosine)
     contract = Contract(
         short_name="hid_cos",
-        form="divergence",
-        per_sample=True,
         reduction="mean over tokens, then over samples; sum over pairs of layers",
         scale="1 a pair for unrelated states, at most 2",
         needs="tokens",

@@ -36,8 +36,6 @@ class HiddenMSE(TokenTerm):
     function = staticmethod(hidden_mse)
     contract = Contract(
         short_name="hid_mse",
-        form="divergence",
-        per_sample=True,
         reduction="mean over tokens and width, then over samples; sum over pairs of layers",
         scale="the variance of the teacher's hidden states, about 0.1 to 10 a pair",
         needs="tokens",

@@ -30,8 +30,6 @@ class Hint(ProjectedTerm):
     function = staticmethod(hint)
     contract = Contract(
         short_name="hint",
-        form="divergence",
-        per_sample=True,
         reduction="mean over elements, sum over pairs of layers",
         scale="the variance of the teacher's features, about 0.01 to 1",
         needs="features",

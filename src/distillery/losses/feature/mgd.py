@@ -58,7 +58,6 @@ class MGD(ProjectedTerm):
     contract = Contract(
         short_name="mgd",
         form="learned",
-        per_sample=True,
         reduction="sum over elements, mean over samples, sum over pairs of layers",
         scale="the mean square of the teacher's features times their number: 100 to 100 000",
         needs="maps",

@@ -41,8 +41,6 @@ class NST(LayerTerm):
     function = staticmethod(nst)
     contract = Contract(
         short_name="nst",
-        form="divergence",
-        per_sample=True,
         reduction="mean over pairs of channels and samples, sum over pairs of layers",
         scale="at most 2 a pair, about 0.01 to 0.2",
         needs="maps",

@@ -84,8 +84,6 @@ class OFD(Term):
     before_activation = True
     contract = Contract(
         short_name="ofd",
-        form="divergence",
-        per_sample=True,
         reduction="sum over elements, mean over samples, sum over pairs of layers, halved each layer down",
         scale="the mean square of the teacher's positive features, a neuron: 100 to 10 000",
         needs="maps",

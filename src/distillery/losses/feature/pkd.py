@@ -43,8 +43,6 @@ class PKD(ProjectedTerm):
     function = staticmethod(pkd)
     contract = Contract(
         short_name="pkd",
-        form="divergence",
-        per_sample=True,
         reduction="sum over the width, mean over samples, sum over pairs of layers",
         scale="2 a pair for unrelated states, at most 4",
         needs="tokens",

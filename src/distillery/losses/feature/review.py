@@ -88,7 +88,6 @@ class Review(Term):
     contract = Contract(
         short_name="review",
         form="learned",
-        per_sample=True,
         reduction="mean over elements of each pooled level, weighted mean over these, sum over levels",
         scale="the variance of the teacher's features plus 1, a level: 1 to 10",
         needs="maps",

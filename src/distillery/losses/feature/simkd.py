@@ -17,8 +17,6 @@ class SimKD(LayerTerm):
     function = staticmethod(hint)
     contract = Contract(
         short_name="simkd",
-        form="divergence",
-        per_sample=True,
         reduction="mean over elements",
         scale="the mean square of the teacher's features, about 0.01 to 1",
         needs="maps",

@@ -57,8 +57,6 @@ class SRRL(Term):
     own_projectors = frozenset({CONNECTOR})
     contract = Contract(
         short_name="srrl",
-        form="divergence",
-        per_sample=True,
         reduction="mean over features and over classes, mean over samples",
         scale="the variance of the teacher's features, plus that of its logits: 1 to 50",
         needs="vectors",

@@ -72,7 +72,6 @@ class VID(ProjectedTerm):
     contract = Contract(
         short_name="vid",
         form="learned",
-        per_sample=True,
         reduction="mean over elements, sum over pairs of layers",
         scale="about 0.8 a pair at first (half the log of the initial variance); negative where the student fits well",
         needs="features",

@@ -77,7 +77,6 @@ class CorrelationCongruence(RelationTerm):
     function = staticmethod(correlation_congruence)
     contract = Contract(
         short_name="cc",
-        form="divergence",
         per_sample=False,
         reduction="sum over channels, mean over consecutive samples (gaussian: over pairs), sum over pairs of layers",
         scale="0.1 to 100, larger with more channels (gaussian: 0.0001 to 0.1)",

@@ -65,8 +65,6 @@ class ICKD(ProjectedTerm):
     function = staticmethod(ickd)
     contract = Contract(
         short_name="ickd",
-        form="divergence",
-        per_sample=True,
         reduction="sum over one channel, mean over the other and over samples, sum over pairs of layers",
         scale="at most 4, about 0.1 to 1 at first",
         needs="maps",

@@ -47,7 +47,6 @@ class PKT(RelationTerm):
     function = staticmethod(pkt)
     contract = Contract(
         short_name="pkt",
-        form="divergence",
         per_sample=False,
         reduction="mean over pairs of the batch, sum over pairs of layers",
         scale="0.00001 to 0.001, smaller with a larger batch",

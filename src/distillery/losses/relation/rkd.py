@@ -70,7 +70,6 @@ class RKD(RelationTerm):
     function = staticmethod(rkd)
     contract = Contract(
         short_name="rkd",
-        form="divergence",
         per_sample=False,
         reduction="mean over pairs and over triplets of the batch, sum over pairs of layers",
         scale="0.1 to 5 with the weights 25 and 50",

@@ -40,7 +40,6 @@ class SimilarityPreserving(RelationTerm):
     function = staticmethod(similarity_preserving)
     contract = Contract(
         short_name="sp",
-        form="divergence",
         per_sample=False,
         reduction="mean over pairs of the batch, sum over pairs of layers",
         scale="at most 4 / B, about 0.0001 to 0.001",

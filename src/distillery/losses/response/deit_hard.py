@@ -31,7 +31,6 @@ class DeiTHard(HeadTerm):
     contract = Contract(
         short_name="deit_hard",
         form="cross_entropy",
-        per_sample=True,
         reduction="mean over rows, sum over pairs of heads",
         scale="log C with an untrained student",
         needs="vectors",

@@ -34,8 +34,6 @@ class LogitMSE(LogitTerm):
     function = staticmethod(logit_mse)
     contract = Contract(
         short_name="logit_mse",
-        form="divergence",
-        per_sample=True,
         reduction="mean over classes and rows",
         scale="the mean square of the teacher's logits, about 1 to 30, with an untrained student",
         needs="logits",

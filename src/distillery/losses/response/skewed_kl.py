@@ -36,8 +36,6 @@ class SkewedKL(LogitTerm):
     function = staticmethod(skewed_kl)
     contract = Contract(
         short_name="skl",
-        form="divergence",
-        per_sample=True,
         reduction="sum over classes, mean over rows",
         scale="at most log(1 / λ): 2.3 at λ = 0.1",
         needs="logits",

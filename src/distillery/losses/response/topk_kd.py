@@ -99,8 +99,6 @@ class TopKKD(Term):
     function = staticmethod(topk_kd)
     contract = Contract(
         short_name="topk",
-        form="divergence",
-        per_sample=True,
         t_squared=False,
         reduction="sum over classes, mean over rows",
         scale="0.1 to 3 with an untrained student",

@@ -33,8 +33,6 @@ class TVD(LogitTerm):
     function = staticmethod(tvd)
     contract = Contract(
         short_name="tvd",
-        form="divergence",
-        per_sample=True,
         reduction="sum over classes, mean over rows",
         scale="at most 1",
         needs="logits",

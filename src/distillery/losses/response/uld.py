@@ -44,8 +44,6 @@ class ULD(LogitTerm):
     function = staticmethod(uld)
     contract = Contract(
         short_name="uld",
-        form="divergence",
-        per_sample=True,
         reduction="sum over classes, mean over rows",
         scale="at most 2",
         needs="logits",
