@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from distillery.config.build import build
 from distillery.config.check_texts import check_lengths, check_tokenizer
 from distillery.core.errors import UserError
 from distillery.data.raw_data import Texts
@@ -16,6 +15,7 @@ from distillery.models.taps.network import Network
 from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.transformer import transformer
 from distillery.models.weights import save_weights
+from fixtures.building import build
 from fixtures.composing import Compose
 from fixtures.texts import (
     STILL,

@@ -5,10 +5,10 @@ import re
 import pytest
 from omegaconf import open_dict
 
-from distillery.config.build import build
 from distillery.config.check import check
 from distillery.config.names import losses_of, method_name, teachers_of
 from distillery.core.errors import UserError
+from fixtures.building import build
 from fixtures.composing import Compose
 
 TAUGHT = "teachers.main.weights=teacher.safetensors"

@@ -9,7 +9,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distillery.config.build import build
 from distillery.config.check import check
 from distillery.config.several_teachers import per_teacher
 from distillery.core.errors import UserError
@@ -19,6 +18,7 @@ from distillery.models.weights import save_weights
 from distillery.runs.plan import term_table
 from distillery.runs.run import train
 from distillery.training.schedules import Progress
+from fixtures.building import build
 from fixtures.cases import each_case
 from fixtures.composing import Compose
 from reference.several_teachers import cross_entropies

@@ -24,10 +24,10 @@ def made(compose_train: Compose, stages: str, *more: str) -> list[Stage]:
 
 
 def test_without_stages_there_is_one_without_a_name(compose_train: Compose) -> None:
-    cfg = compose_train(*RECIPE)
-    (stage,) = stages_of(cfg)
+    spec = check(compose_train(*RECIPE))
+    (stage,) = spec.stages
     assert (stage.name, stage.fresh, stage.train) == ("", True, None)
-    assert stage.cfg == cfg
+    assert stage.cfg == spec.cfg
 
 
 def test_what_a_stage_does_not_name_stays(compose_train: Compose) -> None:

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.data.vision import VisionData
 from distillery.models.adapters import ImageAdapter
@@ -25,6 +24,7 @@ from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
 from distillery.tasks.classification import Classification
 from distillery.tasks.evaluate import evaluate
+from fixtures.building import build
 from fixtures.runs import Died, Dies, config, sha256, train_student
 
 ALONE = ("model/student=simkd", "loss/response=[]", "loss/feature=[simkd]", "task.weight=0", "trainer.max_epochs=8")

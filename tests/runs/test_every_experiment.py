@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from distillery.config.build import Parts, build
+from distillery.config.build import Parts
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.config.instantiate import make
 from distillery.config.names import teachers_of
@@ -26,6 +26,7 @@ from distillery.data.sources import movie_reviews, wordnet
 from distillery.models.weights import save_weights
 from distillery.runs.run import train
 from distillery.training.objective import Objective
+from fixtures.building import build
 from fixtures.datasets import GLUE, write_cifar100, write_fashion_mnist, write_glue, write_speeches
 from fixtures.texts import tiny_bert
 

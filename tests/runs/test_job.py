@@ -1,7 +1,7 @@
 """The rule for a folder that already holds something: kept, resumed, refused, or replaced because the user said so."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
@@ -36,8 +37,13 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
+def job_of(cfg: DictConfig, overrides: Sequence[str] = ()) -> Job:
+    spec = check(cfg, overrides)
+    return Job(spec.cfg, overrides, spec.stages)
+
+
 def identity(cfg: DictConfig) -> str:
-    return Job(cfg).identity()
+    return job_of(cfg).identity()
 
 
 def hold(cfg: DictConfig, status: str, checkpoint: bool = True, **changes: object) -> Path:
@@ -113,7 +119,7 @@ def test_what_is_found_in_the_folder_decides(prepared: Prepared) -> None:
         (folder / "config.yaml").write_text("seed: 7")
         before = contents(folder)
         if expected in (None, "found"):
-            assert (Job(job).found() is None) == (expected is None), left
+            assert (job_of(job).found() is None) == (expected is None), left
         else:
             with pytest.raises(UserError, match=expected):
                 train(job)
@@ -124,17 +130,17 @@ def test_what_is_found_in_the_folder_decides(prepared: Prepared) -> None:
 def test_a_folder_that_holds_no_run(prepared: Prepared, tmp_path: Path) -> None:
     """Checkpoints of another program's, a torn record, a file in its place, and no permission."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert Job(prepared()).found() is None, "an empty folder is nobody's"
+    assert job_of(prepared()).found() is None, "an empty folder is nobody's"
     (tmp_path / "run" / "checkpoints" / "theirs.ckpt").write_bytes(b"x")
     with pytest.raises(UserError, match=r"holds checkpoints, but no run\.json\. Add replace=true"):
         train(prepared())
     assert (tmp_path / "run" / "checkpoints" / "theirs.ckpt").exists()
-    assert Job(prepared("replace=true")).found() is None
+    assert job_of(prepared("replace=true")).found() is None
 
     (tmp_path / "run" / RECORD).write_text('{"version": 1,')
     with pytest.raises(UserError, match=r"is torn .*replace=true"):
         train(prepared())
-    assert Job(prepared("replace=true")).found() is None
+    assert job_of(prepared("replace=true")).found() is None
 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"run folder .*file/deeper/run cannot be made: .*file is not a folder"):
@@ -200,10 +206,10 @@ def test_settings_are_checked_before_the_folder_is_touched(prepared: Prepared, t
 
 
 def test_a_failure_is_recorded_in_a_folder_of_its_own_alone(prepared: Prepared, tmp_path: Path) -> None:
-    Job(prepared(), ["seed=0"]).record_failure(OSError("no disk"))
+    job_of(prepared(), ["seed=0"]).record_failure(OSError("no disk"))
     record = RunRecord.read(tmp_path / "run")
     assert (record.status, record.error, record.overrides) == ("failed", "OSError: no disk", ["seed=0"])
     hold(prepared("seed=1", place="other"), "finished")
     before = contents(tmp_path / "other")
-    Job(prepared(place="other")).record_failure(OSError("no disk"))
+    job_of(prepared(place="other")).record_failure(OSError("no disk"))
     assert contents(tmp_path / "other") == before

@@ -7,7 +7,6 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.losses import functional
 from distillery.models.cnn import SmallCNN
@@ -15,6 +14,7 @@ from distillery.models.weights import save_weights
 from distillery.results.layout import PREDICTIONS
 from distillery.results.report.write import write_report
 from distillery.runs.run import train
+from fixtures.building import build
 from fixtures.composing import Compose
 
 

@@ -14,7 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from distillery.config.build import build
 from distillery.config.check import check
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.config.names import losses_of, method_name, teachers_of
@@ -27,6 +26,7 @@ from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
 from distillery.runs.study import jobs, run_study
 from distillery.runs.study_bar import StudyBar
+from fixtures.building import build
 
 LONG = ("leaderboard", "wordnet_", "movie_reviews_", "text_recipes", "stages_movie")  # many jobs, or like another's
 STUDIES = [
@@ -135,8 +135,7 @@ def test_methods_of_a_seed_start_alike_on_the_same_images(finished: DictConfig) 
     _, students = jobs(finished, Path(finished.out))
     starts: dict[int, set[tuple[str, str | None]]] = {0: set(), 1: set()}
     for job in students:
-        record = job.found()
-        assert record is not None
+        record = RunRecord.read(job.folder)
         assert record.status == "finished"
         initial = weights_hash(build(job.cfg.copy()).distiller.student.net)
         assert initial != record.student_sha256

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.data.sources.digits import digits
 from distillery.data.vision import VisionData
@@ -20,6 +19,7 @@ from distillery.tasks.evaluate import Evaluation
 from distillery.teachers import cache
 from distillery.teachers.cache import TeacherCache, evaluated_once
 from distillery.teachers.frozen import Teacher
+from fixtures.building import build
 from fixtures.composing import Compose, with_hint
 
 BATCH = 500  # samples of one forward of the teacher

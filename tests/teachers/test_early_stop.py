@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from distillery.config.build import build
 from distillery.losses.attention.attention_transfer import AttentionTransfer
 from distillery.losses.feature.hint import Hint
 from distillery.losses.relation.rkd import RKD
@@ -23,6 +22,7 @@ from distillery.models.weights import save_weights
 from distillery.runs.run import train
 from distillery.teachers.frozen import Teacher
 from distillery.training.wiring import wire
+from fixtures.building import build
 from fixtures.composing import Compose
 
 BATCH = {

@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from distillery.config.build import build
 from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.core.roles import SELF
@@ -27,6 +26,7 @@ from distillery.runs.plan import network_table, term_table
 from distillery.runs.run import Result, train
 from distillery.runs.verify_run import verify_run
 from distillery.teachers.ema import EMATeacher
+from fixtures.building import build
 from fixtures.composing import Compose
 from fixtures.runs import Died, Dies, sha256
 

@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distillery.config.build import build
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
@@ -26,6 +25,7 @@ from distillery.models.weights import save_weights, weights_hash
 from distillery.runs.run import Result, train
 from distillery.teachers.frozen import BatchNorm, Teacher
 from distillery.training.callbacks.teacher_guard import TeacherGuard
+from fixtures.building import build
 
 # Dropout before its head; BatchNorm and in-place ReLU throughout.
 RESNET = {"model_name": "test_resnet", "drop_rate": 0.5}

@@ -9,13 +9,14 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from distillery.config.build import Parts, build
+from distillery.config.build import Parts
 from distillery.core.errors import UserError
 from distillery.losses.feature.hint import Hint
 from distillery.losses.term import Term
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
 from distillery.runs.plan import term_table
+from fixtures.building import build
 from fixtures.composing import Compose
 
 VIT = {

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.losses.feature.hint import Hint
 from distillery.losses.relation.rkd import RKD
@@ -25,6 +24,7 @@ from distillery.tasks.classification import Classification
 from distillery.teachers.frozen import Teacher
 from distillery.training.objective import Losses, Objective
 from distillery.training.wiring import wire
+from fixtures.building import build
 from fixtures.composing import Compose
 
 CLASSES = 5

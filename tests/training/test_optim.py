@@ -2,7 +2,7 @@
 
 import torch
 
-from distillery.config.build import build
+from fixtures.building import build
 from fixtures.composing import Compose
 
 SMALL = ("model/teacher=none", "data.train_size=100", "model/student=cnn", "student.net.widths=[4,4]", "logger=none")

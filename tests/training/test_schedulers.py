@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from distillery.config.build import build
 from distillery.core.errors import UserError
 from distillery.runs.run import train
+from fixtures.building import build
 from fixtures.composing import Compose
 
 NAME = "torch.optim.lr_scheduler."

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torchmetrics.classification import MulticlassAccuracy
 
-from distillery.config.build import build
 from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.losses.response.kd import KD
@@ -27,6 +26,7 @@ from distillery.runs.run import train
 from distillery.tasks.classification import Classification
 from distillery.training.objective import Objective
 from distillery.training.schedules import SCHEDULES, Progress, parse
+from fixtures.building import build
 from fixtures.composing import Compose, with_hint
 from fixtures.runs import Died, Dies, sha256
 

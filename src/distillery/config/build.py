@@ -13,10 +13,10 @@ from torch import Tensor
 
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
-from distillery.config.names import losses_of, teachers_of
 from distillery.config.networks import build_moving, build_student, complete, complete_teacher
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
 from distillery.config.simkd import complete_reuse, reuse_classifier
+from distillery.config.stages import Stage
 from distillery.core.errors import UserError
 from distillery.core.roles import FROZEN, SELF
 from distillery.data.module import Data
@@ -62,26 +62,22 @@ def build_data(cfg: DictConfig) -> Data:
 
 
 def build(
-    cfg: DictConfig,
-    data: Data | None = None,
-    former: Parts | None = None,
-    seed: int | None = None,
-    loaded: LoadedTeachers | None = None,
+    stage: Stage, data: Data | None = None, former: Parts | None = None, loaded: LoadedTeachers | None = None
 ) -> Parts:
-    """Build everything that a run, or a stage of one, needs. What cannot work is refused before anything is trained.
+    """Build everything that a stage of a run needs. What cannot work is refused before anything is trained.
 
     The student is initialised right after seeding, so that it begins with the same weights whatever the method.
 
     Args:
-        data: the data of `cfg`, if they have been read before.
+        stage: a stage of a checked config (see `check`), of known length.
+        data: its data, if they have been read before.
         former: the stage before, whose student is trained further; None: the student is a new one.
-        seed: for the first weights of the student and of the losses; None: `cfg.seed`.
         loaded: the teachers that the run has loaded so far.
 
     Raises:
         UserError: data, networks or losses do not fit together; says which, and how to fix it.
     """
-    cfg = cfg.copy()
+    cfg = stage.cfg.copy()
     data = build_data(cfg) if data is None else data
     loaded = LoadedTeachers() if loaded is None else loaded
     task, schedules = make_scheduled("task", cfg.task)
@@ -89,7 +85,7 @@ def build(
     _complete(cfg, data, task, former)
     batch = data.example()
 
-    L.seed_everything(cfg.seed if seed is None else seed, verbose=False)
+    L.seed_everything(stage.seed, verbose=False)
     if former is None:
         cfg.student, made = complete_reuse(cfg.student, cfg.teachers, batch, loaded)
         student = build_student(cfg.student, data, **made)
@@ -140,9 +136,9 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
     """
     cfg.student = complete(cfg.student, data, task, "student") if former is None else former.cfg.student
     cfg.optim = complete_optim(cfg.optim, cfg.trainer, data)
-    cfg.loss = {name: _with_sizes(loss, data) for name, loss in losses_of(cfg).items()}
+    cfg.loss = {name: _with_sizes(loss, data) for name, loss in cfg.loss.items()}
     cfg.teachers = {
-        name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in teachers_of(cfg).items()
+        name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in cfg.teachers.items()
     }
     if data.kind == "texts":
         from distillery.config.check_texts import check_tokenizer  # transformers takes seconds: only for texts

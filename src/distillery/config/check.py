@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import NonNegativeInt
 
 from distillery.config.check_networks import check_student, check_teachers
-from distillery.config.names import teachers_of
+from distillery.config.names import losses_of, teachers_of
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import ObjectiveSettings, OptimSettings, Paths, Run, TrainerSettings, check_section
 from distillery.config.stages import RunSpec, Stage, stages_of
@@ -46,11 +46,31 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
 
     Returns:
         The config and its stages. A value that can mean one thing only is replaced by it: 25.0 by 25 where a whole
-        number is wanted.
+        number is wanted. The config of a stage is resolved, and holds only what the stage uses: the chosen teachers
+        with the settings that their roles read, and the chosen losses.
 
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
+    whole, checked = _checked(cfg, overrides)
+    if checked.get("stages"):
+        _refuse_stopping(checked)
+        return RunSpec(whole, [check_stage(stage) for stage in stages_of(whole)])
+    own = OmegaConf.create(checked)
+    return RunSpec(own, [Stage("", own, seed=own.seed)])
+
+
+def check_stage(stage: Stage) -> Stage:
+    """The stage with its config checked. One whose length is given in updates stays unresolved (see `lasting`)."""
+    try:
+        whole, checked = _checked(stage.cfg)
+    except UserError as error:
+        raise UserError(f"{stage.label}{error}") from None
+    return replace(stage, cfg=whole if stage.steps is not None else OmegaConf.create(checked))
+
+
+def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig, dict[str, Any]]:
+    """The config as it was composed, with every value of the type that is wanted; and resolved, with what is used."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -68,7 +88,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     checked["optim"] = _optim(plain["optim"])
     checked["objective"] = check_section("objective", plain["objective"], ObjectiveSettings)
     checked["paths"] = check_section("paths", plain["paths"], Paths)
-    checked["loss"] = {name: _loss(name, node) for name, node in plain["loss"].items()}
+    losses = {name: _loss(name, node) for name, node in plain["loss"].items()}
+    checked["loss"] = {name: losses[name] for name in losses_of(cfg)}
     checked["task"] = _scheduled("task", plain["task"])
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
@@ -81,18 +102,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     cfg = cfg.copy()
     for path, value in _changed(plain, checked):
         OmegaConf.update(cfg, path, value, force_add=True)
-    stages = stages_of(cfg)
-    if checked.get("stages"):
-        _refuse_stopping(checked)
-        stages = [_checked_stage(stage) for stage in stages]
-    return RunSpec(cfg, stages)
-
-
-def _checked_stage(stage: Stage) -> Stage:
-    try:
-        return replace(stage, cfg=check(stage.cfg).cfg)
-    except UserError as error:
-        raise UserError(f"{stage.label}{error}") from None
+    return cfg, checked
 
 
 def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
@@ -179,7 +189,7 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
     strategy = plain["trainer"].get("strategy")
     if not isinstance(strategy, dict) or not str(strategy.get("_target_")).endswith(".FSDP2"):
         return
-    moving = [name for name, teacher in plain["teachers"].items() if teacher and role_of(teacher) != FROZEN]
+    moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) != FROZEN]
     if moving:
         raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
     if plain["objective"].get("balance"):

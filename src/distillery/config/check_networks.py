@@ -46,7 +46,7 @@ def check_student(node: Mapping[str, Any]) -> dict[str, Any]:
 def check_teachers(
     nodes: Mapping[str, Any], precision: object, overrides: Sequence[str], chosen: bool
 ) -> dict[str, Any]:
-    """The settings of every teacher, each of the type that is wanted.
+    """The settings that each teacher's role reads, of the types that are wanted.
 
     Args:
         precision: `trainer.precision`.
@@ -64,7 +64,7 @@ def check_teachers(
                 "teacher."
             )
     if not chosen:
-        return dict(nodes)
+        return {}
     if taken := sorted(PREDICTIONS & nodes.keys()):
         raise UserError(
             f"teachers.{taken[0]}: a teacher cannot have this name, because predictions.npz has another array "

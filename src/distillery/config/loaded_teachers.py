@@ -9,10 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from distillery.config.networks import build_teacher
-from distillery.core.roles import FROZEN, SETTINGS, role_of
+from distillery.config.spec import FrozenTeacher
+from distillery.core.roles import FROZEN, role_of
 from distillery.teachers.frozen import Teacher
 
-NETWORK = sorted(SETTINGS[FROZEN] - {"cache"})  # the settings that decide what a teacher computes
+# The settings that decide what a teacher computes.
+NETWORK = sorted(FrozenTeacher.model_fields.keys() - {"role", "cache"})
 
 
 @dataclass

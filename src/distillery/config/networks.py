@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
-from distillery.core.roles import EMA, FROZEN, PEER, SETTINGS, role_of
+from distillery.core.roles import EMA, FROZEN, PEER, role_of
 from distillery.data.module import Data
 from distillery.models.adapters import Adapter, ImageAdapter, TextAdapter
 from distillery.models.taps.network import Network
@@ -125,7 +125,7 @@ def _source(source: str, cfg: DictConfig) -> nn.Module:
 
 
 def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student: DictConfig) -> DictConfig:
-    """`complete` for a teacher, without the settings that its role does not read.
+    """`complete` for a teacher of any role.
 
     Args:
         student: the completed config of the student.
@@ -133,9 +133,9 @@ def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student
     role = role_of(cfg)
     if role == FROZEN:
         return complete(cfg, data, task, name)
-    own = OmegaConf.create({"role": role} | {key: cfg[key] for key in SETTINGS[role] if key in cfg})
     if role != PEER:
-        return own
+        return cfg
+    own = cfg.copy()
     own.weights = None
     if "_target_" not in (own.net or {}):  # what is left of an experiment's teacher describes no network
         own.net, own.input = student.net, student.input

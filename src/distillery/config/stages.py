@@ -12,7 +12,6 @@ from typing import Any, Self
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.check_stages import check_stages
-from distillery.config.names import teachers_of
 from distillery.config.spec import Until
 from distillery.core.roles import FROZEN, PLACE, role_of
 from distillery.results.layout import STAGES
@@ -97,14 +96,12 @@ class RunSpec:
 
 
 def stages_of(cfg: DictConfig) -> list[Stage]:
-    """The stages of a run, in order; a single one without a name where `cfg.stages` is empty.
+    """The stages that `cfg.stages` describes, in order; their configs are not checked yet.
 
     Raises:
-        UserError: a stage with unknown or contradicting settings, or one that asks for what an earlier stage has not.
+        UserError: a stage with unknown or contradicting settings, or one that refers to a stage that is not before it.
     """
-    given = cfg.get("stages")
-    if not given:
-        return [Stage("", cfg.copy(), seed=cfg.seed)]
+    given = cfg.stages
     if all(isinstance(node, Mapping) and "config" in node for node in given.values()):
         return [_restored(str(name), node) for name, node in given.items()]
     root: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
@@ -149,17 +146,15 @@ def expanded(cfg: DictConfig, stages: Sequence[Stage]) -> DictConfig:
     return cfg
 
 
-def placed(cfg: DictConfig, folder: Path) -> DictConfig:
-    """`cfg` with the run folder of a stage's student in place of each `stage:<name>`."""
-    return OmegaConf.create(_placed(OmegaConf.to_container(cfg, resolve=True), folder))
+def placed(stage: Stage, folder: Path) -> Stage:
+    """The stage with the run folder of a stage's student in place of each `stage:<name>`."""
+    return replace(stage, cfg=OmegaConf.create(_placed(OmegaConf.to_container(stage.cfg, resolve=True), folder)))
 
 
 def stage_teachers(cfg: DictConfig) -> dict[str, str]:
     """The teachers that are students of earlier stages: the stage's name by the teacher's."""
     weights = {
-        str(name): str(teacher.get("weights"))
-        for name, teacher in teachers_of(cfg).items()
-        if role_of(teacher) == FROZEN
+        str(name): str(teacher.get("weights")) for name, teacher in cfg.teachers.items() if role_of(teacher) == FROZEN
     }
     return {name: source.removeprefix(PLACE) for name, source in weights.items() if source.startswith(PLACE)}
 

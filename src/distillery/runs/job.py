@@ -22,11 +22,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.build import build_data
-from distillery.config.names import losses_of, teachers_of
 from distillery.config.networks import run_config
-from distillery.config.stages import stages_of
+from distillery.config.stages import Stage
 from distillery.core.errors import UserError
-from distillery.core.roles import SETTINGS, role_of
 from distillery.models.weights import SUFFIXES
 from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
@@ -43,13 +41,15 @@ class Job:
     """One run.
 
     Attributes:
-        cfg: its composed config; `cfg.paths.run` is its folder.
+        cfg: its checked config; `cfg.paths.run` is its folder.
         overrides: the part of the config that was given on the command line.
+        stages: the stages that the config describes.
         label: what a study calls it.
     """
 
     cfg: DictConfig
     overrides: Sequence[str] = ()
+    stages: Sequence[Stage] = ()
     label: str = field(default="", kw_only=True)
 
     @property
@@ -63,10 +63,6 @@ class Job:
         in a file by the file's own. No network is loaded. Of the data the record holds a hash, see `found`.
         """
         settings = plain(self.cfg)
-        if not self.cfg.get("stages"):  # a baseline may still carry settings of a teacher that it does without
-            taught = {str(name) for name in teachers_of(self.cfg)}
-            settings["teachers"] = {name: _used(settings["teachers"][name]) for name in taught}
-            settings["loss"] = {name: settings["loss"][name] for name in losses_of(self.cfg)}
         if len(self.folder.parts) > 1:  # every relative path lies in "."
             settings = moved(settings, str(self.folder), "run")
         data = {key: _without_paths(value) for key, value in settings["data"].items()}
@@ -126,7 +122,7 @@ class Job:
     def _has_same_data(self, record: RunRecord, fingerprints: Fingerprints | None) -> bool:
         """Whether the data of each stage are those that the run in the folder was trained on."""
         known = {} if fingerprints is None else fingerprints
-        for stage in stages_of(self.cfg):
+        for stage in self.stages:
             sha256 = record.sources.get(f"{stage.name}:data")
             if sha256 is None:
                 continue
@@ -187,11 +183,6 @@ def refuse_unusable(folder: Path) -> None:
         raise UserError(f"The run folder {folder} cannot be made: {existing} is not a folder. {OTHER_FOLDER}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"There is no permission to write the run folder {folder}. {OTHER_FOLDER}")
-
-
-def _used(teacher: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a teacher of its role reads."""
-    return {key: value for key, value in teacher.items() if key == "role" or key in SETTINGS[role_of(teacher)]}
 
 
 def _is_there(path: Path) -> bool:

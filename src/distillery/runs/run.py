@@ -75,7 +75,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
     """
     # Check the settings, and look at what the folder already holds.
     spec = check(cfg, overrides)
-    job = Job(spec.cfg, overrides)
+    job = Job(spec.cfg, overrides, spec.stages)
     before = job.found()
     if before and before.status == "finished":
         return Result(before, job.folder)

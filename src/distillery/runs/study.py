@@ -31,7 +31,8 @@ def run_study(cfg: DictConfig) -> None:
     out, console = Path(cfg.out), plain_console()
     teacher, students = jobs(cfg, out)
     for job in (teacher, *students):
-        job.cfg = check(job.cfg, job.overrides).cfg
+        spec = check(job.cfg, job.overrides)
+        job.cfg, job.stages = spec.cfg, spec.stages
     with StudyBar(console, 1 + len(students)) as bar:
         run(teacher, bar)
         fingerprints: dict[str, str] = {}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from distillery.config.check import check
 from distillery.config.explain import user_message
 from distillery.core.process import is_main
 from distillery.core.terminal import say, show_error
@@ -24,7 +25,9 @@ def sweep_job(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
     """
     job = Job(cfg, overrides)
     try:
-        result = train(cfg, overrides)
+        spec = check(cfg, overrides)
+        job.cfg, job.stages = spec.cfg, spec.stages
+        result = train(spec.cfg, overrides)
     except Exception as error:
         if is_main():
             job.record_failure(error)

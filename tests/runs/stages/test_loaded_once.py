@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.config import loaded_teachers
-from distillery.config.build import build
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import build_teacher
 from distillery.data.sources import digits
@@ -23,6 +22,7 @@ from distillery.runs.verify_run import verify_run
 from distillery.tasks.evaluate import evaluate
 from distillery.teachers import frozen
 from distillery.training.callbacks import teacher_guard
+from fixtures.building import build
 from fixtures.runs import STUDENT, config
 
 HINT_THEN_KD = (

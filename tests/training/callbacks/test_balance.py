@@ -10,13 +10,13 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from distillery.config.build import build
 from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.losses.feature.hint import Hint
 from distillery.runs.job import resumed
 from distillery.runs.plan import term_table
 from distillery.runs.run import train
+from fixtures.building import build
 from fixtures.by_hand import LAYERS, ByHand
 from fixtures.composing import Compose, with_hint
 from fixtures.runs import Died, Dies, sha256

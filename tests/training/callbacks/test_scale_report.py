@@ -9,11 +9,11 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from distillery.config.build import build
 from distillery.runs.run import train
 from distillery.training.callbacks import scale_report
 from distillery.training.callbacks.scale_report import figures, unheard
 from distillery.training.gradient_norms import gradient_norms, is_measurable
+from fixtures.building import build
 from fixtures.by_hand import LAYERS, ByHand
 from fixtures.composing import Compose, with_hint
 from fixtures.runs import sha256

@@ -15,7 +15,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distillery.config.loss_catalogue import Loss
-from distillery.config.names import losses_of
 from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.results.layout import BALANCE
 from distillery.results.record import RunRecord
@@ -162,7 +161,7 @@ def _method(cfg: DictConfig, run: Path) -> Iterator[str]:
     path = run / BALANCE
     balanced = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     yield f"labels (`{cfg.task._target_.rpartition('.')[2]}`), weight {cfg.task.weight}{_settings(cfg.task)}"
-    for name, loss in losses_of(cfg).items():
+    for name, loss in cfg.loss.items():
         term: Any = get_class(loss._target_)
         title = Loss(name, sys.modules[term.__module__], term).title or term.__name__
         weight = balanced.get(f"loss.{name}.weight", loss.weight)

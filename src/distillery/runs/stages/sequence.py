@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from distillery.config.build import Parts, build, build_data
+from distillery.config.check import check_stage
 from distillery.config.instantiate import make_scheduled
 from distillery.config.loaded_teachers import LoadedTeachers
-from distillery.config.names import teachers_of
 from distillery.config.networks import blank_student, complete_teacher
 from distillery.config.optim import updates
 from distillery.config.stages import RUN_TEACHER, RunSpec, Stage, expanded, placed, stage_teachers
@@ -68,7 +68,8 @@ class StageSequence:
         self.stages = [*spec.stages]
         for place, stage in enumerate(self.stages):
             if stage.steps is not None:
-                self.stages[place] = stage.lasting(math.ceil(stage.steps / updates(self.data(place), cfg.trainer)[0]))
+                epochs = math.ceil(stage.steps / updates(self.data(place), cfg.trainer)[0])
+                self.stages[place] = check_stage(stage.lasting(epochs))
         self.given = expanded(cfg, self.stages) if self.several else cfg
 
     @property
@@ -191,9 +192,8 @@ class StageSequence:
         """
         stage, data = self.stages[place], self.data(place)
         with naming(stage):
-            cfg = placed(stage.cfg, folder) if self.several else stage.cfg
-            former = None if stage.fresh else before
-            parts = build(cfg, data, former, stage.seed, self._loaded)
+            own = placed(stage, folder) if self.several else stage
+            parts = build(own, data, None if stage.fresh else before, self._loaded)
             if self.several:
                 self._set_up(stage, parts)
         self._note_teachers(place, parts.distiller.frozen)
@@ -238,7 +238,7 @@ class StageSequence:
 
     def _judge(self, data: Data, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
         """How confident the stage's teacher is of each sample, see `confidences`."""
-        teacher = teachers_of(stage.cfg).get("main")
+        teacher = stage.cfg.teachers.get("main")
         if teacher is None or role_of(teacher) != FROZEN or "main" in stage_teachers(stage.cfg):
             raise UserError(
                 "easiest: it asks for a frozen teacher, teachers.main, that is there before the run: its confidence "
@@ -292,10 +292,10 @@ class StageSequence:
     def _load_teachers(self, place: int) -> None:
         """Load the teachers of an earlier stage, as a run that was not stopped has done by now."""
         stage, data = self.stages[place], self.data(place)
-        cfg = placed(stage.cfg, self.folder)
+        cfg = placed(stage, self.folder).cfg
         task, _ = make_scheduled("task", cfg.task)
         with naming(stage):
-            frozen = {name: teacher for name, teacher in teachers_of(cfg).items() if role_of(teacher) == FROZEN}
+            frozen = {name: teacher for name, teacher in cfg.teachers.items() if role_of(teacher) == FROZEN}
             completed = {
                 name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in frozen.items()
             }
@@ -323,8 +323,7 @@ def lasting_losses(before: Parts, after: Parts) -> set[str]:
 def _compared(parts: Parts, term: nn.Module) -> dict[str, Any]:
     """By teacher, what a loss compares: the teacher's config, and the pairs of layers."""
     assert isinstance(term, Term)
-    teachers = teachers_of(parts.cfg)
-    return {name: (teachers.get(name), one.taps) for name, one in term.by_teacher.items()}
+    return {name: (parts.cfg.teachers.get(name), one.taps) for name, one in term.by_teacher.items()}
 
 
 def save_student(parts: Parts, name: str, folder: Path) -> None:
