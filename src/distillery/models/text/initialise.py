@@ -1,6 +1,6 @@
 """Initialises a student from layers of a larger transformer, as in DistilBERT (Sanh et al. 2019, section 3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -42,18 +42,16 @@ def initialise(
         raise UserError(
             f"student.initialise.embeddings={embeddings}." + did_you_mean(str(embeddings), get_args(Embeddings))
         )
-    ours, theirs = _body(student, "student"), _body(source, "source")
-    _refuse_embeddings(ours, theirs, embeddings)
-    our_stack, their_stack = _stack(ours, "student"), _stack(theirs, "source")
-    numbers = chosen_layers(layers, _depth(theirs, their_stack), _depth(ours, our_stack))
-    keep = Truncation(Widths.of(ours.config), Widths.of(theirs.config))
+    ours, theirs = _Body(student, "student"), _Body(source, "source")
+    _refuse_embeddings(ours.net, theirs.net, embeddings)
+    numbers = chosen_layers(layers, theirs.depth, ours.depth)
+    keep = Truncation(Widths.of(ours.net.config), Widths.of(theirs.net.config))
     inside: dict[str, Tensor] = {}
     for number, chosen in enumerate(numbers):
-        inside |= _layer(ours, f"{our_stack}.{number}.", theirs, f"{their_stack}.{chosen}.", keep)
-    outside = _outside(_without(ours, our_stack), ours, _without(theirs, their_stack), theirs, keep, embeddings, counts)
-    prefix, their_prefix = _prefix(student, ours), _prefix(source, theirs)
-    values = {prefix + name: value for name, value in (inside | outside).items()}
-    values |= _head(student, prefix, source, their_prefix)
+        inside |= _layer(ours, number, theirs, chosen, keep)
+    outside = _outside(ours, theirs, keep, embeddings, counts)
+    values = {ours.prefix + name: value for name, value in (inside | outside).items()}
+    values |= _head(student, ours.prefix, source, theirs.prefix)
     filled = {name: parameter for name, parameter in student.named_parameters() if name in values}
     with torch.no_grad():
         for name, parameter in filled.items():
@@ -61,83 +59,70 @@ def initialise(
     return list(filled)
 
 
-def _body(net: nn.Module, role: str) -> PreTrainedModel:
-    """The network without its head."""
-    if (found := pretrained_model(net)) is None:
-        raise UserError(
-            f"student.initialise: the {role} is a {type(net).__name__}, and only transformers are filled from "
-            "transformers. Set student.initialise=null."
-        )
-    return found.base_model  # type: ignore[return-value]
+class _Body:
+    """A transformer without its head: `prefix` and `stack` are its own path, and that of its numbered layers in it."""
+
+    def __init__(self, whole: nn.Module, role: str) -> None:
+        if (found := pretrained_model(whole)) is None:
+            raise UserError(
+                f"student.initialise: the {role} is a {type(whole).__name__}, and only transformers are filled from "
+                "transformers. Set student.initialise=null."
+            )
+        self.net: PreTrainedModel = found.base_model  # type: ignore[assignment]
+        path = next(path for path, module in whole.named_modules() if module is self.net)
+        self.prefix = f"{path}." if path else ""
+        stacks = {
+            path: module
+            for path, module in self.net.named_modules()
+            if isinstance(module, nn.ModuleList)
+            and path.rpartition(".")[2] in STACKS
+            and not any(part.isdigit() for part in path.split("."))
+        }
+        if len(stacks) != 1:
+            raise UserError(
+                f"student.initialise: the {role} ({type(self.net).__name__}) has {len(stacks)} lists of layers called "
+                f"{' or '.join(STACKS)}, and one is wanted. Choose another (bert, electra, roberta, distilbert), or "
+                "set student.initialise=null."
+            )
+        ((self.stack, self.layers),) = stacks.items()
+        self.depth = len(self.layers)
+
+    @property
+    def outside(self) -> dict[str, Tensor]:
+        """The parameters that are in no layer."""
+        named = self.net.named_parameters()
+        return {name: value.detach() for name, value in named if not name.startswith(f"{self.stack}.")}
 
 
-def _prefix(net: nn.Module, body: nn.Module) -> str:
-    path = next(path for path, module in net.named_modules() if module is body)
-    return f"{path}." if path else ""
-
-
-def _stack(body: PreTrainedModel, role: str) -> str:
-    """The path of the list of numbered layers."""
-    found = [
-        path
-        for path, module in body.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and path.rpartition(".")[2] in STACKS
-        and not any(part.isdigit() for part in path.split("."))
-    ]
-    if len(found) != 1:
-        raise UserError(
-            f"student.initialise: the {role} ({type(body).__name__}) has {len(found)} lists of layers called "
-            f"{' or '.join(STACKS)}, and one is wanted. Choose another (bert, electra, roberta, distilbert), or set "
-            "student.initialise=null."
-        )
-    return found[0]
-
-
-def _depth(body: PreTrainedModel, stack: str) -> int:
-    return len(list(body.get_submodule(stack).children()))
-
-
-def _without(body: PreTrainedModel, stack: str) -> dict[str, Tensor]:
-    """The parameters that are in no layer."""
-    return {name: value.detach() for name, value in body.named_parameters() if not name.startswith(f"{stack}.")}
-
-
-def _layer(
-    ours: PreTrainedModel, our_layer: str, theirs: PreTrainedModel, their_layer: str, keep: Truncation
-) -> dict[str, Tensor]:
+def _layer(ours: _Body, number: int, theirs: _Body, chosen: int, keep: Truncation) -> dict[str, Tensor]:
     """The values of the parameters of one layer, by the student's names."""
-    wanted = dict(ours.get_submodule(our_layer[:-1]).named_parameters())
-    given = dict(theirs.get_submodule(their_layer[:-1]).named_parameters())
+    wanted = dict(ours.layers[number].named_parameters())
+    given = dict(theirs.layers[chosen].named_parameters())
     if not keep.same and not any(is_of_heads(name, 0) for name in given):
         raise UserError(
-            f"student.initialise: it is not known which parameters in the layers of {type(theirs).__name__} are those "
-            "of attention heads, to leave some out. Give the student the source's widths, and fewer layers only."
+            f"student.initialise: it is not known which parameters in the layers of {type(theirs.net).__name__} are "
+            "those of attention heads, to leave some out. Give the student the source's widths, and fewer layers only."
         )
     if different := sorted(wanted.keys() ^ given.keys()):
         raise UserError(
-            f"student.initialise: the layers of {type(ours).__name__} and {type(theirs).__name__} differ: "
+            f"student.initialise: the layers of {type(ours.net).__name__} and {type(theirs.net).__name__} differ: "
             f"{different[0]} is known in one only. Take a student of the source's family: "
-            f"student.net.model={theirs.config.model_type}"
+            f"student.net.model={theirs.net.config.model_type}"
         )
-    return {our_layer + name: keep(our_layer + name, given[name], wanted[name].shape) for name in wanted}
+    path = f"{ours.stack}.{number}."
+    return {path + name: keep(path + name, given[name], wanted[name].shape) for name in wanted}
 
 
 def _outside(
-    wanted: Mapping[str, Tensor],
-    ours: PreTrainedModel,
-    given: Mapping[str, Tensor],
-    theirs: PreTrainedModel,
-    keep: Truncation,
-    embeddings: Embeddings,
-    counts: Tensor | None,
+    ours: _Body, theirs: _Body, keep: Truncation, embeddings: Embeddings, counts: Tensor | None
 ) -> dict[str, Tensor]:
     """The values of the parameters outside of the layers that both networks have."""
-    common = {name: value for name, value in given.items() if name in wanted}
-    for path, table in ours.named_modules():
+    wanted = ours.outside
+    common = {name: value for name, value in theirs.outside.items() if name in wanted}
+    for path, table in ours.net.named_modules():
         if isinstance(table, nn.Embedding) and (name := f"{path}.weight") in common:
-            common[name] = _rows(path, table, theirs.get_submodule(path), common[name])
-    narrow = factorised_embeddings(ours, theirs, common, counts) if embeddings == "factorise" else {}
+            common[name] = _rows(path, table, theirs.net.get_submodule(path), common[name])
+    narrow = factorised_embeddings(ours.net, theirs.net, common, counts) if embeddings == "factorise" else {}
     rest = {name: value for name, value in common.items() if name not in narrow}
     return narrow | {name: keep(name, value, wanted[name].shape) for name, value in rest.items()}
 
