@@ -1,8 +1,24 @@
-"""What the small networks share: how they start, and how they describe their stages."""
+"""What the small networks share: how their stages are built and described, and how their weights start."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
+
+
+def unit_stages(
+    unit: Callable[[int, int, int], nn.Module], stem: int, widths: Sequence[int], units: Sequence[int], first: int
+) -> nn.ModuleList:
+    """Stages of `units[i]` units (in_chans, width, stride). The first unit of each stage changes width and resolution.
+
+    Args:
+        stem: channels that go into the first stage.
+        first: stride of the first stage; all others have stride 2.
+    """
+    strides = (first, *[2] * (len(widths) - 1))
+    return nn.ModuleList(
+        nn.Sequential(unit(in_chans, width, stride), *(unit(width, width, 1) for _ in range(count - 1)))
+        for in_chans, width, count, stride in zip((stem, *widths[:-1]), widths, units, strides, strict=True)
+    )
 
 
 def stage_info(channels: Iterable[int], reductions: Iterable[int]) -> list[dict[str, int | str]]:

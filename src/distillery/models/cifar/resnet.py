@@ -6,7 +6,7 @@ The paper itself pads with zeros there: 2,752 parameters less at 16-32-64.
 
 from torch import Tensor, nn
 
-from distillery.models.stages import init_fan_out, stage_info
+from distillery.models.stages import init_fan_out, stage_info, unit_stages
 
 
 class BasicBlock(nn.Module):
@@ -52,13 +52,7 @@ class ResNet(nn.Module):
             nn.Conv2d(in_chans, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
         )
         blocks = (depth - 2) // 6
-        self.stages = nn.ModuleList(
-            [
-                _stage(stem, widths[0], blocks, stride=1),
-                _stage(widths[0], widths[1], blocks, stride=2),
-                _stage(widths[1], widths[2], blocks, stride=2),
-            ]
-        )
+        self.stages = unit_stages(BasicBlock, stem, widths, 3 * [blocks], first=1)
         self.head = nn.Linear(widths[2], num_classes)
         self.feature_info = stage_info(widths, (1, 2, 4))
         init_fan_out(self)
@@ -68,8 +62,3 @@ class ResNet(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.head(x.mean((2, 3)))
-
-
-def _stage(in_chans: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_chans, width, stride)
-    return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))

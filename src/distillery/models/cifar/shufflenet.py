@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillery.models.stages import stage_info
+from distillery.models.stages import stage_info, unit_stages
 
 STEM = 24
 BLOCKS = (4, 8, 4)
@@ -72,7 +72,7 @@ class ShuffleNetV1(nn.Module):
         super().__init__()
         widths = (240, 480, 960)
         self.stem = nn.Sequential(*_pointwise(in_chans, STEM))
-        self.stages = _stages(ShuffleUnitV1, widths)
+        self.stages = unit_stages(ShuffleUnitV1, STEM, widths, BLOCKS, first=2)
         self.head = nn.Linear(widths[-1], num_classes)
         self.feature_info = stage_info(widths, (2, 4, 8))
 
@@ -90,7 +90,7 @@ class ShuffleNetV2(nn.Module):
         super().__init__()
         widths = (116, 232, 464)
         self.stem = nn.Sequential(*_pointwise(in_chans, STEM))
-        self.stages = _stages(ShuffleUnitV2, widths)
+        self.stages = unit_stages(ShuffleUnitV2, STEM, widths, BLOCKS, first=2)
         self.last = nn.Sequential(*_pointwise(widths[-1], 1024))
         self.head = nn.Linear(1024, num_classes)
         self.feature_info = stage_info(widths, (2, 4, 8))
@@ -100,14 +100,6 @@ class ShuffleNetV2(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.head(self.last(x).mean((2, 3)))
-
-
-def _stages(unit: type[ShuffleUnitV1] | type[ShuffleUnitV2], widths: tuple[int, int, int]) -> nn.ModuleList:
-    stages = nn.ModuleList()
-    for in_chans, width, blocks in zip((STEM, *widths[:-1]), widths, BLOCKS, strict=True):
-        others = (unit(width, width, 1) for _ in range(blocks - 1))
-        stages.append(nn.Sequential(unit(in_chans, width, 2), *others))
-    return stages
 
 
 def _pointwise(in_chans: int, width: int) -> list[nn.Module]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from distillery.models.stages import init_fan_out, stage_info
+from distillery.models.stages import init_fan_out, stage_info, unit_stages
 
 
 class PreactBlock(nn.Module):
@@ -41,13 +41,7 @@ class WideResNet(nn.Module):
         widths = [16 * widen, 32 * widen, 64 * widen]
         blocks = (depth - 4) // 6
         self.stem = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.stages = nn.ModuleList(
-            [
-                _stage(16, widths[0], blocks, stride=1),
-                _stage(widths[0], widths[1], blocks, stride=2),
-                _stage(widths[1], widths[2], blocks, stride=2),
-            ]
-        )
+        self.stages = unit_stages(PreactBlock, 16, widths, 3 * [blocks], first=1)
         self.norm = nn.BatchNorm2d(widths[2])
         self.act = nn.ReLU(inplace=True)
         self.head = nn.Linear(widths[2], num_classes)
@@ -60,8 +54,3 @@ class WideResNet(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.head(self.act(self.norm(x)).mean((2, 3)))
-
-
-def _stage(in_chans: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    first = PreactBlock(in_chans, width, stride)
-    return nn.Sequential(first, *(PreactBlock(width, width, 1) for _ in range(blocks - 1)))
