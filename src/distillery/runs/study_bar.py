@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 import lightning as L
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -54,7 +55,7 @@ class StudyBar:
     def follow(self, label: str) -> L.Callback:
         """A callback that moves the bar along the epochs of a run."""
         self._label = label
-        return _Follow(self, label)
+        return LambdaCallback(on_train_epoch_end=self._show_epoch)
 
     def skip(self, label: str) -> None:
         """Count a run that was finished before."""
@@ -70,9 +71,12 @@ class StudyBar:
         """Count a run that left a complete folder; `score` is its last one on the validation split, if it has one."""
         self._finish(f"{label}: validation score {score:.4f}" if score is not None else label)
 
-    def move(self, text: str, part: float) -> None:
-        """The run has done `part` (from 0 to 1) of its epochs."""
-        self._progress.update(self._task, description=text, completed=self._done + part)
+    def _show_epoch(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        shown = {key: float(value) for key, value in trainer.progress_bar_metrics.items()}
+        figures = "".join(f"  {key.removeprefix('val/')} {value:.3f}" for key, value in shown.items())
+        text = f"{self._label}  epoch {epoch}/{epochs}{figures}"
+        self._progress.update(self._task, description=text, completed=self._done + epoch / epochs)
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         say(f"{self._label}: {message}", self._console)
@@ -82,15 +86,3 @@ class StudyBar:
         self._progress.update(self._task, completed=self._done, runs=f"{self._done}/{self._runs}")
         if line and not self._console.is_terminal:
             say(line, self._console)
-
-
-class _Follow(L.Callback):
-    def __init__(self, bar: StudyBar, label: str) -> None:
-        self._bar = bar
-        self._label = label
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        shown = {key: float(value) for key, value in trainer.progress_bar_metrics.items()}
-        figures = "".join(f"  {key.removeprefix('val/')} {value:.3f}" for key, value in shown.items())
-        self._bar.move(f"{self._label}  epoch {epoch}/{epochs}{figures}", epoch / epochs)

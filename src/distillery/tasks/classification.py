@@ -8,8 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32
-from distillery.losses.signals import Signals
-from distillery.tasks.task import Batch, Labelled, Task, Usage
+from distillery.tasks.task import Labelled, Task, Usage
 
 
 class Classification(Task):
@@ -38,10 +37,6 @@ class Classification(Task):
         if not data.classes:
             raise UserError(f"task=classification: the samples of '{data.name}' have no classes.")
         return len(data.classes)
-
-    def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
-        """Every sample is a row: N = B."""
-        return signals, batch
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of each row [N], in at least float32."""
