@@ -36,7 +36,6 @@ class Brier(LogitTerm):
     function = staticmethod(brier)
     contract = Contract(
         short_name="brier",
-        t_squared=False,
         reduction="sum over classes, mean over rows",
         scale="at most 2",
         needs="logits",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from distillery.config.loss_catalogue import Loss
 
-TIMES = {True: "times T²", False: "without T²", None: ""}
+TIMES = {"yes": "times T²", "no": "without T²", "–": ""}
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def terminal_table(losses: Sequence["Loss"]) -> "Table":
         if loss.name != contract.short_name:
             name.append(f" ({contract.short_name})")
         paper = contract.paper.removeprefix("https://").replace("arxiv.org/abs/", "arXiv:")
-        form = Text(FORMS[contract.form]).append(f"\n{TIMES[contract.t_squared]}", style="dim")
+        form = Text(FORMS[contract.form]).append(f"\n{TIMES[loss.t_squared]}", style="dim")
         texts = (Text(text) for text in (contract.reduction, contract.scale, contract.values_of))
         table.add_row(Text("\n").join([name, Text(paper, style=f"dim link {contract.paper}")]), form, *texts)
     return table

@@ -48,7 +48,8 @@ class Loss:
 
     @property
     def t_squared(self) -> str:
-        return {True: "yes", False: "no", None: "–"}[self.contract.t_squared]
+        """Whether T² multiplies the loss by default; a dash without such a setting."""
+        return {True: "yes", False: "no", None: "–"}[getattr(self.term, "t_squared", None)]
 
     @property
     def explanation(self) -> str:

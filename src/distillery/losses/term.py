@@ -34,7 +34,6 @@ class Contract:
     # Where student and teacher agree: 0; 0 plus a constant; unspecified, because trainable modules lie in between
     form: Literal["divergence", "cross_entropy", "learned"] = "divergence"
     per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
-    t_squared: bool | None = None  # whether T² multiplies the loss by default; None: it has no temperature
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
 
 

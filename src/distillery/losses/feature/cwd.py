@@ -40,7 +40,6 @@ class CWD(ProjectedTerm):
     function = staticmethod(cwd)
     contract = Contract(
         short_name="cwd",
-        t_squared=True,
         reduction="sum over positions, mean over channels and samples, sum over pairs of layers",
         scale="0.01 to 1",
         needs="maps",

@@ -71,7 +71,6 @@ class AKL(LogitTerm):
     function = staticmethod(akl)
     contract = Contract(
         short_name="akl",
-        t_squared=False,
         reduction="sum over classes, mean over rows",
         scale="between those of kd and reverse_kl: 1 to 10 with an untrained student",
         needs="logits",

@@ -55,7 +55,6 @@ class DeepSupervision(Term):
     contract = Contract(
         short_name="byot",
         form="learned",
-        t_squared=False,
         reduction="mean over rows, sum over branches",
         scale="0.7 · log C a branch with an untrained student",
         needs="features",

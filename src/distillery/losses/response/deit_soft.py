@@ -48,7 +48,6 @@ class DeiTSoft(HeadTerm):
     function = staticmethod(deit_soft)
     contract = Contract(
         short_name="deit_soft",
-        t_squared=True,
         reduction="sum over classes, mean over rows, sum over pairs of heads",
         scale="1 to 10 at T = 3 with an untrained student; variant=source: C times less",
         needs="vectors",

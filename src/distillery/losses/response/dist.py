@@ -66,7 +66,6 @@ class DIST(LogitTerm):
         short_name="dist",
         form="cross_entropy",  # EPS keeps it from vanishing at agreement
         per_sample=False,
-        t_squared=True,
         reduction="mean over rows, plus mean over classes",
         scale="at most 4 T², about 2 T² with an untrained student",
         needs="logits",

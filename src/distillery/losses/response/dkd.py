@@ -65,7 +65,6 @@ class DKD(LogitTerm):
     reads_labels = True
     contract = Contract(
         short_name="dkd",
-        t_squared=True,
         reduction="sum over classes, mean over rows",
         scale="10 to 100 at T = 4, beta = 8 with an untrained student",
         needs="logits",

@@ -55,7 +55,6 @@ class JSD(LogitTerm):
     function = staticmethod(jsd)
     contract = Contract(
         short_name="jsd",
-        t_squared=False,
         reduction="sum over classes, mean over rows",
         scale="at most log 2; at β = 0 or 1 like kd",
         needs="logits",

@@ -42,7 +42,6 @@ class KD(LogitTerm):
     function = staticmethod(kd)
     contract = Contract(
         short_name="kd",
-        t_squared=True,
         reduction="sum over classes, mean over rows",
         scale="1 to 10 at T = 4 with an untrained student",
         needs="logits",

@@ -48,7 +48,6 @@ class LogitStandardizedKD(LogitTerm):
     function = staticmethod(logit_standardized_kd)
     contract = Contract(
         short_name="lskd",
-        t_squared=True,
         reduction="sum over classes, mean over rows",
         scale="about 1 with an untrained student",
         needs="logits",

@@ -57,7 +57,6 @@ class NKD(LogitTerm):
     contract = Contract(
         short_name="nkd",
         form="cross_entropy",
-        t_squared=True,
         reduction="sum over classes, mean over rows",
         scale="γ log C and more",
         needs="logits",

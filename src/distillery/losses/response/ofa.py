@@ -61,7 +61,6 @@ class OFA(Term):
     contract = Contract(
         short_name="ofa",
         form="cross_entropy",
-        t_squared=False,
         reduction="sum over classes and over exits, mean over rows",
         scale="log C an exit with an untrained student, at ε = 1",
         needs="logits",

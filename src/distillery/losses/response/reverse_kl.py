@@ -38,7 +38,6 @@ class ReverseKL(LogitTerm):
     function = staticmethod(reverse_kl)
     contract = Contract(
         short_name="rkl",
-        t_squared=False,
         reduction="sum over classes, mean over rows",
         scale="1 to 10 with an untrained student; more where the teacher is certain",
         needs="logits",

@@ -66,7 +66,6 @@ class TeacherFree(Term):
     contract = Contract(
         short_name="tfkd",
         form="cross_entropy",
-        t_squared=True,
         reduction="sum over classes, mean over rows",
         scale="0.5 (100 classes) to 4 (10 classes) with an untrained student",
         needs="logits",

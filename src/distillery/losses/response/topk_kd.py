@@ -99,7 +99,6 @@ class TopKKD(Term):
     function = staticmethod(topk_kd)
     contract = Contract(
         short_name="topk",
-        t_squared=False,
         reduction="sum over classes, mean over rows",
         scale="0.1 to 3 with an untrained student",
         needs="logits",

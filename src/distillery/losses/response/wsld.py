@@ -52,7 +52,6 @@ class WSLD(LogitTerm):
     contract = Contract(
         short_name="wsld",
         form="cross_entropy",
-        t_squared=True,
         reduction="sum over classes, mean over rows",
         scale="at most T² log C with an untrained student",
         needs="logits",
