@@ -96,12 +96,7 @@ class SeededBatchSampler(Sampler[BatchKey]):
             self.served = self._resume_at = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {
-            "epoch": self.epoch,
-            "served": self.served,
-            "batches": len(self),
-            "batch_size": self.batch_size,
-        }
+        return {"epoch": self.epoch, "served": self.served, "batches": len(self), "batch_size": self.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where `state` was saved: the next iteration serves the rest of that epoch.

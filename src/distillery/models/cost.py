@@ -42,12 +42,7 @@ def count_flops(net: nn.Module, forward: Callable[[], object]) -> int:
 def _plain_kernels() -> Iterator[None]:
     """Disables kernels that the counter takes as 0: nn.MultiheadAttention's fast path, fused attention, whole LSTMs."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    off = {
-        "enabled": False,
-        "deterministic": None,
-        "allow_tf32": None,
-        "fp32_precision": None,
-    }  # None: unchanged
+    off = {"enabled": False, "deterministic": None, "allow_tf32": None, "fp32_precision": None}  # None: unchanged
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(**off), torch.backends.cudnn.flags(**off):

@@ -36,10 +36,7 @@ def fashion_mnist(root: str | Path = "data") -> RawData:
         download(FashionMNIST, Path(root), "the four files of Fashion-MNIST (gzipped or not)")
         folder = nested
     return RawData(
-        "fashion_mnist",
-        tuple(FashionMNIST.classes),
-        train=_split(folder, "train"),
-        test=_split(folder, "t10k"),
+        "fashion_mnist", tuple(FashionMNIST.classes), train=_split(folder, "train"), test=_split(folder, "t10k")
     )
 
 

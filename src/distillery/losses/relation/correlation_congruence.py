@@ -19,11 +19,7 @@ Variant = Literal["author", "gaussian"]
 
 
 def correlation_congruence(
-    student_features: Tensor,
-    teacher_features: Tensor,
-    variant: Variant = "author",
-    gamma: float = 0.4,
-    p: int = 2,
+    student_features: Tensor, teacher_features: Tensor, variant: Variant = "author", gamma: float = 0.4, p: int = 2
 ) -> Tensor:
     """Difference of the relations between samples: of neighbours in the batch, or of a matrix of correlations.
 

@@ -13,10 +13,7 @@ Variant = Literal["author", "paper"]
 
 
 def ickd(
-    student_features: Tensor,
-    teacher_features: Tensor,
-    variant: Variant = "author",
-    reduction: Reduction = "mean",
+    student_features: Tensor, teacher_features: Tensor, variant: Variant = "author", reduction: Reduction = "mean"
 ) -> Tensor:
     """Difference of the C² inner products between the channels of one sample.
 

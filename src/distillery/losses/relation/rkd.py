@@ -10,10 +10,7 @@ from distillery.losses.term import Contract
 
 
 def rkd(
-    student_features: Tensor,
-    teacher_features: Tensor,
-    distance_weight: float = 25.0,
-    angle_weight: float = 50.0,
+    student_features: Tensor, teacher_features: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
     """Smooth L1 between student's and teacher's distances of pairs, and between their cosines of triplets.
 

@@ -9,10 +9,7 @@ from distillery.losses.term import Contract
 
 
 def skewed_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    lam: float = 0.1,
-    reduction: Reduction = "mean",
+    student_logits: Tensor, teacher_logits: Tensor, lam: float = 0.1, reduction: Reduction = "mean"
 ) -> Tensor:
     """KL(teacher ‖ λ · teacher + (1 - λ) · student), in nats. It is bounded, whatever the student leaves out.
 

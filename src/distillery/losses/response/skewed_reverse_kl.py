@@ -9,10 +9,7 @@ from distillery.losses.response.skewed_kl import SkewedKL, skewed_kl
 
 
 def skewed_reverse_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    lam: float = 0.1,
-    reduction: Reduction = "mean",
+    student_logits: Tensor, teacher_logits: Tensor, lam: float = 0.1, reduction: Reduction = "mean"
 ) -> Tensor:
     """KL(student ‖ λ · student + (1 - λ) · teacher), in nats. It is bounded, whatever the teacher leaves out.
 
@@ -33,7 +30,5 @@ class SkewedReverseKL(SkewedKL):
 
     function = staticmethod(skewed_reverse_kl)
     contract = replace(
-        SkewedKL.contract,
-        short_name="srkl",
-        formula=r"\mathrm{KL}\big(p_s \,\|\, \lambda p_s + (1 - \lambda) p_t\big)",
+        SkewedKL.contract, short_name="srkl", formula=r"\mathrm{KL}\big(p_s \,\|\, \lambda p_s + (1 - \lambda) p_t\big)"
     )

@@ -7,11 +7,7 @@ from distillery.losses.logit_term import LogitTerm
 from distillery.losses.term import Contract
 
 
-def tvd(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    reduction: Reduction = "mean",
-) -> Tensor:
+def tvd(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
     """½ Σ |p_t - p_s|, from 0 to 1. Its gradient vanishes if the student is certain of another class.
 
     Args:

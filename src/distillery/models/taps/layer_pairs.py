@@ -54,9 +54,7 @@ def all_stages(layers: Mapping[str, Size]) -> list[str]:
 
 
 def auto_layers(
-    student: Mapping[str, Size],
-    teacher: Mapping[str, Size],
-    which: Literal["all", "inner", "middle", "last"],
+    student: Mapping[str, Size], teacher: Mapping[str, Size], which: Literal["all", "inner", "middle", "last"]
 ) -> dict[str, str]:
     """Pair the stages of two networks.
 

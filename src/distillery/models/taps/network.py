@@ -246,10 +246,7 @@ class Network(nn.Module):
         return Place(match["path"], part, int(match["item"]) if match["item"] else None)
 
     def _attach(
-        self,
-        wanted: Mapping[str, Place],
-        copied: Container[str] = (),
-        versions: MutableMapping[str, int] | None = None,
+        self, wanted: Mapping[str, Place], copied: Container[str] = (), versions: MutableMapping[str, int] | None = None
     ) -> None:
         """Replace the hooks by one for each tap; `versions` receives each tensor's version as it is recorded."""
         for hook in self._hooks:

@@ -39,12 +39,7 @@ class TermMonitor(L.Callback):
         self._reported = 0  # the step of the last line
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Tensor],
-        batch_idx: int,
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Mapping[str, Tensor], batch_idx: int
     ) -> None:
         terms: dict[str, Tensor] = outputs["terms"]
         self._names = list(terms)
