@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from distillery.config.check import check
 from distillery.config.instantiate import make_term
 from distillery.config.names import losses_of, teachers_of
 from distillery.core.paths import CONFIGS
@@ -124,9 +125,12 @@ def test_teacher_is_trained_by_the_same_schedule_on_labels_alone(compose_train: 
 
 
 def test_dkd_is_warmed_up_over_twenty_epochs(compose_train: Compose) -> None:
-    cfg = compose_train("experiment=cifar100/resnet56_resnet20", "loss/response=[dkd]", "task.weight=1")
-    term, schedules = make_term("loss.dkd", losses_of(cfg)["dkd"], cfg.seed)
-    objective = Objective(instantiate(cfg.task), {"dkd": term}, schedules)
+    overrides = ("loss/response=[dkd]", "task.weight=1", "teachers.main.weights=there")
+    cfg = compose_train("experiment=cifar100/resnet56_resnet20", *overrides)
+    (stage,) = check(cfg).stages
+    schedules = stage.schedules["loss.dkd"]
+    term = make_term("loss.dkd", stage.cfg.loss.dkd, schedules, cfg.seed)
+    objective = Objective(instantiate(cfg.task), {"dkd": term}, {"dkd.weight": schedules["weight"]})
     weights = []
     for epoch in (0, 5, 20, 239):
         objective.follow(Progress(step=782 * epoch, steps_per_epoch=782))

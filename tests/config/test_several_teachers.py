@@ -148,12 +148,12 @@ def test_a_run_with_a_random_teacher_repeats_bit_for_bit(composed: Callable[...,
     [
         (["loss.kd.teacher=[main,c]"], r"^loss\.kd\.teacher: no teacher 'c'"),
         (["loss.kd.teacher=[main,mian]"], r"^loss\.kd\.teacher: no teacher 'mian'\. Did you mean 'main'"),
-        (["loss.kd.teacher=[main,b]", "+loss.kd.combine=bset"], r"^loss\.kd: combine=bset.*Did you mean 'best'"),
+        (["loss.kd.teacher=[main,b]", "+loss.kd.combine=bset"], r"^loss\.kd\.combine=bset.*Did you mean 'best'"),
         (["loss.kd.teacher=[main,b]", "+loss.kd.combin=best"], r"^Unknown setting 'loss\.kd\.combin'"),
         (["+loss.kd.combine=best"], r"^loss\.kd\.combine=best wants several teachers"),
         (
             ["loss/relation=[rkd]", "loss.rkd.teacher=[main,b]", "+loss.rkd.combine=best"],
-            r"^loss\.rkd: combine=best weights the teachers per sample, and rkd",
+            r"^loss\.rkd\.combine=best weights the teachers per sample, and rkd",
         ),
     ],
 )

@@ -142,9 +142,9 @@ REFUSED = [
     ("task.weight={schedule: lin}", r"^task\.weight: unknown schedule 'lin'"),
     ("loss.kd.t_squared={schedule: constant, value: 1}", r"^loss\.kd\.t_squared cannot have .*not a number"),
     # A value that it comes to is not allowed.
-    ("loss.kd.temperature={schedule: warmup, to: 4, epochs: 1}", r"^loss\.kd: temperature=0\.0: .*greater than 0"),
+    ("loss.kd.temperature={schedule: warmup, to: 4, epochs: 1}", r"^loss\.kd\.temperature=0\.0: .*greater than 0"),
     ("task.label_smoothing={schedule: linear, start: 0, end: 1.5, steps: 3}", r"^task: .*label_smoothing=1\.5"),
-    ("loss.kd.temperature={schedule: on, when: val/score, above: 0.5, value: 2}", r"^loss\.kd: temperature=0\.0"),
+    ("loss.kd.temperature={schedule: on, when: val/score, above: 0.5, value: 2}", r"^loss\.kd\.temperature=0\.0"),
     # A metric that will not be there.
     (
         "loss.kd.weight={schedule: on, when: val/scor, above: 0.5, value: 1}",

@@ -80,7 +80,7 @@ def build(
     cfg = stage.cfg.copy()
     data = build_data(cfg) if data is None else data
     loaded = LoadedTeachers() if loaded is None else loaded
-    task, schedules = make_scheduled("task", cfg.task)
+    task = make_scheduled("task", cfg.task, stage.schedules["task"])
     outputs = task.outputs(data)
     _complete(cfg, data, task, former)
     batch = data.example()
@@ -101,10 +101,11 @@ def build(
     }
     networks = list(dict.fromkeys((student, *teachers.values())))  # the student may be among its teachers
 
-    terms = {}
+    terms, schedules = {}, {f"task.{name}": each for name, each in stage.schedules["task"].items()}
     for name, loss in cfg.loss.items():
-        terms[name], own = make_term(f"loss.{name}", loss, cfg.seed)
-        schedules |= own
+        own = stage.schedules[f"loss.{name}"]
+        terms[name] = make_term(f"loss.{name}", loss, own, cfg.seed)
+        schedules |= {f"{name}.{setting}": each for setting, each in own.items()}
     _refuse_networks(networks, batch, data, outputs, _with_own_classes(terms))
     if any(SELF in term.by_teacher for term in terms.values()):
         teachers[SELF] = student

@@ -13,7 +13,7 @@ from distillery.config.check_networks import check_student, check_teachers
 from distillery.config.names import losses_of, teachers_of
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import ObjectiveSettings, OptimSettings, Paths, Run, TrainerSettings, check_section
-from distillery.config.stages import RunSpec, Stage, stages_of
+from distillery.config.stages import RunSpec, Schedules, Stage, stages_of
 from distillery.config.targets import check_settings, check_target, imported, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
@@ -52,25 +52,28 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    whole, checked = _checked(cfg, overrides)
+    whole, checked, schedules = _checked(cfg, overrides)
     if checked.get("stages"):
         _refuse_stopping(checked)
         return RunSpec(whole, [check_stage(stage) for stage in stages_of(whole)])
     own = OmegaConf.create(checked)
-    return RunSpec(own, [Stage("", own, seed=own.seed)])
+    return RunSpec(own, [Stage("", own, seed=own.seed, schedules=schedules)])
 
 
 def check_stage(stage: Stage) -> Stage:
     """The stage with its config checked. One whose length is given in updates stays unresolved (see `lasting`)."""
     try:
-        whole, checked = _checked(stage.cfg)
+        whole, checked, schedules = _checked(stage.cfg)
     except UserError as error:
         raise UserError(f"{stage.label}{error}") from None
-    return replace(stage, cfg=whole if stage.steps is not None else OmegaConf.create(checked))
+    return replace(stage, cfg=whole if stage.steps is not None else OmegaConf.create(checked), schedules=schedules)
 
 
-def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig, dict[str, Any]]:
-    """The config as it was composed, with every value of the type that is wanted; and resolved, with what is used."""
+def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig, dict[str, Any], dict[str, Schedules]]:
+    """The config with every value of the type that is wanted: as it was composed, and resolved with only what is used.
+
+    And the schedules of the task and the losses, see `Stage`.
+    """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -89,8 +92,9 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig
     checked["objective"] = check_section("objective", plain["objective"], ObjectiveSettings)
     checked["paths"] = check_section("paths", plain["paths"], Paths)
     losses = {name: _loss(name, node) for name, node in plain["loss"].items()}
-    checked["loss"] = {name: losses[name] for name in losses_of(cfg)}
-    checked["task"] = _scheduled("task", plain["task"])
+    checked["loss"] = {name: losses[name][0] for name in losses_of(cfg)}
+    schedules = {f"loss.{name}": losses[name][1] for name in checked["loss"]}
+    checked["task"], schedules["task"] = _scheduled("task", plain["task"])
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
         checked[section] = {
@@ -102,7 +106,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig
     cfg = cfg.copy()
     for path, value in _changed(plain, checked):
         OmegaConf.update(cfg, path, value, force_add=True)
-    return cfg, checked
+    return cfg, checked, schedules
 
 
 def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
@@ -138,7 +142,7 @@ def _optim(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**node, **checked, "optimizer": check_target("optim.optimizer", optimizer, {"lr": LEARNING_RATE})}
 
 
-def _loss(name: str, node: Any) -> Any:
+def _loss(name: str, node: Any) -> tuple[Any, Schedules]:
     path = f"loss.{name}"
     if not isinstance(node, Mapping):
         raise UserError(
@@ -146,18 +150,18 @@ def _loss(name: str, node: Any) -> Any:
         )
     if "_target_" not in node:  # what an experiment says of a loss that is not chosen
         refuse_unknown("loss", [name], [file.stem for file in CONFIGS.glob("loss/*/*.yaml")])
-        return node
+        return node, {}
     teacher = conform(f"{path}.teacher", node.get("teacher", "main"), TEACHER)
-    own = [_scheduled(path, each) for each in per_teacher(path, {**node, "teacher": teacher})]
+    (own, schedules), *_ = [_scheduled(path, each) for each in per_teacher(path, {**node, "teacher": teacher})]
     taught = {key: node[key] for key in ("layers", COMBINE) if key in node} | {"teacher": teacher}
-    return {**own[0], **{key: value for key, value in taught.items() if key in node}}
+    return {**own, **{key: value for key, value in taught.items() if key in node}}, schedules
 
 
-def _scheduled(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node some of whose numbers may have schedules."""
+def _scheduled(path: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], Schedules]:
+    """A node some of whose numbers may have schedules, and these."""
     schedules = schedules_in(path, node, imported(f"{path}._target_", node["_target_"]))
     fixed = {key: value for key, value in node.items() if key not in schedules}
-    return {**node, **check_target(path, fixed)}
+    return {**node, **check_target(path, fixed)}, schedules
 
 
 def _optional(path: str, node: Any) -> Any:

@@ -5,7 +5,7 @@ What it names as null is again what the run has.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from distillery.config.check_stages import check_stages
 from distillery.config.spec import Until
 from distillery.core.roles import FROZEN, PLACE, role_of
 from distillery.results.layout import STAGES
+from distillery.training.schedules import Schedule
 
 GENERATION = 10_007  # added to the seed for each earlier student of the same config: generations begin differently
 RUN_TEACHER: dict[str, Any] = {
@@ -24,6 +25,9 @@ RUN_TEACHER: dict[str, Any] = {
     "bn_mode": "eval",
     "cache": False,
 }  # by its weights alone
+
+
+Schedules = Mapping[str, Schedule]  # by the setting that each takes the place of
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Stage:
         seed: of a fresh student's first weights.
         easiest: the share of the training samples, of each class, of which the teacher `main` is most confident; None:
             all of them.
+        schedules: those in `cfg`, by the path of the task or loss that they are a setting of: `task`, `loss.kd`.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Stage:
     until: Until | None = None
     seed: int = 0
     easiest: float | None = None
+    schedules: Mapping[str, Schedules] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -66,7 +72,7 @@ class Stage:
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, from which `stages_of` makes it again."""
-        rest = {key: value for key, value in vars(self).items() if key not in ("name", "cfg")}
+        rest = {key: value for key, value in vars(self).items() if key not in ("name", "cfg", "schedules")}
         rest["until"] = self.until.model_dump() if self.until else None
         return {"config": OmegaConf.to_container(self.cfg, resolve=True), **rest}
 

@@ -244,7 +244,7 @@ class StageSequence:
                 "easiest: it asks for a frozen teacher, teachers.main, that is there before the run: its confidence "
                 "decides which samples are easy."
             )
-        task, _ = make_scheduled("task", stage.cfg.task)
+        task = make_scheduled("task", stage.cfg.task, stage.schedules["task"])
         whole = complete_teacher(teacher, data, task, "main", stage.cfg.student)
         return confidences(self._loaded.load(whole, "main"), data, task)
 
@@ -293,7 +293,7 @@ class StageSequence:
         """Load the teachers of an earlier stage, as a run that was not stopped has done by now."""
         stage, data = self.stages[place], self.data(place)
         cfg = placed(stage, self.folder).cfg
-        task, _ = make_scheduled("task", cfg.task)
+        task = make_scheduled("task", cfg.task, stage.schedules["task"])
         with naming(stage):
             frozen = {name: teacher for name, teacher in cfg.teachers.items() if role_of(teacher) == FROZEN}
             completed = {
