@@ -81,11 +81,8 @@ def why_not(model: str, what: str, error: BaseException) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bar and no report of transformers; afterwards everything is as it was."""
-    verbosity, bars, no_downloads = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        are_progress_bars_disabled(),
-    )
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    no_downloads = are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # those of downloads too
     try:

@@ -147,9 +147,8 @@ class Distiller(L.LightningModule):
         count = len(target)
         if count:  # a batch of texts may have no labelled token
             self.val_score.update(rows.logits, target)
-        self.log(
-            "val/score", self.val_score, prog_bar=True, metric_attribute="val_score"
-        )  # each stage has a metric of its own
+        # The attribute is named, since each stage has a metric of its own.
+        self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")
         loss = self.task.loss(rows.logits, target).sum() / max(1, count)
         self.log("val/loss", loss, batch_size=count, sync_dist=True)
 

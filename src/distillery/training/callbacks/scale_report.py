@@ -52,10 +52,8 @@ class ScaleReport(L.Callback):
             name: (value, weights[name] * value, abs(weights[name]) * norms[name])
             for name, value in zip(weights, raw.tolist(), strict=True)
         }
-        if all(
-            math.isfinite(figure) for figures in row.values() for figure in figures
-        ):  # otherwise TermMonitor stops the run
-            self._rows.append(row)
+        if all(math.isfinite(figure) for figures in row.values() for figure in figures):
+            self._rows.append(row)  # otherwise TermMonitor stops the run
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)

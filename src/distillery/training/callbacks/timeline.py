@@ -28,9 +28,8 @@ class Timeline(L.Callback):
         self._lr = 0.0
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._lr = float(
-            trainer.optimizers[0].param_groups[0]["lr"]
-        )  # at the end of the batch it is already that of the next
+        # At the end of the batch it is already that of the next.
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
