@@ -129,7 +129,7 @@ def test_dkd_is_warmed_up_over_twenty_epochs(compose_train: Compose) -> None:
     cfg = compose_train("experiment=cifar100/resnet56_resnet20", *overrides)
     (stage,) = check(cfg).stages
     schedules = stage.schedules["loss.dkd"]
-    term = make_term("loss.dkd", stage.cfg.loss.dkd, schedules, cfg.seed)
+    term = make_term("loss.dkd", stage.cfg.loss.dkd, stage.per_teacher["dkd"], schedules, cfg.seed)
     objective = Objective(instantiate(cfg.task), {"dkd": term}, {"dkd.weight": schedules["weight"]})
     weights = []
     for epoch in (0, 5, 20, 239):

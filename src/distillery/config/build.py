@@ -104,7 +104,7 @@ def build(
     terms, schedules = {}, {f"task.{name}": each for name, each in stage.schedules["task"].items()}
     for name, loss in cfg.loss.items():
         own = stage.schedules[f"loss.{name}"]
-        terms[name] = make_term(f"loss.{name}", loss, own, cfg.seed)
+        terms[name] = make_term(f"loss.{name}", loss, stage.per_teacher[name], own, cfg.seed)
         schedules |= {f"{name}.{setting}": each for setting, each in own.items()}
     _refuse_networks(networks, batch, data, outputs, _with_own_classes(terms))
     if any(SELF in term.by_teacher for term in terms.values()):

@@ -52,27 +52,27 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    whole, checked, schedules = _checked(cfg, overrides)
+    whole, checked, parsed = _checked(cfg, overrides)
     if checked.get("stages"):
         _refuse_stopping(checked)
         return RunSpec(whole, [check_stage(stage) for stage in stages_of(whole)])
     own = OmegaConf.create(checked)
-    return RunSpec(own, [Stage("", own, seed=own.seed, schedules=schedules)])
+    return RunSpec(own, [Stage("", own, seed=own.seed, **parsed)])
 
 
 def check_stage(stage: Stage) -> Stage:
     """The stage with its config checked. One whose length is given in updates stays unresolved (see `lasting`)."""
     try:
-        whole, checked, schedules = _checked(stage.cfg)
+        whole, checked, parsed = _checked(stage.cfg)
     except UserError as error:
         raise UserError(f"{stage.label}{error}") from None
-    return replace(stage, cfg=whole if stage.steps is not None else OmegaConf.create(checked), schedules=schedules)
+    return replace(stage, cfg=whole if stage.steps is not None else OmegaConf.create(checked), **parsed)
 
 
-def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig, dict[str, Any], dict[str, Schedules]]:
+def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig, dict[str, Any], dict[str, Any]]:
     """The config with every value of the type that is wanted: as it was composed, and resolved with only what is used.
 
-    And the schedules of the task and the losses, see `Stage`.
+    And what was parsed of the task and the losses: `schedules` and `per_teacher` of a `Stage`.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
@@ -94,6 +94,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig
     losses = {name: _loss(name, node) for name, node in plain["loss"].items()}
     checked["loss"] = {name: losses[name][0] for name in losses_of(cfg)}
     schedules = {f"loss.{name}": losses[name][1] for name in checked["loss"]}
+    taught = {name: losses[name][2] for name in checked["loss"]}
     checked["task"], schedules["task"] = _scheduled("task", plain["task"])
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
@@ -106,7 +107,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig
     cfg = cfg.copy()
     for path, value in _changed(plain, checked):
         OmegaConf.update(cfg, path, value, force_add=True)
-    return cfg, checked, schedules
+    return cfg, checked, {"schedules": schedules, "per_teacher": taught}
 
 
 def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
@@ -142,7 +143,7 @@ def _optim(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**node, **checked, "optimizer": check_target("optim.optimizer", optimizer, {"lr": LEARNING_RATE})}
 
 
-def _loss(name: str, node: Any) -> tuple[Any, Schedules]:
+def _loss(name: str, node: Any) -> tuple[Any, Schedules, list[dict[str, Any]]]:
     path = f"loss.{name}"
     if not isinstance(node, Mapping):
         raise UserError(
@@ -150,11 +151,13 @@ def _loss(name: str, node: Any) -> tuple[Any, Schedules]:
         )
     if "_target_" not in node:  # what an experiment says of a loss that is not chosen
         refuse_unknown("loss", [name], [file.stem for file in CONFIGS.glob("loss/*/*.yaml")])
-        return node, {}
+        return node, {}, []
     teacher = conform(f"{path}.teacher", node.get("teacher", "main"), TEACHER)
-    (own, schedules), *_ = [_scheduled(path, each) for each in per_teacher(path, {**node, "teacher": teacher})]
-    taught = {key: node[key] for key in ("layers", COMBINE) if key in node} | {"teacher": teacher}
-    return {**own, **{key: value for key, value in taught.items() if key in node}}, schedules
+    each = per_teacher(path, {**node, "teacher": teacher})
+    shared = {key: value for key, value in node.items() if key != COMBINE}
+    (own, schedules), *_ = [_scheduled(path, {**shared, **choice}) for choice in each]
+    given = {"teacher": teacher, **{key: node[key] for key in ("layers", COMBINE) if key in node}}
+    return {key: given.get(key, own.get(key)) for key in node}, schedules, each
 
 
 def _scheduled(path: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], Schedules]:

@@ -1,5 +1,6 @@
 """What a config describes, made: with one teacher or several, with numbers that a schedule changes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.config.several_teachers import COMBINE, per_teacher
+from distillery.config.several_teachers import COMBINE
 from distillery.config.stages import Schedules
 from distillery.core.errors import UserError
 from distillery.losses.several import Several
@@ -18,9 +19,12 @@ from distillery.training.schedules import Progress
 REFUSALS = (MisconfigurationException, TypeError, ValueError)  # of settings, by those who are not ours
 
 
-def make_term(path: str, config: DictConfig, schedules: Schedules, seed: int) -> Term:
-    """The loss that the config at `path` describes, with one teacher or several."""
-    terms = [make_scheduled(path, OmegaConf.create(own), schedules) for own in per_teacher(path, config)]
+def make_term(
+    path: str, config: DictConfig, per_teacher: Sequence[Mapping[str, Any]], schedules: Schedules, seed: int
+) -> Term:
+    """The loss that the config at `path` describes, with one teacher or several (see `several_teachers`)."""
+    shared = {str(key): value for key, value in config.items() if key != COMBINE}
+    terms = [make_scheduled(path, OmegaConf.create({**shared, **own}), schedules) for own in per_teacher]
     if len(terms) == 1:
         return terms[0]
     try:

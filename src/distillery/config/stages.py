@@ -46,6 +46,7 @@ class Stage:
         easiest: the share of the training samples, of each class, of which the teacher `main` is most confident; None:
             all of them.
         schedules: those in `cfg`, by the path of the task or loss that they are a setting of: `task`, `loss.kd`.
+        per_teacher: by a loss's name, its settings `teacher` and `layers` for each of its teachers.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     seed: int = 0
     easiest: float | None = None
     schedules: Mapping[str, Schedules] = field(default_factory=dict)
+    per_teacher: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -71,8 +73,8 @@ class Stage:
         return replace(self, cfg=cfg, steps=None)
 
     def plain(self) -> dict[str, Any]:
-        """All of it as plain data, from which `stages_of` makes it again."""
-        rest = {key: value for key, value in vars(self).items() if key not in ("name", "cfg", "schedules")}
+        """The stage as plain data, from which `stages_of` makes it again, without what was parsed of its config."""
+        rest: dict[str, Any] = {key: getattr(self, key) for key in ("fresh", "train", "steps", "seed", "easiest")}
         rest["until"] = self.until.model_dump() if self.until else None
         return {"config": OmegaConf.to_container(self.cfg, resolve=True), **rest}
 
