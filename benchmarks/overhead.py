@@ -22,10 +22,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 from distillery.config.build import Parts, build
+from distillery.config.check import check
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from distillery.models.weights import save_weights
-from distillery.runs.run import make_trainer
+from distillery.runs.trainer import make_trainer
 
 LIMIT = 1.05
 RESNETS = [
@@ -100,7 +101,8 @@ def compare(name: str, overrides: list[str], steps: int, pairs: int) -> tuple[fl
         net = compose("train", overrides=overrides).teachers.main.net
         save_weights(instantiate(net, num_classes=10, in_chans=1), weights)  # new weights cost what trained ones do
         for pair in range(pairs):
-            parts = build(compose("train", overrides=overrides))
+            (stage,) = check(compose("train", overrides=overrides)).stages
+            parts = build(stage)
             trainer = under_trainer(parts, steps, Path(scratch) / str(pair))
             hand = by_hand(parts, steps)
             ratios.append(trainer / hand)

@@ -13,6 +13,7 @@ from IPython.display import Image, display
 from safetensors.torch import load_file
 
 from distillery.config.build import build
+from distillery.config.check import check
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from distillery.models.cnn import SmallCNN
@@ -47,7 +48,8 @@ teacher.record.metrics["last"]
 
 # %%
 weights = f"teachers.main.weights={out / 'teacher'}"
-show_plan(build(config("plan", "experiment=digits_demo", "loss/feature=[hint]", weights)))
+checked = check(config("plan", "experiment=digits_demo", "loss/feature=[hint]", weights))
+show_plan(build(checked.stages[0]))
 
 # %% [markdown]
 # ## With and without the teacher

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import OmegaConf
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
@@ -118,12 +119,14 @@ def together(teacher: str, once: Once) -> tuple[Path, str]:
     """The same on two: its folder, in a path that needs quotes, and all that it printed."""
 
     def make(folder: Path) -> None:
-        code, output = ended(started(folder.parent, SCRIPT, *JOB, *TWO, teacher, f"paths.run='{folder}'"))
+        folder.mkdir()
+        code, output = ended(started(folder, SCRIPT, *JOB, *TWO, teacher, f"paths.run='{folder / name}'"))
         assert code == 0, output
-        folder.with_suffix(".txt").write_text(output, encoding="utf-8")
+        (folder / "printed.txt").write_text(output, encoding="utf-8")
 
-    folder = once("two ranks, x=1", make)
-    return folder, folder.with_suffix(".txt").read_text(encoding="utf-8")
+    name = "two ranks, x=1"
+    folder = once("two_ranks", make)
+    return folder / name, (folder / "printed.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -196,11 +199,11 @@ def test_stages_are_those_of_one_process(hardware: tuple[str, ...], teacher: str
 def test_only_the_first_rank_writes_and_prints(alone: Callable[[float], Path], together: tuple[Path, str]) -> None:
     folder, output = together
     assert files(folder) == files(alone(LR)) == FILES
-    assert files(folder.parent) == [f"{folder.name}/{file}" for file in FILES]
+    assert files(folder.parent) == ["printed.txt", *(f"{folder.name}/{file}" for file in FILES)]
     lines = output.splitlines()
     assert len(lines) == 2, output
     assert lines[0].startswith("kd+hint+at+rkd+cc seed 0: test score")
-    assert lines[1] == f"distill-evaluate run={folder}"
+    assert lines[1] == f"distill-evaluate \"run='{folder}'\""
 
 
 @pytest.mark.slow
@@ -314,7 +317,7 @@ def test_no_rank_outlives_the_first(teacher: str, tmp_path: Path) -> None:
 
 def launched(cwd: Path, *jobs: Sequence[str]) -> list[tuple[int, str]]:
     """As torchrun does: a process a rank, each told its rank."""
-    port = str(module._free_port())
+    port = str(find_free_network_port())
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = [
