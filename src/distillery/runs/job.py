@@ -25,6 +25,7 @@ from distillery.config.build import build_data
 from distillery.config.networks import run_config
 from distillery.config.stages import Stage
 from distillery.core.errors import UserError
+from distillery.core.process import is_main
 from distillery.models.weights import SUFFIXES
 from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
@@ -102,6 +103,8 @@ class Job:
         if record.config_hash == self.identity() and self._has_same_data(record, fingerprints):
             return record if record.data else None  # without: it was refused before anything was built
         if replace or (record.status == "failed" and not left):
+            return None
+        if not is_main():  # of a launcher, such as torchrun: the first rank decides, and `SameJob` compares the others
             return None
         raise UserError(
             f"{self.folder} holds a {record.status} run of another job ({self._differences()}). Add replace=true to "
