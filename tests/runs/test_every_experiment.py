@@ -51,13 +51,13 @@ class Small:
     terms: frozenset[str]
     teacher: str | None = None
     of: tuple[str, ...] = ()
-    slow: bool = False
+    long: bool = False
 
 
-def glue(name: str, loss: str = "kd", slow: bool = False) -> Small:
+def glue(name: str, loss: str = "kd", long: bool = False) -> Small:
     """Of the set `name`."""
     of = f"experiment/glue={name}", FOUR_LAYERS
-    return Small(SMALL_GLUE, frozenset({"task", loss}), "glue/teacher", of, slow)
+    return Small(SMALL_GLUE, frozenset({"task", loss}), "glue/teacher", of, long)
 
 
 DIGITS = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
@@ -94,60 +94,58 @@ TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
 EXPERIMENTS = {
     "cifar100/recipe": Small((*CIFAR, "teachers.main.net.name=resnet20"), KD),
     "cifar100/teacher": Small((*CIFAR, "student.net.name=resnet20"), TASK),
-    "cifar100/resnet56_resnet20": Small(CIFAR, KD, slow=True),
-    "cifar100/resnet110_resnet20": Small(CIFAR, KD, slow=True),
-    "cifar100/resnet110_resnet32": Small(CIFAR, KD, slow=True),
-    "cifar100/resnet32x4_resnet8x4": Small(CIFAR, KD, slow=True),
-    "cifar100/vgg13_vgg8": Small(CIFAR, KD, slow=True),
-    "cifar100/wrn_40_2_wrn_16_2": Small(CIFAR, KD, slow=True),
-    "cifar100/wrn_40_2_wrn_40_1": Small(CIFAR, KD, slow=True),
-    "bert_to_bilstm": Small(MOVIES, frozenset({"task", "logit_mse"}), teacher="movie_reviews_teacher", slow=True),
+    "cifar100/resnet56_resnet20": Small(CIFAR, KD, long=True),
+    "cifar100/resnet110_resnet20": Small(CIFAR, KD, long=True),
+    "cifar100/resnet110_resnet32": Small(CIFAR, KD, long=True),
+    "cifar100/resnet32x4_resnet8x4": Small(CIFAR, KD, long=True),
+    "cifar100/vgg13_vgg8": Small(CIFAR, KD, long=True),
+    "cifar100/wrn_40_2_wrn_16_2": Small(CIFAR, KD, long=True),
+    "cifar100/wrn_40_2_wrn_40_1": Small(CIFAR, KD, long=True),
+    "bert_to_bilstm": Small(MOVIES, frozenset({"task", "logit_mse"}), teacher="movie_reviews_teacher", long=True),
     "digits_demo": Small(DIGITS, KD, teacher="digits_teacher"),
     "digits_teacher": Small(DIGITS, TASK),
-    "distilbert": Small(SPEECHES, KD | {"hidden_cosine"}, teacher="distilbert_teacher", slow=True),
-    "distilbert_classification": Small(MOVIES, KD | {"hidden_cosine"}, teacher="movie_reviews_teacher", slow=True),
-    "distilbert_teacher": Small(SPEECHES, TASK, slow=True),
-    "efficientnet_lite0": Small(IMAGENET, KD, teacher="efficientnet_lite0_teacher", slow=True),
-    "efficientnet_lite0_teacher": Small(IMAGENET, TASK, slow=True),
+    "distilbert": Small(SPEECHES, KD | {"hidden_cosine"}, teacher="distilbert_teacher", long=True),
+    "distilbert_classification": Small(MOVIES, KD | {"hidden_cosine"}, teacher="movie_reviews_teacher", long=True),
+    "distilbert_teacher": Small(SPEECHES, TASK, long=True),
+    "efficientnet_lite0": Small(IMAGENET, KD, teacher="efficientnet_lite0_teacher", long=True),
+    "efficientnet_lite0_teacher": Small(IMAGENET, TASK, long=True),
     "fashion_mnist": Small(FASHION, KD, teacher="fashion_mnist_teacher"),
     "fashion_mnist_teacher": Small(FASHION, TASK),
     "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
     "fashion_mnist_vit_teacher": Small(FASHION, TASK),
-    "glue/recipe": Small((*SMALL_GLUE, "data.source.name=sst2"), KD, "glue/teacher", (FOUR_LAYERS,), slow=True),
+    "glue/recipe": Small((*SMALL_GLUE, "data.source.name=sst2"), KD, "glue/teacher", (FOUR_LAYERS,), long=True),
     "glue/teacher": Small((*SMALL_GLUE, FOUR_LAYERS), TASK),
     "glue/sst2": glue("sst2"),
     "glue/mnli": glue("mnli"),
     "glue/stsb": glue("stsb", loss="logit_mse"),
-    **{f"glue/{name}": glue(name, slow=True) for name in ("mrpc", "rte", "qnli", "qqp")},  # pairs, as those two
-    "minilm": Small(MOVIES, KD | {"minilm"}, teacher="movie_reviews_teacher", slow=True),
-    "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", slow=True),
-    "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", slow=True),
-    "movie_reviews_teacher": Small(MOVIES, TASK, slow=True),
-    "pkd": Small(MOVIES, KD | {"pkd"}, teacher="movie_reviews_teacher", slow=True),
+    **{f"glue/{name}": glue(name, long=True) for name in ("mrpc", "rte", "qnli", "qqp")},  # pairs, as those two
+    "minilm": Small(MOVIES, KD | {"minilm"}, teacher="movie_reviews_teacher", long=True),
+    "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", long=True),
+    "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", long=True),
+    "movie_reviews_teacher": Small(MOVIES, TASK, long=True),
+    "pkd": Small(MOVIES, KD | {"pkd"}, teacher="movie_reviews_teacher", long=True),
     "tinybert": Small(
         MOVIES,
         KD | {"hidden_mse", "embedding_mse", "tinybert_attention"},
         teacher="movie_reviews_teacher",
-        slow=True,
+        long=True,
     ),
-    "wordnet": Small(WORDNET, KD, teacher="wordnet_teacher", slow=True),
-    "wordnet_small": Small(WORDNET, KD, teacher="wordnet_teacher", slow=True),
-    "wordnet_teacher": Small(WORDNET, TASK, slow=True),
+    "wordnet": Small(WORDNET, KD, teacher="wordnet_teacher", long=True),
+    "wordnet_small": Small(WORDNET, KD, teacher="wordnet_teacher", long=True),
+    "wordnet_teacher": Small(WORDNET, TASK, long=True),
     # each of their runs has one loss: here kd
     "leaderboard_digits": Small((*DIGITS, "loss/response=[kd]"), KD, teacher="digits_teacher"),
     "leaderboard_fashion_mnist": Small(ONE_LOSS, KD, teacher="fashion_mnist_teacher"),
     "leaderboard_vit": Small(ONE_LOSS, KD, teacher="fashion_mnist_vit_teacher"),
 }
 # Recipes that differ from another one in a network or a data set only, and whose configs have tests of their own.
-SLOW_TWINS = {"glue/mnli", "cifar100/teacher", "fashion_mnist_vit_teacher", "leaderboard_vit"}
-LONG_TWINS = {f"cifar100/resnet{pair}" for pair in ("56_resnet20", "110_resnet20", "110_resnet32")}
-LONG_TWINS |= {"cifar100/wrn_40_2_wrn_40_1", "glue/rte", "glue/qnli", "glue/qqp"}
+TWINS = {"glue/mnli", "glue/rte", "glue/qnli", "glue/qqp", "cifar100/teacher", "cifar100/wrn_40_2_wrn_40_1"}
+TWINS |= {f"cifar100/resnet{pair}" for pair in ("56_resnet20", "110_resnet20", "110_resnet32")}
+TWINS |= {"fashion_mnist_vit_teacher", "leaderboard_vit"}
 
 
 def marks(name: str, small: Small) -> list[pytest.MarkDecorator]:
-    if name in LONG_TWINS:
-        return [pytest.mark.long]
-    return [pytest.mark.slow] if small.slow or name in SLOW_TWINS else []
+    return [pytest.mark.long] if small.long or name in TWINS else []
 
 
 NAMES = [pytest.param(name, marks=marks(name, small)) for name, small in EXPERIMENTS.items()]
@@ -330,7 +328,7 @@ def test_every_loss_beside_the_experiment(composed: Composed, experiment: str) -
     assert_works(composed(experiment, "loss/response=[kd,dkd]", *EVERY_LOSS), EVERY_TERM)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_loss_between_transformers(composed: Composed) -> None:
     """Beside kd, the losses on attention and on tokens, all at once, on the layers that `auto` finds."""
     on_attention = "attention_mse", "tinybert_attention", "minilm", "minilmv2", "vit_attention", "class_attention"
