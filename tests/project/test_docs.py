@@ -101,7 +101,7 @@ def test_the_stages_are_what_is_said_of_them(teacher: Path, tmp_path: Path) -> N
     assert [*student.cfg.loss] == ["kd"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, cut short: few epochs, one seed; small files in the place of the data sets."""
     monkeypatch.setenv("DISTILLERY_OUTPUTS", "outputs")
