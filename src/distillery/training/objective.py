@@ -122,8 +122,8 @@ class Objective(nn.Module):
         Args:
             counts: of the update that the batch belongs to; None: the batch, with those of the other ranks, is all.
         """
-        counts = counts or UpdateCounts.of(self.task, [batch])
         rows, labelled = self.task.rows(student, batch)
+        counts = counts or UpdateCounts.of_batch(batch, len(labelled["target"]))
         taught = {name: self.task.rows(signals.detach(), batch)[0] for name, signals in teachers.items()}
         target = labelled["target"]
         terms: dict[str, Any] = dict(self.terms)

@@ -38,14 +38,23 @@ class UpdateCounts:
 
         Every rank must call this, with equally many batches.
         """
-        device = batches[0]["target"].device
-        rows, samples, ranks = sum(_rows(task, batch) for batch in batches), sum(map(_samples, batches)), world_size()
+        rows, samples = sum(_rows(task, batch) for batch in batches), sum(map(_samples, batches))
+        return cls._over_ranks(rows, samples, len(batches), batches[0]["target"].device)
+
+    @classmethod
+    def of_batch(cls, batch: Batch, rows: int) -> Self:
+        """`of` a single batch whose rows have been counted: nothing is accumulated."""
+        return cls._over_ranks(rows, _samples(batch), 1, batch["target"].device)
+
+    @classmethod
+    def _over_ranks(cls, rows: int, samples: int, batches: int, device: torch.device) -> Self:
+        ranks = world_size()
         if ranks == 1:
-            return cls(max(1, rows), samples, len(batches), ranks)  # without a row that counts, the mean is 0
+            return cls(max(1, rows), samples, batches, ranks)  # without a row that counts, the mean is 0
         counts = torch.tensor([rows, samples], device=device)
         dist.all_reduce(counts)
         all_rows, all_samples = counts.clamp_min(1)
-        return cls(all_rows, all_samples, len(batches), ranks)
+        return cls(all_rows, all_samples, batches, ranks)
 
     def mean_of_rows(self, values: Tensor) -> Tensor:
         """Values of this batch's rows, [N] → their contribution to the mean."""
