@@ -45,7 +45,7 @@ def network(net: nn.Module) -> Network:
 
 def longer(data: TextData, positions: int) -> int:
     """How many of its texts, counted by its own tokenizer, have more tokens than that."""
-    return sum(len(ids) > positions for ids in data.tokenizer(LONG)["input_ids"])
+    return sum(len(ids) > positions for ids in data.loaded_tokenizer(LONG)["input_ids"])
 
 
 class TestTokenizer:

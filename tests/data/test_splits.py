@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
-from distillery.data.module import Common, Data
+from distillery.data.module import Data
 from distillery.data.raw_data import Split
 from distillery.data.sources.fashion_mnist import DEBIAN, fashion_mnist
 from distillery.data.sources.wordnet import wordnet
@@ -111,7 +111,7 @@ def test_recipes_draw_the_published_subset_whatever_the_seed() -> None:
         if not folder.is_dir():
             pytest.skip(f"{folder} is not installed")
         recipe_data = OmegaConf.to_container(OmegaConf.load(CONFIGS / "experiment" / f"{recipe}.yaml").data)
-        subset: Any = {key: value for key, value in recipe_data.items() if key in Common.__annotations__}
+        subset: Any = {key: value for key, value in recipe_data.items() if key in Data.__annotations__}
         data = Unserved(source, **subset, eval_batch_size=100, root=str(folder), val_size=5000, seed=3)
         train, val = (data.splits[part].indices for part in ("train", "val"))
         lines = "".join(f"{position}\n" for position in train.tolist())

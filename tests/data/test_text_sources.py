@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
-from distillery.data.module import Common
 from distillery.data.raw_data import RawData, Split
 from distillery.data.sources import movie_reviews as reviews_source
 from distillery.data.sources import wordnet as wordnet_source
@@ -302,6 +301,6 @@ def test_each_config_names_every_option_with_its_default() -> None:
             for key, option in options.items()
             if option.default is not option.empty and key != "root"
         }
-        served = (inspect.signature(TextData).parameters.keys() - {"common"}) | Common.__annotations__.keys()
+        served = inspect.signature(TextData).parameters.keys()
         assert cfg.keys() - {"_target_", "root"} == served - {"root"}
         assert (cfg["mask"] is not None) == (name == "sotu")

@@ -111,7 +111,7 @@ class TestClassification:
         assert record.cost["flops"] > 0
 
     def test_what_is_said_of_the_texts(self, whole: Result) -> None:
-        tokenizer = whole.parts.data.tokenizer  # type: ignore[attr-defined]
+        tokenizer = whole.parts.data.loaded_tokenizer  # type: ignore[attr-defined]
         longer = sum(len(ids) > CUT for ids in tokenizer([text for text, _ in ROWS])["input_ids"])
         split, cut = whole.record.data["remarks"]
         assert "28 of the texts of train" in split
@@ -193,7 +193,7 @@ def test_masked_lm(run: Trained) -> None:
     found = predictions(result)
     counts = Counter(found["index"].tolist())
     assert len(counts) == 28  # each text has one at least
-    known = result.parts.data.tokenizer  # type: ignore[attr-defined]
+    known = result.parts.data.loaded_tokenizer  # type: ignore[attr-defined]
     for index, target in zip(found["index"], found["target"], strict=True):
         assert target in known(ROWS[index][0])["input_ids"]
         assert target not in known.all_special_ids

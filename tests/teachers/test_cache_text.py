@@ -125,7 +125,7 @@ def test_memory_is_that_of_the_tokens_that_count(
     """Not of the padding: logits a text; two layers, the embeddings and six operands, 16 numbers each, a token."""
     data = text_data(folder, Texts(TEXTS), eval_batch_size=BATCH)
     teacher = tapped(data)
-    tokens = sum(len(ids) for ids in data.tokenizer(TEXTS)["input_ids"])
+    tokens = sum(len(ids) for ids in data.loaded_tokenizer(TEXTS)["input_ids"])
     needed = 4 * (60 * 3 + 60 * 3 + tokens * (2 + 1 + 6) * 16)
     monkeypatch.setattr(cache.os, "sysconf", lambda _: (2 * share * needed) ** 0.5)
     recalled, batch = cached(teacher, data), next(iter(data.train_dataloader()))

@@ -22,10 +22,10 @@ def check_tokenizer(name: str, tokenizer: str, data: Data) -> None:
         UserError: with three texts that become other tokens.
     """
     assert isinstance(data, TextData)
-    if tokenizer != data.tokenizer_name:
+    if tokenizer != data.tokenizer:
         theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
         texts = data.raw.train.inputs.first[:COMPARED]
-        refuse_other_tokenizer(data.tokenizer, theirs, name, tokenizer, texts)
+        refuse_other_tokenizer(data.loaded_tokenizer, theirs, name, tokenizer, texts)
 
 
 def check_lengths(network: Network, data: Data) -> None:

@@ -89,29 +89,16 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool] | None
     except ValueError:
         return None
     hints = _hints(target.__init__ if inspect.isclass(target) else target)
-    known: dict[str, Any] = {}
-    takes_any = False
-    for parameter in signature:
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            known[parameter.name] = hints.get(parameter.name, Any)
-        elif typing.get_origin(parameter.annotation) is typing.Unpack:  # of a TypedDict, which says the names
-            known |= _hints(typing.get_args(parameter.annotation)[0])
-        else:
-            takes_any = True
-    return known, takes_any
+    named = [parameter.name for parameter in signature if parameter.kind is not parameter.VAR_KEYWORD]
+    return {name: hints.get(name, Any) for name in named}, len(named) < len(signature)
 
 
 def _hints(function: Any) -> dict[str, Any]:
     """The annotations, with what `Annotated` adds; none where one of them cannot be read."""
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):  # imported by type checkers only
         return {}
-    return {name: _without_required(hint) for name, hint in hints.items()}
-
-
-def _without_required(hint: Any) -> Any:
-    return typing.get_args(hint)[0] if typing.get_origin(hint) in (typing.Required, typing.NotRequired) else hint
 
 
 def _setting(path: str, value: Any, kind: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from distillery.core.errors import UserError
 from distillery.data.sampler import BatchKey, SeededBatchSampler
 
 
+@dataclass(eq=False, repr=False)
 class BatchDataset(Dataset[dict[str, Tensor]]):
     """`dataset[key]` is the batch of a `BatchKey`: its inputs, `target` and `index`.
 
@@ -21,9 +23,8 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
         targets: those of all samples.
     """
 
-    def __init__(self, inputs_of: Callable[[Tensor, BatchKey], Mapping[str, Tensor]], targets: Tensor) -> None:
-        self.inputs_of = inputs_of
-        self.targets = targets
+    inputs_of: Callable[[Tensor, BatchKey], Mapping[str, Tensor]]
+    targets: Tensor
 
     def __len__(self) -> int:
         return len(self.targets)

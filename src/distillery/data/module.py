@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Required, Self, TypedDict
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -23,22 +23,7 @@ from distillery.data.splits import read_index
 Stage = Literal["train", "val", "test"]
 
 
-class Common(TypedDict, total=False):
-    """The settings shared by all data sets, which `VisionData` and `TextData` pass on to `Data`."""
-
-    batch_size: Required[PositiveInt]
-    eval_batch_size: Required[PositiveInt]
-    seed: Required[NonNegativeInt]
-    root: str | None
-    train_size: PositiveInt | None
-    train_fraction: float | None
-    train_index: str | None
-    subset_seed: NonNegativeInt | None
-    val_size: NonNegativeInt | NonNegativeFloat | None
-    num_workers: NonNegativeInt
-    drop_last: bool
-
-
+@dataclass(eq=False, repr=False)
 class Data(LightningDataModule):
     """Serves batches from the splits of `source`: `target` and `index` [B], and the inputs of a subclass.
 
@@ -60,36 +45,23 @@ class Data(LightningDataModule):
     """
 
     kind: ClassVar[Literal["images", "texts"]]
-    vocab_size: int  # of texts only
 
-    def __init__(
-        self,
-        source: Callable[..., RawData],
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        root: str | None = None,
-        train_size: int | None = None,
-        train_fraction: float | None = None,
-        train_index: str | None = None,
-        subset_seed: int | None = None,
-        val_size: int | float | None = None,
-        num_workers: int = 0,
-        drop_last: bool = False,
-    ) -> None:
+    source: Callable[..., RawData]
+    _: KW_ONLY
+    batch_size: PositiveInt
+    eval_batch_size: PositiveInt
+    seed: NonNegativeInt
+    root: str | None = None
+    train_size: PositiveInt | None = None
+    train_fraction: float | None = None
+    train_index: str | None = None
+    subset_seed: NonNegativeInt | None = None
+    val_size: NonNegativeInt | NonNegativeFloat | None = None
+    num_workers: NonNegativeInt = 0
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.source = source
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.seed = seed
-        self.root = root
-        self.train_size = train_size
-        self.train_fraction = train_fraction
-        self.train_index = train_index
-        self.subset_seed = seed if subset_seed is None else subset_seed
-        self.val_size = val_size
-        self.num_workers = num_workers
-        self.drop_last = drop_last
 
     @cached_property
     def raw(self) -> RawData:
@@ -152,7 +124,7 @@ class Data(LightningDataModule):
         if size == available:
             return train
         try:
-            return train.divided(size, self.subset_seed)[0]
+            return train.divided(size, self.seed if self.subset_seed is None else self.subset_seed)[0]
         except UserError as error:
             name = "train_size" if self.train_fraction is None else "train_fraction"
             raise UserError(f"data.{name}={getattr(self, name)}: {error}") from error
@@ -212,6 +184,11 @@ class Data(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("test")
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens; of texts only."""
+        raise NotImplementedError
 
     def word_counts(self) -> Tensor | None:
         """How often each token of the vocabulary occurs in the training texts, [V]; None for images."""

@@ -1,6 +1,7 @@
 """The order of the samples: seeded global batches, divided among the ranks, resumable in mid-epoch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ class BatchKey(NamedTuple):
     length: int = 0
 
 
+@dataclass(eq=False, repr=False)
 class SeededBatchSampler(Sampler[BatchKey]):
     """Yields one `BatchKey` per batch; the order is a pure function of (seed, epoch).
 
@@ -42,33 +44,23 @@ class SeededBatchSampler(Sampler[BatchKey]):
         UserError: there are too few samples, or the batch is too small, for the number of ranks.
     """
 
-    def __init__(
-        self,
-        indices: Tensor,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        drop_last: bool = False,
-        lengths: Tensor | None = None,
-        bucket: int = 0,
-    ) -> None:
-        self.lengths = lengths
-        self.bucket = bucket
-        self.indices = indices
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world = world
-        self.bounds = self._bounds(len(indices), 2 * world if shuffle else world, drop_last)
-        self.epoch = 0
-        self.served = 0
-        self._resume_at = 0
+    indices: Tensor
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+    rank: int = 0
+    world: int = 1
+    drop_last: bool = False
+    lengths: Tensor | None = None
+    bucket: int = 0
 
-    def _bounds(self, total: int, least: int, drop_last: bool) -> list[tuple[int, int]]:
+    def __post_init__(self) -> None:
+        self.bounds = self._bounds()
+        self.epoch = self.served = self._resume_at = 0
+
+    def _bounds(self) -> list[tuple[int, int]]:
         """Start and end of each global batch."""
+        total, least = len(self.indices), 2 * self.world if self.shuffle else self.world
         if total and self.batch_size < least:
             raise UserError(
                 f"A batch of {self.batch_size} samples is too small for {self.world} process(es): "
@@ -78,14 +70,14 @@ class SeededBatchSampler(Sampler[BatchKey]):
         starts = range(0, total, self.batch_size)
         bounds = [(start, min(start + self.batch_size, total)) for start in starts]
         size = bounds[-1][1] - bounds[-1][0] if bounds else self.batch_size
-        if size < (self.batch_size if drop_last else least):
+        if size < (self.batch_size if self.drop_last else least):
             bounds.pop()
             if not bounds:
                 raise UserError(
                     f"The split has {size} sample(s), too few for one batch of {self.world} process(es) "
                     f"and {self.batch_size} samples. Use a smaller batch or more samples."
                 )
-            if not self.shuffle and not drop_last:
+            if not self.shuffle and not self.drop_last:
                 bounds[-1] = (bounds[-1][0], total)
         return bounds
 

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeInt
@@ -13,8 +14,8 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset
-from distillery.data.module import Common, Data, Stage
-from distillery.data.raw_data import RawData, Split, Texts
+from distillery.data.module import Data, Stage
+from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.tokenizers import load_tokenizer
 from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch, tokenised
@@ -22,14 +23,14 @@ from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch,
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
+@dataclass(eq=False, repr=False)
 class TextData(Data):
     """Serves `input_ids`, `attention_mask`, `token_type_ids` (if the tokenizer has them) [B,L], `target`, `index`.
 
     L is the length of the longest text of the global batch. If words have labels or tokens are masked, `target` is
     [B,L], with -100 for tokens that do not count (only the first token of a word counts).
 
-    Args:
-        source, common: see `Data`.
+    Args, besides those of `Data`:
         tokenizer: a name on the hub, or a folder.
         max_length: maximum number of tokens per sample; None: the number of positions of the tokenizer's model.
         too_long: whether longer samples are truncated, and counted in the remarks, or refused.
@@ -39,50 +40,33 @@ class TextData(Data):
 
     kind = "texts"
 
-    def __init__(
-        self,
-        source: Callable[..., RawData],
-        tokenizer: str,
-        max_length: int | None = 128,
-        too_long: Literal["truncate", "refuse"] = "truncate",
-        bucket: NonNegativeInt = 50,
-        mask: float | None = None,
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(source, **common)
-        if too_long not in ("truncate", "refuse"):
-            raise UserError(f"data.too_long={too_long}: choose truncate or refuse.")
-        if mask is not None and not 0 < mask < 1:
-            raise UserError(
-                f"data.mask={mask}: the fraction of tokens to predict must be between 0 and 1; BERT masks 0.15."
-            )
-        self.tokenizer_name = tokenizer
-        self.max_length = max_length
-        self.too_long = too_long
-        self.bucket = bucket
-        self.mask = mask
+    tokenizer: str
+    max_length: int | None = 128
+    too_long: Literal["truncate", "refuse"] = "truncate"
+    bucket: NonNegativeInt = 50
+    mask: float | None = None
 
     @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer_name, "data.tokenizer")
+    def loaded_tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer, "data.tokenizer")
 
     @cached_property
     def limit(self) -> int | None:
         """Maximum number of tokens per sample; None: no limit, as the tokenizer knows none of its model."""
         if self.max_length is not None:
-            special = self.tokenizer.num_special_tokens_to_add(pair=True)
+            special = self.loaded_tokenizer.num_special_tokens_to_add(pair=True)
             if self.max_length <= special:
                 raise UserError(
                     f"data.max_length={self.max_length}: {special} of these are special tokens, which leaves none for "
                     "the text. Set it higher, or to null for as many as the model has positions."
                 )
             return self.max_length
-        positions: int = self.tokenizer.model_max_length
+        positions: int = self.loaded_tokenizer.model_max_length
         return positions if positions < LARGE_INTEGER else None
 
     @property
-    def vocab_size(self) -> int:  # type: ignore[override]
-        return len(self.tokenizer)
+    def vocab_size(self) -> int:
+        return len(self.loaded_tokenizer)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -91,7 +75,7 @@ class TextData(Data):
 
     @property
     def input(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer_name}
+        return {"tokenizer": self.tokenizer}
 
     @property
     def varies(self) -> str | None:
@@ -100,12 +84,11 @@ class TextData(Data):
     def served(self, splits: dict[str, Split]) -> dict[str, Split]:
         """The splits with their texts tokenised, each text once."""
         texts: Texts = self.raw.train.inputs
-        shared = all(split.inputs is texts for split in splits.values())
         self._longer: list[int] = []
         self._cut: tuple[str, ...] = ()
-        if shared:
-            tokens = self._tokens(texts, torch.cat([split.indices for split in splits.values()]))
-            stores = dict.fromkeys(splits, tokens)
+        if all(split.inputs is texts for split in splits.values()):
+            every = torch.cat([split.indices for split in splits.values()])
+            stores = dict.fromkeys(splits, self._tokens(texts, every))
         else:
             stores = {stage: self._tokens(split.inputs, split.indices) for stage, split in splits.items()}
         if self._longer:
@@ -113,22 +96,25 @@ class TextData(Data):
         return {stage: Split(stores[stage], split.targets, split.indices) for stage, split in splits.items()}
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
-        masking = self.masking
-        if masking is None or stage == "train":
-            return partial(token_batch, self.splits[stage].inputs, masking, self.seed)
-        return partial(_as_in_first_epoch, self.splits[stage].inputs, masking)
+        seed = self.seed if stage == "train" else None
+        return partial(token_batch, self.splits[stage].inputs, self.masking, seed)
 
     @cached_property
     def masking(self) -> Masking | None:
         """The masking of tokens; None: they are not masked."""
         if self.mask is None:
             return None
-        if self.tokenizer.mask_token_id is None:
+        if not 0 < self.mask < 1:
             raise UserError(
-                f"data.mask={self.mask}: the tokenizer {self.tokenizer_name} has no mask token. Choose the tokenizer "
+                f"data.mask={self.mask}: the fraction of tokens to predict must be between 0 and 1; BERT masks 0.15."
+            )
+        tokenizer = self.loaded_tokenizer
+        if tokenizer.mask_token_id is None:
+            raise UserError(
+                f"data.mask={self.mask}: the tokenizer {self.tokenizer} has no mask token. Choose the tokenizer "
                 "of a masked language model, such as BERT."
             )
-        return Masking(self.mask, self.tokenizer.mask_token_id, self.vocab_size, tuple(self.tokenizer.all_special_ids))
+        return Masking(self.mask, tokenizer.mask_token_id, self.vocab_size, tuple(tokenizer.all_special_ids))
 
     def order(self, stage: Stage) -> dict[str, Any]:
         return {"lengths": self.splits[stage].inputs.lengths, "bucket": self.bucket}
@@ -177,10 +163,11 @@ class TextData(Data):
                     columns.setdefault(name, []).append(torch.tensor(values, dtype=torch.int32))
         starts = torch.zeros(len(texts), dtype=torch.int64)
         starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
-        vocabulary = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.tokenizer_name
+        tokenizer = self.loaded_tokenizer
+        vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
         identity = hashlib.sha256(texts.content() + f"{vocabulary} {self.limit}".encode()).digest()
         any_token = 0  # for tokenizers without a padding token, as GPT-2's: the mask excludes it anyway
-        padding = {"input_ids": self.tokenizer.pad_token_id or any_token, "target": IGNORED}
+        padding = {"input_ids": tokenizer.pad_token_id or any_token, "target": IGNORED}
         return Tokens(
             {name: torch.cat(values) for name, values in columns.items()},
             starts,
@@ -193,10 +180,10 @@ class TextData(Data):
         """The columns of each text, without the mask, which is all ones before padding."""
         first = [texts.first[position] for position in positions]
         second = None if texts.second is None else [texts.second[position] for position in positions]
-        whole = tokenised(self.tokenizer, first, second, None)
+        whole = tokenised(self.loaded_tokenizer, first, second, None)
         longer = [i for i, ids in enumerate(whole["input_ids"]) if self.limit is not None and len(ids) > self.limit]
         self._longer += [positions[i] for i in longer]
-        given = whole if not longer else tokenised(self.tokenizer, first, second, self.limit)
+        given = whole if not longer else tokenised(self.loaded_tokenizer, first, second, self.limit)
         names = [name for name in given if name != "attention_mask"]
         for i, position in enumerate(positions):
             sample = {name: given[name][i] for name in names}
@@ -220,8 +207,3 @@ def _labels(words: list[int | None], labels: Any) -> list[int]:
     return [
         IGNORED if word is None or word == last else labels[word] for word, last in zip(words, before, strict=False)
     ]
-
-
-def _as_in_first_epoch(tokens: Tokens, masking: Masking, index: Tensor, key: Any) -> dict[str, Tensor]:
-    """Evaluation masks the same tokens in every epoch and for every seed."""
-    return token_batch(tokens, masking, 0, index, key._replace(epoch=0))

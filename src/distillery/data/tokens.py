@@ -46,11 +46,15 @@ class Tokens:
 
 
 def token_batch(
-    tokens: Tokens, masking: "Masking | None", seed: int, index: Tensor, key: BatchKey
+    tokens: Tokens, masking: "Masking | None", seed: int | None, index: Tensor, key: BatchKey
 ) -> dict[str, Tensor]:
-    """A batch of tokenised texts, from the positions [B] and the `BatchKey`."""
+    """A batch of tokenised texts, from the positions [B] and the `BatchKey`.
+
+    Without `seed`, as in evaluation, every epoch masks the same tokens.
+    """
     batch = tokens.batch(index, key.length)
-    return batch if masking is None else masking(batch, uniforms(seed, key.epoch, index, 0, 3 * key.length))
+    seed, epoch = (0, 0) if seed is None else (seed, key.epoch)
+    return batch if masking is None else masking(batch, uniforms(seed, epoch, index, 0, 3 * key.length))
 
 
 @dataclass(frozen=True)

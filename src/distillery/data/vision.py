@@ -1,40 +1,32 @@
 """The LightningDataModule of images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.data.images import image_batch
-from distillery.data.module import Common, Data, Stage
-from distillery.data.raw_data import RawData, Split
+from distillery.data.module import Data, Stage
+from distillery.data.raw_data import Split
 
 
+@dataclass(eq=False, repr=False)
 class VisionData(Data):
     """Serves `image` [B,C,H,W] in [0,1], `target` [B] and `index` [B] from the splits of `source`.
 
-    Args:
-        source, common: see `Data`.
+    Args, besides those of `Data`:
         mean, std: per channel, for the networks' input adapters; the batches themselves are not normalised.
         augment: options of the training augmentation; None: no augmentation.
     """
 
     kind = "images"
 
-    def __init__(
-        self,
-        source: Callable[..., RawData],
-        mean: Sequence[float],
-        std: Sequence[float],
-        augment: Mapping[str, Any] | None = None,
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(source, **common)
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.augment = augment
+    mean: Sequence[float]
+    std: Sequence[float]
+    augment: Mapping[str, Any] | None = None
 
     def served(self, splits: dict[str, Split]) -> dict[str, Split]:
         for name, values in (("mean", self.mean), ("std", self.std)):
