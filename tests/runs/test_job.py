@@ -38,8 +38,7 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 
 def job_of(cfg: DictConfig, overrides: Sequence[str] = ()) -> Job:
-    spec = check(cfg, overrides)
-    return Job(spec.cfg, overrides, spec.stages)
+    return Job(check(cfg, overrides), overrides)
 
 
 def identity(cfg: DictConfig) -> str:

@@ -297,7 +297,6 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
     assert [job.cfg.seed for job in students] == [seed for seed in cfg.seeds for _ in cfg.methods]
     assert len({job.folder for job in (teacher, *students)}) == 1 + len(students)
     for job in (teacher, *students):
-        check(job.cfg, job.overrides)
         assert job.cfg.paths.run == str(job.folder)
     for job in students:
         losses = [*losses_of(job.cfg)]
@@ -340,8 +339,6 @@ def test_a_method_with_a_teacher_of_its_own_is_not_given_the_studys(tmp_path: Pa
     given = {job.folder.parent.name: [each for each in job.overrides if "main.weights" in each] for job in students}
     studys = [f"++teachers.main.weights={tmp_path / 'teacher'}"]  # a baseline may begin with the teacher's layers
     assert given == {role: [] for role in methods} | {"none": studys, "run": studys}
-    for job in students[:2]:
-        check(job.cfg, job.overrides)
 
 
 def test_a_warning_says_which_run_it_is_about_and_no_path(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,10 +62,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
 
 def check_stage(stage: Stage) -> Stage:
     """The stage with its config checked. One whose length is given in updates stays unresolved (see `lasting`)."""
-    try:
+    with stage.named_in_errors():
         whole, checked, parsed = _checked(stage.cfg)
-    except UserError as error:
-        raise UserError(f"{stage.label}{error}") from None
     return replace(stage, cfg=whole if stage.steps is not None else OmegaConf.create(checked), **parsed)
 
 

@@ -4,7 +4,8 @@ A stage's config is that of the stage before with what the stage names merged in
 What it names as null is again what the run has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.check_stages import check_stages
 from distillery.config.spec import Until
+from distillery.core.errors import UserError
 from distillery.core.roles import FROZEN, PLACE, role_of
 from distillery.results.layout import STAGES
 from distillery.training.schedules import Schedule
@@ -60,10 +62,15 @@ class Stage:
     schedules: Mapping[str, Schedules] = field(default_factory=dict)
     per_teacher: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
-    @property
-    def label(self) -> str:
-        """How errors begin."""
-        return f"Stage {self.name!r}: " if self.name else ""
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Within: messages for the user begin with the name of the stage."""
+        try:
+            yield
+        except UserError as error:
+            if not self.name:
+                raise
+            raise UserError(f"Stage {self.name!r}: {error}") from error
 
     def lasting(self, epochs: int) -> Self:
         """The same stage, which was given in updates, so many epochs long."""

@@ -13,7 +13,7 @@ A job is a config and the folder it runs in. Two configs are the same job if the
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.build import build_data
 from distillery.config.networks import run_config
-from distillery.config.stages import Stage
+from distillery.config.stages import RunSpec
 from distillery.core.errors import UserError
+from distillery.core.files import sha256_of
 from distillery.core.process import is_main
 from distillery.models.weights import SUFFIXES
 from distillery.results.layout import CONFIG, RECORD, RESULTS
@@ -34,7 +35,6 @@ from distillery.runs.checkpoints import moved
 DEBUG = "debug"  # the name that every config in configs/debug gives its run
 OTHER_FOLDER = "To choose another folder: hydra.run.dir=…, of a sweep hydra.sweep.dir=…, of a study out=…"
 WEIGHTS = ("*.safetensors", "*.bin")  # in a folder as `save_pretrained` writes it
-Fingerprints = MutableMapping[str, str]  # SHA-256 of data sets, by their settings
 
 
 @dataclass
@@ -42,16 +42,20 @@ class Job:
     """One run.
 
     Attributes:
-        cfg: its checked config; `cfg.paths.run` is its folder.
+        spec: its checked config; `paths.run` is its folder.
         overrides: the part of the config that was given on the command line.
-        stages: the stages that the config describes.
         label: what a study calls it.
+        fingerprints: SHA-256 of the data sets read so far, by their settings. The jobs of a study share them.
     """
 
-    cfg: DictConfig
+    spec: RunSpec
     overrides: Sequence[str] = ()
-    stages: Sequence[Stage] = ()
-    label: str = field(default="", kw_only=True)
+    label: str = ""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cfg(self) -> DictConfig:
+        return self.spec.cfg
 
     @property
     def folder(self) -> Path:
@@ -69,13 +73,10 @@ class Job:
         data = {key: _without_paths(value) for key, value in settings["data"].items()}
         return config_hash(_by_content({**settings, "data": data}))
 
-    def found(self, fingerprints: Fingerprints | None = None) -> RunRecord | None:
+    def found(self) -> RunRecord | None:
         """The record of this very job, finished or not; None if the job is to run from its beginning.
 
         Nothing is changed on the disk.
-
-        Args:
-            fingerprints: of data sets that were read before; those that are read here are added.
 
         Raises:
             UserError: the folder holds another job, and `replace` is false; or it cannot be made.
@@ -100,7 +101,7 @@ class Job:
             return None
         if record.name == DEBUG:
             return None
-        if record.config_hash == self.identity() and self._has_same_data(record, fingerprints):
+        if record.config_hash == self.identity() and self._has_same_data(record):
             return record if record.data else None  # without: it was refused before anything was built
         if replace or (record.status == "failed" and not left):
             return None
@@ -122,17 +123,16 @@ class Job:
             record.status, record.error = "failed", f"{type(error).__name__}: {error}"
             record.write(self.folder)
 
-    def _has_same_data(self, record: RunRecord, fingerprints: Fingerprints | None) -> bool:
+    def _has_same_data(self, record: RunRecord) -> bool:
         """Whether the data of each stage are those that the run in the folder was trained on."""
-        known = {} if fingerprints is None else fingerprints
-        for stage in self.stages:
+        for stage in self.spec.stages:
             sha256 = record.sources.get(f"{stage.name}:data")
             if sha256 is None:
                 continue
             settings = OmegaConf.to_yaml(stage.cfg.data, resolve=True)
-            if settings not in known:
-                known[settings] = build_data(stage.cfg).fingerprint
-            if known[settings] != sha256:
+            if settings not in self.fingerprints:
+                self.fingerprints[settings] = build_data(stage.cfg).fingerprint
+            if self.fingerprints[settings] != sha256:
                 return False
         return True
 
@@ -204,18 +204,13 @@ def _by_content(value: Any) -> Any:
 def _weights_sha256(path: Path) -> str | None:
     """SHA-256 of the weights of a finished run, in a file, or in the folder of a transformer; None if it has none."""
     if path.suffix in SUFFIXES and path.is_file():
-        return _file_sha256(path)
+        return sha256_of(path)
     if (path / RECORD).is_file():
         return RunRecord.read(path).student_sha256
     if (path / "config.json").is_file():
         files = sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
-        return hashlib.sha256(" ".join(map(_file_sha256, files)).encode()).hexdigest()
+        return hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
     return None
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_paths(value: Any) -> Any:

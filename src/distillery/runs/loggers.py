@@ -17,6 +17,7 @@ from distillery.core.errors import UserError
 from distillery.core.process import is_main
 from distillery.results.layout import CONFIG, PREDICTIONS, RECORD, REPORT, STUDENT, WANDB_ID, report_files
 from distillery.results.record import RunRecord
+from distillery.runs.job import plain
 
 WANDB = "wandb"  # its key under `logger`
 SUMMARY = ("status", "error", "seconds", "metrics", "teachers", "cost", "git")  # what W&B is sent of the record
@@ -52,10 +53,9 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
 
 def log_config(loggers: Sequence[Logger], cfg: DictConfig, record: RunRecord, folder: Path) -> None:
     """Log the resolved config, and note in the run folder which W&B run it is."""
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    plain |= {"config_hash": record.config_hash, "data_fingerprint": record.data.get("fingerprint")}
+    settings = plain(cfg) | {"config_hash": record.config_hash, "data_fingerprint": record.data.get("fingerprint")}
     for logger in loggers:
-        logger.log_hyperparams(plain)
+        logger.log_hyperparams(settings)
         if isinstance(logger, WandbLogger) and is_main():
             (folder / WANDB_ID).write_text(f"{logger.version}\n", encoding="utf-8")
 

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import lightning as L
 import torch
@@ -32,6 +31,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.core.process import processes
+from distillery.results.record import config_hash
+from distillery.runs.job import plain
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)  # those Lightning looks for
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -151,17 +152,17 @@ class SameJob(L.Callback):
     """Refuses ranks that train different jobs: a launcher such as torchrun may have started a sweep in each of them.
 
     Args:
-        identity: hash of the job's config.
+        cfg: the job's config.
 
     Raises:
         UserError: rank 0 has another one.
     """
 
-    def __init__(self, identity: str) -> None:
-        self.identity = identity
+    def __init__(self, cfg: DictConfig) -> None:
+        self._identity = config_hash(plain(cfg))
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.strategy.broadcast(self.identity) != self.identity:
+        if trainer.strategy.broadcast(self._identity) != self._identity:
             raise UserError(
                 f"Rank {trainer.global_rank} was started with another config than rank 0. Start every rank with the "
                 "same settings. A sweep (-m) starts the ranks of its jobs itself, without torchrun."
@@ -174,8 +175,7 @@ def _start(cfg: DictConfig, count: int, place: Path) -> list[Child]:
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
     os.environ.update({name: os.environ.get(name, value) for name, value in meeting.items()})
     os.environ.update(LOCAL_RANK="0", WORLD_SIZE=str(count * nodes))
-    job: Any = OmegaConf.to_container(cfg, resolve=True)
-    job["replace"] = True  # rank 0 has decided about the run folder; the ranks of a resumed run find `resume` set
+    job = plain(cfg) | {"replace": True}  # rank 0 has decided on the run folder; a resumed run has `resume` set
     OmegaConf.save(OmegaConf.create(job), place / "job.yaml")
     command = [sys.executable, "-m", "distillery.commands.train", "--config-path", str(place), "--config-name", "job"]
     children = []

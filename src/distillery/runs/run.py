@@ -13,9 +13,9 @@ from distillery.config.build import Parts
 from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.core.process import is_main, processes
-from distillery.results.record import RunRecord, config_hash
+from distillery.results.record import RunRecord
 from distillery.runs.checkpoints import Resumption, last_checkpoint
-from distillery.runs.job import Job, plain
+from distillery.runs.job import Job
 from distillery.runs.loggers import log_config, log_scores, tracked
 from distillery.runs.plan import show_plan
 from distillery.runs.ranks import SameJob, ranks
@@ -23,8 +23,7 @@ from distillery.runs.run_folder import RunFolder, continued, describe
 from distillery.runs.score_run import score_run
 from distillery.runs.stages.progressive import Position, ProgressiveDistillation, StagedData
 from distillery.runs.stages.sequence import StageSequence
-from distillery.runs.trainer import make_trainer, objective_callbacks
-from distillery.training.callbacks.random_state import RandomState
+from distillery.runs.trainer import make_trainer
 from distillery.training.callbacks.termination import Termination
 from distillery.training.callbacks.timeline import Timeline
 
@@ -73,38 +72,46 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
             holds another job; or when training itself breaks off (NaN), which is recorded in the folder.
         SystemExit: on SIGTERM (143), and on Ctrl-C during the fit (1). The run is recorded as failed, too.
     """
-    # Check the settings, and look at what the folder already holds.
-    spec = check(cfg, overrides)
-    job = Job(spec.cfg, overrides, spec.stages)
+    return run_job(Job(check(cfg, overrides), overrides), callbacks)
+
+
+def run_job(job: Job, callbacks: Sequence[L.Callback] = ()) -> Result:
+    """`train` for a config that has been checked."""
+    # Look at what the folder already holds.
     before = job.found()
     if before and before.status == "finished":
         return Result(before, job.folder)
-    spec = spec.resuming(job.folder if before else None)
+    spec = job.spec.resuming(job.folder if before else None)
     cfg = spec.cfg
     checkpoint = last_checkpoint(job.folder) if before else None
     position = Position.saved(checkpoint)
     with cpu_threads(cfg):
         # Build data, networks and objective; nothing has been written so far.
         sequence = StageSequence(spec)
-        prepare(sequence, position, show=cfg.trainer.enable_progress_bar and is_main())
-        whole = sequence.config()
-        record = describe(sequence, job.identity(), overrides)
+        show = cfg.trainer.enable_progress_bar and is_main()
+        if sequence.several and position == Position():
+            sequence.rehearse(show)
+        sequence.begin(position.place, position.students)
+        if show and not sequence.several:
+            show_plan(sequence.parts)
+        saved = sequence.saved_cfg()
+        record = describe(sequence, job.identity(), job.overrides)
         if before:
             record = continued(record, before, job.folder)
         with (
             Termination(job.folder) as termination,
-            tracked(whole, record, job.folder) as loggers,
+            tracked(saved, record, job.folder) as loggers,
             RunFolder(job.folder, record) as run_folder,
-            ranks(sequence.given, run_folder.fail) as all_ranks,
+            ranks(sequence.job_cfg, run_folder.fail) as all_ranks,
         ):
             stages = ProgressiveDistillation(sequence, position)
-            own = [*callbacks, SameJob(config_hash(plain(sequence.given))), *objective_callbacks(cfg)]
-            own += [Timeline(record.timeline), Resumption(lambda: stages.ended), RandomState()]
-            trainer = make_trainer(whole, loggers, own, first=[termination, *([stages] if sequence.several else [])])
+            first = [termination, SameJob(sequence.job_cfg), *([stages] if sequence.several else [])]
+            own = [*callbacks, Timeline(record.timeline), Resumption(lambda: stages.ended)]
+            trainer = make_trainer(saved, loggers, own, first)
             data = StagedData(stages) if sequence.several else sequence.parts.data
             # Train.
-            run_folder.begin(whole)
-            log_config(loggers, whole, record, job.folder)
+            run_folder.begin(saved)
+            log_config(loggers, saved, record, job.folder)
             trainer.fit(sequence.parts.distiller, datamodule=data, ckpt_path=checkpoint)
             epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             if sequence.several:
@@ -117,19 +124,6 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
                 log_scores(loggers, record, trainer.global_step)
                 record.status = "finished"
     return Result(record, job.folder, sequence.parts)
-
-
-def prepare(sequence: StageSequence, position: Position, show: bool) -> None:
-    """Build the parts of the stage at the position. A new run with stages first builds all of them once, to check them.
-
-    Args:
-        show: print the plan.
-    """
-    if sequence.several and position == Position():
-        sequence.rehearse(show)
-    sequence.begin(position.place, position.students)
-    if show and not sequence.several:
-        show_plan(sequence.parts)
 
 
 @contextmanager

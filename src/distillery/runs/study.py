@@ -14,7 +14,7 @@ from distillery.results.layout import report_files
 from distillery.results.report.write import terminal_table, write_report
 from distillery.runs import loggers
 from distillery.runs.job import Job
-from distillery.runs.run import train
+from distillery.runs.run import run_job
 from distillery.runs.study_bar import StudyBar
 
 
@@ -30,17 +30,11 @@ def run_study(cfg: DictConfig) -> None:
     """
     out, console = Path(cfg.out), plain_console()
     teacher, students = jobs(cfg, out)
-    for job in (teacher, *students):
-        spec = check(job.cfg, job.overrides)
-        job.cfg, job.stages = spec.cfg, spec.stages
     with StudyBar(console, 1 + len(students)) as bar:
         run(teacher, bar)
-        fingerprints: dict[str, str] = {}
-        finished = [(found := job.found(fingerprints)) and found.status == "finished" for job in students]
-        for job, kept in zip(students, finished, strict=True):
-            if kept:
-                bar.skip(job.label)
-                continue
+        for job in students:
+            job.found()  # refuses the folder of another job
+        for job in students:
             try:
                 run(job, bar)
             except Exception as error:  # out of memory, say: no reason to lose the other runs
@@ -55,32 +49,30 @@ def run_study(cfg: DictConfig) -> None:
 
 def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
     """The teacher's job and the students', seed by seed, so that a study cut short still compares whole seeds."""
-    teacher = _job("teacher", Path(cfg.teacher_folder), [*cfg.teacher, *cfg.overrides], cfg.replace)
-    loggers.join_study(teacher.cfg, cfg.name, role="teacher")
+    fingerprints: dict[str, str] = {}
+
+    def job(label: str, folder: Path, overrides: Sequence[str], role: str | None = None) -> Job:
+        given = [*overrides, f"paths.run={quoted(folder)}", "trainer.enable_progress_bar=false"]
+        own = compose("train", overrides=given)
+        own.replace = cfg.replace
+        loggers.join_study(own, cfg.name, role)
+        return Job(check(own, given), given, label, fingerprints)
+
+    teacher = job("teacher", Path(cfg.teacher_folder), [*cfg.teacher, *cfg.overrides], role="teacher")
     students = []
     for seed in cfg.seeds:
         for method, overrides in cfg.methods.items():
-            own = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
-            if not any(f"model/teacher={role}" in own for role in (EMA, PEER, SELF)):
-                own.append(f"++teachers.main.weights={quoted(teacher.folder)}")  # a baseline may begin with its layers
-            folder = out / str(method) / f"seed{seed}"
-            students.append(_job(f"{method} seed {seed}", folder, own, cfg.replace))
-    for job in students:
-        loggers.join_study(job.cfg, cfg.name)
+            given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
+            if not any(f"model/teacher={role}" in given for role in (EMA, PEER, SELF)):
+                # also for a baseline, which may begin with layers of it
+                given.append(f"++teachers.main.weights={quoted(teacher.folder)}")
+            students.append(job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", given))
     return teacher, students
 
 
 def run(job: Job, bar: StudyBar) -> None:
     """Train it, unless it is finished."""
-    result = train(job.cfg, job.overrides, callbacks=[bar.follow(job.label)])
-    if result.kept:
-        bar.skip(job.label)
-    else:
-        bar.finished(job.label, result.record.val_score)
-
-
-def _job(label: str, folder: Path, overrides: Sequence[str], replace: bool) -> Job:
-    whole = [*overrides, f"paths.run={quoted(folder)}", "trainer.enable_progress_bar=false"]
-    cfg = compose("train", overrides=whole)
-    cfg.replace = replace
-    return Job(cfg, whole, label=label)
+    result = run_job(job, [bar.follow(job.label)])
+    score = result.record.val_score
+    outcome = "kept" if result.kept else "finished" if score is None else f"validation score {score:.4f}"
+    bar.done(f"{job.label}: {outcome}")

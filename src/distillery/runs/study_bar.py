@@ -57,19 +57,18 @@ class StudyBar:
         self._label = label
         return LambdaCallback(on_train_epoch_end=self._show_epoch)
 
-    def skip(self, label: str) -> None:
-        """Count a run that was finished before."""
-        self._finish(f"{label}: kept")
-
     def failed(self, label: str, error: Exception) -> None:
         """Count a run that ended in an error, and print it: with its traceback unless the user can fix it."""
         message = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
         say(f"{label} failed: {message}", self._console)
-        self._finish(None)
+        self.done()
 
-    def finished(self, label: str, score: float | None) -> None:
-        """Count a run that left a complete folder; `score` is its last one on the validation split, if it has one."""
-        self._finish(f"{label}: validation score {score:.4f}" if score is not None else label)
+    def done(self, line: str = "") -> None:
+        """Count a run; where the output is not a terminal, print the line."""
+        self._done += 1
+        self._progress.update(self._task, completed=self._done, runs=f"{self._done}/{self._runs}")
+        if line and not self._console.is_terminal:
+            say(line, self._console)
 
     def _show_epoch(self, trainer: L.Trainer, _: L.LightningModule) -> None:
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
@@ -80,9 +79,3 @@ class StudyBar:
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         say(f"{self._label}: {message}", self._console)
-
-    def _finish(self, line: str | None) -> None:
-        self._done += 1
-        self._progress.update(self._task, completed=self._done, runs=f"{self._done}/{self._runs}")
-        if line and not self._console.is_terminal:
-            say(line, self._console)

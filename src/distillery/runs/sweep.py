@@ -8,10 +8,11 @@ from omegaconf import DictConfig
 
 from distillery.config.check import check
 from distillery.config.explain import user_message
+from distillery.config.stages import RunSpec
 from distillery.core.process import is_main
 from distillery.core.terminal import say, show_error
 from distillery.runs.job import Job
-from distillery.runs.run import train
+from distillery.runs.run import run_job
 from distillery.runs.show_result import show_result
 from distillery.runs.sweep_summary import note
 
@@ -23,11 +24,10 @@ def sweep_job(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         The validation score, also of a job that was kept; of one that fails the worst score there is, since Optuna
         accepts neither NaN nor an exception.
     """
-    job = Job(cfg, overrides)
+    job = Job(RunSpec(cfg, []), overrides)  # as far as it is known if the check refuses it
     try:
-        spec = check(cfg, overrides)
-        job.cfg, job.stages = spec.cfg, spec.stages
-        result = train(spec.cfg, overrides)
+        job = Job(check(cfg, overrides), overrides)
+        result = run_job(job)
     except Exception as error:
         if is_main():
             job.record_failure(error)

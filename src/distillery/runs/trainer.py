@@ -17,16 +17,17 @@ from distillery.core.errors import UserError
 from distillery.runs.checkpoints import LastCheckpoint, WholeCheckpoints
 from distillery.training.callbacks.balance import Balance
 from distillery.training.callbacks.follow_schedules import FollowSchedules
+from distillery.training.callbacks.random_state import RandomState
 
 
 def make_trainer(
     cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback], first: Sequence[L.Callback] = ()
 ) -> L.Trainer:
-    """Lightning's Trainer with the config's callbacks; its remarks on the setup are silenced.
+    """Lightning's Trainer; its remarks on the setup are silenced.
 
     Args:
-        first: callbacks that are called before those of the config.
-        callbacks: callbacks that are called after them.
+        callbacks: called after those of the config.
+        first: callbacks that are called before them.
 
     Raises:
         UserError: settings that Lightning refuses, or hardware that is not there.
@@ -39,7 +40,8 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     own = [make(f"callbacks.{name}", config) for name, config in cfg.callbacks.items() if config is not None]
-    callbacks = [*first, *own, *callbacks]
+    objective = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
+    callbacks = [*first, *own, FollowSchedules(), *objective, *callbacks, RandomState()]
     # The last checkpoint comes after all other callbacks: it would store their state of the epoch before, and a run
     # that is killed in between would be resumed without their latest.
     callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
@@ -60,9 +62,3 @@ def make_trainer(
         raise UserError(
             f"Lightning refuses the settings under `trainer`: {error} hardware=cpu runs on any machine."
         ) from error
-
-
-def objective_callbacks(cfg: DictConfig) -> list[L.Callback]:
-    """The callbacks that change the objective's numbers during training."""
-    balance = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
-    return [FollowSchedules(), *balance]

@@ -178,7 +178,7 @@ def test_a_curriculum_asks_its_teacher_once(route: Path, tmp_path: Path, monkeyp
         asked.append(args)
         return confidences(*args)
 
-    monkeypatch.setattr("distillery.runs.stages.sequence.confidences", noted)
+    monkeypatch.setattr("distillery.runs.stages.stage_data.confidences", noted)
     sequence = StageSequence(check(run_of("curriculum", route, tmp_path / "run")))
     assert [sequence.data(place).sizes["train"] for place in (0, 1, 2)] == [30, 70, 100]  # of ten of each class
     assert len(asked) == 1

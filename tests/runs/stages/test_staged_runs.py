@@ -177,8 +177,8 @@ def test_projectors_go_on_with_a_student_that_goes_on(staged: Staged) -> None:
 
 def test_a_length_in_steps_is_that_of_all_processes_before_they_run(staged: Staged) -> None:
     one = ("{a: {steps: 22}}", "data.train_size=102")  # two samples are left, enough for one process, not for two
-    assert StageSequence(check(staged(*one))).epochs(0) == 2
-    assert StageSequence(check(staged(*one, "trainer.devices=2"))).epochs(0) == 3
+    assert StageSequence(check(staged(*one))).stages[0].cfg.trainer.max_epochs == 2
+    assert StageSequence(check(staged(*one, "trainer.devices=2"))).stages[0].cfg.trainer.max_epochs == 3
 
 
 def test_a_projector_between_other_layers_is_another(staged: Staged) -> None:

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from distillery.config.stages import stage_teachers
 from distillery.core.errors import UserError
 from distillery.core.terminal import say
 from distillery.data.module import Data
@@ -67,15 +68,14 @@ class ProgressiveDistillation(L.Callback):
 
     def data(self, epoch: int) -> Data:
         """The training data of an epoch; the first one has the number 0."""
-        last = len(self.sequence.stages) - 1
-        return self.sequence.data(min(last, self.sequence.place + self._is_over(epoch)))
+        return self.sequence.data(self.sequence.place + self._next_begins(epoch))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.on_train_epoch_start(trainer, module)  # a fit that resumes in mid-epoch does not call it
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        if self._is_over(trainer.current_epoch) and not self._is_last:
+        if self._next_begins(trainer.current_epoch):
             self._enter_next(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -96,7 +96,7 @@ class ProgressiveDistillation(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for logger in trainer.loggers:
             logger.log_metrics({"stage": self.sequence.place}, step=trainer.global_step)
-        if self._is_last and self._is_over(trainer.current_epoch + 1):
+        if self.sequence.is_last and self._is_over(trainer.current_epoch + 1):
             self.ended = trainer.should_stop = True
 
     def refuse_unfinished(self, epochs: int) -> None:
@@ -106,7 +106,7 @@ class ProgressiveDistillation(L.Callback):
             epochs: how many epochs the run has trained in all.
         """
         stages, place = self.sequence.stages, self.sequence.place
-        if not self._is_last or not self._is_over(epochs):
+        if not self.sequence.is_last or not self._is_over(epochs):
             raise UserError(
                 f"The training was stopped in stage {stages[place].name!r}, {place + 1} of {len(stages)}, after "
                 f"{epochs} epochs in all, by trainer.max_time or a callback. The run is not finished: resume it with "
@@ -123,21 +123,19 @@ class ProgressiveDistillation(L.Callback):
     def state_key(self) -> str:
         return type(self).__qualname__
 
-    @property
-    def _is_last(self) -> bool:
-        return self.sequence.place == len(self.sequence.stages) - 1
+    def _next_begins(self, epoch: int) -> bool:
+        """Whether the next stage, if there is one, begins with this epoch of the run."""
+        return self._is_over(epoch) and not self.sequence.is_last
 
-    def _is_over(self, epoch: int) -> bool:
+    def _is_over(self, epochs: int) -> bool:
         """Whether the stage has ended after this many epochs of the run."""
-        until = self.sequence.stage.until
-        done = epoch - self.position.epoch
-        return done >= self.sequence.epochs(self.sequence.place) or (
-            until is not None and self.position.waited >= until.patience
-        )
+        stage = self.sequence.stage
+        waited = stage.until is not None and self.position.waited >= stage.until.patience
+        return waited or epochs - self.position.epoch >= stage.cfg.trainer.max_epochs
 
     def _tell(self, module: Distiller) -> None:
         module.stage, module.stage_start_step = self.sequence.stage.name, self.position.step
-        module.stage_teachers = frozenset(self.sequence.own_teachers())
+        module.stage_teachers = frozenset(stage_teachers(self.sequence.stage.cfg))
 
     def _enter_next(self, trainer: L.Trainer, module: Distiller) -> None:
         _call("on_stage_end", trainer, module)

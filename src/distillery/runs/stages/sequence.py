@@ -1,17 +1,15 @@
 """The stages of a run, built one after the other: what each is made of, and how long it is."""
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
-from distillery.config.build import Parts, build, build_data
+from distillery.config.build import Parts, build
 from distillery.config.check import check_stage
 from distillery.config.instantiate import make_scheduled
 from distillery.config.loaded_teachers import LoadedTeachers
@@ -19,8 +17,8 @@ from distillery.config.networks import blank_student, complete_teacher
 from distillery.config.optim import updates
 from distillery.config.stages import RUN_TEACHER, RunSpec, Stage, expanded, placed, stage_teachers
 from distillery.core.errors import UserError
-from distillery.core.files import atomic_write
-from distillery.core.roles import FROZEN, PLACE, role_of
+from distillery.core.files import atomic_write, sha256_of
+from distillery.core.roles import PLACE
 from distillery.core.terminal import plain_console
 from distillery.data.module import Data
 from distillery.losses.term import Term
@@ -28,7 +26,7 @@ from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights
 from distillery.results.layout import CONFIG, STAGES, STUDENT
 from distillery.runs.plan import show_plan, stage_row, stage_table
-from distillery.teachers.curriculum import confidences, easiest
+from distillery.runs.stages.stage_data import StageData
 from distillery.teachers.ensemble import Ensemble, refuse_task
 from distillery.teachers.frozen import Teacher
 from distillery.training.freezing import freeze_rest, thaw
@@ -47,11 +45,10 @@ class StageSequence:
     Attributes:
         folder: the run folder.
         stages: all stages, in order.
-        given: the config with each stage as a whole config, from which other processes make the same stages.
+        job_cfg: the config that other processes are given: with every stage written out, so that they make the same.
         place: the number of the stage that is being trained, from 0 on.
         parts: what that stage is made of.
         students: SHA-256 of the student files that finished stages have left, by stage.
-
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -60,9 +57,8 @@ class StageSequence:
         self.students: dict[str, str] = {}
         self.place = 0
         self.parts: Parts
-        self._data: dict[str, Data] = {}  # by its settings
-        self._confidences: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of a teacher in samples, see `curriculum.py`
         self._loaded = LoadedTeachers()
+        self._data = StageData(self._loaded)
         self._outside: dict[int, dict[str, Teacher]] = {}  # the teachers that no stage has trained, by stage and name
         self._trainable: set[str] = set()  # the student's parameters that are trained unless a stage freezes them
         self.stages = [*spec.stages]
@@ -70,7 +66,7 @@ class StageSequence:
             if stage.steps is not None:
                 epochs = math.ceil(stage.steps / updates(self.data(place), cfg.trainer)[0])
                 self.stages[place] = check_stage(stage.lasting(epochs))
-        self.given = expanded(cfg, self.stages) if self.several else cfg
+        self.job_cfg = expanded(cfg, self.stages) if self.several else cfg
 
     @property
     def several(self) -> bool:
@@ -82,20 +78,21 @@ class StageSequence:
         """The stage that is being trained."""
         return self.stages[self.place]
 
-    def epochs(self, place: int) -> int:
-        """The length of a stage in epochs; the greatest possible one if it waits for a metric."""
-        return int(self.stages[place].cfg.trainer.max_epochs)
+    @property
+    def is_last(self) -> bool:
+        """Whether that is the last one."""
+        return self.place == len(self.stages) - 1
 
-    def config(self) -> DictConfig:
+    def saved_cfg(self) -> DictConfig:
         """The config that is saved with the run: that of the stage which is being trained, with all stages in it.
 
-        Its `trainer` is that of the whole fit.
+        Its open settings are filled in, and its `trainer` is that of the whole fit.
         """
         if not self.several:
             return self.parts.cfg
         cfg = expanded(self.parts.cfg, self.stages)
-        cfg.ensemble, cfg.resume = self.given.ensemble, self.given.resume
-        cfg.trainer.max_epochs = sum(map(self.epochs, range(len(self.stages))))
+        cfg.ensemble, cfg.resume = self.job_cfg.ensemble, self.job_cfg.resume
+        cfg.trainer.max_epochs = sum(stage.cfg.trainer.max_epochs for stage in self.stages)
         cfg.trainer.reload_dataloaders_every_n_epochs = 1  # each stage may have data of its own
         return cfg
 
@@ -171,7 +168,7 @@ class StageSequence:
         self.place += 1
         self.parts = self._build(self.place, self.folder, before)
         if is_main:
-            save_config(self.config(), self.folder)
+            save_config(self.saved_cfg(), self.folder)
         return None if self.stage.fresh else lasting_losses(before, self.parts)
 
     def gather(self) -> None:
@@ -187,11 +184,11 @@ class StageSequence:
         """The parts of a stage.
 
         Args:
-            folder: the run folder, in which the students of earlier stages are.
+            folder: holds the students of earlier stages.
             before: the parts of the stage before.
         """
         stage, data = self.stages[place], self.data(place)
-        with naming(stage):
+        with stage.named_in_errors():
             own = placed(stage, folder) if self.several else stage
             parts = build(own, data, None if stage.fresh else before, self._loaded)
             if self.several:
@@ -204,7 +201,7 @@ class StageSequence:
         student = parts.distiller.student
         for name, source in stage_teachers(stage.cfg).items():
             parts.distiller.frozen[name].source = PLACE + source
-        if self.given.ensemble and stage is self.stages[-1]:
+        if self.job_cfg.ensemble and stage is self.stages[-1]:
             refuse_task(parts.distiller.task)
         if stage.fresh:
             self._trainable = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
@@ -213,40 +210,10 @@ class StageSequence:
             refuse_unlogged(stage.cfg.callbacks, {}, parts.data.sizes["val"] > 0, {"until": stage.until.metric})
         freeze_rest(parts.distiller, stage.train, parts.example)
 
-    # Data
-
     def data(self, place: int) -> Data:
-        """The data of a stage; stages with the same settings share them."""
-        stage = self.stages[place]
-        key = OmegaConf.to_yaml(stage.cfg.data, resolve=True)
-        with naming(stage):
-            if key not in self._data:
-                self._data[key] = build_data(stage.cfg)
-            return self._data[key] if stage.easiest is None else self._easiest(key, stage, stage.easiest)
-
-    def _easiest(self, key: str, stage: Stage, share: float) -> Data:
-        """The data with this key, without the training samples that are hard for the stage's teacher."""
-        data = self._data[key]
-        judged = key + OmegaConf.to_yaml(stage.cfg.teachers, resolve=True)
-        if judged not in self._confidences:
-            self._confidences[judged] = self._judge(data, stage)
-        narrowed = f"{judged}{share}"
-        if narrowed not in self._data:
-            index, confidence, classes = self._confidences[judged]
-            self._data[narrowed] = data.narrowed(index[easiest(confidence, classes, share)].sort().values)
-        return self._data[narrowed]
-
-    def _judge(self, data: Data, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
-        """How confident the stage's teacher is of each sample, see `confidences`."""
-        teacher = stage.cfg.teachers.get("main")
-        if teacher is None or role_of(teacher) != FROZEN or "main" in stage_teachers(stage.cfg):
-            raise UserError(
-                "easiest: it asks for a frozen teacher, teachers.main, that is there before the run: its confidence "
-                "decides which samples are easy."
-            )
-        task = make_scheduled("task", stage.cfg.task, stage.schedules["task"])
-        whole = complete_teacher(teacher, data, task, "main", stage.cfg.student)
-        return confidences(self._loaded.load(whole, "main"), data, task)
+        """The data of a stage, read when they are first asked for."""
+        with self.stages[place].named_in_errors():
+            return self._data.of(self.stages[place])
 
     # Teachers and students
 
@@ -261,17 +228,13 @@ class StageSequence:
                 sources[f"{self.stages[place].name}:teachers.{name}"] = teacher.sha256
         return sources
 
-    def own_teachers(self) -> dict[str, str]:
-        """The teachers of this stage that earlier stages have trained: the stage's name by the teacher's."""
-        return stage_teachers(self.stage.cfg) if self.several else {}
-
     def teachers(self) -> dict[str, Network]:
         """The teachers that a finished run is compared with: this stage's, and the frozen ones of earlier stages.
 
         A student of an earlier stage is called `stage:<name>`, and is compared only if it teaches in this stage. Where
         two stages have different teachers of one name, it is the later stage's.
         """
-        own = self.own_teachers()
+        own = stage_teachers(self.stage.cfg)
         found = {
             PLACE + own[name] if name in own else name: each for name, each in self.parts.distiller.teachers.items()
         }
@@ -283,7 +246,7 @@ class StageSequence:
         """The students of the stages that the config names together with the last one; None if it names none."""
         student = self.parts.distiller.student
         others: list[Teacher] = []
-        for name in self.given.ensemble or ():
+        for name in self.job_cfg.ensemble or ():
             cfg = OmegaConf.create({**RUN_TEACHER, "weights": str(self.folder / STAGES / name)})
             whole = complete_teacher(cfg, self.parts.data, self.parts.distiller.task, name, self.parts.cfg.student)
             others.append(self._loaded.load(whole, name, beside=others))
@@ -294,10 +257,9 @@ class StageSequence:
         stage, data = self.stages[place], self.data(place)
         cfg = placed(stage, self.folder).cfg
         task = make_scheduled("task", cfg.task, stage.schedules["task"])
-        with naming(stage):
-            frozen = {name: teacher for name, teacher in cfg.teachers.items() if role_of(teacher) == FROZEN}
+        with stage.named_in_errors():
             completed = {
-                name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in frozen.items()
+                name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in cfg.teachers.items()
             }
             self._note_teachers(place, self._loaded.load_all(completed))
 
@@ -310,8 +272,7 @@ class StageSequence:
         path = self.folder / STAGES / name / STUDENT
         if not path.is_file():
             raise UserError(f"There is no {path}, which stage {name!r} has left. Put it back, or start the run again.")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
 
 
 def lasting_losses(before: Parts, after: Parts) -> set[str]:
@@ -338,12 +299,3 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
     """Write the resolved config of a run to its folder, atomically."""
     with atomic_write(folder / CONFIG) as unfinished:
         OmegaConf.save(cfg, unfinished, resolve=True)
-
-
-@contextmanager
-def naming(stage: Stage) -> Iterator[None]:
-    """Errors within name the stage."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{stage.label}{error}") from error
