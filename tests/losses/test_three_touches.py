@@ -18,7 +18,7 @@ from torch import Tensor
 from distillery.core.numerics import Reduction, log_softmax, reduce_rows, require_same_shape
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
-from distillery.losses.term import Contract
+from distillery.losses.term import OF_CLASSES, Contract
 
 
 def brier(
@@ -30,18 +30,13 @@ def brier(
     return reduce_rows(gap.square().sum(-1), reduction)
 
 
-class Brier(LogitTerm):
+class Brier(LogitTerm, function=brier):
     """`brier` on the rows of logits that count."""
 
-    function = staticmethod(brier)
     contract = Contract(
         short_name="brier",
-        reduction="sum over classes, mean over rows",
         scale="at most 2",
-        needs="logits",
-        properties=frozenset(
-            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
-        ),
+        properties=OF_CLASSES | {"symmetric"},
         paper="https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2",
         formula=r"\\sum_c (p_t^c - p_s^c)^2",
         values_of="the paper",

@@ -72,8 +72,8 @@ class Several(Term):
         UserError: `combine` is unknown, or it needs one value per sample and the loss returns one for the batch.
     """
 
+    # Not `super().__init__`: the settings of a term are those of the copies.
     def __init__(self, terms: Sequence[Term], combine: str = "mean", seed: int = 0) -> None:
-        nn.Module.__init__(self)  # the settings of a term are those of the copies
         first = terms[0]
         if combine not in COMBINATIONS:
             raise UserError(f"combine={combine}: unknown value." + did_you_mean(combine, COMBINATIONS))

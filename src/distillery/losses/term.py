@@ -4,33 +4,35 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, dataclass_transform
+from typing import Any, ClassVar, Literal, Self, dataclass_transform
 
 import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.losses.settings import check_settings
-from distillery.losses.signals import Attention, Signals
+from distillery.losses.signals import Signals
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
 Needs = Literal["logits", "maps", "features", "vectors", "tokens", "attention"]
 Layers = Mapping[str, str] | Literal["auto"]
+# What holds for most losses between two distributions over the classes.
+OF_CLASSES = frozenset[Property](("non_negative", "shift_invariant", "class_permutation", "batch_permutation"))
 PROJECTORS = frozenset({"auto", "conv", "linear", "mlp", "none"})  # kinds that every loss with a projector has
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a loss needs and promises. The tests hold every term to it."""
+    """What a loss needs and promises; by default, what a loss on logits does. The tests hold every term to it."""
 
     short_name: str  # used in run and report names: kd+at
-    reduction: str
     scale: str  # expected size before the weight
-    needs: Needs
-    properties: frozenset[Property]
     paper: str
     formula: str  # LaTeX, one line
     values_of: str  # the implementation or equation that the values match
+    reduction: str = "sum over classes, mean over rows"
+    needs: Needs = "logits"
+    properties: frozenset[Property] = OF_CLASSES
     # Where student and teacher agree: 0; 0 plus a constant; unspecified, because trainable modules lie in between
     form: Literal["divergence", "cross_entropy", "learned"] = "divergence"
     per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
@@ -54,24 +56,15 @@ class Pair:
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(field,))
-class Declared(nn.Module):
-    """A module whose annotated attributes are the arguments of its constructor, as in a dataclass."""
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        dataclass(eq=False, repr=False)(cls)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-
-class Term(Declared):
+@dataclass(eq=False, repr=False)
+class Term(nn.Module):
     """A weighted loss between the student and one teacher.
 
-    A subclass declares its hyper-parameters as annotated attributes with defaults. They become arguments of the
-    constructor, and `loss` passes those that `function` takes on to it, with the values they have at that moment:
-    a schedule changes a number by setting the attribute. A subclass that has layers, a projector or `gather` declares
-    them too, since a term accepts only what it uses.
+    A subclass names the pure `function` of tensors that it computes, `class KD(Term, function=kd)`, and declares its
+    hyper-parameters as annotated attributes with defaults. They become arguments of the constructor, as in a dataclass,
+    and `loss` passes those that `function` takes on to it, with the values they have at that moment: a schedule changes
+    a number by setting the attribute. A subclass that has layers, a projector or `gather` declares them too, since a
+    term accepts only what it uses.
 
     Args:
         weight: factor of this term in the objective.
@@ -87,13 +80,15 @@ class Term(Declared):
     """
 
     contract: ClassVar[Contract]
-    function: ClassVar[Callable[..., Tensor]]  # the pure function of tensors that the term computes
+    function: ClassVar[Callable[..., Tensor]]
     default_layers: ClassVar[Mapping[str, str] | None] = None
     auto: ClassVar[Literal["all", "inner", "middle", "last", "pooled"]] = "last"  # which layers `auto` chooses
     teacher_tap: ClassVar[str | None] = None  # the teacher tap that `auto` pairs with every student layer
     own_projectors: ClassVar[frozenset[str]] = frozenset()  # kinds that only this loss has
     before_activation: ClassVar[bool] = False  # `auto` takes the input of the activation that ends a stage
     at_build: ClassVar[frozenset[str]] = frozenset()  # numbers that are read only in `build`: they take no schedule
+    own_student_taps: ClassVar[Sequence[str]] = ()  # taps that `forward` reads in addition to those of `layers`
+    own_teacher_taps: ClassVar[Sequence[str]] = ()
 
     weight: float = 1.0
     teacher: str = "main"
@@ -103,8 +98,18 @@ class Term(Declared):
     # teacher taps that the term reads in addition to those of `layers`; auto: every stage
     teacher_layers: Sequence[str] | Literal["auto"] = field(default=(), init=False)
 
+    def __init_subclass__(cls, function: Callable[..., Tensor] | None = None, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclass(eq=False, repr=False)(cls)
+        if function is not None:
+            cls.function = staticmethod(function)
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        term = super().__new__(cls)
+        nn.Module.__init__(term)  # before the attributes are set, some of which are modules
+        return term
+
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_settings(self)
         layers = self.default_layers if self.layers is None else self.layers
         if layers is not None and (not layers or (isinstance(layers, str) and layers != "auto")):
@@ -150,10 +155,6 @@ class Term(Declared):
         """The features of the pairs of layers, in the order of `pairs`."""
         return ((student.layers[s], teacher.layers[t]) for s, t in self.taps.items())
 
-    def attentions(self, student: Signals, teacher: Signals) -> Iterator[tuple[Attention, Attention]]:
-        """The operands of the pairs of attention layers, in the order of `pairs`."""
-        return ((student.attention[s], teacher.attention[t]) for s, t in self.taps.items())
-
     @property
     def name(self) -> str:
         """The name of the loss in configs and messages: that of its module."""
@@ -178,12 +179,12 @@ class Term(Declared):
     @property
     def student_taps(self) -> list[str]:
         """Every tap of the student that `forward` reads."""
-        return list(self.taps)
+        return [*self.taps, *self.own_student_taps]
 
     @property
     def teacher_taps(self) -> list[str]:
         """Every tap of the teacher that `forward` reads."""
-        return list(self.taps.values())
+        return [*self.taps.values(), *self.own_teacher_taps]
 
     @property
     def aligned_classes(self) -> bool:

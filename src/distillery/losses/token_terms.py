@@ -29,7 +29,7 @@ class AttentionTerm(LayerTerm):
         return pair
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
-        pairs = self.attentions(student, teacher)
+        pairs = ((student.attention[ours], teacher.attention[theirs]) for ours, theirs in self.taps.items())
         return torch.stack([self.compare(ours, theirs, student.mask) for ours, theirs in pairs]).sum(0)
 
     def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:

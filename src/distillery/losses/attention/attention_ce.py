@@ -32,11 +32,10 @@ def attention_ce(
     return mean_where(terms.sum(-1), None if mask is None else mask[:, None], reduction)
 
 
-class AttentionCE(AttentionTerm):
+class AttentionCE(AttentionTerm, function=attention_ce):
     """`attention_ce` of the masked scores of pairs of attention layers."""
 
     auto = "all"
-    function = staticmethod(attention_ce)
     contract = Contract(
         short_name="att_ce",
         form="cross_entropy",

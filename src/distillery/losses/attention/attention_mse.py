@@ -31,11 +31,10 @@ def attention_mse(
     return mean_where(gap, counts, reduction)
 
 
-class AttentionMSE(AttentionTerm):
+class AttentionMSE(AttentionTerm, function=attention_mse):
     """`attention_mse` of the scores of pairs of attention layers."""
 
     auto = "all"
-    function = staticmethod(attention_mse)
     contract = Contract(
         short_name="att_mse",
         reduction="mean over heads and pairs of tokens, then over samples; sum over pairs of layers",

@@ -34,11 +34,10 @@ def _attention(features: Tensor, p: float) -> Tensor:
     return F.normalize(features.abs().pow(p).mean(1).flatten(1))
 
 
-class AttentionTransfer(LayerTerm):
+class AttentionTransfer(LayerTerm, function=attention_transfer):
     """`attention_transfer` on pairs of layers, summed."""
 
     auto = "all"
-    function = staticmethod(attention_transfer)
     contract = Contract(
         short_name="at",
         reduction="mean over positions and samples, sum over pairs of layers",

@@ -35,11 +35,10 @@ def class_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: R
     return mean_where(divergence(student, teacher), None, reduction)
 
 
-class ClassAttention(AttentionTerm):
+class ClassAttention(AttentionTerm, function=class_attention):
     """`class_attention` of pairs of attention layers, by default of the last ones."""
 
     auto = "last"
-    function = staticmethod(class_attention)
     contract = Contract(
         short_name="cls_att",
         reduction="sum over patches, mean over heads and samples, sum over pairs of layers",

@@ -44,11 +44,10 @@ def _relation(value: Tensor) -> Tensor:
         return value @ value.mT * value.shape[-1] ** -0.5
 
 
-class MiniLM(AttentionTerm):
+class MiniLM(AttentionTerm, function=minilm):
     """`minilm` of pairs of attention layers, by default of the last ones."""
 
     auto = "last"
-    function = staticmethod(minilm)
     contract = Contract(
         short_name="minilm",
         reduction="sum over keys, mean over heads and queries, then over samples; sum over pairs of layers",

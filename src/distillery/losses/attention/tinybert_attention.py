@@ -33,11 +33,10 @@ def _without_padding(scores: Tensor) -> Tensor:
     return at_least_float32(scores).masked_fill(scores <= PADDING, 0.0)
 
 
-class TinyBERTAttention(AttentionTerm):
+class TinyBERTAttention(AttentionTerm, function=tinybert_attention):
     """`tinybert_attention` of the masked scores of pairs of attention layers; those of padded queries are 0 too."""
 
     auto = "all"
-    function = staticmethod(tinybert_attention)
     contract = Contract(
         short_name="tinybert_att",
         reduction="mean over heads and pairs of positions, padding among them; sum over pairs of layers",

@@ -43,7 +43,7 @@ def vit_attention(
     return mean_where(F.mse_loss(student.exp(), teacher.exp(), reduction="none"), None, reduction)
 
 
-class ViTAttention(AttentionTerm):
+class ViTAttention(AttentionTerm, function=vit_attention):
     """`vit_attention` of pairs of attention layers.
 
     Raises:
@@ -51,7 +51,6 @@ class ViTAttention(AttentionTerm):
     """
 
     auto = "all"
-    function = staticmethod(vit_attention)
     contract = Contract(
         short_name="vit_att",
         reduction="sum over keys, mean over heads, patches and samples; sum over pairs of layers",

@@ -42,12 +42,11 @@ def activation_boundary(
     return reduce_rows(factor * miss.square().flatten(1).sum(1), reduction)
 
 
-class ActivationBoundary(Term):
+class ActivationBoundary(Term, function=activation_boundary):
     """`activation_boundary` on pairs of layers behind connectors. Of n pairs, the i-th has the weight 2^(i - n)."""
 
     auto = "all"
     before_activation = True
-    function = staticmethod(activation_boundary)
     contract = Contract(
         short_name="ab",
         form="learned",

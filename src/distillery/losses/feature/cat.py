@@ -51,7 +51,7 @@ def cat(
     return reduce_rows((student - teacher).square().mean((1, 2)), reduction)
 
 
-class CAT(Term):
+class CAT(Term, function=cat):
     """`cat` of the class maps: each network's own classifier, applied at every position of its last map.
 
     `layers` names one pair: the maps whose means over positions go into the heads. The authors move the classifier
@@ -60,7 +60,7 @@ class CAT(Term):
     """
 
     auto = "pooled"
-    function = staticmethod(cat)
+    own_student_taps = own_teacher_taps = (WEIGHT,)
     contract = Contract(
         short_name="cat",
         reduction="mean over classes, positions and samples",
@@ -76,14 +76,6 @@ class CAT(Term):
     layers: Layers | None = "auto"
     resolution: PositiveInt = 2
     normalize: bool = False
-
-    @property
-    def student_taps(self) -> list[str]:
-        return [*super().student_taps, WEIGHT]
-
-    @property
-    def teacher_taps(self) -> list[str]:
-        return [*super().teacher_taps, WEIGHT]
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         pairs = self.pairs(student, teacher)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -122,14 +123,12 @@ class CRD(Term):
     temperature: Positive = 0.07
     momentum: Fraction = 0.5
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.steps = Steps()
-        self.labels: Tensor
-        self.student_bank: Tensor
-        self.teacher_bank: Tensor
-        self.log_means: Tensor
+    steps: Steps = field(default_factory=Steps, init=False)
+    # buffers
+    labels: Tensor = field(init=False)
+    student_bank: Tensor = field(init=False)
+    teacher_bank: Tensor = field(init=False)
+    log_means: Tensor = field(init=False)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         pairs = self.pairs(student, teacher)

@@ -33,11 +33,10 @@ def cwd(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class CWD(ProjectedTerm):
+class CWD(ProjectedTerm, function=cwd):
     """`cwd` on pairs of layers, summed, each student layer behind its own projector."""
 
     auto = "last"
-    function = staticmethod(cwd)
     contract = Contract(
         short_name="cwd",
         reduction="sum over positions, mean over channels and samples, sum over pairs of layers",

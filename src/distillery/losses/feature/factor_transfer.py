@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -55,7 +56,7 @@ def factor_transfer(
     return reduce_rows(gap.abs().pow(p2).mean(1), reduction)
 
 
-class FactorTransfer(LayerTerm):
+class FactorTransfer(LayerTerm, function=factor_transfer):
     """`factor_transfer` on pairs of layers, summed.
 
     With 'paper' each pair has a paraphraser (an autoencoder of the teacher's features, whose code is their factor) and
@@ -67,7 +68,6 @@ class FactorTransfer(LayerTerm):
     """
 
     auto = "last"
-    function = staticmethod(factor_transfer)
     contract = Contract(
         short_name="ft",
         reduction="mean over a factor's elements and samples, sum over pairs of layers",
@@ -85,10 +85,7 @@ class FactorTransfer(LayerTerm):
     p2: Positive = 1
     rate: Positive = 0.5
     pretrain_steps: PositiveInt = 2346
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.steps = Steps()
+    steps: Steps = field(default_factory=Steps, init=False)
 
     def checked(self, pair: Pair) -> Pair:
         if self.variant == "simple":

@@ -57,11 +57,10 @@ def _fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         return first.flatten(2) @ second.flatten(2).mT / first[0, 0].numel()
 
 
-class FSP(ProjectedTerm):
+class FSP(ProjectedTerm, function=fsp):
     """`fsp` on each layer with the next of `layers`, summed. Only layers of different widths have a projector."""
 
     auto = "all"
-    function = staticmethod(fsp)
     contract = Contract(
         short_name="fsp",
         reduction="mean over the entries of a matrix, sum over consecutive layers",

@@ -29,11 +29,10 @@ def hidden_cosine(
     return mean_where(0.5 * (student - teacher).square().sum(-1), mask, reduction)
 
 
-class HiddenCosine(TokenTerm):
+class HiddenCosine(TokenTerm, function=hidden_cosine):
     """`hidden_cosine` on pairs of layers, summed, behind projectors; by default the last ones."""
 
     auto = "last"
-    function = staticmethod(hidden_cosine)
     contract = Contract(
         short_name="hid_cos",
         reduction="mean over tokens, then over samples; sum over pairs of layers",

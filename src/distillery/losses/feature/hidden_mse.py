@@ -29,11 +29,10 @@ def hidden_mse(
     return mean_where(gap, None if mask is None else mask.unsqueeze(-1), reduction)
 
 
-class HiddenMSE(TokenTerm):
+class HiddenMSE(TokenTerm, function=hidden_mse):
     """`hidden_mse` on pairs of layers, summed, each student layer behind its own projector."""
 
     auto = "all"
-    function = staticmethod(hidden_mse)
     contract = Contract(
         short_name="hid_mse",
         reduction="mean over tokens and width, then over samples; sum over pairs of layers",

@@ -23,11 +23,10 @@ def hint(student_features: Tensor, teacher_features: Tensor, reduction: Reductio
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").flatten(1).mean(1), reduction)
 
 
-class Hint(ProjectedTerm):
+class Hint(ProjectedTerm, function=hint):
     """`hint` on pairs of layers, summed, each student layer behind its own projector and then aligned (`align`)."""
 
     auto = "middle"
-    function = staticmethod(hint)
     contract = Contract(
         short_name="hint",
         reduction="mean over elements, sum over pairs of layers",

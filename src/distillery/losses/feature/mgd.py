@@ -1,6 +1,7 @@
 """Masked generative distillation (Yang et al., ECCV 2022)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import field
 from functools import partial
 from typing import Literal
 
@@ -46,7 +47,7 @@ def mgd(
     return reduce_rows((generated - teacher).square().flatten(1).sum(1), reduction)
 
 
-class MGD(ProjectedTerm):
+class MGD(ProjectedTerm, function=mgd):
     """`mgd` on pairs of layers, summed, each with its projector and its generation block (3×3, ReLU, 3×3).
 
     The masks are a pure function of (`seed`, training batch, sample): they are the same in a resumed run and on any
@@ -54,7 +55,6 @@ class MGD(ProjectedTerm):
     """
 
     auto = "last"
-    function = staticmethod(mgd)
     contract = Contract(
         short_name="mgd",
         form="learned",
@@ -70,10 +70,7 @@ class MGD(ProjectedTerm):
     variant: Variant = "spatial"
     masked_ratio: Fraction = 0.65
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.steps = Steps()
+    steps: Steps = field(default_factory=Steps, init=False)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         super().build(student, teacher)

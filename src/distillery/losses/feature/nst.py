@@ -34,11 +34,10 @@ def _kernel(first: Tensor, second: Tensor) -> Tensor:
     return (first @ second.mT).square().mean((1, 2))
 
 
-class NST(LayerTerm):
+class NST(LayerTerm, function=nst):
     """`nst` on pairs of layers, summed."""
 
     auto = "all"
-    function = staticmethod(nst)
     contract = Contract(
         short_name="nst",
         reduction="mean over pairs of channels and samples, sum over pairs of layers",

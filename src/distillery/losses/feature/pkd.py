@@ -36,11 +36,10 @@ def _first(hidden: Tensor) -> Tensor:
     return hidden[:, 0] if hidden.dim() == 3 else hidden
 
 
-class PKD(ProjectedTerm):
+class PKD(ProjectedTerm, function=pkd):
     """`pkd` on pairs of layers, summed, behind projectors; by default all but the last ones."""
 
     auto = "inner"
-    function = staticmethod(pkd)
     contract = Contract(
         short_name="pkd",
         reduction="sum over the width, mean over samples, sum over pairs of layers",

@@ -72,7 +72,7 @@ class Fusion(nn.Module):
         return run(self.leave, x), x
 
 
-class Review(Term):
+class Review(Term, function=hcl):
     """`hcl` of the student's features, fused from the deepest level upwards, and the teacher's, summed over the levels.
 
     Order `layers` from shallow to deep. mdistiller takes the teacher's features before the ReLU that ends each stage
@@ -84,7 +84,6 @@ class Review(Term):
     """
 
     auto = "all"
-    function = staticmethod(hcl)
     contract = Contract(
         short_name="review",
         form="learned",

@@ -57,7 +57,7 @@ class Embedding(nn.Module):
         return unit_rows(at_least_float32(embedded))
 
 
-class SemCKD(Term):
+class SemCKD(Term, function=semckd):
     """`semckd`: every student layer of `layers` learns from every teacher layer, with a projector for each pair.
 
     A sample's query and key are computed from its row of the batch's similarity matrix, so their layers are as wide as
@@ -73,7 +73,6 @@ class SemCKD(Term):
 
     auto = "all"
     own_projectors = frozenset({BOTTLENECK})
-    function = staticmethod(semckd)
     contract = Contract(
         short_name="semckd",
         form="learned",

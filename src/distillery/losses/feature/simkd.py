@@ -6,7 +6,7 @@ from distillery.losses.layer_terms import LayerTerm
 from distillery.losses.term import Contract, Pair
 
 
-class SimKD(LayerTerm):
+class SimKD(LayerTerm, function=hint):
     """`hint` of the student's projected map and the teacher's last map, which is averaged before its classifier.
 
     Use it with `model/student=simkd`: there the projector and the teacher's classifier are part of the network, and so
@@ -14,7 +14,6 @@ class SimKD(LayerTerm):
     """
 
     auto = "pooled"
-    function = staticmethod(hint)
     contract = Contract(
         short_name="simkd",
         reduction="mean over elements",

@@ -45,15 +45,15 @@ def srrl(
     return reduce_rows(alpha * gap.square().mean(1) + beta * logits.square().mean(1), reduction)
 
 
-class SRRL(Term):
+class SRRL(Term, function=srrl):
     """`srrl` on the pooled features, the student's through a projector.
 
     The authors' projector, 'connector', is a linear layer, BatchNorm and ReLU. The ReLU fits teacher features that also
     come after a ReLU.
     """
 
-    function = staticmethod(srrl)
     default_layers = EMBEDDING
+    own_teacher_taps = (WEIGHT,)
     own_projectors = frozenset({CONNECTOR})
     contract = Contract(
         short_name="srrl",
@@ -78,10 +78,6 @@ class SRRL(Term):
             raise UserError(
                 "projector=none: the teacher's classifier needs features of its own width. Set projector=connector."
             )
-
-    @property
-    def teacher_taps(self) -> list[str]:
-        return [*super().teacher_taps, WEIGHT]
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         pairs = self.pairs(student, teacher)

@@ -58,7 +58,7 @@ def _initial_log_scale(init_pred_var: float, eps: float) -> float:
     return math.log(math.expm1(init_pred_var - eps))
 
 
-class VID(ProjectedTerm):
+class VID(ProjectedTerm, function=vid):
     """`vid` on pairs of layers, summed, each with its regressor and one σ² for each of the teacher's channels.
 
     The regressor is RepDistiller's ('regressor': three 1×1 layers of the teacher's width, without biases, with ReLU in
@@ -68,7 +68,6 @@ class VID(ProjectedTerm):
     auto = "all"
     own_projectors = frozenset({REGRESSOR})
     at_build = frozenset({"init_pred_var", "eps"})
-    function = staticmethod(vid)
     contract = Contract(
         short_name="vid",
         form="learned",

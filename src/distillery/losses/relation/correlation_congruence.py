@@ -63,14 +63,13 @@ def _gaussian(vectors: Tensor, gamma: float, p: int) -> Tensor:
     return math.exp(-2 * gamma) * series
 
 
-class CorrelationCongruence(RelationTerm):
+class CorrelationCongruence(RelationTerm, function=correlation_congruence):
     """`correlation_congruence` on pairs of layers, summed. The authors' form has a projector.
 
     RepDistiller projects both student and teacher to 128 channels with trained layers, which can make the loss 0 by
     collapsing to constants; here the teacher's features stay as they are. The Gaussian form needs no projector.
     """
 
-    function = staticmethod(correlation_congruence)
     contract = Contract(
         short_name="cc",
         per_sample=False,

@@ -52,14 +52,13 @@ def _correlations(features: Tensor) -> Tensor:
     return channels @ channels.mT
 
 
-class ICKD(ProjectedTerm):
+class ICKD(ProjectedTerm, function=ickd):
     """`ickd` on pairs of layers, summed, each student layer behind its own projector.
 
     The authors' projector is a 1×1 convolution followed by a BatchNorm; here it is the convolution alone.
     """
 
     auto = "last"
-    function = staticmethod(ickd)
     contract = Contract(
         short_name="ickd",
         reduction="sum over one channel, mean over the other and over samples, sum over pairs of layers",

@@ -41,10 +41,9 @@ def _neighbourhood(features: Tensor) -> Tensor:
     return similarity / similarity.sum(1, keepdim=True)
 
 
-class PKT(RelationTerm):
+class PKT(RelationTerm, function=pkt):
     """`pkt` on pairs of layers, summed. It compares the samples of one batch."""
 
-    function = staticmethod(pkt)
     contract = Contract(
         short_name="pkt",
         per_sample=False,

@@ -61,10 +61,9 @@ def _mean_gap(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(student, teacher, reduction="sum") / max(student.numel(), 1)
 
 
-class RKD(RelationTerm):
+class RKD(RelationTerm, function=rkd):
     """`rkd` on pairs of layers, summed. It compares the samples of one batch."""
 
-    function = staticmethod(rkd)
     contract = Contract(
         short_name="rkd",
         per_sample=False,

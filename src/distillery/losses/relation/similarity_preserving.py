@@ -33,11 +33,10 @@ def _similarities(features: Tensor) -> Tensor:
     return unit_rows(vectors @ vectors.mT)
 
 
-class SimilarityPreserving(RelationTerm):
+class SimilarityPreserving(RelationTerm, function=similarity_preserving):
     """`similarity_preserving` on pairs of layers, summed. It compares the samples of one batch."""
 
     auto = "last"
-    function = staticmethod(similarity_preserving)
     contract = Contract(
         short_name="sp",
         per_sample=False,

@@ -61,20 +61,16 @@ def akl(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class AKL(LogitTerm):
+class AKL(LogitTerm, function=akl):
     """`akl` on the rows of logits that count.
 
     Raises:
         UserError: the variant is unknown, or `mu` is not at least 0 and below 1.
     """
 
-    function = staticmethod(akl)
     contract = Contract(
         short_name="akl",
-        reduction="sum over classes, mean over rows",
         scale="between those of kd and reverse_kl: 1 to 10 with an untrained student",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2404.02657",
         formula=r"\tfrac{h}{h + t} \, \mathrm{KL}(p_t \,\|\, p_s) + \tfrac{t}{h + t} \, \mathrm{KL}(p_s \,\|\, p_t),"
         r" \quad h, t = \sum_{c \in \mathrm{head}, \mathrm{tail}} |p_t^c - p_s^c|",

@@ -43,7 +43,7 @@ def deep_supervision(
     return reduce_rows((1 - alpha) * from_labels + alpha * from_above, reduction)
 
 
-class DeepSupervision(Term):
+class DeepSupervision(Term, function=deep_supervision):
     """`deep_supervision` of an exit branch (pooling and a linear layer) on each student layer, summed.
 
     The teacher is the student itself, `teacher: self`. Its logits teach every branch, so the teacher layers of the
@@ -51,7 +51,7 @@ class DeepSupervision(Term):
     """
 
     auto = "inner"
-    function = staticmethod(deep_supervision)
+    own_student_taps = ("head",)  # its width is the number of classes
     contract = Contract(
         short_name="byot",
         form="learned",
@@ -72,10 +72,6 @@ class DeepSupervision(Term):
     alpha: Fraction = 0.3
     temperature: Positive = 3.0
     t_squared: bool = False
-
-    @property
-    def student_taps(self) -> list[str]:
-        return [*self.taps, "head"]  # its width is the number of classes
 
     @property
     def teacher_taps(self) -> list[str]:

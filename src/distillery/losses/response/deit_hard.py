@@ -24,10 +24,9 @@ def deit_hard(student_logits: Tensor, teacher_logits: Tensor, reduction: Reducti
     return reduce_rows(rows, reduction)
 
 
-class DeiTHard(HeadTerm):
+class DeiTHard(HeadTerm, function=deit_hard):
     """`deit_hard` on pairs of heads, summed; by default the student's distillation head and the teacher's head."""
 
-    function = staticmethod(deit_hard)
     contract = Contract(
         short_name="deit_hard",
         form="cross_entropy",

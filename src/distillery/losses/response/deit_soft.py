@@ -42,10 +42,9 @@ def deit_soft(
     return value / student_logits.shape[-1] if variant == "source" else value
 
 
-class DeiTSoft(HeadTerm):
+class DeiTSoft(HeadTerm, function=deit_soft):
     """`deit_soft` on pairs of heads, summed; by default the student's distillation head and the teacher's head."""
 
-    function = staticmethod(deit_soft)
     contract = Contract(
         short_name="deit_soft",
         reduction="sum over classes, mean over rows, sum over pairs of heads",

@@ -6,7 +6,7 @@ from torch.linalg import vector_norm
 from distillery.core.numerics import log_softmax, reduce_rows, require_same_shape
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
-from distillery.losses.term import Contract
+from distillery.losses.term import OF_CLASSES, Contract
 
 EPS = 1e-8  # image_classification_sota's
 
@@ -55,23 +55,19 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1) / (vector_norm(a, dim=-1) * vector_norm(b, dim=-1) + EPS)
 
 
-class DIST(LogitTerm):
+class DIST(LogitTerm, function=dist):
     """`dist` on the rows of logits that count. Rows are compared within one batch.
 
     On several processes, `gather` compares the rows of all of them.
     """
 
-    function = staticmethod(dist)
     contract = Contract(
         short_name="dist",
         form="cross_entropy",  # EPS keeps it from vanishing at agreement
         per_sample=False,
         reduction="mean over rows, plus mean over classes",
         scale="at most 4 T², about 2 T² with an untrained student",
-        needs="logits",
-        properties=frozenset(
-            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
-        ),
+        properties=OF_CLASSES | {"symmetric"},
         paper="https://arxiv.org/abs/2205.10536",
         formula=r"T^2 \Big[\tfrac{\beta}{N} \sum_i \big(1 - \rho(p_{s,i\cdot}, p_{t,i\cdot})\big)"
         r" + \tfrac{\gamma}{C} \sum_c \big(1 - \rho(p_{s,\cdot c}, p_{t,\cdot c})\big)\Big],"

@@ -6,7 +6,7 @@ from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
-from distillery.losses.term import Contract
+from distillery.losses.term import OF_CLASSES, Contract
 
 
 def jsd(
@@ -45,22 +45,17 @@ def jsd(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class JSD(LogitTerm):
+class JSD(LogitTerm, function=jsd):
     """`jsd` on the rows of logits that count. It is symmetric only at β = 0.5.
 
     Raises:
         UserError: `beta` is not from 0 to 1.
     """
 
-    function = staticmethod(jsd)
     contract = Contract(
         short_name="jsd",
-        reduction="sum over classes, mean over rows",
         scale="at most log 2; at β = 0 or 1 like kd",
-        needs="logits",
-        properties=frozenset(
-            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
-        ),
+        properties=OF_CLASSES | {"symmetric"},
         paper="https://arxiv.org/abs/2306.13649",
         formula=r"\beta \, \mathrm{KL}(p_t \,\|\, m) + (1 - \beta) \, \mathrm{KL}(p_s \,\|\, m),"
         r" \quad m = \beta p_t + (1 - \beta) p_s",

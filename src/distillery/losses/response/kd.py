@@ -36,16 +36,12 @@ def kd(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
 
 
-class KD(LogitTerm):
+class KD(LogitTerm, function=kd):
     """`kd` on the rows of logits that count."""
 
-    function = staticmethod(kd)
     contract = Contract(
         short_name="kd",
-        reduction="sum over classes, mean over rows",
         scale="1 to 10 at T = 4 with an untrained student",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/1503.02531",
         formula=r"T^2 \, \mathrm{KL}\big(p_T(z_t) \,\|\, p_T(z_s)\big), \quad p_T(z) = \mathrm{softmax}(z / T)",
         values_of="RepDistiller; with a mask DistilBERT",

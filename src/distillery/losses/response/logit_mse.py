@@ -28,15 +28,13 @@ def logit_mse(
     return reduce_rows(F.mse_loss(student, teacher, reduction="none").mean(-1), reduction)
 
 
-class LogitMSE(LogitTerm):
+class LogitMSE(LogitTerm, function=logit_mse):
     """`logit_mse` on the rows of logits that count."""
 
-    function = staticmethod(logit_mse)
     contract = Contract(
         short_name="logit_mse",
         reduction="mean over classes and rows",
         scale="the mean square of the teacher's logits, about 1 to 30, with an untrained student",
-        needs="logits",
         properties=frozenset({"non_negative", "class_permutation", "batch_permutation", "symmetric"}),
         paper="https://arxiv.org/abs/1312.6184",
         formula=r"\tfrac1C \sum_c (z_s^c - z_t^c)^2",

@@ -42,16 +42,12 @@ def _standardized(logits: Tensor) -> Tensor:
     return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
 
 
-class LogitStandardizedKD(LogitTerm):
+class LogitStandardizedKD(LogitTerm, function=logit_standardized_kd):
     """`logit_standardized_kd` on the rows of logits that count."""
 
-    function = staticmethod(logit_standardized_kd)
     contract = Contract(
         short_name="lskd",
-        reduction="sum over classes, mean over rows",
         scale="about 1 with an untrained student",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2403.01427",
         formula=r"T^2 \, \mathrm{KL}\big(p_T(\tilde z_t) \,\|\, p_T(\tilde z_s)\big),"
         r" \quad \tilde z = \tfrac{z - \mathrm{mean}(z)}{\mathrm{std}(z) + 10^{-7}}",

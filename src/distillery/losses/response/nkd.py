@@ -49,18 +49,14 @@ def nkd(
     return reduce_rows(of_target + gamma * (of_rest * temperature**2 if t_squared else of_rest), reduction)
 
 
-class NKD(LogitTerm):
+class NKD(LogitTerm, function=nkd):
     """`nkd` on the rows of logits that count. It needs class indices as labels."""
 
-    function = staticmethod(nkd)
     reads_labels = True
     contract = Contract(
         short_name="nkd",
         form="cross_entropy",
-        reduction="sum over classes, mean over rows",
         scale="γ log C and more",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2303.13005",
         formula=r"-p_t^y \log p_s^y - \gamma T^2 \sum_{c \neq y} \hat p_t^c \log \hat p_s^c,"
         r" \quad \hat p = \mathrm{softmax}(z_{\setminus y} / T)",

@@ -1,6 +1,7 @@
 """One-for-all distillation between different architectures (OFA-KD; Hao et al., NeurIPS 2023)."""
 
 from collections.abc import Mapping
+from dataclasses import field
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def ofa(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class OFA(Term):
+class OFA(Term, function=ofa):
     """`ofa` on the rows of logits that count, and at exits from the student's stages; needs class indices.
 
     Each student layer of `layers` gets an exit branch: its features are averaged over positions, and a linear layer
@@ -57,14 +58,11 @@ class OFA(Term):
 
     auto = "all"
     teacher_tap = "head"
-    function = staticmethod(ofa)
     contract = Contract(
         short_name="ofa",
         form="cross_entropy",
         reduction="sum over classes and over exits, mean over rows",
         scale="log C an exit with an untrained student, at ε = 1",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2310.19444",
         formula=r"-\big[(1 + p_t^y)^\varepsilon - 1\big] \log p_s^y"
         r" - \sum_{c \neq y} (p_t^c)^\varepsilon \log p_s^c",
@@ -75,10 +73,7 @@ class OFA(Term):
     eps: Positive = 1.0
     temperature: Positive = 1.0
     t_squared: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.branches = nn.ModuleList()
+    branches: nn.ModuleList = field(default_factory=nn.ModuleList, init=False)
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         self.branches = nn.ModuleList(map(_branch, self.pairs(student, teacher)))

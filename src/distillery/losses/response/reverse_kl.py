@@ -32,16 +32,12 @@ def reverse_kl(
     return kd(teacher_logits, student_logits, temperature, t_squared=t_squared, reduction=reduction)
 
 
-class ReverseKL(LogitTerm):
+class ReverseKL(LogitTerm, function=reverse_kl):
     """`reverse_kl` on the rows of logits that count."""
 
-    function = staticmethod(reverse_kl)
     contract = Contract(
         short_name="rkl",
-        reduction="sum over classes, mean over rows",
         scale="1 to 10 with an untrained student; more where the teacher is certain",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2306.08543",
         formula=r"\mathrm{KL}\big(p_T(z_s) \,\|\, p_T(z_t)\big), \quad p_T(z) = \mathrm{softmax}(z / T)",
         values_of="DistiLLM",

@@ -27,16 +27,12 @@ def skewed_kl(
     return reduce_rows(kl(teacher, log_mix(teacher, student, lam)), reduction)
 
 
-class SkewedKL(LogitTerm):
+class SkewedKL(LogitTerm, function=skewed_kl):
     """`skewed_kl` on the rows of logits that count."""
 
-    function = staticmethod(skewed_kl)
     contract = Contract(
         short_name="skl",
-        reduction="sum over classes, mean over rows",
         scale="at most log(1 / λ): 2.3 at λ = 0.1",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2402.03898",
         formula=r"\mathrm{KL}\big(p_t \,\|\, \lambda p_t + (1 - \lambda) p_s\big)",
         values_of="DistiLLM",

@@ -25,10 +25,9 @@ def skewed_reverse_kl(
     return skewed_kl(teacher_logits, student_logits, lam, reduction)
 
 
-class SkewedReverseKL(SkewedKL):
+class SkewedReverseKL(SkewedKL, function=skewed_reverse_kl):
     """`skewed_reverse_kl` on the rows of logits that count."""
 
-    function = staticmethod(skewed_reverse_kl)
     contract = replace(
         SkewedKL.contract, short_name="srkl", formula=r"\mathrm{KL}\big(p_s \,\|\, \lambda p_s + (1 - \lambda) p_t\big)"
     )

@@ -59,17 +59,13 @@ def teacher_free(
     return reduce_rows(rows * temperature**2 if t_squared and softened else rows, reduction)
 
 
-class TeacherFree(Term):
+class TeacherFree(Term, function=teacher_free):
     """`teacher_free` on the rows of logits that count. It reads labels, and nothing of the teacher."""
 
-    function = staticmethod(teacher_free)
     contract = Contract(
         short_name="tfkd",
         form="cross_entropy",
-        reduction="sum over classes, mean over rows",
         scale="0.5 (100 classes) to 4 (10 classes) with an untrained student",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/1909.11723",
         formula=(
             r"T^2 \, \mathrm{KL}\big(p^d_T \,\|\, p_T(z_s)\big), \quad "

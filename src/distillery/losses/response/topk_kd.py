@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -89,20 +90,16 @@ def _drawn(log_p: Tensor, draws: Tensor | None) -> Tensor:
     return places.clamp_max(log_p.shape[-1] - 1)  # if the product is rounded up to the total
 
 
-class TopKKD(Term):
+class TopKKD(Term, function=topk_kd):
     """`topk_kd` on the rows of logits that count.
 
     With missing=sample the draws are a pure function of `seed`, the training batch, the sample and, for tokens, the
     position in the text. Every row has its own draws, the same in a resumed run and on any number of processes.
     """
 
-    function = staticmethod(topk_kd)
     contract = Contract(
         short_name="topk",
-        reduction="sum over classes, mean over rows",
         scale="0.1 to 3 with an untrained student",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2503.16870",
         formula=r"\mathrm{KL}\big(p_T(z_t)|_K \,\|\, p_T(z_s)|_K\big), \quad K = \mathrm{top}_k(z_t)",
         values_of="Model-Optimizer; missing=uniform: TinyViT; missing=sample: Sparse Logit Sampling",
@@ -113,10 +110,7 @@ class TopKKD(Term):
     missing: Missing = "renormalise"
     t_squared: bool = False
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.steps = Steps()
+    steps: Steps = field(default_factory=Steps, init=False)
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         draws = None

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from distillery.core.numerics import Reduction, log_softmax, reduce_rows, require_same_shape
 from distillery.losses.logit_term import LogitTerm
-from distillery.losses.term import Contract
+from distillery.losses.term import OF_CLASSES, Contract
 
 
 def tvd(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -23,18 +23,13 @@ def tvd(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "
     return reduce_rows(0.5 * gap.abs().sum(-1), reduction)
 
 
-class TVD(LogitTerm):
+class TVD(LogitTerm, function=tvd):
     """`tvd` on the rows of logits that count."""
 
-    function = staticmethod(tvd)
     contract = Contract(
         short_name="tvd",
-        reduction="sum over classes, mean over rows",
         scale="at most 1",
-        needs="logits",
-        properties=frozenset(
-            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
-        ),
+        properties=OF_CLASSES | {"symmetric"},
         paper="https://arxiv.org/abs/2307.15190",
         formula=r"\tfrac12 \sum_c |p_t^c - p_s^c|",
         values_of="DistiLLM",

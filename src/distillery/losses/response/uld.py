@@ -5,7 +5,7 @@ from torch import Tensor
 
 from distillery.core.numerics import Reduction, log_softmax, reduce_rows
 from distillery.losses.logit_term import LogitTerm
-from distillery.losses.term import Contract
+from distillery.losses.term import OF_CLASSES, Contract
 
 
 def uld(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -38,18 +38,13 @@ def _sorted(logits: Tensor, width: int) -> Tensor:
     return F.pad(probabilities, (0, width - logits.shape[-1]))
 
 
-class ULD(LogitTerm):
+class ULD(LogitTerm, function=uld):
     """`uld` on the rows of logits that count."""
 
-    function = staticmethod(uld)
     contract = Contract(
         short_name="uld",
-        reduction="sum over classes, mean over rows",
         scale="at most 2",
-        needs="logits",
-        properties=frozenset(
-            {"non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"}
-        ),
+        properties=OF_CLASSES | {"symmetric"},
         paper="https://arxiv.org/abs/2402.12030",
         formula=r"\sum_i \big| p^{\downarrow}(z_t)_i - p^{\downarrow}(z_s)_i \big|",
         values_of="TRL",

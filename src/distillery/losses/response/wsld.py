@@ -44,18 +44,14 @@ def wsld(
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-class WSLD(LogitTerm):
+class WSLD(LogitTerm, function=wsld):
     """`wsld` on the rows of logits that count. It needs class indices as labels."""
 
-    function = staticmethod(wsld)
     reads_labels = True
     contract = Contract(
         short_name="wsld",
         form="cross_entropy",
-        reduction="sum over classes, mean over rows",
         scale="at most T² log C with an untrained student",
-        needs="logits",
-        properties=frozenset({"non_negative", "shift_invariant", "class_permutation", "batch_permutation"}),
         paper="https://arxiv.org/abs/2102.00650",
         formula=r"-w \, T^2 \sum_c p_T(z_t)^c \log p_T(z_s)^c,"
         r" \quad w = 1 - \exp\big(-\tfrac{\log p_s^y}{\log p_t^y}\big) \text{, detached}",
