@@ -3,23 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from distillery.core.errors import UserError
 from distillery.results.report.collect import collect
-from distillery.results.report.fidelity import top1_agreement
 from distillery.results.report.selection import select
 
 MakeRun = Callable[..., Path]
-
-
-def test_agreement_is_the_share_of_equal_predictions() -> None:
-    assert top1_agreement(np.array([1, 2, 3, 4]), np.array([1, 0, 3, 4])) == 0.75
-    with pytest.raises(ValueError, match="same samples"):
-        top1_agreement(np.array([1, 2]), np.array([1]))
-    with pytest.raises(ValueError, match="same samples"):
-        top1_agreement(np.array([], dtype=int), np.array([], dtype=int))
 
 
 def test_runs_come_in_the_order_of_folders_then_of_their_start(make_run: MakeRun, tmp_path: Path) -> None:
@@ -107,6 +97,6 @@ def test_what_cannot_be_compared_is_refused(make_run: MakeRun, tmp_path: Path) -
     make_run("kd", 1, 0.9, cost={"params": 7})
     with pytest.raises(UserError, match=r"different size.*kd_seed1"):
         select(collect([tmp_path]))
-    make_run("kd", 1, 0.9, data={"name": "cifar10", "test": 10000})
+    make_run("kd", 1, 0.9, data={"name": "cifar10", "test": 10000, "score_name": "accuracy"})
     with pytest.raises(UserError, match=r"digits \(4 test samples\).*cifar10 \(10000 test samples\)"):
         select(collect([tmp_path]))

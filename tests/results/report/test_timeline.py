@@ -68,13 +68,10 @@ def drawn(make_run: MakeRun, tmp_path: Path) -> Iterator[Callable[..., Figure]]:
 
 def columns(figure: Figure) -> dict[str, list[Axes]]:
     """The panels of each method, from top to bottom."""
-    found: dict[str, list[Axes]] = {}
+    found: dict[Any, list[Axes]] = {}
     for ax in figure.axes:
-        title = ax.get_title(loc="left")
-        if title:
-            name = title
-        found.setdefault(name, []).append(ax)
-    return found
+        found.setdefault((ax.get_figure(root=False), ax.get_subplotspec().colspan.start), []).append(ax)
+    return {panels[0].get_title(loc="left"): panels for panels in found.values()}
 
 
 def labels(panels: list[Axes]) -> list[str]:

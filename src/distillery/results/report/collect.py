@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from distillery.core.errors import UserError
 from distillery.results.layout import CONFIG, PREDICTIONS, RECORD
 from distillery.results.record import RunRecord, computed_settings, leaves
-from distillery.results.report.fidelity import top1_agreement
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 Predictions = Mapping[str, NDArray[Any]]
@@ -90,6 +89,7 @@ def _predictions(folder: Path) -> Predictions:
 
 
 def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predictions]) -> float | None:
+    """Share of equal predicted classes, the mean over the teachers (Stanton et al. 2021, section 3)."""
     own = predictions.get(run.folder, {})
     if "student" not in own:
         return None
@@ -101,7 +101,7 @@ def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predict
         if teachers and same_data and np.array_equal(theirs["index"], own["index"]):
             if not all(_classes_alike(own["student"], teacher) for teacher in teachers):
                 return None
-            return float(np.mean([top1_agreement(own["student"], teacher) for teacher in teachers]))
+            return float(np.mean([own["student"] == teacher for teacher in teachers]))
     return None
 
 

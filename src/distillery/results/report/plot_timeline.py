@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,9 +29,11 @@ LINES = ("-", "--", ":")
 TINTS = ("#E3EEF6", "#FBEEDB", "#E2F1EC", "#F6E6EF", "#EEEEEE")  # of the stages
 STAGE_SIZE = 7  # points
 LINE = 1.25 * STAGE_SIZE
-LEFT, RIGHT, TOP, BOTTOM, GAP = 0.68, 0.12, 0.3, 0.42, 0.12  # inches beside a method's panels, and between two
+MARGIN = 0.85  # inches beside a panel
+TITLE, GAP = 1.0, 0.1  # inches: of title and axis labels in a tier, and below each panel
 LEGEND = 5  # columns
 FEW = 20  # epochs with a score: each is marked
+RATE = "learning rate"
 KINDS = ("weight", "temperature", "other")  # of numbers, a panel each
 DECADE = 10  # what spans more is drawn on a logarithmic axis
 NOTHING = 1e5  # a rate that falls by more has ended at 0, as the schedules of transformers do
@@ -38,11 +41,16 @@ NOTHING = 1e5  # a rate that falls by more has ended at 0, as the schedules of t
 
 @dataclass(frozen=True)
 class Method:
-    """What is drawn of a method: the epochs of its first seed, and of every seed the scores, by stage and epoch."""
+    """What is drawn of a method.
+
+    Attributes:
+        epochs: of its first seed.
+        scores: on the validation split in percent, by stage and epoch, with a column for each seed.
+    """
 
     name: str
     epochs: Sequence[Epoch]
-    scores: Sequence[Mapping[str, Mapping[int, float]]]
+    scores: pd.DataFrame
 
     @property
     def edges(self) -> list[int]:
@@ -55,15 +63,11 @@ class Method:
         parts = [(name, [each.epoch for each in part]) for name, part in groupby(self.epochs, lambda each: each.stage)]
         return [(name, epochs[0] - 1, epochs[-1]) for name, epochs in parts if name]
 
-    def numbers(self, kind: str) -> dict[str, list[float]]:
+    def numbers(self, kind: str) -> pd.DataFrame:
         """Those of a kind that change, by their name in the legend; NaN in the epochs that lack them."""
-        paths = dict.fromkeys(path for each in self.epochs for path in each.numbers if _kind(path) == kind)
-        values = {path: [each.numbers.get(path, math.nan) for each in self.epochs] for path in paths}
-        return {_label(path): own for path, own in values.items() if len(set(map(str, own))) > 1}
-
-    @property
-    def learning_rate_changes(self) -> bool:
-        return len({each.lr for each in self.epochs}) > 1
+        found = pd.DataFrame([{**each.numbers, RATE: each.lr} for each in self.epochs])
+        own = [path for path in found if _kind(path) == kind and found[path].nunique(dropna=False) > 1]
+        return found[own].rename(columns=_label)
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,8 @@ class Panel:
 
     label: str
     height: float  # inches
-    has: Callable[[Method], Any]
+    has: Callable[[Method], bool]
     draw: Callable[[Axes, Method], None]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """That of the epochs, which every panel has."""
-
-    end: int  # epochs
-    width: float  # inches
 
 
 def plot_timeline(students: Sequence[Run], path: Path) -> list[str]:
@@ -107,127 +103,100 @@ def methods_of(students: Sequence[Run]) -> list[Method]:
     for name in dict.fromkeys(run.label for run in students):
         records = sorted((run.record for run in students if run.label == name), key=lambda each: each.seed)
         timelines = [epochs_of(record.timeline) for record in records]
-        scores = [_by_stage(epochs) for epochs in timelines]
         if changes(timelines[0]):
-            methods.append(Method(name, timelines[0], scores))
+            scores = [
+                pd.Series({(each.stage, each.epoch): each.score for each in epochs}, dtype="float64")
+                for epochs in timelines
+                if epochs
+            ]
+            methods.append(Method(name, timelines[0], 100 * pd.concat(scores, axis=1).dropna(how="all")))
     return methods
-
-
-def _by_stage(epochs: Sequence[Epoch]) -> dict[str, dict[int, float]]:
-    """The scores that there are, by stage and epoch."""
-    scores: dict[str, dict[int, float]] = {}
-    for each in epochs:
-        if each.score is not None:
-            scores.setdefault(each.stage, {})[each.epoch] = each.score
-    return scores
 
 
 def timeline_figure(methods: Sequence[Method]) -> Figure:
     """A column of panels for each method, all on one axis of epochs; more than three methods are in two tiers."""
     columns = len(methods) if len(methods) <= COLUMNS else math.ceil(len(methods) / 2)
     tiers = [methods[i : i + columns] for i in range(0, len(methods), columns)]
-    axis = Axis(max(method.epochs[-1].epoch for method in methods), WIDTH / columns - LEFT - RIGHT)
+    end = max(method.epochs[-1].epoch for method in methods)
     looks = _looks(methods)
-    rows = [_panels(tier, methods, looks, axis) for tier in tiers]
+    names = dict.fromkeys(name for method in methods for name, *_ in method.stages)
+    tints = {name: TINTS[i % len(TINTS)] for i, name in enumerate(names)}
+    rows = [_panels(tier, methods, looks, 72 * (WIDTH / columns - MARGIN) / end) for tier in tiers]
+    heights = [TITLE + sum(panel.height + GAP for panel in panels) for panels in rows]
     legend = 0.2 * math.ceil(len(looks) / LEGEND) + 0.1
-    height = legend + sum(TOP + sum(panel.height + GAP for panel in panels) + BOTTOM for panels in rows)
-    figure = Figure(figsize=(WIDTH, height), dpi=200)
-    upper = height
-    for tier, panels in zip(tiers, rows, strict=True):
-        upper -= TOP
-        tops = {panel: upper - sum(each.height + GAP for each in panels[:i]) for i, panel in enumerate(panels)}
-        for column, method in enumerate(tier):
-            own = {
-                panel: _axes(figure, column * WIDTH / columns + LEFT, top - panel.height, panel.height, axis)
-                for panel, top in tops.items()
-                if panel.has(method)
-            }
-            for panel, ax in own.items():
+    figure = Figure(figsize=(WIDTH, sum(heights) + legend), dpi=200, layout="constrained")
+    parts = figure.subfigures(len(tiers), squeeze=False, height_ratios=heights).flat
+    for part, tier, panels in zip(parts, tiers, rows, strict=True):
+        sizes = [panel.height for panel in panels]
+        axes = part.subplots(len(panels), columns, squeeze=False, sharex=True, height_ratios=sizes)
+        axes[0, 0].set_xlim(0, end)
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        for column, method in zip_longest(axes.T, tier):
+            shown = []
+            for panel, ax in zip(panels, column, strict=True):
+                if method is None or not panel.has(method):
+                    ax.remove()
+                    continue
+                for name, begin, to in method.stages:
+                    ax.axvspan(begin, to, color=tints[name], lw=0, zorder=0)
                 panel.draw(ax, method)
-                if not any(panel.has(other) for other in tier[:column]):
+                if method is next(filter(panel.has, tier)):
                     ax.set_ylabel(panel.label)
-                    ax.yaxis.set_label_coords(-0.72 * LEFT / axis.width, 0.5)
-            shown = list(own.values())
-            shown[0].set_title(short(method.name))
-            shown[-1].set_xlabel("epoch")
-            shown[-1].tick_params(labelbottom=True)
-        upper -= sum(panel.height + GAP for panel in panels) + BOTTOM
-    if handles := [Line2D([], [], label=name, lw=1.6, **look) for name, look in looks.items()]:
-        figure.legend(handles=handles, loc="lower center", ncols=LEGEND, frameon=False)
+                shown.append(ax)
+            if method is not None:
+                shown[0].set_title(short(method.name))
+                shown[-1].set_xlabel("epoch")
+                shown[-1].tick_params(labelbottom=True)
+        part.align_ylabels()
+    if looks:
+        handles = [Line2D([], [], label=name, lw=1.6, **look) for name, look in looks.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND, frameon=False)
     return figure
 
 
-def _axes(figure: Figure, left: float, bottom: float, height: float, axis: Axis) -> Axes:
-    """At a place in inches."""
-    width, tall = figure.get_size_inches()
-    ax = figure.add_axes((left / width, bottom / tall, axis.width / width, height / tall), xlim=(0, axis.end))
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    ax.tick_params(labelbottom=False)
-    return ax
-
-
 def _panels(
-    tier: Sequence[Method], methods: Sequence[Method], looks: Mapping[str, dict[str, Any]], axis: Axis
+    tier: Sequence[Method], methods: Sequence[Method], looks: Mapping[str, dict[str, Any]], scale: float
 ) -> list[Panel]:
-    """Those for which one of the tier has something, from top to bottom."""
-    names = list(dict.fromkeys(name for method in methods for name, *_ in method.stages))
-    tints = {name: TINTS[i % len(TINTS)] for i, name in enumerate(names)}
-    scores = [
-        100 * score
-        for method in methods
-        for seed in method.scores
-        for stage in seed.values()
-        for score in stage.values()
-    ]
-    upright = [_width(name) for method in tier if not _fits(method, axis) for name, *_ in method.stages]
-    strip = max([1.6 * STAGE_SIZE, *upright]) / 72
+    """Those for which one of the tier has something, from top to bottom. `scale`: points for each epoch."""
+    scores = pd.concat([method.scores for method in methods]).stack()
+    stages = [(_width(name), scale * (to - begin)) for method in tier for name, begin, to in method.stages]
+    upright = any(width > room for width, room in stages)
+    strip = max(width for width, _ in stages) if upright else 1.6 * STAGE_SIZE
 
-    def shaded(draw: Callable[..., None], *args: Any) -> Callable[[Axes, Method], None]:
-        def shade_and_draw(ax: Axes, method: Method) -> None:
-            for name, begin, to in method.stages:
-                ax.axvspan(begin, to, color=tints[name], lw=0, zorder=0)
-            draw(ax, method, *args)
+    def numbers(kind: str, draw: Callable[..., None]) -> Panel:
+        return Panel(kind, 0.8, lambda method: not method.numbers(kind).empty, draw)
 
-        return shade_and_draw
-
-    def numbers(kind: str) -> Panel:
-        return Panel(kind, 0.8, partial(Method.numbers, kind=kind), shaded(_numbers, kind, looks))
-
+    draw_numbers = partial(_numbers, looks=looks)
     panels = [
-        Panel("", strip, lambda _: any(each.stages for each in tier), shaded(_stages, axis)),
-        Panel("val. score (%)", 1.1, lambda _: scores, shaded(_scores, scores)),
-        numbers("weight"),
-        Panel("learning rate", 0.8, lambda method: method.learning_rate_changes, shaded(_learning_rate)),
-        numbers("temperature"),
-        numbers("other"),
+        Panel("", strip / 72, lambda _: bool(stages), partial(_stages, upright=upright, apart=LINE / scale)),
+        Panel("val. score (%)", 1.1, lambda _: not scores.empty, partial(_scores, low=scores.min(), high=scores.max())),
+        numbers("weight", partial(draw_numbers, kind="weight")),
+        numbers(RATE, _learning_rate),
+        numbers("temperature", partial(draw_numbers, kind="temperature")),
+        numbers("other", partial(draw_numbers, kind="other")),
     ]
     return [panel for panel in panels if any(map(panel.has, tier))]
 
 
-def _stages(ax: Axes, method: Method, axis: Axis) -> None:
-    """Their names; upright, where one of the method's does not fit, and then at least a line apart."""
+def _stages(ax: Axes, method: Method, upright: bool, apart: float) -> None:
+    """Their names; if they are upright, at least `apart` epochs apart."""
     ax.set_yticks([])
     ax.tick_params(bottom=False)
     ax.spines[:].set_visible(False)
     stages = method.stages or [("one stage", method.edges[0], method.edges[-1])]
     if not method.stages:
         ax.axvspan(*stages[0][1:], color="#F6F6F6", lw=0)
+        upright = False
     places = [(begin + to) / 2 for _, begin, to in stages]
-    upright = not _fits(method, axis)
     if upright:
-        places = _apart(places, LINE / 72 * axis.end / axis.width, axis.end)
+        places = _apart(places, apart, ax.get_xlim()[1])
     for (name, *_), place in zip(stages, places, strict=True):
         ax.text(place, 0.5, short(name), ha="center", va="center", size=STAGE_SIZE, color=INK, rotation=90 * upright)
 
 
-def _fits(method: Method, axis: Axis) -> bool:
-    """Whether every stage is long enough for its name."""
-    return all(_width(name) <= 72 * axis.width * (to - begin) / axis.end for name, begin, to in method.stages)
-
-
 def _width(name: str) -> float:
     """Points that a stage's name takes, with some air."""
-    return float(TextPath((0, 0), short(name), STAGE_SIZE).get_extents().width) + 6
+    return float(TextPath((0, 0), short(name), STAGE_SIZE).get_extents().width) + 8
 
 
 def _apart(places: Sequence[float], distance: float, end: float) -> list[float]:
@@ -238,49 +207,46 @@ def _apart(places: Sequence[float], distance: float, end: float) -> list[float]:
     return [min(place, end - distance * (len(kept) - i - 0.5)) for i, place in enumerate(kept)]
 
 
-def _scores(ax: Axes, method: Method, scores: Sequence[float]) -> None:
+def _scores(ax: Axes, method: Method, low: float, high: float) -> None:
     """Each seed thin; thick their mean, over the epochs in which all have one. All methods' on one axis.
 
     A stage may have a student of its own: no line goes from one to the next.
     """
-    if not any(method.scores):
+    if method.scores.empty:
         ax.text(0.5, 0.5, "no validation", transform=ax.transAxes, ha="center", va="center", color=GREY)
-    few = len({epoch for seed in method.scores for stage in seed.values() for epoch in stage}) <= FEW
-    for name in dict.fromkeys(name for seed in method.scores for name in seed):
-        seeds = [seed.get(name, {}) for seed in method.scores]
-        common = sorted(set.intersection(*map(set, seeds)))
-        for seed in seeds:
-            ax.plot(list(seed), [100 * score for score in seed.values()], color=INK, lw=0.6, alpha=0.5)
-        means = [100 * sum(seed[epoch] for seed in seeds) / len(seeds) for epoch in common]
-        ax.plot(common, means, color=INK, lw=1.6, marker="o" if few else None, ms=3, clip_on=False)
-    margin = 0.08 * (max(scores) - min(scores)) or 1.0
-    ax.set_ylim(min(scores) - margin, max(scores) + margin)
+    marker = "o" if method.scores.index.get_level_values(1).nunique() <= FEW else None
+    for _, scores in method.scores.droplevel(0).groupby(method.scores.index.get_level_values(0), sort=False):
+        for _, seed in scores.items():
+            ax.plot(seed.dropna(), color=INK, lw=0.6, alpha=0.5)
+        ax.plot(scores.mean(axis=1, skipna=False).dropna(), color=INK, lw=1.6, marker=marker, ms=3, clip_on=False)
+    margin = 0.08 * (high - low) or 1.0
+    ax.set_ylim(low - margin, high + margin)
     ax.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def _numbers(ax: Axes, method: Method, kind: str, looks: Mapping[str, dict[str, Any]]) -> None:
     """A line for each. The later ones are thinner and lie on the others: equal numbers are all seen."""
     numbers = method.numbers(kind)
-    thicker = min(1.5, 3.6 / len(numbers))
-    for i, (name, values) in enumerate(numbers.items()):
-        ax.stairs(values, method.edges, baseline=None, lw=1.4 + thicker * (len(numbers) - 1 - i), **looks[name])
-    known = [[value for value in values if not math.isnan(value)] for values in numbers.values()]
-    largest = [size for values in known if (size := max(map(abs, values)))]
-    if largest and max(largest) > DECADE * min(largest):
-        low, high = min(largest), max(largest)
+    thicker = min(1.5, 3.6 / numbers.shape[1])
+    for i, name in enumerate(numbers):
+        width = 1.4 + thicker * (numbers.shape[1] - 1 - i)
+        ax.stairs(numbers[name], method.edges, baseline=None, lw=width, **looks[name])
+    largest = numbers.abs().max()
+    low, high = largest[largest > 0].min(), largest.max()
+    if high > DECADE * low:
         ax.set_yscale("symlog", linthresh=low)  # a linear axis would show the small ones as 0
         decades = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
         ax.set_yticks([0, *(10.0**decade for decade in decades)])  # of themselves some would meet near 0
         ax.yaxis.set_minor_locator(NullLocator())
     else:
-        _linear(ax, [value for values in known for value in values])
+        _linear(ax, numbers.stack())
 
 
 def _learning_rate(ax: Axes, method: Method) -> None:
-    rates = [each.lr for each in method.epochs]
+    rates = method.numbers(RATE)[RATE]
     ax.stairs(rates, method.edges, baseline=None, color=INK, lw=1.4)
-    positive = [rate for rate in rates if rate > 0]
-    if positive and DECADE * min(positive) < max(positive) < NOTHING * min(positive):
+    positive = rates[rates > 0]
+    if DECADE * positive.min() < positive.max() < NOTHING * positive.min():
         ax.set_yscale("log")
         ax.yaxis.set_minor_locator(NullLocator())
         ax.margins(y=0.1)
@@ -288,9 +254,9 @@ def _learning_rate(ax: Axes, method: Method) -> None:
         _linear(ax, rates)
 
 
-def _linear(ax: Axes, values: Sequence[float]) -> None:
+def _linear(ax: Axes, values: pd.Series) -> None:
     """An axis that holds 0: a number that does not change is not blown up."""
-    low, high = min(0.0, *values), max(0.0, *values)
+    low, high = min(0.0, values.min()), max(0.0, values.max())
     margin = 0.1 * (high - low) or 1.0
     ax.set_ylim(low - margin, high + margin)
     ax.yaxis.set_major_locator(MaxNLocator(3))
@@ -299,11 +265,11 @@ def _linear(ax: Axes, values: Sequence[float]) -> None:
 
 def _kind(path: str) -> str:
     name = path.rpartition(".")[2]
-    return name if name in ("weight", "temperature") else "other"
+    return name if name in ("weight", "temperature", RATE) else "other"
 
 
 def _label(path: str) -> str:
-    return path if _kind(path) == "other" else path.rpartition(".")[0]
+    return path.rpartition(".")[0] if _kind(path) in ("weight", "temperature") else path
 
 
 def _looks(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:

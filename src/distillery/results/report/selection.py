@@ -59,24 +59,19 @@ def select(runs: Sequence[Run]) -> Selection:
 def _check_comparable(students: Sequence[Run]) -> None:
     if not students:
         raise UserError("None of the runs is finished: there is nothing to report yet.")
-    data: dict[str, Run] = {}
-    sizes: dict[str, Run] = {}
-    scores: dict[str, Run] = {}
+    by_label: dict[str, Run] = {}
     for run in students:
-        if name := run.record.data.get("score_name"):  # records of version 0.1 do not say
-            scores.setdefault(name, run)
-        data.setdefault(f"{run.record.data.get('name')} ({run.record.data.get('test')} test samples)", run)
-        first = sizes.setdefault(run.label, run)
+        first = by_label.setdefault(run.label, run)
         if first.record.cost.get("params") != run.record.cost.get("params"):
             raise UserError(
                 f"The runs of '{run.label}' have students of different size: {first.folder}, "
                 f"{run.folder}. A report is about one student: make one for each."
             )
-    if len(data) > 1:
-        found = ", ".join(f"{name} in {run.folder}" for name, run in data.items())
-        raise UserError(
-            f"The runs are on different data: {found}. A report is about one experiment: make one for each."
-        )
-    if len(scores) > 1:
-        found = ", ".join(f"{name} in {run.folder}" for name, run in scores.items())
-        raise UserError(f"The runs have different scores: {found}. They cannot be compared: make a report for each.")
+    data = [run.record.data for run in students]
+    for what, values in {
+        "are on different data": [f"{each['name']} ({each['test']} test samples)" for each in data],
+        "have different scores": [each["score_name"] for each in data],
+    }.items():
+        if len(found := dict(zip(values, students, strict=True))) > 1:
+            named = ", ".join(f"{value} in {run.folder}" for value, run in found.items())
+            raise UserError(f"The runs {what}: {named}. They cannot be compared: make a report for each.")

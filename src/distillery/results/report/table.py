@@ -1,15 +1,14 @@
 """The table of methods: one row for the teacher, the baseline and each method, over seeds."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
 from distillery.results.report.collect import Run
-from distillery.results.report.settings import same_settings
+from distillery.results.report.settings import differing
 
 COLUMNS = (
     "method", "n_seeds", "score_mean", "score_std", "diff_mean", "diff_ci95", "retention", "gap_recovered",
@@ -21,16 +20,32 @@ PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a
 TEACHER, BASELINE = "teacher", "baseline"
 MAIN = "main"  # the teacher of this name is the one that all methods are compared with
 NAN = float("nan")
+# How the runs of a method, or the distinct teachers of one name, become a row.
+OVER_SEEDS = {
+    "n_seeds": ("score", "size"), "score_mean": ("score", "mean"), "score_std": ("score", "std"),
+    "agreement": ("agreement", "mean"), PERPLEXITY: (PERPLEXITY, "mean"),
+    "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
+    "latency_ms": ("latency_ms", "median"), "speed_up": ("speed_up", "median"),
+}  # fmt: skip
 
 
-def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
+def is_teacher(label: str) -> bool:
+    """Whether a row of the table is that of a teacher: `teacher`, or `teacher b` of another one."""
+    return label.partition(" ")[0] == TEACHER
+
+
+def is_baseline(label: str) -> bool:
+    """Whether a row of the table is a baseline: `baseline`, or `baseline lr=0.1` of several."""
+    return label.partition(" ")[0] == BASELINE
+
+
+def mean_and_ci95(values: Sequence[float] | pd.Series) -> tuple[float, float]:
     """Mean, and half-width of its 95 % t interval; NaN where there are too few values for one.
 
     For differences paired by seed this is the paired t interval.
     """
-    n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else NAN
-    return _mean(values), float(half)
+    series = pd.Series(values, dtype="float64")
+    return float(series.mean()), float(stats.t.ppf(0.975, len(series) - 1) * series.sem())
 
 
 def method_table(students: Sequence[Run]) -> pd.DataFrame:
@@ -54,146 +69,113 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
         students: the runs that are compared, as `select` gives them.
     """
     baselines = [run for run in students if run.record.method == BASELINE]
-    labels = dict.fromkeys([*(run.label for run in baselines), *(run.label for run in students)])
-    teachers = _teacher_rows(students, baselines)
-    teacher_mean = teachers[0]["score_mean"] if teachers else NAN
-
-    rows = [*teachers]
-    for label in labels:
-        runs = [run for run in students if run.label == label]
-        scores = _scores(runs)
-        row = _row(label, len(runs), list(scores.values()), [run.record.cost for run in runs])
-        if runs[0].record.method != BASELINE:
-            baseline = _scores(same_settings(runs[0], baselines))
-            row["diff_mean"], row["diff_ci95"] = mean_and_ci95(_paired(scores, baseline))
-            row["gap_recovered"] = (row["score_mean"] - _mean(baseline.values())) / _gap(teachers, baseline)
-        row["agreement"] = _mean(run.agreement for run in runs)
-        row["speed_up"] = _speed_up(runs)
-        row[PERPLEXITY] = _mean(run.record.metrics["last"].get(PERPLEXITY) for run in runs)
-        rows.append(row)
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame["retention"] = frame["score_mean"] / teacher_mean
-    frame = frame.astype({"n_seeds": "int64", "params": "Int64", "flops": "Int64"})
-    if any(row["embedding_params"] for row in rows):
-        frame = _with_text_columns(frame, rows)
-    perplexities = pd.Series([row[PERPLEXITY] for row in rows])
-    return frame if perplexities.isna().all() else frame.assign(**{PERPLEXITY: perplexities})
-
-
-def _with_text_columns(frame: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """`TEXT_COLUMNS` beside the others; ratios are to the teacher, which has the first row if there is one."""
-    embeddings = pd.array([row["embedding_params"] for row in rows], dtype="Int64")
-    frame["non_embedding_params"] = frame["params"] - embeddings
-    numbers = frame[["non_embedding_params", "params", "latency_ms"]].astype("float64")
-    teacher = numbers.iloc[0] if frame["method"].iloc[0] == TEACHER else numbers.iloc[0] * NAN
-    frame["non_embedding_ratio"] = numbers["non_embedding_params"] / teacher["non_embedding_params"]
-    frame["params_ratio"] = numbers["params"] / teacher["params"]
-    paired = pd.Series([row.get("speed_up", NAN) for row in rows])
-    frame["speed_up"] = paired.fillna(teacher["latency_ms"] / numbers["latency_ms"])
-    return frame
+    others = [run for run in students if run.record.method != BASELINE]
+    teachers = _teachers(students, baselines)
+    teacher = next(iter(teachers.to_dict("records")), None)
+    table = _over_seeds([_figures(run) for run in (*baselines, *others)])
+    settings = differing(baselines)
+    for label in dict.fromkeys(run.label for run in others):
+        runs = [run for run in others if run.label == label]
+        like = [run for run in baselines if all(run.settings.get(s) == runs[0].settings.get(s) for s in settings)]
+        baseline = _scores(like)
+        table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95((_scores(runs) - baseline).dropna())
+        if teacher:
+            gap, half = mean_and_ci95(_gaps(teacher, baseline))
+            if gap > half:
+                gained = table.loc[label, "score_mean"] - baseline.mean()
+                table.loc[label, "gap_recovered"] = gained / (teacher["score_mean"] - baseline.mean())
+    table = pd.concat([teachers, table]).rename_axis("method").reset_index()
+    table["retention"] = table["score_mean"] / (teacher["score_mean"] if teacher else NAN)
+    table = table.astype({"n_seeds": "int64", "params": "Int64", "flops": "Int64", "embedding_params": "Int64"})
+    columns = [*COLUMNS]
+    if table["embedding_params"].any():
+        _add_text_columns(table)
+        columns += TEXT_COLUMNS
+    if table[PERPLEXITY].notna().any():
+        columns.append(PERPLEXITY)
+    return table.reindex(columns=columns)
 
 
-def _speed_up(runs: Sequence[Run]) -> float:
-    found = []
-    for run in runs:
-        own, theirs = run.record.cost.get("latency_ms"), _known([*run.record.frozen_teachers.values()], "latency_ms")
-        if own and theirs:
-            found.append(np.mean(theirs) / own)
-    return float(np.median(found)) if found else NAN
+def _figures(run: Run) -> dict[str, Any]:
+    """What the row of a student's method is made from."""
+    cost, teachers = run.record.cost, run.record.frozen_teachers.values()
+    theirs = pd.Series([teacher.get("latency_ms") for teacher in teachers], dtype="float64").mean()
+    return {
+        **cost,
+        "method": run.label,
+        "score": run.score,
+        "agreement": run.agreement,
+        PERPLEXITY: run.record.metrics["last"].get(PERPLEXITY),
+        "speed_up": theirs / (cost.get("latency_ms") or NAN),
+    }
 
 
-def is_teacher(label: str) -> bool:
-    """Whether a row of the table is that of a teacher: `teacher`, or `teacher b` of another one."""
-    return label.partition(" ")[0] == TEACHER
+def _over_seeds(figures: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row for each method, in order of appearance."""
+    used = ["method", *dict.fromkeys(figure for figure, _ in OVER_SEEDS.values())]
+    frame = pd.DataFrame(figures, columns=used).set_index("method").astype("float64")
+    rows: pd.DataFrame = frame.groupby(level=0, sort=False).agg(**OVER_SEEDS)
+    return rows.assign(diff_mean=NAN, diff_ci95=NAN, gap_recovered=NAN)
 
 
-def is_baseline(label: str) -> bool:
-    """Whether a row of the table is a baseline: `baseline`, or `baseline lr=0.1` of several."""
-    return label.partition(" ")[0] == BASELINE
-
-
-def _teacher_rows(students: Sequence[Run], baselines: Sequence[Run]) -> list[dict[str, Any]]:
+def _teachers(students: Sequence[Run], baselines: Sequence[Run]) -> pd.DataFrame:
     """The row of the teacher that the methods are compared with, then those of the others; or none.
 
     The first is the teacher called `main` in most runs, over the seeds: each may have one of its own. A teacher that
-    only some methods have besides is `teacher <its name>`; another `main` is `teacher of <method>`.
+    only some methods have besides is `teacher <its name>`; another `main` is `teacher of <method>`. `by_seed` are the
+    scores.
     """
-    if not (reference := _reference(students)):
-        return []
-    entries: dict[str, list[tuple[int, dict[str, Any]]]] = {TEACHER: []}
+    reference = _reference(students)
+    compared = any(run.agreement is not None for run in students)
+    own: list[dict[str, Any]] = []
     for run in students:
         for name, teacher in run.record.scored_teachers.items():
             label = f"{TEACHER} {name if name != MAIN else f'of {run.label}'}"
             if teacher["sha256"] == reference.get(run.record.seed):
                 label = TEACHER
-            entries.setdefault(label, []).append((run.record.seed, teacher))
-    compared = any(run.agreement is not None for run in students)
-    rows = []
-    for label, own in entries.items():
-        distinct = {teacher["sha256"]: teacher for _, teacher in own}
-        row = _row(label, len(distinct), [each["score"] for each in distinct.values()], [each for _, each in own])
-        row["agreement"] = 1.0 if compared and label == TEACHER else NAN
-        row[PERPLEXITY] = _mean(teacher.get(PERPLEXITY) for teacher in distinct.values())
-        row["by_seed"] = {seed: teacher["score"] for seed, teacher in own}
-        if len({run.label for run in baselines}) == 1:
-            row["diff_mean"], row["diff_ci95"] = mean_and_ci95(_gaps(row, _scores(baselines)))
-        rows.append(row)
-    return rows
+            agreement = 1.0 if compared and label == TEACHER else NAN
+            own.append({**teacher, "method": label, "seed": run.record.seed, "agreement": agreement})
+    own.sort(key=lambda teacher: teacher["method"] != TEACHER)
+    distinct = {(teacher["method"], teacher["sha256"]): teacher for teacher in own}
+    table = _over_seeds([*distinct.values()])
+    table["latency_ms"] = _over_seeds(own)["latency_ms"]  # measured in each run
+    table["by_seed"] = [
+        {teacher["seed"]: teacher["score"] for teacher in own if teacher["method"] == label} for label in table.index
+    ]
+    if len({run.label for run in baselines}) == 1:
+        for label, row in zip(table.index, table.to_dict("records"), strict=True):
+            table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95(_gaps(row, _scores(baselines)))
+    return table
 
 
 def _reference(students: Sequence[Run]) -> dict[int, str]:
     """The SHA-256 of the teacher that most runs of each seed have, preferably of those called `main`."""
     found: dict[int, Counter[str]] = {}
     entries = [(run.record.seed, *entry) for run in students for entry in run.record.scored_teachers.items()]
-    names = {name for _, name, _ in entries}
-    name = MAIN if MAIN in names else next((name for _, name, _ in entries), "")
-    for seed, own, teacher in entries:
-        if own == name:
+    names = [name for _, name, _ in entries]
+    for seed, name, teacher in entries:
+        if name == (MAIN if MAIN in names else names[0]):
             found.setdefault(seed, Counter())[teacher["sha256"]] += 1
     everywhere = sum(found.values(), Counter[str]())
     return {seed: max(own, key=lambda sha256: (own[sha256], everywhere[sha256])) for seed, own in found.items()}
 
 
-def _gaps(teacher: dict[str, Any], baseline: Mapping[int, float]) -> list[float]:
+def _scores(runs: Sequence[Run]) -> pd.Series:
+    """By seed."""
+    return pd.Series({run.record.seed: run.score for run in runs}, dtype="float64")
+
+
+def _gaps(teacher: Mapping[str, Any], baseline: pd.Series) -> pd.Series:
     """Teacher − baseline by seed; where a seed has no teacher of its own, with the mean of all."""
-    return [teacher["by_seed"].get(seed, teacher["score_mean"]) - score for seed, score in baseline.items()]
+    own = pd.Series(teacher["by_seed"], dtype="float64")
+    return own.reindex(baseline.index).fillna(teacher["score_mean"]) - baseline
 
 
-def _gap(teachers: Sequence[dict[str, Any]], baseline: Mapping[int, float]) -> float:
-    """Teacher − baseline, where it is above 0 with its whole interval."""
-    if not teachers:
-        return NAN
-    mean, half = mean_and_ci95(_gaps(teachers[0], baseline))
-    return teachers[0]["score_mean"] - _mean(baseline.values()) if mean > half else NAN
-
-
-def _paired(scores: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    return [score - baseline[seed] for seed, score in scores.items() if seed in baseline]
-
-
-def _row(method: str, n: int, scores: list[float | None], costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    known = [score for score in scores if score is not None]
-    latencies = _known(costs, "latency_ms")
-    return {
-        "method": method,
-        "n_seeds": n,
-        "score_mean": _mean(known),
-        "score_std": float(np.std(known, ddof=1)) if len(known) > 1 else NAN,
-        "params": costs[0].get("params"),
-        "embedding_params": next(iter(_known(costs, "embedding_params")), None),
-        "flops": costs[0].get("flops"),
-        "latency_ms": float(np.median(latencies)) if latencies else NAN,
-    }
-
-
-def _known(costs: Sequence[dict[str, Any]], name: str) -> list[Any]:
-    return [cost[name] for cost in costs if cost.get(name) is not None]
-
-
-def _scores(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.record.seed: run.score for run in runs if run.score is not None}
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else NAN
+def _add_text_columns(table: pd.DataFrame) -> None:
+    """`TEXT_COLUMNS` beside the others; ratios are to the teacher, which has the first row if there is one."""
+    table["non_embedding_params"] = table["params"] - table["embedding_params"]
+    numbers = table[["non_embedding_params", "params", "latency_ms"]].astype("float64")
+    teacher = numbers.iloc[0] if table["method"].iloc[0] == TEACHER else numbers.iloc[0] * NAN
+    table["non_embedding_ratio"] = numbers["non_embedding_params"] / teacher["non_embedding_params"]
+    table["params_ratio"] = numbers["params"] / teacher["params"]
+    table["speed_up"] = table["speed_up"].fillna(teacher["latency_ms"] / numbers["latency_ms"])

@@ -118,14 +118,14 @@ def _timeline(methods: Sequence[str]) -> str:
 
 
 def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
-    names = [run.record.data.get("score_name") for run in students]
-    name = next((name for name in names if name not in (None, "accuracy")), None)
-    words = {"score": f"{name}, " if name else "", "rows": "samples"}
-    if not is_of_texts(table):
-        return DEFINITIONS.format(**words)
-    words["rows"] = "samples (tokens, where these are predicted)"
+    name = students[0].record.data["score_name"]
+    texts = is_of_texts(table)
+    definitions = DEFINITIONS.format(
+        score="" if name == "accuracy" else f"{name}, ",
+        rows="samples (tokens, where these are predicted)" if texts else "samples",
+    )
     perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
-    return DEFINITIONS.format(**words) + TEXT_DEFINITIONS + perplexity
+    return definitions + (TEXT_DEFINITIONS + perplexity if texts else "")
 
 
 def _setting(students: Sequence[Run]) -> str:
