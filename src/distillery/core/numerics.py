@@ -26,6 +26,12 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
 
 
+def log_softmaxes(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`log_softmax` of both networks' logits; ValueError unless they have one shape."""
+    require_same_shape(student, teacher)
+    return log_softmax(student, temperature), log_softmax(teacher, temperature)
+
+
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) over the last dimension, in nats: log-probabilities [..., C] → [...]."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
@@ -74,11 +80,15 @@ def pool_to_common_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tenso
     return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
-def comparable_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in at least float32, the larger of two maps pooled; ValueError unless they then have one shape."""
-    student, teacher = pool_to_common_size(at_least_float32(student), at_least_float32(teacher))
+def comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in at least float32; ValueError unless they have one shape."""
     require_same_shape(student, teacher)
-    return student, teacher
+    return at_least_float32(student), at_least_float32(teacher)
+
+
+def comparable_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """`comparable`, after the larger of two maps is pooled."""
+    return comparable(*pool_to_common_size(at_least_float32(student), at_least_float32(teacher)))
 
 
 def common_size(student: torch.Size, teacher: torch.Size) -> tuple[int, int]:

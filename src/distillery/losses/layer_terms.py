@@ -1,12 +1,13 @@
 """The bases of the losses on pairs of layers: as they are, behind projectors, and between the samples of a batch."""
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.losses.alignment import align, align_maps, as_map
+from distillery.losses.alignment import align, align_maps, as_map, channels
 from distillery.losses.projectors import aligned, make_projector, run
 from distillery.losses.signals import Signals
 from distillery.losses.term import Layers, Pair, Term
@@ -16,6 +17,8 @@ EMBEDDING = {"embedding": "embedding"}  # the pooled features before each head
 
 class LayerTerm(Term):
     """`function` of each pair of layers, summed over the pairs."""
+
+    one_position: ClassVar[str] = ""  # why this loss cannot compare maps of a single position, if it cannot
 
     layers: Layers | None = "auto"
 
@@ -29,6 +32,8 @@ class LayerTerm(Term):
         Raises:
             UserError: this loss cannot compare these layers.
         """
+        if self.one_position:
+            require_positions(self.name, pair, self.one_position)
         return pair
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
@@ -50,11 +55,15 @@ class ProjectedTerm(LayerTerm):
     def checked(self, pair: Pair) -> Pair:
         if self.contract.needs == "maps":
             aligned(pair, align_maps)
-        return pair
+        return super().checked(pair)
 
     def make_projector(self, pair: Pair) -> nn.Module:
         """The adapter of one pair of layers."""
         return make_projector(self.projector, pair)
+
+    def width(self, pair: Pair) -> int:
+        """The channels that are compared: the teacher's or, with projector=none, those of the narrower layer."""
+        return channels(aligned(pair)[1] if self.projector == "none" else pair.teacher)
 
     def features(self, student: Signals, teacher: Signals) -> Iterator[tuple[Tensor, Tensor]]:
         """The projected student features and the teacher features of each pair, aligned."""

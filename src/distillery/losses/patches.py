@@ -7,19 +7,27 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.alignment import as_map
+from distillery.losses.signals import Attention
 from distillery.losses.term import Pair
+from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import among
 
 
-def require_patches(name: str, pair: Pair) -> None:
-    """Raise UserError unless the tokens of both attention layers, [B,H,L,D], are patches of square images."""
-    for shape in (pair.student, pair.teacher):
-        try:
-            as_map(torch.empty(1, shape[2], 1, device="meta"))
-        except ValueError as error:
-            raise UserError(
-                f"{name} compares the attention between patches, and cannot compare {pair}: {error}"
-            ) from None
+class PatchTerm(AttentionTerm):
+    """`function` of the scores of pairs of attention layers, whose tokens are patches of square images."""
+
+    def checked(self, pair: Pair) -> Pair:
+        for shape in (pair.student, pair.teacher):
+            try:
+                as_map(torch.empty(1, shape[2], 1, device="meta"))
+            except ValueError as error:
+                raise UserError(
+                    f"{self.name} compares the attention between patches, and cannot compare {pair}: {error}"
+                ) from None
+        return pair
+
+    def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
+        return self.loss(student.masked_scores(), teacher.masked_scores())
 
 
 def grid_of(length: int) -> int:

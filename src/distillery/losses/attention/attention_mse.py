@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, at_least_float32, require_same_shape
+from distillery.core.numerics import Reduction, comparable
 from distillery.losses.signals import Attention
 from distillery.losses.term import Contract
 from distillery.losses.token_terms import AttentionTerm
@@ -24,9 +24,7 @@ def attention_mse(
     Source: TextBrewer, https://arxiv.org/abs/2002.12620; values equal its own. Without a mask, TextBrewer takes scores
     below -0.001 for padding and sets them to 0; here all scores count as they are.
     """
-    require_same_shape(student_attention, teacher_attention)
-    student, teacher = at_least_float32(student_attention), at_least_float32(teacher_attention)
-    gap = F.mse_loss(student, teacher, reduction="none")
+    gap = F.mse_loss(*comparable(student_attention, teacher_attention), reduction="none")
     counts = None if mask is None else mask.bool()[:, None, :, None] & mask.bool()[:, None, None, :]
     return mean_where(gap, counts, reduction)
 

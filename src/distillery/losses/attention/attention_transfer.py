@@ -5,9 +5,9 @@ from torch import Tensor
 
 from distillery.core.numerics import Reduction, at_least_float32, reduce_rows
 from distillery.losses.alignment import align_maps
-from distillery.losses.layer_terms import LayerTerm, require_positions
+from distillery.losses.layer_terms import LayerTerm
 from distillery.losses.settings import Positive
-from distillery.losses.term import Contract, Pair
+from distillery.losses.term import Contract
 
 
 def attention_transfer(
@@ -38,6 +38,7 @@ class AttentionTransfer(LayerTerm, function=attention_transfer):
     """`attention_transfer` on pairs of layers, summed."""
 
     auto = "all"
+    one_position = "a single position always has attention 1"
     contract = Contract(
         short_name="at",
         reduction="mean over positions and samples, sum over pairs of layers",
@@ -51,7 +52,3 @@ class AttentionTransfer(LayerTerm, function=attention_transfer):
     )
 
     p: Positive = 2
-
-    def checked(self, pair: Pair) -> Pair:
-        require_positions(self.name, pair, "a single position always has attention 1")
-        return pair

@@ -4,10 +4,8 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import Reduction
-from distillery.losses.patches import among_patches, common_heads, grid_of, require_patches
-from distillery.losses.signals import Attention
+from distillery.losses.patches import PatchTerm, among_patches, common_heads, grid_of
 from distillery.losses.term import Contract, Pair
-from distillery.losses.token_terms import AttentionTerm
 from distillery.losses.tokens import divergence, mean_where
 
 
@@ -35,7 +33,7 @@ def class_attention(student_scores: Tensor, teacher_scores: Tensor, reduction: R
     return mean_where(divergence(student, teacher), None, reduction)
 
 
-class ClassAttention(AttentionTerm, function=class_attention):
+class ClassAttention(PatchTerm, function=class_attention):
     """`class_attention` of pairs of attention layers, by default of the last ones."""
 
     auto = "last"
@@ -52,7 +50,7 @@ class ClassAttention(AttentionTerm, function=class_attention):
     )
 
     def checked(self, pair: Pair) -> Pair:
-        require_patches(self.name, pair)
+        super().checked(pair)
         for role, shape in (("student", pair.student), ("teacher", pair.teacher)):
             if grid_of(shape[2]) ** 2 == shape[2]:
                 raise UserError(
@@ -60,6 +58,3 @@ class ClassAttention(AttentionTerm, function=class_attention):
                     "a class token. Choose networks with a class token, or vit_attention."
                 )
         return pair
-
-    def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        return self.loss(student.masked_scores(), teacher.masked_scores())

@@ -6,10 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.numerics import Reduction
-from distillery.losses.patches import among_patches, common_heads, grid_of, of_patches, require_patches
-from distillery.losses.signals import Attention
-from distillery.losses.term import Contract, Pair
-from distillery.losses.token_terms import AttentionTerm
+from distillery.losses.patches import PatchTerm, among_patches, common_heads, grid_of, of_patches
+from distillery.losses.term import Contract
 from distillery.losses.tokens import divergence, mean_where
 
 Distance = Literal["kl", "mse"]
@@ -43,7 +41,7 @@ def vit_attention(
     return mean_where(F.mse_loss(student.exp(), teacher.exp(), reduction="none"), None, reduction)
 
 
-class ViTAttention(AttentionTerm, function=vit_attention):
+class ViTAttention(PatchTerm, function=vit_attention):
     """`vit_attention` of pairs of attention layers.
 
     Raises:
@@ -64,10 +62,3 @@ class ViTAttention(AttentionTerm, function=vit_attention):
     )
 
     distance: Distance = "kl"
-
-    def checked(self, pair: Pair) -> Pair:
-        require_patches(self.name, pair)
-        return pair
-
-    def compare(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        return self.loss(student.masked_scores(), teacher.masked_scores())

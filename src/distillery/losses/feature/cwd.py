@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from distillery.core.numerics import Reduction, comparable_maps, kl, log_softmax, reduce_rows
-from distillery.losses.layer_terms import ProjectedTerm, require_positions
+from distillery.losses.layer_terms import ProjectedTerm
 from distillery.losses.settings import Positive
-from distillery.losses.term import Contract, Pair
+from distillery.losses.term import Contract
 
 
 def cwd(
@@ -37,6 +37,7 @@ class CWD(ProjectedTerm, function=cwd):
     """`cwd` on pairs of layers, summed, each student layer behind its own projector."""
 
     auto = "last"
+    one_position = "a single position always has probability 1"
     contract = Contract(
         short_name="cwd",
         reduction="sum over positions, mean over channels and samples, sum over pairs of layers",
@@ -51,7 +52,3 @@ class CWD(ProjectedTerm, function=cwd):
 
     temperature: Positive = 1.0
     t_squared: bool = True
-
-    def checked(self, pair: Pair) -> Pair:
-        require_positions(self.name, pair, "a single position always has probability 1")
-        return pair

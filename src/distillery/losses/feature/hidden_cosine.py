@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, at_least_float32, require_same_shape
+from distillery.core.numerics import Reduction, comparable
 from distillery.losses.term import Contract
 from distillery.losses.token_terms import TokenTerm
 from distillery.losses.tokens import mean_where
@@ -22,10 +22,9 @@ def hidden_cosine(
 
     Paper: DistilBERT, https://arxiv.org/abs/1910.01108, section 3. Values equal those of TextBrewer's `cos_loss`.
     """
-    require_same_shape(student_hidden, teacher_hidden)
     # Half the squared distance of unit vectors is 1 - cosine, and exactly 0 at agreement. A vector shorter than
     # 1e-6 has no direction: the default of 1e-12 would give it a gradient of 1e12.
-    student, teacher = (F.normalize(at_least_float32(x), dim=-1, eps=1e-6) for x in (student_hidden, teacher_hidden))
+    student, teacher = (F.normalize(x, dim=-1, eps=1e-6) for x in comparable(student_hidden, teacher_hidden))
     return mean_where(0.5 * (student - teacher).square().sum(-1), mask, reduction)
 
 

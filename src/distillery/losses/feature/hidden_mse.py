@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, at_least_float32, require_same_shape
+from distillery.core.numerics import Reduction, comparable
 from distillery.losses.term import Contract
 from distillery.losses.token_terms import TokenTerm
 from distillery.losses.tokens import mean_where
@@ -23,9 +23,7 @@ def hidden_mse(
     Paper: TinyBERT, https://arxiv.org/abs/1909.10351, equation 8, whose code includes padding. Values equal
     those of TextBrewer's `hid_mse_loss`.
     """
-    require_same_shape(student_hidden, teacher_hidden)
-    student, teacher = at_least_float32(student_hidden), at_least_float32(teacher_hidden)
-    gap = F.mse_loss(student, teacher, reduction="none")
+    gap = F.mse_loss(*comparable(student_hidden, teacher_hidden), reduction="none")
     return mean_where(gap, None if mask is None else mask.unsqueeze(-1), reduction)
 
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.core.random import uniforms
-from distillery.losses.alignment import channels
 from distillery.losses.layer_terms import ProjectedTerm
-from distillery.losses.projectors import aligned, run
+from distillery.losses.projectors import run
 from distillery.losses.settings import Fraction
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
@@ -74,11 +73,9 @@ class MGD(ProjectedTerm, function=mgd):
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         super().build(student, teacher)
-        pairs = self.pairs(student, teacher)
-        widths = [channels(aligned(pair)[1] if self.projector == "none" else pair.teacher) for pair in pairs]
         self.generations = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
-            for width in widths
+            for width in map(self.width, self.pairs(student, teacher))
         )
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows
 from distillery.losses.alignment import align_maps
-from distillery.losses.layer_terms import LayerTerm, require_positions
-from distillery.losses.term import Contract, Pair
+from distillery.losses.layer_terms import LayerTerm
+from distillery.losses.term import Contract
 
 
 def nst(student_features: Tensor, teacher_features: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -38,6 +38,7 @@ class NST(LayerTerm, function=nst):
     """`nst` on pairs of layers, summed."""
 
     auto = "all"
+    one_position = "maps of a single position are all alike"
     contract = Contract(
         short_name="nst",
         reduction="mean over pairs of channels and samples, sum over pairs of layers",
@@ -49,7 +50,3 @@ class NST(LayerTerm, function=nst):
         r" \quad k(a, b) = \left( \tfrac{a^\top b}{\lVert a \rVert \lVert b \rVert} \right)^2",
         values_of="RepDistiller",
     )
-
-    def checked(self, pair: Pair) -> Pair:
-        require_positions(self.name, pair, "maps of a single position are all alike")
-        return pair

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor
 
 from distillery.core.errors import UserError
-from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, comparable, reduce_rows
 from distillery.losses.alignment import align
 from distillery.losses.layer_terms import ProjectedTerm
 from distillery.losses.projectors import run
@@ -26,8 +26,7 @@ def pkd(student_hidden: Tensor, teacher_hidden: Tensor, reduction: Reduction = "
     equal those of TextBrewer's `pkd_loss`. The authors' code averages over the width where the paper, and this
     function, sum: a weight for that code is D times as large.
     """
-    student, teacher = _first(at_least_float32(student_hidden)), _first(at_least_float32(teacher_hidden))
-    require_same_shape(student, teacher)
+    student, teacher = comparable(_first(student_hidden), _first(teacher_hidden))
     gap = F.normalize(student, eps=1e-6) - F.normalize(teacher, eps=1e-6)  # the gradient of a shorter vector explodes
     return reduce_rows(gap.square().sum(-1), reduction)
 

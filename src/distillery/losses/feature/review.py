@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, at_least_float32, comparable, reduce_rows
 from distillery.losses.alignment import align_maps, as_map
 from distillery.losses.layer_terms import EMBEDDING
 from distillery.losses.projectors import aligned, run
@@ -32,8 +32,7 @@ def hcl(student_features: Tensor, teacher_features: Tensor, reduction: Reduction
     Paper: Distilling Knowledge via Knowledge Review, https://arxiv.org/abs/2104.09044, section 3.4. Values equal
     those of the authors' code and of mdistiller.
     """
-    student, teacher = at_least_float32(student_features), at_least_float32(teacher_features)
-    require_same_shape(student, teacher)
+    student, teacher = comparable(student_features, teacher_features)
     gap = student - teacher  # pooling is linear
     levels = [gap] + [F.adaptive_avg_pool2d(gap, grid) for grid in GRIDS if grid < gap.shape[2]]
     weights = [0.5**depth for depth in range(len(levels))]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, at_least_float32, comparable, full_precision, reduce_rows
 from distillery.losses.layer_terms import EMBEDDING
 from distillery.losses.projectors import make_projector, run
 from distillery.losses.signals import Signals
@@ -37,8 +37,7 @@ def srrl(
     Paper: Knowledge Distillation via Softmax Regression Representation Learning,
     https://openreview.net/forum?id=ZzwDy_wiWv. Values equal those of SimKD's implementation.
     """
-    student, teacher = at_least_float32(student_features), at_least_float32(teacher_features)
-    require_same_shape(student, teacher)
+    student, teacher = comparable(student_features, teacher_features)
     gap = student - teacher
     with full_precision(gap):
         logits = gap @ at_least_float32(head_weight).mT

@@ -94,7 +94,7 @@ class VID(ProjectedTerm, function=vid):
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         super().build(student, teacher)
         start = _initial_log_scale(self.init_pred_var, self.eps)
-        widths = map(self._width, self.pairs(student, teacher))
+        widths = map(self.width, self.pairs(student, teacher))
         self.log_scales = nn.ParameterList(torch.full((width,), start) for width in widths)
 
     def make_projector(self, pair: Pair) -> nn.Module:
@@ -107,10 +107,6 @@ class VID(ProjectedTerm, function=vid):
             s, t = pool_to_common_size(s, t)
             rows.append(self.loss(*align(run(project, s), t), log_scale))
         return torch.stack(rows).sum(0)
-
-    def _width(self, pair: Pair) -> int:
-        """The teacher's channels, or the narrower layer's if `align` averages channels (projector=none)."""
-        return channels(aligned(pair)[1] if self.projector == "none" else pair.teacher)
 
 
 def _regressor(pair: Pair) -> nn.Module:

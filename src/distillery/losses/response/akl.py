@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, kl, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Fraction, Positive, choice
 from distillery.losses.term import Contract
@@ -45,8 +45,7 @@ def akl(
     return NaN at agreement.
     """
     choice("variant", variant, Variant)
-    require_same_shape(student_logits, teacher_logits)
-    student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
     gap = (teacher.exp() - student.exp()).detach().abs()
     in_order, order = teacher.detach().sort(dim=-1, descending=variant == "llm_kd_akl")
     gap, cumulative = gap.gather(-1, order), in_order.exp().cumsum(-1)

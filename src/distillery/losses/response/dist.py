@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from distillery.core.numerics import log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
 from distillery.losses.term import OF_CLASSES, Contract
@@ -40,9 +40,7 @@ def dist(
     Paper: Knowledge Distillation from A Stronger Teacher, https://arxiv.org/abs/2205.10536. Values equal
     those of image_classification_sota and MMRazor. The authors' other code, DIST_KD, has neither T nor T².
     """
-    require_same_shape(student_logits, teacher_logits)
-    student = log_softmax(student_logits, temperature).exp()
-    teacher = log_softmax(teacher_logits, temperature).exp()
+    student, teacher = (log_p.exp() for log_p in log_softmaxes(student_logits, teacher_logits, temperature))
     between_classes = reduce_rows(1 - _correlation(student, teacher), "mean")
     between_rows = reduce_rows(1 - _correlation(student.mT, teacher.mT), "mean")
     loss = beta * between_classes + gamma * between_rows

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from distillery.core.errors import UserError
-from distillery.core.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, kl, log_mix, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
 from distillery.losses.term import OF_CLASSES, Contract
@@ -33,8 +33,7 @@ def jsd(
     Paper: On-Policy Distillation of Language Models, https://arxiv.org/abs/2306.13649, equation 1. Values equal those
     of TRL, which does not multiply by T².
     """
-    require_same_shape(student_logits, teacher_logits)
-    student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
     if beta == 0:
         rows = kl(teacher, student)
     elif beta == 1:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, kl, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
 from distillery.losses.term import Contract
@@ -29,9 +29,7 @@ def kd(
     Paper: Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531. Values equal
     those of RepDistiller and, with `mask`, of DistilBERT.
     """
-    require_same_shape(student_logits, teacher_logits)
-    student = log_softmax(student_logits, temperature)
-    teacher = log_softmax(teacher_logits, temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
     rows = kl(teacher, student)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction, mask)
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, at_least_float32, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, comparable, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.term import Contract
 
@@ -23,9 +23,8 @@ def logit_mse(
     which averages over classes; the paper (equation 1) has half of the sum. The scale: Annealing Knowledge
     Distillation, https://arxiv.org/abs/2104.07163.
     """
-    require_same_shape(student_logits, teacher_logits)
-    student, teacher = at_least_float32(student_logits), scale * at_least_float32(teacher_logits)
-    return reduce_rows(F.mse_loss(student, teacher, reduction="none").mean(-1), reduction)
+    student, teacher = comparable(student_logits, teacher_logits)
+    return reduce_rows(F.mse_loss(student, scale * teacher, reduction="none").mean(-1), reduction)
 
 
 class LogitMSE(LogitTerm, function=logit_mse):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, at_least_float32, kl, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, at_least_float32, kl, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
 from distillery.losses.term import Contract
@@ -28,9 +28,7 @@ def logit_standardized_kd(
     the authors' code: logits less their mean, over the unbiased standard deviation (divided by C - 1) plus 1e-7. So if
     all logits of a row are equal (a head initialised to zero), the gradient is finite but of the order of 1e7.
     """
-    require_same_shape(student_logits, teacher_logits)
-    student = log_softmax(_standardized(student_logits), temperature)
-    teacher = log_softmax(_standardized(teacher_logits), temperature)
+    student, teacher = log_softmaxes(_standardized(student_logits), _standardized(teacher_logits), temperature)
     rows = kl(teacher, student)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 

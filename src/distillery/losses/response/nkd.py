@@ -2,14 +2,7 @@
 
 from torch import Tensor
 
-from distillery.core.numerics import (
-    Reduction,
-    log_softmax,
-    log_softmax_of_rest,
-    one_hot,
-    reduce_rows,
-    require_same_shape,
-)
+from distillery.core.numerics import Reduction, log_softmax_of_rest, log_softmaxes, one_hot, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
 from distillery.losses.term import Contract
@@ -40,9 +33,8 @@ def nkd(
     Paper: From Knowledge Distillation to Self-Knowledge Distillation, https://arxiv.org/abs/2303.13005. Values
     equal those of cls_KD. p̂ is a separate softmax, which stays exact for a target of probability near 1.
     """
-    require_same_shape(student_logits, teacher_logits)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, 1.0)
     is_target = one_hot(target, student_logits.shape[-1])
-    student, teacher = log_softmax(student_logits, 1.0), log_softmax(teacher_logits, 1.0)
     of_target = -(teacher.exp() * student).masked_fill(~is_target, 0.0).sum(-1)
     student, teacher = (log_softmax_of_rest(x, is_target, temperature) for x in (student_logits, teacher_logits))
     of_rest = -(teacher.exp() * student).sum(-1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.core.numerics import Reduction, log_softmax, one_hot, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, log_softmaxes, one_hot, reduce_rows
 from distillery.losses.projectors import ExitBranch
 from distillery.losses.settings import Positive
 from distillery.losses.signals import Signals
@@ -39,12 +39,11 @@ def ofa(
     Paper: One-for-All: Bridge the Gap Between Heterogeneous Architectures, https://arxiv.org/abs/2310.19444. Values
     equal those of OFAKD, which does not multiply by T².
     """
-    require_same_shape(student_logits, teacher_logits)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
     is_target = one_hot(target, student_logits.shape[-1])
-    teacher = log_softmax(teacher_logits, temperature)
     enhanced = torch.expm1(eps * teacher.exp().log1p())
     labels = torch.where(is_target, enhanced, (eps * teacher).exp())
-    rows = -(labels * log_softmax(student_logits, temperature)).sum(-1)
+    rows = -(labels * student).sum(-1)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 

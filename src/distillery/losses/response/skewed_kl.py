@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, kl, log_mix, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, kl, log_mix, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Fraction
 from distillery.losses.term import Contract
@@ -22,8 +22,7 @@ def skewed_kl(
     Paper: DistiLLM, https://arxiv.org/abs/2402.03898. Values equal those of DistiLLM without
     the teacher's entropy: its code computes the cross-entropy, with the same gradient, which is not 0 at agreement.
     """
-    require_same_shape(student_logits, teacher_logits)
-    student, teacher = log_softmax(student_logits, 1.0), log_softmax(teacher_logits, 1.0)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, 1.0)
     return reduce_rows(kl(teacher, log_mix(teacher, student, lam)), reduction)
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, log_softmax, reduce_rows, require_same_shape
+from distillery.core.numerics import Reduction, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.term import OF_CLASSES, Contract
 
@@ -18,9 +18,8 @@ def tvd(student_logits: Tensor, teacher_logits: Tensor, reduction: Reduction = "
     Paper: f-Divergence Minimization for Sequence-Level Knowledge Distillation, https://arxiv.org/abs/2307.15190. Values
     equal those of DistiLLM.
     """
-    require_same_shape(student_logits, teacher_logits)
-    gap = log_softmax(teacher_logits, 1.0).exp() - log_softmax(student_logits, 1.0).exp()
-    return reduce_rows(0.5 * gap.abs().sum(-1), reduction)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, 1.0)
+    return reduce_rows(0.5 * (teacher.exp() - student.exp()).abs().sum(-1), reduction)
 
 
 class TVD(LogitTerm, function=tvd):
