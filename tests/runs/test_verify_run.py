@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from distillery.core.errors import UserError
-from distillery.models.taps.network import evaluating
+from distillery.models.evaluation_mode import evaluating
 from distillery.models.weights import save_weights
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillery.models.taps.network import evaluating
+from distillery.models.evaluation_mode import evaluating
 
 WARM_UP = 10
 

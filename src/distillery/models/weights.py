@@ -57,19 +57,13 @@ def load_in_order(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: the number of tensors or any shape differs.
     """
-    wanted = net.state_dict()
-    if len(wanted) != len(state):
+    try:
+        net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"The weights hold {len(state)} tensors, the {type(net).__name__} has {len(wanted)}: "
-            "they are of another network."
-        )
-    for (name, tensor), (theirs, value) in zip(wanted.items(), state.items(), strict=True):
-        if tensor.shape != value.shape:
-            raise UserError(
-                f"The weights do not fit the {type(net).__name__} in order: {theirs} {list(value.shape)} "
-                f"comes where {name} {list(tensor.shape)} is wanted: they are of another network."
-            )
-    net.load_state_dict(dict(zip(wanted, state.values(), strict=True)))
+            f"The {len(state)} weights are of another network than the {type(net).__name__}, which has "
+            f"{len(net.state_dict())}: {error}"
+        ) from error
 
 
 def save_weights(net: nn.Module, path: str | Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distillery.models.taps.network import evaluating
+from distillery.models.evaluation_mode import evaluating
 from distillery.tasks.task import Task
 
 

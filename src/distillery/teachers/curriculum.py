@@ -5,7 +5,8 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.data.module import Data
-from distillery.models.taps.network import Network, evaluating
+from distillery.models.evaluation_mode import evaluating
+from distillery.models.taps.network import Network
 from distillery.tasks.task import Task
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.models.taps.network import in_evaluation_mode
+from distillery.models.evaluation_mode import in_evaluation_mode
 from distillery.teachers.frozen import BatchNorm
 from distillery.training.distiller import Distiller
 

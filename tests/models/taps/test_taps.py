@@ -11,7 +11,8 @@ from torch.nn import functional
 from distillery.core.errors import UserError
 from distillery.models.adapters import ImageAdapter
 from distillery.models.cnn import SmallCNN
-from distillery.models.taps.network import Network, evaluating, probe
+from distillery.models.evaluation_mode import evaluating
+from distillery.models.taps.network import Network, probe
 
 BATCH = {"image": torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
 

@@ -79,9 +79,14 @@ def attention_modules(net: nn.Module, run: Callable[[], object]) -> list[str]:
         with Recorder(lambda _: found.setdefault(running[-1])):
             run()
     finally:
-        for hook in hooks:
-            hook.remove()
+        remove(hooks)
     return list(found)
+
+
+def remove(hooks: list[RemovableHandle]) -> None:
+    """Remove the hooks from their modules and from the list."""
+    while hooks:
+        hooks.pop().remove()
 
 
 MEND = (

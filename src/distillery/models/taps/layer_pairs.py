@@ -10,6 +10,8 @@ from torch import Size
 from distillery.core.errors import UserError, did_you_mean
 from distillery.models.taps.attention_recorder import MEND
 
+Which = Literal["all", "inner", "middle", "last"]
+
 
 def stage_ends(layers: Mapping[str, Size]) -> dict[str, tuple[int, int]]:
     """The last feature map of each resolution: path → (H, W), in the order of the network.
@@ -22,8 +24,8 @@ def stage_ends(layers: Mapping[str, Size]) -> dict[str, tuple[int, int]]:
     """
     maps = {path: (shape[2], shape[3]) for path, shape in layers.items() if len(shape) == 4 and shape[2] * shape[3] > 1}
     resolutions = set(maps.values())
-    for depth in range(1, 1 + max((path.count(".") + 1 for path in maps), default=0)):
-        shallow = {path: resolution for path, resolution in maps.items() if path.count(".") < depth}
+    for depth in sorted({path.count(".") for path in maps}):
+        shallow = {path: resolution for path, resolution in maps.items() if path.count(".") <= depth}
         if set(shallow.values()) == resolutions:
             last = {resolution: path for path, resolution in shallow.items()}  # later ones replace earlier ones
             return {path: resolution for resolution, path in last.items()}
@@ -53,9 +55,7 @@ def all_stages(layers: Mapping[str, Size]) -> list[str]:
     return blocks(layers) or [*stage_ends(layers)]
 
 
-def auto_layers(
-    student: Mapping[str, Size], teacher: Mapping[str, Size], which: Literal["all", "inner", "middle", "last"]
-) -> dict[str, str]:
+def auto_layers(student: Mapping[str, Size], teacher: Mapping[str, Size], which: Which) -> dict[str, str]:
     """Pair the stages of two networks.
 
     Each stage of a convolutional student is paired with the teacher's stage of the nearest relative resolution and, of
@@ -70,8 +70,8 @@ def auto_layers(
     Raises:
         UserError: a network has neither feature maps nor blocks with tokens.
     """
-    stages = {"student": all_stages(student), "teacher": all_stages(teacher)}
-    for role, found in stages.items():
+    ours, theirs = all_stages(student), all_stages(teacher)
+    for role, found in (("student", ours), ("teacher", theirs)):
         if not found:
             raise UserError(
                 "`layers: auto` looks for feature maps [B, C, H, W] or numbered blocks of tokens [B, L, D], "
@@ -79,15 +79,11 @@ def auto_layers(
                 "Name the layers, `layers: {student_layer: teacher_layer}`, or choose another loss."
             )
     if blocks(student) or blocks(teacher):
-        pairs = _by_depth(stages["student"], stages["teacher"])
-    else:
-        pairs = _by_resolution(stage_ends(student), stage_ends(teacher))
-    return _chosen(pairs, which)
+        return _chosen(_by_depth(ours, theirs), which)
+    return _chosen(_by_resolution(stage_ends(student), stage_ends(teacher)), which)
 
 
-def attention_layers(
-    student: Sequence[str], teacher: Sequence[str], which: Literal["all", "inner", "middle", "last"]
-) -> dict[str, str]:
+def attention_layers(student: Sequence[str], teacher: Sequence[str], which: Which) -> dict[str, str]:
     """Pair the modules that compute attention by relative depth, as TinyBERT does: layer i of n with layer i · m/n.
 
     Args:
@@ -106,13 +102,13 @@ def attention_layers(
     return _chosen(_by_depth(list(student), list(teacher)), which)
 
 
-def _chosen(pairs: Mapping[str, str], which: Literal["all", "inner", "middle", "last"]) -> dict[str, str]:
+def _chosen(pairs: Mapping[str, str], which: Which) -> dict[str, str]:
     paths = list(pairs)
     chosen = {"all": paths, "inner": paths[:-1] or paths, "middle": [paths[len(paths) // 2]], "last": paths[-1:]}[which]
     return {path: pairs[path] for path in chosen}
 
 
-def own_layers(stages: Sequence[str], which: Literal["all", "inner", "middle", "last"]) -> dict[str, str]:
+def own_layers(stages: Sequence[str], which: Which) -> dict[str, str]:
     """Pair the stages of a network that is its own teacher: each stage but the last with the last one.
 
     Args:

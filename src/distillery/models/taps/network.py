@@ -1,8 +1,7 @@
 """A network in a role, with taps that record what the losses read. `losses/signals.py` defines taps."""
 
 import sys
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Container, Mapping, MutableMapping
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError, did_you_mean
 from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, TAP, Attention, Place, Signals
 from distillery.models.adapters import Adapter, ImageAdapter
-from distillery.models.taps.attention_recorder import MEND, Recorders, attention_modules
+from distillery.models.evaluation_mode import evaluating
+from distillery.models.taps.attention_recorder import MEND, Recorders, attention_modules, remove
 
 SECOND_HEAD = "head_dist"  # what timm calls the head that learns from the teacher
 Dropout = nn.modules.dropout._DropoutNd
@@ -132,9 +132,7 @@ class Network(nn.Module):
         Raises:
             UserError: no such module, or it runs no attention that can be read. Nothing is tapped then.
         """
-        for hook in self._attention_hooks:
-            hook.remove()
-        self._attention_hooks = []
+        remove(self._attention_hooks)
         if not taps:
             return {}
         known = self.attention_modules(batch)
@@ -144,14 +142,15 @@ class Network(nn.Module):
                     f"Attention tap {tap!r} of the {self.name} network: no module of that path computes attention."
                     f"{did_you_mean(tap, known)} {MEND}"
                 )
+
+        def keep(tap: str, attention: Attention) -> None:
+            self._attention[tap] = attention
+            self._has_recorded(tap)
+
         for tap in dict.fromkeys(taps):
             module, name = self.net.get_submodule(tap), f"Attention tap {tap!r} of the {self.name} network"
-            self._attention_hooks += self._recorders.attach(module, name, partial(self._attention_at, tap))
+            self._attention_hooks += self._recorders.attach(module, name, partial(keep, tap))
         return {tap: attention.query.shape for tap, attention in probe(self, batch).attention.items()}
-
-    def _attention_at(self, tap: str, attention: Attention) -> None:
-        self._attention[tap] = attention
-        self._has_recorded(tap)
 
     def last_tap(self, batch: Mapping[str, Tensor]) -> str | None:
         """The tap at which `observe(…, stop=True)` ends from now on, found out on `batch`; None: it runs no layer."""
@@ -249,8 +248,7 @@ class Network(nn.Module):
         self, wanted: Mapping[str, Place], copied: Container[str] = (), versions: MutableMapping[str, int] | None = None
     ) -> None:
         """Replace the hooks by one for each tap; `versions` receives each tensor's version as it is recorded."""
-        for hook in self._hooks:
-            hook.remove()
+        remove(self._hooks)
 
         def keep(tap: str, value: Any, item: int | None) -> None:
             if item is not None:
@@ -279,25 +277,6 @@ class Network(nn.Module):
         self._hooks = [hook_on(tap, place) for tap, place in wanted.items() if tap not in self._parameter_taps]
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is back in the mode it had."""
-    with in_evaluation_mode(network), torch.no_grad():
-        yield
-
-
-@contextmanager
-def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is back in the mode it had."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def probe(network: Network, batch: Mapping[str, Tensor]) -> Signals:
     """One forward that leaves no trace: no gradient, no BatchNorm update."""
     with evaluating(network):
@@ -314,5 +293,4 @@ def watch(network: Network, batch: Mapping[str, Tensor], note: Callable[[str, An
     try:
         return probe(network, batch)
     finally:
-        for hook in hooks:
-            hook.remove()
+        remove(hooks)
