@@ -102,6 +102,13 @@ def test_so_it_is_in_a_stage(compose_train: Compose) -> None:
     assert two.lasting(7).cfg.optim.scheduler.T_max == 7  # the length is still open
 
 
+def test_a_float_for_the_length_leaves_each_stage_a_cosine_of_its_own(compose_train: Compose) -> None:
+    given = ("experiment=digits_demo", "teachers.main.weights=x", "trainer.max_epochs=10.0", "seed=3.0")
+    spec = check(compose_train(*given, "+stages={one: {epochs: 40%}, two: {epochs: 60%}}"))
+    assert [stage.cfg.optim.scheduler.T_max for stage in spec.stages] == [4, 6]
+    assert [type(value) for value in (spec.cfg.seed, spec.stages[0].seed)] == [int, int]
+
+
 def test_other_values_are_refused_by_the_full_name(demo: DictConfig) -> None:
     for key, value, wanted in REFUSED:
         with pytest.raises(UserError) as error:

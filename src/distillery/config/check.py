@@ -1,10 +1,11 @@
-"""What a config is refused for before anything is built: unknown settings, values of another type, contradictions."""
+"""Refuses a config before anything is built: unknown settings, values of another type, contradictions."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import lightning as L
 from annotated_types import Ge, Lt
 from omegaconf import DictConfig, OmegaConf
 from pydantic import NonNegativeInt
@@ -12,9 +13,17 @@ from pydantic import NonNegativeInt
 from distillery.config.check_networks import check_student, check_teachers
 from distillery.config.names import losses_of, teachers_of
 from distillery.config.several_teachers import COMBINE, per_teacher
-from distillery.config.spec import ObjectiveSettings, OptimSettings, Paths, Run, TrainerSettings, check_section
-from distillery.config.stages import RunSpec, Schedules, Stage, stages_of
-from distillery.config.targets import check_settings, check_target, imported, refuse_unknown
+from distillery.config.spec import (
+    ObjectiveSettings,
+    OptimSettings,
+    Paths,
+    Run,
+    TrainerSettings,
+    check_section,
+    kinds,
+)
+from distillery.config.stages import RunSpec, Schedules, Stage, merged, stages_of
+from distillery.config.targets import check_settings, check_target, imported, parameters, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
 from distillery.core.paths import CONFIGS
@@ -46,42 +55,40 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
 
     Returns:
         The config and its stages. A value that can mean one thing only is replaced by it: 25.0 by 25 where a whole
-        number is wanted. The config of a stage is resolved, and holds only what the stage uses: the chosen teachers
-        with the settings that their roles read, and the chosen losses.
+        number is wanted. The config of a stage holds only what the stage uses: the chosen teachers with the settings
+        that their roles read, and the chosen losses.
 
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    whole, checked, parsed = _checked(cfg, overrides)
-    if checked.get("stages"):
-        _refuse_stopping(checked)
-        return RunSpec(whole, [check_stage(stage) for stage in stages_of(whole)])
-    own = OmegaConf.create(checked)
-    return RunSpec(own, [Stage("", own, seed=own.seed, **parsed)])
+    checked, parsed = _checked(cfg, overrides)
+    if not checked.get("stages"):
+        own = OmegaConf.create(checked)
+        return RunSpec(own, [Stage("", own, seed=own.seed, **parsed)])
+    _refuse_stopping(checked)
+    whole = merged(OmegaConf.to_container(cfg, resolve=True), checked)  # stages may use more of it than the run itself
+    return RunSpec(OmegaConf.create(whole), [check_stage(stage) for stage in stages_of(cfg)])
 
 
 def check_stage(stage: Stage) -> Stage:
-    """The stage with its config checked. One whose length is given in updates stays unresolved (see `lasting`)."""
+    """The stage with its config checked."""
     with stage.named_in_errors():
-        whole, checked, parsed = _checked(stage.cfg)
-    return replace(stage, cfg=whole if stage.steps is not None else OmegaConf.create(checked), **parsed)
+        checked, parsed = _checked(stage.cfg)
+    return replace(stage, cfg=OmegaConf.create(checked), **parsed)
 
 
-def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig, dict[str, Any], dict[str, Any]]:
-    """The config with every value of the type that is wanted: as it was composed, and resolved with only what is used.
-
-    And what was parsed of the task and the losses: `schedules` and `per_teacher` of a `Stage`.
-    """
+def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The resolved config, and what was parsed of the task and the losses: `schedules`, `per_teacher` of a `Stage`."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    refuse_unknown("", plain, Run.model_fields)
+    refuse_unknown("", plain, [*kinds(Run), *SECTIONS])
     _refuse_no_mapping(plain)
     for override in overrides:
         _refuse_duplicates(override)
         _refuse_unchosen(override, cfg.loss)
     words = {key: value for key, value in plain.items() if key not in SECTIONS}
-    checked = plain | check_settings("", words, Run.kinds())
+    checked = plain | check_settings("", words, kinds(Run))
     checked["trainer"] = _trainer(plain["trainer"])
     checked["student"] = check_student(plain["student"])
     chosen = bool(teachers_of(cfg))
@@ -96,16 +103,12 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[DictConfig
     checked["task"], schedules["task"] = _scheduled("task", plain["task"])
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
-        checked[section] = {
-            name: _optional(f"{section}.{name}", node) for name, node in (plain.get(section) or {}).items()
-        }
+        nodes = plain.get(section) or {}
+        checked[section] = {name: _optional(f"{section}.{name}", node) for name, node in nodes.items()}
     _refuse_balanced(checked)
     _refuse_sharded(checked)
     _refuse_ensemble(checked)
-    cfg = cfg.copy()
-    for path, value in _changed(plain, checked):
-        OmegaConf.update(cfg, path, value, force_add=True)
-    return cfg, checked, {"schedules": schedules, "per_teacher": taught}
+    return checked, {"schedules": schedules, "per_teacher": taught}
 
 
 def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
@@ -124,7 +127,10 @@ def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
 def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
     if own := sorted(FROM_RUN & node.keys()):
         raise UserError(f"trainer.{own[0]} is set by the run: see `callbacks`, `logger` and `paths.run` instead.")
-    checked = check_section("trainer", node, TrainerSettings)
+    arguments, _ = parameters(L.Trainer)
+    known = {**arguments, **kinds(TrainerSettings)}
+    refuse_unknown("trainer", node, known)
+    checked = check_settings("trainer", node, known)
     devices = checked.get("devices", "auto")
     if checked.get("accelerator") == "cpu" and not (devices == "auto" or str(devices).isdigit()):
         raise UserError(f"trainer.devices={shown(devices)}: on CPUs it must be a number of processes of at least 1.")
@@ -245,13 +251,3 @@ def _refuse_unchosen(override: str, losses: Mapping[str, Any]) -> None:
         file = next(iter(CONFIGS.glob(f"loss/*/{setting[1]}.yaml")), None)
         fix = f" Choose it first: {file.parent.relative_to(CONFIGS)}=[{setting[1]}]" if file else ""
         raise UserError(f"{override}: the loss {setting[1]!r} is not chosen, so this would change nothing.{fix}")
-
-
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings that `after` has otherwise than `before`."""
-    for key in (key for key in before if key in after):
-        own = f"{path}.{key}" if path else str(key)
-        if isinstance(before[key], Mapping) and isinstance(after[key], Mapping):
-            yield from _changed(before[key], after[key], own)
-        elif before[key] != after[key] or type(before[key]) is not type(after[key]):
-            yield own, after[key]

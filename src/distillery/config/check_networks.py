@@ -1,7 +1,7 @@
 """What the config of a student or a teacher is refused for."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from distillery.config.spec import (
@@ -9,18 +9,18 @@ from distillery.config.spec import (
     FrozenTeacher,
     ImageInput,
     PeerTeacher,
-    Section,
     SelfTeacher,
     Student,
     TextInput,
     check_section,
+    kinds,
 )
-from distillery.config.targets import check_settings, check_target, refuse_unknown
+from distillery.config.targets import Kinds, check_settings, check_target, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import shown
 from distillery.core.roles import EMA, FROZEN, PEER, SELF, role_of
 
-ROLES: dict[str, type[Section]] = {FROZEN: FrozenTeacher, EMA: EmaTeacher, PEER: PeerTeacher, SELF: SelfTeacher}
+ROLES = {FROZEN: kinds(FrozenTeacher), EMA: kinds(EmaTeacher), PEER: kinds(PeerTeacher), SELF: kinds(SelfTeacher)}
 WHY = {
     EMA: "An ema teacher is an average of the student, and starts as a copy of it",
     PEER: "A peer is trained beside the student from the start",
@@ -37,10 +37,10 @@ def check_student(node: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: with the full path of the setting.
     """
-    refuse_unknown("student", node, Student.model_fields)
+    refuse_unknown("student", node, kinds(Student))
     if "net" not in node:
         raise UserError("student has no network. Choose one with model/student=…")
-    return _network("student", node, Student)
+    return _network("student", node, kinds(Student))
 
 
 def check_teachers(
@@ -84,12 +84,12 @@ def _teacher(
             f"{path}: a loss with teacher={SELF} learns from the student itself and needs no settings here. Give this "
             "teacher another name."
         )
-    section = ROLES[role]
-    every = FrozenTeacher.model_fields.keys() | section.model_fields.keys()
+    known = ROLES[role]
     if role != FROZEN:
-        refuse_unknown(path, node, every)
-        _refuse_unread(path, role, section, overrides)
-        node = {key: value for key, value in node.items() if key in section.model_fields or key not in every}
+        unread = ROLES[FROZEN].keys() - known.keys()
+        refuse_unknown(path, node, known.keys() | unread)
+        _refuse_unread(path, role, unread, overrides)
+        node = {key: value for key, value in node.items() if key in known}
     elif "net" not in node:  # a misspelt name behind a `+`
         others = [f"teachers.{other}" for other, each in all_nodes.items() if "net" in each]
         raise UserError(
@@ -100,15 +100,14 @@ def _teacher(
             f"{path}: an ema teacher would stand still with trainer.precision={precision}: the steps of an average are "
             "smaller than 16 bits can represent. Use trainer.precision=bf16-mixed."
         )
-    return _network(path, node, section)
+    return _network(path, node, known)
 
 
-def _refuse_unread(path: str, role: str, section: type[Section], overrides: Sequence[str]) -> None:
+def _refuse_unread(path: str, role: str, unread: Collection[str], overrides: Sequence[str]) -> None:
     """Refuse an override of a setting that a teacher of this role does not read."""
     for override in overrides:
         named, _, value = override.lstrip("+").partition("=")
         setting = named.removeprefix(f"{path}.").split(".")[0]
-        unread = FrozenTeacher.model_fields.keys() - section.model_fields.keys()
         if named.startswith(f"{path}.") and setting in unread and value != "null":
             raise UserError(
                 f"{override}: {WHY[role]}: it takes no {setting}. Leave it out, or choose a frozen teacher "
@@ -116,15 +115,15 @@ def _refuse_unread(path: str, role: str, section: type[Section], overrides: Sequ
             )
 
 
-def _network(path: str, node: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
-    refuse_unknown(path, node, section.model_fields)
+def _network(path: str, node: Mapping[str, Any], known: Kinds) -> dict[str, Any]:
+    refuse_unknown(path, node, known)
     checked = {}
     if isinstance(net := node.get("net"), Mapping) and "_target_" in net:
         open_places = {key: kind for key, kind in FILLED_IN.items() if net.get(key, "") is None}
         checked["net"] = check_target(f"{path}.net", net, open_places)
-    if "input" in section.model_fields:
+    if "input" in known:
         given = node.get("input")
         of_texts = isinstance(given, Mapping) and "tokenizer" in given
         checked["input"] = check_section(f"{path}.input", given, TextInput if of_texts else ImageInput)
     rest = {key: value for key, value in node.items() if key not in checked}
-    return {**node, **checked, **check_settings(path, rest, section.kinds())}
+    return {**node, **checked, **check_settings(path, rest, known)}

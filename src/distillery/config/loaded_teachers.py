@@ -9,12 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from distillery.config.networks import build_teacher
-from distillery.config.spec import FrozenTeacher
+from distillery.config.spec import FrozenTeacher, kinds
 from distillery.core.roles import FROZEN, role_of
 from distillery.teachers.frozen import Teacher
 
 # The settings that decide what a teacher computes.
-NETWORK = sorted(FrozenTeacher.model_fields.keys() - {"role", "cache"})
+NETWORK = sorted(kinds(FrozenTeacher).keys() - {"role", "cache"})
 
 
 @dataclass

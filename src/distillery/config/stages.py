@@ -6,13 +6,13 @@ What it names as null is again what the run has.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.config.check_stages import check_stages
+from distillery.config.check_stages import check_stages, lengths_of
 from distillery.config.spec import Until
 from distillery.core.errors import UserError
 from distillery.core.roles import FROZEN, PLACE, role_of
@@ -20,14 +20,8 @@ from distillery.results.layout import STAGES
 from distillery.training.schedules import Schedule
 
 GENERATION = 10_007  # added to the seed for each earlier student of the same config: generations begin differently
-RUN_TEACHER: dict[str, Any] = {
-    "net": None,
-    "weights": None,
-    "input": {},
-    "bn_mode": "eval",
-    "cache": False,
-}  # by its weights alone
-
+# a teacher that is named by its weights alone
+RUN_TEACHER: dict[str, Any] = {"net": None, "weights": None, "input": {}, "bn_mode": "eval", "cache": False}
 
 Schedules = Mapping[str, Schedule]  # by the setting that each takes the place of
 
@@ -38,11 +32,11 @@ class Stage:
 
     Attributes:
         name: "" for the only one of a run without stages.
-        cfg: the whole config of the stage, as if it were a run of its own; `trainer.max_epochs` is its length. It is
-            resolved when that is known.
+        cfg: the whole config of the stage, as if it were a run of its own; `trainer.max_epochs` is its length.
         fresh: it begins with a student of its own; otherwise with that of the stage before, as it is then.
         train: which parameters of the student are trained, as wildcards for their names; None: all that a loss reaches.
-        steps: its length in updates, as long as it is not known in epochs (see `lasting`).
+        steps: its length in updates, as long as that in epochs is not known: `cfg` then has the run's (see `lasting`).
+        unresolved: `cfg` before its interpolations were resolved, some of which may refer to its length.
         until: when it ends before that.
         seed: of a fresh student's first weights.
         easiest: the share of the training samples, of each class, of which the teacher `main` is most confident; None:
@@ -56,6 +50,7 @@ class Stage:
     fresh: bool = True
     train: list[str] | None = None
     steps: int | None = None
+    unresolved: DictConfig | None = None
     until: Until | None = None
     seed: int = 0
     easiest: float | None = None
@@ -74,15 +69,16 @@ class Stage:
 
     def lasting(self, epochs: int) -> Self:
         """The same stage, which was given in updates, so many epochs long."""
-        cfg = self.cfg.copy()
-        cfg.trainer.max_epochs = epochs
+        assert self.unresolved is not None
+        cfg = self.unresolved.copy()
+        cfg.trainer.max_epochs, cfg.resume = epochs, self.cfg.resume
         OmegaConf.resolve(cfg)
         return replace(self, cfg=cfg, steps=None)
 
     def plain(self) -> dict[str, Any]:
         """The stage as plain data, from which `stages_of` makes it again, without what was parsed of its config."""
         rest: dict[str, Any] = {key: getattr(self, key) for key in ("fresh", "train", "steps", "seed", "easiest")}
-        rest["until"] = self.until.model_dump() if self.until else None
+        rest["until"] = asdict(self.until) if self.until else None
         return {"config": OmegaConf.to_container(self.cfg, resolve=True), **rest}
 
 
@@ -127,7 +123,7 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
     resolved: Any = OmegaConf.to_container(given, resolve=True)
     chosen = {name: loss for name, loss in root["loss"].items() if loss and "_target_" in loss}
     resolved = check_stages(resolved, chosen, cfg.trainer)
-    lengths = _lengths(resolved, cfg.trainer.max_epochs)
+    lengths = lengths_of(resolved, cfg.trainer.max_epochs)
     stages: list[Stage] = []
     plain, losses, students = root, dict(root["loss"]), []
     train: list[str] | None = None
@@ -138,15 +134,16 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
         plain["trainer"] = {**plain["trainer"], "max_epochs": lengths[name]}
         train, easiest = resolved[name].get("train", train), resolved[name].get("easiest", easiest)
         steps = resolved[name].get("steps")
-        own = OmegaConf.create(plain)
-        if steps is None:
-            OmegaConf.resolve(own)
+        unresolved = OmegaConf.create(plain)
+        own = unresolved.copy()
+        OmegaConf.resolve(own)
         fresh = not stages or "student" in node
         students += [own.student] if fresh else []
         generation = students.count(own.student) - 1 if fresh else 0
         until = Until(**resolved[name]["until"]) if node.get("until") else None
-        seed = (own.seed + GENERATION * generation) % 2**32
-        stages.append(Stage(name, own, fresh, train, steps, until, seed, easiest))
+        seed = int(own.seed + GENERATION * generation) % 2**32
+        waiting = {} if steps is None else {"steps": steps, "unresolved": unresolved}
+        stages.append(Stage(name, own, fresh, train, until=until, seed=seed, easiest=easiest, **waiting))
     return stages
 
 
@@ -212,24 +209,6 @@ def _merged_stage(
     for name, teacher in (node.get("teachers") or {}).items():
         plain["teachers"] = {**plain["teachers"], name: _teacher(plain["teachers"].get(name), teacher)}
     return plain
-
-
-def _lengths(nodes: Any, total: int) -> dict[str, int]:
-    """Each stage's epochs by name, where a share of the run's is given, as 40%, in whole epochs and at least one.
-
-    Shares that make up 100% make up `total`, where it has an epoch for each of them.
-
-    Of a stage that is so many steps long it is not yet known: `total`.
-    """
-    shares, lengths, done = 0.0, {}, 0
-    for name, node in nodes.items():
-        length = (node or {}).get("epochs", total)
-        if isinstance(length, str):
-            shares += float(length.removesuffix("%")) / 100
-            length = max(1, round(shares * total) - done)
-            done += length
-        lengths[name] = length
-    return lengths
 
 
 def _teacher(before: dict[str, Any] | None, given: Any) -> dict[str, Any]:

@@ -39,12 +39,9 @@ def check_target(path: str, node: Mapping[str, Any], kinds: Kinds | None = None)
     if node["_target_"] == "timm.create_model":
         check_timm(node.get("model_name", ""))
     try:
-        known = parameters(target)
+        names, takes_any = parameters(target)
     except TypeError as error:
         raise UserError(f"{path}._target_: cannot import {node['_target_']!r}: {error}") from error
-    if known is None:
-        return {key: _inside(f"{path}.{key}", value) for key, value in node.items()}
-    names, takes_any = known
     if not takes_any:
         refuse_unknown(path, node, [*names, *HYDRA])
     return check_settings(path, node, {**names, **HYDRA, **(kinds or {})})
@@ -79,15 +76,12 @@ def imported(path: str, name: Any) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=1000)
-def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool] | None:
-    """The annotations of a callable's parameters (`Any` where there is none), and whether it takes others too.
-
-    None: a builtin does not tell.
-    """
+def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """The annotations of a callable's parameters (`Any` where there is none), and whether it takes others too."""
     try:
         signature = inspect.signature(target).parameters.values()
-    except ValueError:
-        return None
+    except ValueError:  # a builtin does not tell
+        return {}, True
     hints = _hints(target.__init__ if inspect.isclass(target) else target)
     named = [parameter.name for parameter in signature if parameter.kind is not parameter.VAR_KEYWORD]
     return {name: hints.get(name, Any) for name in named}, len(named) < len(signature)
