@@ -1,9 +1,9 @@
 """A table of texts and labels, read from a file or the hub, and the meaning of its columns."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from distillery.core.errors import UserError, did_you_mean
 
@@ -72,35 +72,44 @@ class Table:
             raise UserError(f"data.source.{option}={name}: {self.where} has no such column.{hint}")
         return list(self.columns[name])
 
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """These rows alone."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return replace(self, columns=columns, lines=[self.lines[row] for row in rows])
+
     def places(self, rows: Sequence[int]) -> str:
         """`4 rows (line 2, 5, 9, …)`."""
         shown = ", ".join(str(self.lines[row]) for row in rows[:SHOWN]) + (", …" if len(rows) > SHOWN else "")
         return f"{len(rows):,} row{'s' if len(rows) > 1 else ''} ({self.unit} {shown})"
 
+    def refuse(
+        self, name: str, values: Sequence[Any], problem: str, wrong: Callable[[Any], bool], fix: str = ""
+    ) -> None:
+        """Raise UserError if any of the values of the column `name` is `wrong`: where, and the first one."""
+        if rows := [row for row, value in enumerate(values) if wrong(value)]:
+            shown = f"{self.places(rows)}: {values[rows[0]]!r}"
+            raise UserError(f"{self.where}: column '{name}' {problem} in {shown}.{fix}")
+
 
 @dataclass(frozen=True)
-class Samples:
-    """Checked rows of a table: texts (or lists of words) and labels (strings, numbers or tuples of strings)."""
+class Samples(Table):
+    """Checked rows of a table, in up to three columns.
 
-    table: Table
-    rows: list[int]
-    first: list[Any]
-    second: list[str] | None
-    labels: list[Any] | None
+    `first`: the texts, or lists of words; `second`: the other texts of pairs; `labels`: strings, numbers or, for lists
+    of words, tuples of strings.
+    """
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, positions: Sequence[int]) -> "Samples":
-        def of(values: list[Any] | None) -> Any:
-            return None if values is None else [values[position] for position in positions]
-
-        return replace(self, rows=of(self.rows), first=of(self.first), second=of(self.second), labels=of(self.labels))
+    @property
+    def labels(self) -> Sequence[Any] | None:
+        return self.columns.get("labels")
 
     def keys(self) -> list[Hashable]:
         """What two samples share if they are the same but for the label."""
-        first = [text if isinstance(text, str) else tuple(text) for text in self.first]
-        return list(first) if self.second is None else list(zip(first, self.second, strict=True))
+        first = [text if isinstance(text, str) else tuple(text) for text in self.columns["first"]]
+        return list(zip(first, self.columns["second"], strict=True)) if "second" in self.columns else list(first)
 
 
 def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
@@ -110,73 +119,62 @@ def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
         UserError: a column is missing, a text is empty or not a string, a label is missing or of the wrong kind, or
             the numbers of words and labels differ.
     """
-    first: list[Any] = _texts(table, "text", columns.text) if columns.words is None else _words(table, columns.words)
-    second = None if columns.second is None else _texts(table, "second", columns.second)
-    labels = None if columns.label is None else table.column("label", columns.label)
-    empty = [row for row, text in enumerate(first) if not text or (second is not None and not second[row])]
+    words = columns.words
+    read = {"first": _texts(table, "text", columns.text) if words is None else _words(table, words)}
+    if columns.second is not None:
+        read["second"] = _texts(table, "second", columns.second)
+    empty = [row for row, texts in enumerate(zip(*read.values(), strict=True)) if not all(texts)]
     if empty and not columns.drop_empty:
         raise UserError(
             f"{table.where}: the text is empty in {table.places(empty)}. Correct the file, or leave these rows out "
             "with data.source.drop_empty=true."
         )
-    samples = Samples(table, list(range(len(first))), first, second, labels)
-    filled = samples.take(sorted({*samples.rows} - {*empty}))
-    if filled.labels is not None:
-        filled = replace(filled, labels=_labels(filled, filled.labels, columns))
-    return filled, len(empty)
+    if columns.label is not None:
+        read["labels"] = table.column("label", columns.label)
+    samples = Samples(table.where, read, table.lines, table.unit).take(sorted({*range(len(table))} - {*empty}))
+    if columns.label is not None:
+        samples = replace(samples, columns={**samples.columns, "labels": _labels(samples, columns.label, columns)})
+    return samples, len(empty)
 
 
-def _texts(table: Table, option: str, name: str) -> list[str]:
+def _texts(table: Table, option: str, name: str) -> list[Any]:
     """The texts of a column; a missing or blank one becomes an empty string."""
     values = table.column(option, name)
-    if wrong := [row for row, text in enumerate(values) if not isinstance(text, str | None)]:
-        raise UserError(f"{table.where}: column '{name}' is not text in {table.places(wrong)}: {values[wrong[0]]!r}.")
+    table.refuse(name, values, "is not text", lambda text: not isinstance(text, str | None))
     return [text if text and text.strip() else "" for text in values]
 
 
-def _words(table: Table, name: str) -> list[list[str]]:
+def _words(table: Table, name: str) -> list[Any]:
     """The lists of words of a column; a missing one becomes an empty list."""
     values = [[] if words is None else words for words in table.column("words", name)]
-    wrong = [
-        row
-        for row, words in enumerate(values)
-        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words)
-    ]
-    if wrong:
-        raise UserError(
-            f"{table.where}: column '{name}' is not a list of words in {table.places(wrong)}: {values[wrong[0]]!r}."
-        )
+    table.refuse(name, values, "is not a list of words", lambda words: not _is_list_of_words(words))
     return values
 
 
-def _labels(samples: Samples, labels: list[Any], columns: Columns) -> list[Any]:
+def _labels(samples: Samples, name: str, columns: Columns) -> list[Any]:
     """The labels as strings, as floats, or as a tuple of strings for each list of words."""
-    table, column = samples.table, f"column '{columns.label}'"
-    rows = list(zip(samples.rows, labels, strict=True))
-    if missing := [row for row, label in rows if label is None or not str(label).strip()]:
-        raise UserError(f"{table.where}: {column} has no label in {table.places(missing)}.")
+    labels = samples.columns["labels"]
+    samples.refuse(name, labels, "has no label", lambda label: label is None or not str(label).strip())
     if columns.words is not None:
-        for (row, label), words in zip(rows, samples.first, strict=True):
+        for line, label, words in zip(samples.lines, labels, samples.columns["first"], strict=True):
             if not isinstance(label, list) or len(label) != len(words):
                 found = f"{len(label)} labels" if isinstance(label, list) else repr(label)
                 raise UserError(
-                    f"{table.where}, {table.unit} {table.lines[row]}: {len(words)} words, but {found} in {column}. "
-                    "It must be a list with one label per word."
+                    f"{samples.where}, {samples.unit} {line}: {len(words)} words, but {found} in column '{name}'. It "
+                    "must be a list with one label per word."
                 )
         return [tuple(map(str, label)) for label in labels]
     if columns.regression:
-        if wrong := [(row, label) for row, label in rows if not _is_number(label)]:
-            raise UserError(
-                f"{table.where}: {column} is not a number in {table.places([row for row, _ in wrong])}: "
-                f"{wrong[0][1]!r}. For classes set data.source.regression=false."
-            )
+        fix = " For classes set data.source.regression=false."
+        samples.refuse(name, labels, "is not a number", lambda label: not _is_number(label), fix)
         return [float(label) for label in labels]
-    if wrong := [(row, label) for row, label in rows if isinstance(label, list | dict)]:
-        raise UserError(
-            f"{table.where}: {column} has more than one label in {table.places([row for row, _ in wrong])}. Lists of "
-            "labels need lists of words: set data.source.words to their column."
-        )
+    fix = " Lists of labels need lists of words: set data.source.words to their column."
+    samples.refuse(name, labels, "has more than one label", lambda label: isinstance(label, list | dict), fix)
     return [str(label).strip() for label in labels]
+
+
+def _is_list_of_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) and word.strip() for word in value)
 
 
 def _is_number(value: Any) -> bool:

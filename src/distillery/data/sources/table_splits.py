@@ -39,7 +39,7 @@ def table_data(
     parts = _apart(parts, drop_duplicates, notes)
     for part, samples in parts.items():
         if not samples:
-            raise UserError(f"{samples.table.where} has no text left for the {part} split. " + ". ".join(notes))
+            raise UserError(f"{samples.where} has no text left for the {part} split. " + ". ".join(notes))
     classes = _classes(columns, parts["train"])
     splits = {part: Split.whole(*_encode(samples, columns, classes)) for part, samples in parts.items()}
     if "test" not in splits:
@@ -80,7 +80,7 @@ def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:
         if len(set(classes)) != len(classes):
             raise UserError(f"data.source.classes={list(classes)} names a class twice.")
     if len(classes) < 2:
-        raise UserError(f"{train.table.where}: the labels are all {list(classes)}; at least two classes are needed.")
+        raise UserError(f"{train.where}: the labels are all {list(classes)}; at least two classes are needed.")
     return classes
 
 
@@ -98,7 +98,8 @@ def in_class_order(labels: Collection[str]) -> tuple[str, ...]:
 
 
 def _encode(samples: Samples, columns: Columns, classes: Sequence[str]) -> tuple[Texts, Tensor]:
-    texts, zeros = Texts(samples.first, samples.second), torch.zeros(len(samples), dtype=torch.int64)
+    first = samples.columns["first"]
+    texts, zeros = Texts(first, samples.columns.get("second")), torch.zeros(len(samples), dtype=torch.int64)
     if samples.labels is None:
         return texts, zeros
     if columns.regression:
@@ -106,13 +107,13 @@ def _encode(samples: Samples, columns: Columns, classes: Sequence[str]) -> tuple
     number = {label: position for position, label in enumerate(classes)}
     _refuse_foreign(samples, samples.labels, number)
     if columns.words is not None:
-        return Texts(samples.first, labels=[[number[tag] for tag in tags] for tags in samples.labels]), zeros
+        return Texts(first, labels=[[number[tag] for tag in tags] for tags in samples.labels]), zeros
     return texts, torch.tensor([number[label] for label in samples.labels])
 
 
 def _refuse_foreign(samples: Samples, labels: Sequence[Any], classes: Mapping[str, int]) -> None:
     foreign: dict[str, list[int]] = {}
-    for row, own in zip(samples.rows, labels, strict=True):
+    for row, own in enumerate(labels):
         for label in _each(own):
             if label not in classes:
                 foreign.setdefault(label, []).append(row)
@@ -120,7 +121,7 @@ def _refuse_foreign(samples: Samples, labels: Sequence[Any], classes: Mapping[st
         rows = sorted({row for found in foreign.values() for row in found})
         shown = ", ".join(f"{label!r} ({len(found):,})" for label, found in list(foreign.items())[:SHOWN])
         raise UserError(
-            f"{samples.table.where}: labels outside the {len(classes)} classes in {samples.table.places(rows)}: "
+            f"{samples.where}: labels outside the {len(classes)} classes in {samples.places(rows)}: "
             f"{shown}{', …' if len(foreign) > SHOWN else ''}.{did_you_mean(next(iter(foreign)), classes)}"
         )
 

@@ -44,7 +44,8 @@ def text_csv(
         UserError: a file cannot be read or parsed, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, None, classes, regression, drop_empty)
-    return _data(path, val, test, columns, test_fraction, lambda file: _read_csv(file, separator, quotes))
+    tables = _tables(lambda file: _read_csv(file, separator, quotes), train=path, val=val, test=test)
+    return table_data(Path(path).stem, columns, tables, test_fraction)
 
 
 def jsonl(
@@ -70,20 +71,12 @@ def jsonl(
         UserError: a file cannot be read, a line is not a JSON object, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, words, classes, regression, drop_empty)
-    return _data(path, val, test, columns, test_fraction, _read_jsonl)
-
-
-def _data(
-    path: Given,
-    val: Given | None,
-    test: Given | None,
-    columns: Columns,
-    test_fraction: float,
-    read: Callable[[Path], Table],
-) -> RawData:
-    files = {"train": path, "val": val, "test": test}
-    tables = {part: read(Path(file)) for part, file in files.items() if file is not None}
+    tables = _tables(_read_jsonl, train=path, val=val, test=test)
     return table_data(Path(path).stem, columns, tables, test_fraction)
+
+
+def _tables(read: Callable[[Path], Table], **files: Given | None) -> dict[str, Table]:
+    return {part: read(Path(file)) for part, file in files.items() if file is not None}
 
 
 def _read_csv(path: Path, separator: str | None, quotes: bool) -> Table:
