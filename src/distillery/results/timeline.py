@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,15 +23,3 @@ class Epoch:
     lr: float
     score: float | None
     numbers: Mapping[str, float]
-
-
-def epochs_of(timeline: list[dict[str, Any]]) -> list[Epoch]:
-    """The entries of a record's `timeline`, which are plain dicts."""
-    return [Epoch(**entry) for entry in timeline]
-
-
-def changes(epochs: list[Epoch]) -> bool:
-    """Whether there is anything to see but the score: stages, or a number that changes."""
-    return any(
-        (each.stage, each.lr, each.numbers) != (epochs[0].stage, epochs[0].lr, epochs[0].numbers) for each in epochs
-    )

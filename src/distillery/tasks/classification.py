@@ -33,7 +33,6 @@ class Classification(Task):
         self.label_smoothing = label_smoothing
 
     def outputs(self, data: Labelled) -> int:
-        """The number of classes."""
         if not data.classes:
             raise UserError(f"task=classification: the samples of '{data.name}' have no classes.")
         return len(data.classes)
@@ -45,11 +44,9 @@ class Classification(Task):
         )
 
     def metric(self, outputs: int | None) -> Metric:
-        """Top-1 accuracy."""
         return MulticlassAccuracy(outputs, average="micro", validate_args=False)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The predicted class of each row, [N]."""
         return logits.argmax(-1)
 
     @classmethod

@@ -78,7 +78,6 @@ class Embedding(Task):
         self.weight = weight
 
     def outputs(self, data: Labelled) -> None:
-        """None: vectors may have any number of dimensions."""
         if not data.classes:
             raise UserError(
                 f"task=embedding: the samples of '{data.name}' have no classes, which the score compares. Choose data "
@@ -109,7 +108,6 @@ class Embedding(Task):
         return at_least_float32(logits).new_zeros(len(logits))
 
     def metric(self, outputs: int | None) -> NearestNeighbour:
-        """Nearest-neighbour accuracy."""
         return NearestNeighbour()
 
     def predict(self, logits: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ class MaskedLM(Classification):
         super().__init__(weight)
 
     def outputs(self, data: Labelled) -> int:
-        """The size of the vocabulary."""
         if not isinstance(data, Maskable):
             raise UserError(f"task=masked_lm: '{data.name}' has no tokens to mask. Choose a data set of texts.")
         if data.mask is None:
@@ -52,7 +51,6 @@ class MaskedLM(Classification):
         return data.vocab_size
 
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
-        """Every masked token is a row."""
         return token_rows("masked_lm", signals, batch)
 
     @classmethod

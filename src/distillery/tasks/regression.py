@@ -45,7 +45,6 @@ class Regression(Task):
         self.weight = weight
 
     def outputs(self, data: Labelled) -> int:
-        """1."""
         if data.classes:
             raise UserError(
                 f"task=regression: the samples of '{data.name}' have classes, not numbers. Use task=classification."
@@ -73,7 +72,6 @@ class Regression(Task):
         return (numbers - target).square()
 
     def metric(self, outputs: int | None) -> RankCorrelation:
-        """Spearman's rank correlation."""
         return RankCorrelation()
 
     def predict(self, logits: Tensor) -> Tensor:

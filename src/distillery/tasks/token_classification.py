@@ -37,11 +37,9 @@ class TokenClassification(Classification):
         return len(data.classes)
 
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
-        """Every token with a class is a row."""
         return token_rows("token_classification", signals, batch)
 
     def metric(self, outputs: int | None) -> MulticlassF1Score:
-        """Macro F1."""
         assert outputs is not None, "the number that `outputs` returns"
         return MulticlassF1Score(outputs, average="macro", validate_args=False)
 

@@ -14,7 +14,7 @@ from distillery.core.process import world_size
 from distillery.data.module import Data
 from distillery.losses.signals import Attention, Signals, is_parameter
 from distillery.tasks.evaluate import Evaluation
-from distillery.teachers.source import SignalSource
+from distillery.teachers.frozen import SignalSource
 from distillery.teachers.stored_signals import Stored, stored
 
 

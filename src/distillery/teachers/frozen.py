@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Literal, Self, get_args
+from typing import Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,20 @@ from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.models.taps.network import Network
 from distillery.models.weights import weights_hash
-from distillery.teachers.source import SignalSource
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BatchNormMode = Literal["eval", "train"]
+
+
+class SignalSource(Protocol):
+    """Gives the signals of a teacher for training batches: the `Teacher` itself, which computes them, or another one.
+
+    A `TeacherCache` computes them once. Assign a source of your own to `Teacher.training_signals`.
+    """
+
+    def signals(self, batch: Mapping[str, Tensor]) -> Signals:
+        """The signals of the batch's samples, on the device of the batch: every tap that the losses read, no graph."""
+        ...
 
 
 class Teacher(Network):

@@ -48,8 +48,13 @@ def check_task(
                 )
             if task.prediction == "vector":
                 _refuse_other_widths(name, term, student, teachers, batch)
-        elif task.per_token:
-            _refuse_logits_of_samples(name, term)
+        elif task.per_token and any(each.family == "response" for each in term.by_teacher.values()):
+            raise UserError(f"loss.{name} predicts one label for each sample, and this task has one for each token.")
+        elif task.per_token and isinstance(term, Several) and term.combine in BY_LABEL:
+            raise UserError(
+                f"loss.{name}.combine={term.combine} weights the teachers of each sample by their logits, and this "
+                "task has logits for each token. Use combine=mean or combine=random for a loss on layers."
+            )
 
 
 def _refuse_other_widths(
@@ -62,13 +67,3 @@ def _refuse_other_widths(
                 f"loss.{name}: the student's vectors have {ours} dimensions, those of teacher {teacher!r} {theirs}. "
                 f"Set student.net.config.hidden_size={theirs}, or use a loss on layers."
             )
-
-
-def _refuse_logits_of_samples(name: str, term: Term) -> None:
-    if any(each.family == "response" for each in term.by_teacher.values()):
-        raise UserError(f"loss.{name} predicts one label for each sample, and this task has one for each token.")
-    if isinstance(term, Several) and term.combine in BY_LABEL:
-        raise UserError(
-            f"loss.{name}.combine={term.combine} weights the teachers of each sample by their logits, and this task "
-            "has logits for each token. Use combine=mean or combine=random for a loss on layers."
-        )

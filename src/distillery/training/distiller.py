@@ -1,6 +1,6 @@
 """The LightningModule of every method: batch → signals of teachers and student → objective."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,14 +43,13 @@ class Optim:
     monitor: str | None = None
     frequency: int = 1
 
-    def groups(self, parameters: list[nn.Parameter]) -> Sequence[nn.Parameter] | Sequence[dict[str, Any]]:
+    def groups(self, parameters: list[nn.Parameter]) -> list[Any]:
         """What the optimizer is made of: the parameters, or two groups of them where some are not decayed."""
         if self.decay_biases_and_norms:
             return parameters
         decayed = [parameter for parameter in parameters if parameter.dim() > 1]
         others = [parameter for parameter in parameters if parameter.dim() <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        return groups
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
 
 class Distiller(L.LightningModule):
@@ -164,9 +163,8 @@ class Distiller(L.LightningModule):
             "scheduler": self.optim.scheduler(optimizer),
             "interval": self.optim.interval,
             "frequency": self.optim.frequency,
+            "monitor": self.optim.monitor,
         }
-        if self.optim.monitor is not None:
-            scheduler["monitor"] = self.optim.monitor
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

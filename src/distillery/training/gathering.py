@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -76,31 +75,17 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
+        # [rows, ranks]: which ranks have a first row, a second one, …
+        held = torch.arange(max(counts))[:, None] < torch.tensor(counts)
+        in_turn, ctx.ranks = held.nonzero(as_tuple=True)
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         of_ranks = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(of_ranks, padded)
-        parts = [torch.stack([of_ranks[rank][start:end] for rank in ranks], 1) for start, end, ranks in _rounds(counts)]
-        return torch.cat([padded[:0], *(part.flatten(0, 1) for part in parts)])
+        return torch.stack(of_ranks, 1)[in_turn, ctx.ranks]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
-        rank, first = dist.get_rank(), 0
-        own = [gradient[:0]]
-        for start, end, ranks in _rounds(ctx.counts):
-            size = (end - start) * len(ranks)
-            if rank in ranks:
-                own.append(gradient[first : first + size][ranks.index(rank) :: len(ranks)])
-            first += size
-        return torch.cat(own), None
-
-
-def _rounds(counts: Sequence[int]) -> list[tuple[int, int, list[int]]]:
-    """(first row, past the last, ranks): between the two, these ranks hold the rows in turn."""
-    levels = sorted({0, *counts})
-    return [
-        (start, end, [rank for rank, count in enumerate(counts) if count >= end]) for start, end in pairwise(levels)
-    ]
+        return gradient[ctx.ranks == dist.get_rank()], None

@@ -34,28 +34,26 @@ def refuse_unlogged(
     """
     active = {name: callback for name, callback in callbacks.items() if callback is not None}
     targets = {name: str(callback.get("_target_")) for name, callback in active.items()}
-    waiting: dict[str, Any] = dict(others or {})
+    waiting: dict[str, Any] = {path: metric for path, metric in (others or {}).items() if metric is not None}
     for path, schedule in schedules.items():
         if isinstance(schedule, Latch):
-            waiting[f"{path if path.startswith('task.') else f'loss.{path}'}: when"] = schedule.metric
-    counting = []
+            where = f"{path if path.startswith('task.') else f'loss.{path}'}: when"
+            if schedule.metric in COUNTED:
+                raise UserError(
+                    f"{where}={schedule.metric}: this is no metric. For a change at a given place: `from` and "
+                    f"`until`, with unit={schedule.metric}s."
+                )
+            waiting[where] = schedule.metric
     for name, callback in active.items():
-        if targets[name].startswith(OURS):
-            waiting[f"callbacks.{name}.monitor"] = callback.get("monitor")
-        if targets[name].endswith(CHECKPOINTS):
-            counting.append(f"callbacks.{name}.monitor")
+        metric = callback.get("monitor")
+        counted = metric in COUNTED and targets[name].endswith(CHECKPOINTS)
+        if metric is not None and targets[name].startswith(OURS) and not counted:
+            waiting[f"callbacks.{name}.monitor"] = metric
     logged = ("loss",) if any(target.endswith(TermMonitor.__name__) for target in targets.values()) else ()
     known = (*VALIDATED, *logged) if validated else logged
     anything = not all(target.startswith(OURS) for target in targets.values())
     for path, metric in waiting.items():
-        if metric is None or metric in known or (metric in COUNTED and path in counting):
-            continue
-        if metric in COUNTED and path.endswith(": when"):
-            raise UserError(
-                f"{path}={metric}: this is no metric. For a change at a given place: `from` and `until`, with "
-                f"unit={metric}s."
-            )
-        if anything and metric not in COUNTED:
+        if metric in known or (anything and metric not in COUNTED):
             continue
         if metric in VALIDATED and not validated:
             fix = f" {path.removesuffix('.monitor')}=null does without it." if path.startswith("callbacks.") else ""

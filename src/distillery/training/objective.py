@@ -1,13 +1,14 @@
 """The objective: the weighted sum of the task loss and the distillation losses."""
 
-import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from pydantic import FiniteFloat
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
+from distillery.core.kinds import conform
 from distillery.losses.several import Several
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
@@ -66,9 +67,9 @@ class Objective(nn.Module):
         peers: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        _refuse_weight("task", task.weight)
+        conform("task.weight", task.weight, FiniteFloat)
         for name, term in terms.items():
-            _refuse_weight(f"loss.{name}", term.weight)
+            conform(f"loss.{name}.weight", term.weight, FiniteFloat)
             if name in ("loss", "task") or hasattr(nn.ModuleDict, name):
                 raise UserError(f"loss.{name}: a loss cannot have the name {name!r}. Give it another key after @loss.")
         self.task = task
@@ -162,12 +163,4 @@ def _value(
 
 
 def _weighted(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Tensor:
-    total, *others = (weights[name] * value for name, value in losses.items())
-    for other in others:
-        total = total + other
-    return total
-
-
-def _refuse_weight(path: str, weight: object) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise UserError(f"{path}.weight={weight}: it must be a finite number.")
+    return cast(Tensor, sum(weights[name] * value for name, value in losses.items()))

@@ -18,7 +18,7 @@ from distillery.results.report.collect import collect
 from distillery.results.report.plot import STYLE
 from distillery.results.report.plot_timeline import methods_of, plot_timeline, timeline_figure
 from distillery.results.report.write import write_report
-from distillery.results.timeline import Epoch, epochs_of
+from distillery.results.timeline import Epoch
 
 MakeRun = Callable[..., Path]
 Line = dict[str, Any]
@@ -88,7 +88,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     RunRecord("kd", "kd", 0, "abc", timeline=[entry]).write(tmp_path)
     read = RunRecord.read(tmp_path)
     assert read.timeline == [entry]
-    assert epochs_of(read.timeline) == [Epoch(1, 8, "hint", 0.1, None, {"task.weight": 0.5})]
+    assert [Epoch(**each) for each in read.timeline] == [Epoch(1, 8, "hint", 0.1, None, {"task.weight": 0.5})]
 
 
 def test_each_panel_has_its_numbers(drawn: Callable[..., Figure]) -> None:

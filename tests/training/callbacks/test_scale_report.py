@@ -112,7 +112,7 @@ def test_the_bound_is_a_hundred_times() -> None:
 
 
 def test_figures_of_losses_without_gradient() -> None:
-    assert figures([{"task": (1.0, 0.0, 0.0)}, {"task": (3.0, 0.0, 0.0)}]) == {
+    assert figures(["task"], [torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[3.0, 0.0, 0.0]])]) == {
         "task": {"raw": 2.0, "weighted": 0.0, "gradient": 0.0, "share": 0.0}
     }
 

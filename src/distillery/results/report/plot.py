@@ -1,7 +1,7 @@
 """The report's picture: what the student saves and keeps (left), what each method gains over seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
         students: the runs it was made of, for the score of every seed.
         path: of the PNG.
     """
-    rows = {str(row["method"]): row for row in table.to_dict("records")}
+    rows = table.astype({"flops": "float64", "params": "float64"}).set_index("method").to_dict("index")
     methods = sorted((name for name in rows if not is_teacher(name)), key=lambda name: rows[name]["score_mean"])
     said = verdicts(table)
     colours = {name: COLOURS.get(said.get(name, ""), GREY) for name in methods}
@@ -63,16 +63,16 @@ def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
 def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colours: dict[str, str]) -> None:
     ax.set_title("Score against cost", pad=TITLE_PAD)
     ax.set_ylabel("test score (%)")
-    costs = {name: float(row["flops"]) for name, row in rows.items() if pd.notna(row["flops"])}
+    costs = {name: row["flops"] for name, row in rows.items() if row["flops"] > 0}
     if not costs:
         ax.text(0.5, 0.5, "FLOPs were not measured", transform=ax.transAxes, ha="center", color=GREY)
         return
-    best = methods[-1]
+    best, low, high = methods[-1], min(costs.values()), max(costs.values())
     for name in costs:
         if name in (best, BASELINE):
             # the best is the highest: its label goes up and the baseline's down, so that they never meet
             up, score = name == best, 100 * rows[name]["score_mean"]
-            place = _relative(costs[name], costs)
+            place = math.log(costs[name] / low) / math.log(high / low) if high > low else 0.0  # on the axis
             side = "center" if up and 0.1 < place < 0.9 else "right" if place > 0.5 else "left"
             ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
             ax.annotate(
@@ -88,12 +88,6 @@ def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colo
         _teacher_and_gap(ax, rows, costs, best, colours[best])
     _cost_axis(ax, rows, costs)
     ax.margins(y=0.16)
-
-
-def _relative(cost: float, costs: Mapping[str, float]) -> float:
-    """Where a cost lies between the smallest (0) and the greatest (1), on a logarithmic axis."""
-    low, high = math.log(max(min(costs.values()), 1)), math.log(max(*costs.values(), 1))
-    return (math.log(max(cost, 1)) - low) / (high - low) if high > low else 0.0
 
 
 def _teacher_and_gap(ax: Axes, rows: dict[str, Any], costs: dict[str, float], best: str, colour: str) -> None:
@@ -121,7 +115,7 @@ def _cost_axis(ax: Axes, rows: dict[str, Any], costs: dict[str, float]) -> None:
     """Ticks at the networks themselves, with what each costs; below them, what the student saves."""
     ax.set_xscale("log")
     ax.xaxis.set_minor_locator(NullLocator())
-    low, high = math.log10(max(min(costs.values()), 1)), math.log10(max(*costs.values(), 1))
+    low, high = math.log10(min(costs.values())), math.log10(max(costs.values()))
     span = high - low
     pad = max(0.28 * span, min(0.35, max(0.05, 0.7 * span)))  # two ticks that are near must not overlap
     ax.set_xlim(10 ** (low - pad), 10 ** (high + pad))
@@ -144,11 +138,10 @@ def _savings(teacher: dict[str, Any], student: dict[str, Any]) -> str:
         ("params", "fewer params", "more params"),
         ("latency_ms", "faster", "slower"),
     ]:
-        if pd.notna(teacher[key]) and pd.notna(student[key]):
-            ratio = float(teacher[key]) / float(student[key])
-            times = max(ratio, 1 / ratio)
-            if times > 1.05:
-                found.append(f"{times:.{0 if times >= 10 else 1}f}× {less if ratio > 1 else more}")
+        ratio = teacher[key] / student[key]  # NaN where one is not known
+        times = max(ratio, 1 / ratio)
+        if times > 1.05:
+            found.append(f"{times:.{0 if times >= 10 else 1}f}× {less if ratio > 1 else more}")
     return f"student: {found[0]}\n{', '.join(found[1:])}".strip() if found else ""
 
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from distillery.results.report.collect import Run
 from distillery.results.report.plot import BLUE, GREEN, GREY, RED, STYLE, short
-from distillery.results.timeline import Epoch, changes, epochs_of
+from distillery.results.timeline import Epoch
 
 MOST = 6  # methods in one picture
 COLUMNS = 3  # side by side
@@ -102,8 +102,9 @@ def methods_of(students: Sequence[Run]) -> list[Method]:
     methods = []
     for name in dict.fromkeys(run.label for run in students):
         records = sorted((run.record for run in students if run.label == name), key=lambda each: each.seed)
-        timelines = [epochs_of(record.timeline) for record in records]
-        if changes(timelines[0]):
+        timelines = [[Epoch(**entry) for entry in record.timeline] for record in records]
+        states = [(each.stage, each.lr, each.numbers) for each in timelines[0]]
+        if any(state != states[0] for state in states):
             scores = [
                 pd.Series({(each.stage, each.epoch): each.score for each in epochs}, dtype="float64")
                 for epochs in timelines

@@ -51,19 +51,13 @@ def mean_and_ci95(values: Sequence[float] | pd.Series) -> tuple[float, float]:
 def method_table(students: Sequence[Run]) -> pd.DataFrame:
     """One row for each teacher, baseline, and method with its settings; NaN where a figure is not defined.
 
-    The columns are `COLUMNS`. `retention` and `gap_recovered` relate to the first teacher's row.
+    The columns are `COLUMNS`. Where a network has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, and
+    of language models their `PERPLEXITY`. What they mean is said in each report (`write.DEFINITIONS`). Scores,
+    agreement, retention and gap are fractions here. Ratios and gaps relate to the first teacher's row.
 
-    Where a network has embeddings (`nn.Embedding`: runs on texts) the columns `TEXT_COLUMNS` follow: the parameters
-    outside of them, student ÷ teacher of these and of all parameters, and the median over seeds of teacher ÷ student
-    of the latencies that one run has measured: a machine is not equally busy at all times. A baseline's are medians of
-    different runs. Language models have their `PERPLEXITY`, mean over seeds.
-
-    Scores, agreement, retention and gap are fractions. `score_std` is the sample deviation over seeds.
-    `diff_mean` ± `diff_ci95` is the difference to the baseline paired by seed, with its 95 % t interval. Of several
-    baselines, a method is compared with the one of its own settings (the same learning rate, say), or with none.
-    `retention` and `gap_recovered` are ratios of means; the gap is undefined unless teacher − baseline is
-    above 0 with its whole interval. Latency is the median over seeds. The teacher's `n_seeds` is how many
-    distinct teachers there are.
+    Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
+    none. `retention` and `gap_recovered` are ratios of means. `speed_up` divides latencies that one run has measured,
+    since a machine is not equally busy at all times; a baseline's are medians of different runs.
 
     Args:
         students: the runs that are compared, as `select` gives them.

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ class Balance(L.Callback):
     def __init__(self, steps: int, folder: Path) -> None:
         self.steps = steps
         self.folder = folder
-        self._sums: dict[str, float] = {}  # of the norms of the gradients of the unweighted losses
+        self._sums: defaultdict[str, float] = defaultdict(float)  # of the norms of the unweighted losses' gradients
         self._told = False
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -69,7 +70,7 @@ class Balance(L.Callback):
         norms = gradient_norms(trainer, module)
         if all(map(math.isfinite, norms.values())):  # otherwise TermMonitor stops the run, or float16 skips the update
             for name, norm in norms.items():
-                self._sums[name] = self._sums.get(name, 0.0) + norm
+                self._sums[name] += norm
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._balanced and not self._told:  # training had fewer steps
@@ -79,17 +80,17 @@ class Balance(L.Callback):
         return {"sums": dict(self._sums)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums = dict(state_dict["sums"])
+        self._sums.update(state_dict["sums"])
 
     def _weights(self) -> dict[str, float]:
         """By loss. The number of steps cancels out in the ratio of the sums."""
-        wanted = self._weight * self._sums.get(self._reference, 0.0)
-        sums = {name: self._sums.get(name, 0.0) for name in self._balanced}
+        wanted = self._weight * self._sums[self._reference]
+        sums = {name: self._sums[name] for name in self._balanced}
         return {name: float(f"{wanted / total:.6g}") if total else 0.0 for name, total in sums.items()}
 
     def _tell(self, trainer: L.Trainer, weights: dict[str, float]) -> None:
         self._told = True
-        if silent := [name for name in (self._reference, *self._balanced) if not self._sums.get(name)]:
+        if silent := [name for name in (self._reference, *self._balanced) if not self._sums[name]]:
             place = "The task loss" if silent[0] == "task" else f"loss.{silent[0]}"
             raise UserError(
                 f"objective.balance=auto: {place} has given the student no finite gradient in {self.steps} steps and "

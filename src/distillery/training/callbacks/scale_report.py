@@ -1,20 +1,20 @@
 """Reports the size of each loss, and of its gradient, in the first steps: losses too weak to matter stand out."""
 
-import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from pydantic import NonNegativeInt
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillery.core.terminal import plain_console, say
 from distillery.training.distiller import Distiller
 from distillery.training.gradient_norms import gradient_norms, is_measurable
 
+FIGURES = ("raw", "weighted", "gradient", "share")
 APART = 100  # a loss whose gradient is so many times smaller than another's has no influence
 
 
@@ -32,7 +32,8 @@ class ScaleReport(L.Callback):
 
     def __init__(self, steps: NonNegativeInt = 10) -> None:
         self.steps = steps
-        self._rows: list[dict[str, tuple[float, float, float]]] = []  # one a batch: raw, weighted, gradient
+        self._names: list[str] = []
+        self._rows: list[Tensor] = []  # one a batch: [losses, 3]; raw, weighted, gradient
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
@@ -45,32 +46,27 @@ class ScaleReport(L.Callback):
         if trainer.global_step - module.stage_start_step >= self.steps or not self._measures:
             return
         assert module.losses is not None
-        weights = module.losses.weights
-        raw = trainer.strategy.reduce(torch.stack([module.losses.terms[name] for name in weights]), reduce_op="mean")
-        norms = gradient_norms(trainer, module)
-        row = {
-            name: (value, weights[name] * value, abs(weights[name]) * norms[name])
-            for name, value in zip(weights, raw.tolist(), strict=True)
-        }
-        if all(math.isfinite(figure) for figures in row.values() for figure in figures):
+        self._names = [*module.losses.weights]
+        losses = torch.stack([module.losses.terms[name] for name in self._names])
+        raw = trainer.strategy.reduce(losses, reduce_op="mean").double().cpu()
+        weights, norms = (
+            torch.tensor([figures[name] for name in self._names], dtype=torch.double)
+            for figures in (module.losses.weights, gradient_norms(trainer, module))
+        )
+        row = torch.stack([raw, weights * raw, weights.abs() * norms], 1)
+        if row.isfinite().all():
             self._rows.append(row)  # otherwise TermMonitor stops the run
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
-        if self._rows and trainer.global_step - module.stage_start_step >= self.steps:
-            self._report(trainer, module)
-
-    def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
-        self.on_train_end(trainer, module)
+        if trainer.global_step - module.stage_start_step >= self.steps:
+            self.on_train_end(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._rows:  # training had fewer steps
-            self._report(trainer, module)
-
-    def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        found = figures(self._rows)
-        steps = len(self._rows)
+        if not self._rows:
+            return
+        found, steps = figures(self._names, self._rows), len(self._rows)
         self._rows.clear()
         for logger in trainer.loggers:
             logged = {f"scale/{name}/{key}": value for name, row in found.items() for key, value in row.items()}
@@ -88,29 +84,29 @@ class ScaleReport(L.Callback):
         if warning := unheard(shares, module.objective.response_losses):
             warnings.warn(warning, stacklevel=1)
 
+    on_stage_end = on_train_end
+
 
 def _shown(trainer: L.Trainer) -> bool:
     return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
-def figures(rows: list[dict[str, tuple[float, float, float]]]) -> dict[str, dict[str, float]]:
+def figures(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, dict[str, float]]:
     """Means over the rows, by loss, and the share of each gradient in their sum."""
-    means = {name: [math.fsum(row[name][index] for row in rows) / len(rows) for index in range(3)] for name in rows[0]}
-    total = math.fsum(gradient for *_, gradient in means.values()) or 1.0
-    return {
-        name: {"raw": raw, "weighted": weighted, "gradient": gradient, "share": gradient / total}
-        for name, (raw, weighted, gradient) in means.items()
-    }
+    means = torch.stack([*rows]).mean(0)
+    shares = nn.functional.normalize(means[:, 2:], p=1, dim=0)
+    found = torch.cat([means, shares], 1).tolist()
+    return {name: dict(zip(FIGURES, row, strict=True)) for name, row in zip(names, found, strict=True)}
 
 
 def table(found: Mapping[str, Mapping[str, float]], steps: int) -> Table:
     """The figures as a table."""
     made = Table(title=f"Scale of the losses, first {steps} steps", title_justify="left")
     made.add_column("loss")
-    for heading in ("raw", "weighted", "gradient at the student", "share"):
-        made.add_column(heading, justify="right")
+    for heading in FIGURES:
+        made.add_column("gradient at the student" if heading == "gradient" else heading, justify="right")
     for name, row in found.items():
-        made.add_row(name, *(f"{row[key]:.4g}" for key in ("raw", "weighted", "gradient")), f"{row['share']:.3g}")
+        made.add_row(name, *(f"{value:.{3 if figure == 'share' else 4}g}" for figure, value in row.items()))
     return made
 
 

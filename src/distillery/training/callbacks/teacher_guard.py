@@ -75,17 +75,14 @@ class TeacherGuard(L.Callback):
                     stacklevel=1,
                 )
 
-    def on_stage_start(self, trainer: L.Trainer, module: Distiller) -> None:
-        self.on_train_start(trainer, module)
-
-    def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
-        self.on_fit_end(trainer, module)
-
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
         for name, before in self._fingerprints.items():  # none, if the fit had no step left to train
             if module.frozen[name].fingerprint() != before:
                 raise RuntimeError(f"Teacher {name!r} changed during training: its parameters or buffers differ.")
+
+    on_stage_start = on_train_start
+    on_stage_end = on_fit_end
 
 
 def likely_cause(found: Evaluation) -> str:

@@ -54,8 +54,7 @@ class TermMonitor(L.Callback):
         self._refuse_broken_weights(trainer, module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._report(trainer, module)
-        self._refuse_broken_weights(trainer, module)
+        self.on_validation_start(trainer, module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._rows:  # saved in mid-epoch, between two lines

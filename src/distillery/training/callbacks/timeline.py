@@ -1,13 +1,12 @@
 """Records what changes during training: stage, learning rate, weights, temperatures, score."""
 
 import math
-from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
 
 from distillery.losses.term import Term
-from distillery.results.timeline import Epoch, epochs_of
+from distillery.results.timeline import Epoch
 from distillery.training.distiller import Distiller
 from distillery.training.objective import Objective
 
@@ -34,27 +33,21 @@ class Timeline(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
         epoch = trainer.current_epoch + 1
-        score = self._entries[-1]["score"] if self._noted(epoch) else None
-        self._note(Epoch(epoch, trainer.global_step, module.stage, self._lr, score, numbers_of(module.objective)))
+        former = [entry for entry in self._entries[-1:] if entry["epoch"] == epoch]
+        score = former[0]["score"] if former else None
+        entry = Epoch(epoch, trainer.global_step, module.stage, self._lr, score, numbers_of(module.objective))
+        self._entries[len(self._entries) - len(former) :] = [vars(entry)]
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self._entries and not trainer.sanity_checking:
             score = float(trainer.callback_metrics["val/score"])
-            last = epochs_of(self._entries)[-1]
-            self._note(replace(last, score=score if math.isfinite(score) else None))
+            self._entries[-1]["score"] = score if math.isfinite(score) else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"entries": list(self._entries)}
+        return {"entries": [dict(entry) for entry in self._entries]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._entries[:] = state_dict["entries"]
-
-    def _noted(self, epoch: int) -> bool:
-        return bool(self._entries) and self._entries[-1]["epoch"] == epoch
-
-    def _note(self, epoch: Epoch) -> None:
-        """Append the entry, or replace the one of the same epoch."""
-        self._entries[len(self._entries) - self._noted(epoch.epoch) :] = [dict(vars(epoch))]
 
 
 def numbers_of(objective: Objective) -> dict[str, float]:
