@@ -230,7 +230,7 @@ def test_in_batch_has_no_banks() -> None:
 @each_case(
     ("settings", "words"),
     [
-        ({"variant": "memmory"}, "variant=memmory: .*memory"),
+        ({"variant": "memmory"}, r"variant=memmory\..*memory"),
         ({"samples": None}, "samples: give the size"),
         ({"num_negatives": 0}, "num_negatives=0"),
         ({"temperature": 0}, "temperature=0"),

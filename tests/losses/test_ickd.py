@@ -53,7 +53,7 @@ def test_dead_channel_has_a_moderate_gradient() -> None:
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="differ in samples or channels"):
         ickd(draw(2, 1, 3, 3), draw(2, 4, 3, 3))
-    with pytest.raises(UserError, match=r"variant=authors: .*'author'"):
+    with pytest.raises(UserError, match=r"variant=authors\..*'author'"):
         ickd(draw(2, 4, 3, 3), draw(2, 4, 3, 3), "authors")  # type: ignore[arg-type]
 
 
@@ -78,7 +78,7 @@ def test_term_reads_tokens_as_the_map_of_their_grid() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"variant=papr: .* Did you mean 'paper'"):
+    with pytest.raises(UserError, match=r"variant=papr\. Did you mean 'paper'"):
         ICKD(variant="papr")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"has no positions. Choose a layer before the global pooling"):
         ICKD(layers={"a": "b"}).build({"a": torch.Size([4, 8])}, {"b": torch.Size([4, 8, 3, 3])})

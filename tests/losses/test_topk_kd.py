@@ -182,7 +182,7 @@ def test_every_token_of_a_text_has_draws_of_its_own(logits: tuple[Tensor, Tensor
         ({"k": 0}, "k=0"),
         ({"temperature": 0.0}, "temperature=0"),
         ({"k": 2.5}, "k=2.5: it must be a whole number"),
-        ({"missing": "renormalize"}, "missing=renormalize: .* Did you mean 'renormalise'"),
+        ({"missing": "renormalize"}, r"missing=renormalize\. Did you mean 'renormalise'"),
     ],
 )
 def test_wrong_settings_are_refused(setting: dict[str, object], words: str) -> None:

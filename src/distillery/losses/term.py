@@ -4,18 +4,22 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, dataclass_transform
+from typing import Annotated, Any, ClassVar, Literal, Self, dataclass_transform
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.kinds import Says
 from distillery.losses.settings import check_settings
 from distillery.losses.signals import Signals
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
 Needs = Literal["logits", "maps", "features", "vectors", "tokens", "attention"]
-Layers = Mapping[str, str] | Literal["auto"]
+Layers = Annotated[
+    Annotated[Mapping[str, str], MinLen(1)] | Literal["auto"], Says("a mapping {student layer: teacher layer}, or auto")
+]
 # What holds for most losses between two distributions over the classes.
 OF_CLASSES = frozenset[Property](("non_negative", "shift_invariant", "class_permutation", "batch_permutation"))
 PROJECTORS = frozenset({"auto", "conv", "linear", "mlp", "none"})  # kinds that every loss with a projector has
@@ -111,9 +115,8 @@ class Term(nn.Module):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        layers = self.default_layers if self.layers is None else self.layers
-        if layers is not None and (not layers or (isinstance(layers, str) and layers != "auto")):
-            raise UserError(f"layers={layers!r}: give a mapping {{student layer: teacher layer}}, or auto.")
+        if self.layers is None:
+            self.layers = self.default_layers
         if self.projector is not None and self.projector not in (kinds := PROJECTORS | self.own_projectors):
             raise UserError(f"projector={self.projector}: unknown kind.{did_you_mean(str(self.projector), kinds)}")
         if self.gather and self.contract.per_sample:
@@ -121,7 +124,6 @@ class Term(nn.Module):
                 f"gather=true: {self.name} compares no sample with another, so its value is the same on one process "
                 "and on several. Remove gather."
             )
-        self.layers = dict(layers) if isinstance(layers, Mapping) else layers
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         """Check the shapes by tap, and make the projectors. Called once, when `layers` is a mapping.

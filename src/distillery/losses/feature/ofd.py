@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError
+from distillery.core.kinds import Says
 from distillery.core.numerics import Reduction, at_least_float32, comparable_maps, reduce_rows
 from distillery.losses.alignment import channels
 from distillery.losses.connector import Connectors, halved_each_layer_down
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Layers, Term
 
-MARGINS = ("batch", "bn")
-Margin = float | Literal["batch", "bn"]
+Margin = Annotated[
+    Annotated[float, Gt(-math.inf), Le(0)] | Literal["batch", "bn"], Says("a finite number not above 0, batch or bn")
+]
 
 
 def ofd(
@@ -97,16 +100,6 @@ class OFD(Term):
     layers: Layers | None = "auto"
     projector: str | None = "auto"
     margin: Margin = "batch"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.margin, str):
-            if self.margin not in MARGINS:
-                raise UserError(
-                    f"margin={self.margin!r}: it must be a number, batch or bn.{did_you_mean(self.margin, MARGINS)}"
-                )
-        elif isinstance(self.margin, bool) or not -math.inf < self.margin <= 0:
-            raise UserError(f"margin={self.margin}: it must be a finite number not above 0, batch or bn.")
 
     @property
     def teacher_taps(self) -> list[str]:

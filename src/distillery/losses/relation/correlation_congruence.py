@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distillery.core.kinds import conform
 from distillery.core.numerics import at_least_float32, full_precision, require_same_shape, unit_rows
 from distillery.losses.alignment import align
 from distillery.losses.layer_terms import RelationTerm, require_same_batch
 from distillery.losses.projectors import make_projector, run
-from distillery.losses.settings import Positive, PositiveInt, choice
+from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract
 
@@ -40,7 +41,7 @@ def correlation_congruence(
 
     Paper: Correlation Congruence for Knowledge Distillation, https://arxiv.org/abs/1904.01802.
     """
-    choice("variant", variant, Variant)
+    conform("variant", variant, Variant)
     require_same_batch(student_features, teacher_features)
     student, teacher = (at_least_float32(features.flatten(1)) for features in (student_features, teacher_features))
     if variant == "author":

@@ -4,9 +4,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from distillery.core.kinds import conform
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows, unit_rows
 from distillery.losses.layer_terms import ProjectedTerm
-from distillery.losses.settings import choice
 from distillery.losses.term import Contract
 
 Variant = Literal["author", "paper"]
@@ -31,7 +31,7 @@ def ickd(
     Paper: Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation,
     https://arxiv.org/abs/2202.03680, ICKD-C. The grid-level form for dense prediction is not included.
     """
-    choice("variant", variant, Variant)
+    conform("variant", variant, Variant)
     if student_features.shape[:2] != teacher_features.shape[:2]:
         raise ValueError(
             f"student {list(student_features.shape)} and teacher {list(teacher_features.shape)} differ in samples or "

@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distillery.core.kinds import conform
 from distillery.core.numerics import Reduction, kl, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
-from distillery.losses.settings import Fraction, Positive, choice
+from distillery.losses.settings import Fraction, Positive
 from distillery.losses.term import Contract
 
 Variant = Literal["llm_kd_akl", "dskd"]
@@ -44,7 +45,7 @@ def akl(
     https://arxiv.org/abs/2404.02657. Values equal those of LLM_KD_AKL, which has no T, or of DSKD, without T². Both
     return NaN at agreement.
     """
-    choice("variant", variant, Variant)
+    conform("variant", variant, Variant)
     student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
     gap = (teacher.exp() - student.exp()).detach().abs()
     in_order, order = teacher.detach().sort(dim=-1, descending=variant == "llm_kd_akl")

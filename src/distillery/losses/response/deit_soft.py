@@ -4,10 +4,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from distillery.core.kinds import conform
 from distillery.core.numerics import Reduction
 from distillery.losses.heads import HeadTerm
 from distillery.losses.response.kd import kd
-from distillery.losses.settings import Positive, choice
+from distillery.losses.settings import Positive
 from distillery.losses.term import Contract
 
 Variant = Literal["paper", "source"]
@@ -37,7 +38,7 @@ def deit_soft(
     Paper: Training Data-Efficient Image Transformers & Distillation through Attention,
     https://arxiv.org/abs/2012.12877.
     """
-    choice("variant", variant, Variant)
+    conform("variant", variant, Variant)
     value = kd(student_logits, teacher_logits, temperature, t_squared=t_squared, reduction=reduction)
     return value / student_logits.shape[-1] if variant == "source" else value
 

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 
+from distillery.core.kinds import Says, conform
 from distillery.core.numerics import Reduction, kl, log_softmax, one_hot, reduce_rows
-from distillery.losses.settings import Positive, choice, fraction, positive
+from distillery.losses.settings import Positive
 from distillery.losses.signals import Signals
 from distillery.losses.term import Contract, Term, hard_target
 
@@ -46,7 +48,7 @@ def teacher_free(
 
     Paper: Revisiting Knowledge Distillation via Label Smoothing Regularization, https://arxiv.org/abs/1909.11723.
     """
-    choice("variant", variant, Variant)
+    conform("variant", variant, Variant)
     classes = student_logits.shape[-1]
     wrong_probability = (1 - correct_probability) / max(classes - 1, 1)
     softened = variant == "paper"
@@ -74,7 +76,7 @@ class TeacherFree(Term, function=teacher_free):
         values_of="the paper, section 5, times T²; variant=source: the authors' code",
     )
 
-    correct_probability: Annotated[float, positive, fraction] = 0.99
+    correct_probability: Annotated[float, Gt(0), Lt(1), Says("greater than 0 and below 1")] = 0.99
     temperature: Positive = 20.0
     t_squared: bool = True
     variant: Variant = "paper"

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError
+from distillery.core.kinds import conform
 from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
 from distillery.core.random import hash_pairs, uniforms
-from distillery.losses.settings import Positive, PositiveInt, choice
+from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Term
@@ -57,7 +58,7 @@ def topk_kd(
         ValueError: 'sample' without draws.
     """
     require_same_shape(student_logits, teacher_logits)
-    choice("missing", missing, Missing)
+    conform("missing", missing, Missing)
     if missing != "sample" and k > student_logits.shape[-1]:
         raise UserError(f"topk_kd.k={k}: there are only {student_logits.shape[-1]} classes. Set a smaller k.")
     if missing == "renormalise":
