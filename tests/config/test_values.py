@@ -44,6 +44,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("trainer.detect_anomaly", "abc", "true or false"),
     ("trainer.limit_train_batches", 1.5, "a whole number of batches, or a share of them from 0.0 to 1.0, or null"),
     ("trainer.devices", 0, "a number of devices of at least 1"),
+    ("trainer.devices", "all", "a number of devices of at least 1"),
     ("trainer.devices", "0", "a number of devices of at least 1"),
     ("trainer.devices", [], "a number of devices of at least 1"),
     ("trainer.devices", -1, "a number of processes of at least 1"),

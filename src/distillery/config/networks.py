@@ -255,22 +255,18 @@ def _fill(net: nn.Module, cfg: DictConfig, name: str) -> dict[str, Tensor] | Non
 
 def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
     """The network with new or pretrained weights, see `build_student`."""
-    if cfg.weights == "pretrained":
-        try:
-            return instantiate(cfg.net, pretrained=True, **parts)
-        except UserError:
-            raise
-        except Exception as error:
+    pretrained = {"pretrained": True} if cfg.weights == "pretrained" else {}
+    try:
+        return instantiate(cfg.net, **pretrained, **parts)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        if pretrained:
             raise UserError(
-                f"The pretrained weights of the {name} network could not be fetched: {error}\n"
+                f"The pretrained weights of the {name} network could not be fetched: {cause}\n"
                 f"Offline? Give a file instead: weights=path/to/model.safetensors"
             ) from error
-    try:
-        return instantiate(cfg.net, **parts)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        cause = error.__cause__ or error
         raise UserError(
             f"{_setting(name)}.net: {cfg.net._target_} cannot be made with these settings: {cause}"
         ) from error

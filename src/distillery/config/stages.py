@@ -142,8 +142,7 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
         generation = students.count(own.student) - 1 if fresh else 0
         until = Until(**resolved[name]["until"]) if node.get("until") else None
         seed = int(own.seed + GENERATION * generation) % 2**32
-        waiting = {} if steps is None else {"steps": steps, "unresolved": unresolved}
-        stages.append(Stage(name, own, fresh, train, until=until, seed=seed, easiest=easiest, **waiting))
+        stages.append(Stage(name, own, fresh, train, steps, unresolved, until, seed, easiest))
     return stages
 
 

@@ -32,13 +32,13 @@ class Says:
 
 
 def conform(path: str, value: Any, kind: Any) -> Any:
-    """`value`, if the annotation `kind` admits it; where it can mean one thing only, that: 25.0 → 25, "None" → null.
+    """`value` if the annotation `kind` admits it, or what it can only mean: 25.0 → 25, "None" → null.
 
-    Plain data are compared as strictly as JSON: a word is no number, 1 is not true; a list may stand for a tuple. An
+    Types are compared strictly, as in JSON: text is no number and 1 is not true, but a list may stand for a tuple. An
     annotation that Pydantic cannot handle admits everything.
 
     Raises:
-        UserError: with `path`, the value and what is expected there.
+        UserError: names `path`, the value, and what is expected there.
     """
     adapter = _adapter(kind)
     if adapter is None:
@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(shown, value))}]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def describe(kind: Any) -> str:
@@ -97,10 +97,6 @@ def _adapter(kind: Any) -> TypeAdapter[Any] | None:
         except PydanticUserError:
             continue
     return None
-
-
-def _is_word(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
 
 
 def _bound(constraint: Any, whole: bool) -> str:
