@@ -43,11 +43,6 @@ def test_level_of_a_channel_does_not_matter() -> None:
     torch.testing.assert_close(cwd(student + draw(4, 3, 1, 1, seed=2), teacher - 5), cwd(student, teacher))
 
 
-def test_gradient() -> None:
-    teacher = draw(2, 3, 2, 2, seed=1)
-    assert torch.autograd.gradcheck(lambda s: cwd(s, teacher), draw(2, 3, 4, 4).requires_grad_())
-
-
 @each_case("projector", ["auto", "none"])
 @each_case("student_shape", [(4, 3, 6, 6), (4, 10, 3)])
 def test_term_sums_pairs_behind_projectors(projector: str, student_shape: tuple[int, ...]) -> None:

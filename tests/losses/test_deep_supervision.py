@@ -41,11 +41,6 @@ def test_t_squared_multiplies_the_divergence_alone() -> None:
     torch.testing.assert_close(difference, 0.3 * 8 * kd(branch, deepest, 3.0, t_squared=False))
 
 
-def test_gradient() -> None:
-    deepest = draw(5, 7, seed=1)
-    assert torch.autograd.gradcheck(lambda b: deep_supervision(b, deepest, TARGET), draw(5, 7).requires_grad_())
-
-
 @each_case(("shape", "dims"), [((5, 4, 3, 2), (2, 3)), ((5, 6, 4), (1,)), ((5, 4), ())])
 def test_a_branch_is_linear_in_the_mean_over_positions(shape: tuple[int, ...], dims: tuple[int, ...]) -> None:
     branch = ExitBranch(torch.Size(shape), 7).double()

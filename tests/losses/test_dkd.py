@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.errors import UserError
 from distillery.losses.functional import dkd, kd
-from distillery.losses.response.dkd import DKD
-from distillery.losses.signals import Signals
 from fixtures import formulas
 from fixtures.cases import each_case
 
@@ -92,33 +89,6 @@ def test_two_classes_have_no_rest() -> None:
     student, teacher = torch.randn(2, 4, 2, dtype=torch.float64, generator=draw)
     target = torch.tensor([0, 1, 0, 1])
     torch.testing.assert_close(dkd(student, teacher, target), kd(student, teacher))
-
-
-def test_gradient(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-    student, teacher, target = rows
-    assert torch.autograd.gradcheck(lambda s: dkd(s, teacher, target), student.clone().requires_grad_())
-
-
-def test_term(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-    student, teacher, target = rows
-    term = DKD(alpha=0.5, beta=2.0, temperature=3.0, t_squared=False)
-    expected = dkd(student, teacher, target, 0.5, 2.0, 3.0, t_squared=False, reduction="none")
-    torch.testing.assert_close(term(Signals(student), Signals(teacher), {"target": target}), expected, rtol=0, atol=0)
-
-
-@each_case(("target", "given"), [(None, "has no labels"), (torch.full((6, 5), 0.2), "has soft labels")])
-def test_term_needs_hard_labels(
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor | None, given: str
-) -> None:
-    with pytest.raises(UserError, match=f"class indices.*{given}.*Use kd"):
-        DKD()(Signals(rows[0]), Signals(rows[1]), {"target": target})
-
-
-def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="differ in shape"):
-        dkd(torch.randn(3, 1), torch.randn(3, 4), torch.tensor([0, 1, 2]))
-    with pytest.raises(UserError, match="temperature=-1"):
-        DKD(temperature=-1.0)
 
 
 @formulas.plain("dkd", "s_logits", "t_logits", "target")

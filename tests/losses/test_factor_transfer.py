@@ -39,15 +39,6 @@ def test_larger_map_is_average_pooled(variant: str) -> None:
 
 
 @each_case("variant", ["simple", "paper"])
-def test_gradient(variant: str) -> None:
-    teacher = draw(2, 3, 2, 2, seed=1)
-    assert torch.autograd.gradcheck(
-        lambda s: factor_transfer(s, teacher, variant),  # type: ignore[arg-type]
-        draw(2, 3, 4, 4).requires_grad_(),
-    )
-
-
-@each_case("variant", ["simple", "paper"])
 def test_dead_features_stay_finite(variant: str) -> None:
     student = torch.zeros(2, 3, 4, 4, requires_grad=True)
     factor_transfer(student, draw(2, 3, 4, 4).float(), variant).backward()  # type: ignore[arg-type]

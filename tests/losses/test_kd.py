@@ -4,10 +4,7 @@ import torch
 from scipy.special import log_softmax, softmax
 from torch import Tensor
 
-from distillery.core.errors import UserError
 from distillery.losses.functional import kd
-from distillery.losses.response.kd import KD
-from distillery.losses.signals import Signals
 from fixtures import formulas
 from fixtures.cases import each_case
 
@@ -71,32 +68,12 @@ def test_nothing_that_counts_gives_zero() -> None:
         assert not gradient.any()
 
 
-def test_gradient_of_both_arguments(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
-    student, teacher = (x.clone().requires_grad_() for x in logits)
-    assert torch.autograd.gradcheck(lambda s, t: kd(s, t, 2.0), (student, teacher))
-
-
 def test_wrong_arguments_are_refused() -> None:
     logits = torch.randn(4, 3)
-    with pytest.raises(ValueError, match=r"student \[4, 1\] and teacher \[4, 3\] differ"):
-        kd(logits[:, :1], logits)
     with pytest.raises(ValueError, match="reduction='sum'"):
         kd(logits, logits, reduction="sum")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="differ in shape"):
         kd(logits.view(2, 2, 3), logits.view(2, 2, 3), mask=torch.ones(2, 1))
-    with pytest.raises(UserError, match="temperature=0"):
-        KD(temperature=0)
-
-
-def test_term_passes_its_settings_on(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
-    student, teacher = logits
-    for term in (KD(temperature=2.0), KD(temperature=2.0, t_squared=False), KD()):
-        torch.testing.assert_close(
-            term(Signals(student), Signals(teacher), {}),
-            kd(student, teacher, term.temperature, t_squared=term.t_squared, reduction="none"),
-            rtol=0,
-            atol=0,
-        )
 
 
 @formulas.plain("kd", "s_logits", "t_logits")

@@ -4,7 +4,7 @@ import ast
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.losses import FAMILIES, functional
 from distillery.losses.discovery import loss_modules, term_of
@@ -236,6 +237,80 @@ def test_a_number_is_read_anew_in_each_step(term: type[Term], made_with: Callabl
         setattr(case.term, name, changed)
         expected = made_with(term, torch.float64, **{name: changed}).value()
         torch.testing.assert_close(case.value(), expected, rtol=1e-12, atol=0, msg=name)
+
+
+HELD = {"akl", "crd", "wsld"}  # parts of these are constants by definition, and have tests of their own
+
+
+@each_case("term", TERMS)
+def test_gradients_are_those_of_finite_differences(term: type[Term], made_with: Callable[..., Example]) -> None:
+    if term.contract.short_name in HELD:
+        return
+    for arguments in settings_with_modules(term):
+        case = made_with(term, torch.float64, **arguments)
+        case.term.eval()  # masks and counters stay as they are
+        assert torch.autograd.gradcheck(lambda *_, case=case: case.value(), case.tensors(), fast_mode=True), arguments
+
+
+OF_LOGITS = [term for term in TERMS if term.contract.needs == "logits"]
+
+
+def inputs(term: type[Term], case: Example) -> dict[str, Tensor]:
+    """The tensors of the case that the term's function takes, by name."""
+    given = {"student_logits": case.student.logits, "teacher_logits": case.teacher.logits}
+    given["target"] = case.batch["target"]
+    return {name: tensor for name, tensor in given.items() if name in inspect.signature(term.function).parameters}
+
+
+def another(kind: Any, value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return next(option for option in get_args(kind) if option != value)
+    return type(value)(0.8 * value)
+
+
+@each_case("term", OF_LOGITS)
+def test_a_loss_on_logits_is_its_function_with_its_settings(
+    term: type[Term], made_with: Callable[..., Example]
+) -> None:
+    """With the settings' defaults, and with another value of each."""
+    taken = inspect.signature(term.function).parameters
+    defaults = {name: each.default for name, each in inspect.signature(term).parameters.items() if name in taken}
+    kinds = get_type_hints(term.__init__)
+    others = {name: another(kinds[name], default) for name, default in defaults.items()}
+    for settings_ in (defaults, others):
+        case = made_with(term, torch.float64, **settings_)
+        rows = {"reduction": "none"} if term.contract.per_sample else {}
+        expected = term.function(**inputs(term, case), **settings_, **rows)
+        torch.testing.assert_close(case.value(), expected, rtol=0, atol=0)
+
+
+@each_case("term", OF_LOGITS)
+def test_logits_that_would_be_broadcast_are_refused(term: type[Term]) -> None:
+    given = inputs(term, example(term, 3, draw()))
+    if "teacher_logits" in given and term.contract.aligned_classes:
+        with pytest.raises(ValueError, match=r"student \[3, 1\] and teacher \[3, 5\] differ in shape"):
+            term.function(**{**given, "student_logits": given["student_logits"][:, :1]})
+
+
+@each_case("term", TERMS)
+def test_hard_labels_are_asked_for(term: type[Term]) -> None:
+    if hasattr(term, "function") and "target" in inspect.signature(term.function).parameters:
+        case = example(term, 6, draw())
+        for target, words in ((None, "has no labels"), (torch.full((6, 5), 0.2), "has soft labels")):
+            case.batch = {"target": target}  # type: ignore[dict-item]
+            with pytest.raises(UserError, match=f"needs class indices as labels, and this batch {words}. Use kd"):
+                case.value()
+
+
+@each_case("term", TERMS)
+def test_settings_out_of_range_are_refused(term: type[Term]) -> None:
+    for name, kind in get_type_hints(term.__init__, include_extras=True).items():
+        wrong = {Annotated: [-1], Literal: ["none of these"]}.get(get_origin(kind), [])
+        for value in [0, *wrong] if name == "temperature" else wrong:
+            with pytest.raises(UserError, match=f"{name}={value}"):
+                terms.plain(term, **{name: value})
 
 
 def settings_with_modules(term: type[Term]) -> Iterator[dict[str, Any]]:

@@ -40,11 +40,6 @@ def test_only_directions_count() -> None:
     torch.testing.assert_close(pkt(scaled, 100 * teacher), pkt(student, teacher), rtol=1e-5, atol=0)
 
 
-def test_gradient() -> None:
-    teacher = draw(5, 4, seed=1)
-    assert torch.autograd.gradcheck(lambda s: pkt(s, teacher), draw(5, 3).requires_grad_())
-
-
 def test_sample_without_features_is_as_near_to_all_and_gets_no_gradient() -> None:
     student, teacher = draw(5, 3).float(), draw(5, 4, seed=1).float()
     student[2] = 0

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.errors import UserError
 from distillery.losses.functional import nkd, ofa, wsld
-from distillery.losses.response.nkd import NKD
-from distillery.losses.response.ofa import OFA
-from distillery.losses.response.wsld import WSLD
-from distillery.losses.signals import Signals
-from distillery.losses.term import Term
 from fixtures import formulas
 from fixtures.cases import each_case
 
@@ -83,12 +76,6 @@ def test_rows(
     assert loss(*rows, **arguments, t_squared=t_squared).item() == pytest.approx(expected.mean(), rel=1e-10)
 
 
-@each_case(("loss", "arguments"), [(nkd, {"gamma": 0.5, "temperature": 3.0}), (ofa, {"eps": 1.4}), (ofa, {"eps": 0.6})])
-def test_gradient(rows: Rows, loss: Callable[..., Tensor], arguments: dict[str, float]) -> None:
-    student, teacher, target = rows
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, target, **arguments), student.clone().requires_grad_())
-
-
 def test_gradient_of_wsld_does_not_go_through_its_weight(rows: Rows) -> None:
     """It is that of the cross-entropy, (p_s - p_t) / T, times the weight, T² and 1 / N."""
     student, teacher, target = rows
@@ -124,50 +111,6 @@ def test_plain_ofa_is_the_cross_entropy_and_more_eps_weighs_the_target(rows: Row
     torch.testing.assert_close(ofa(student, teacher, target), plain)
     sure_of_target = 10.0 * torch.nn.functional.one_hot(target, 5).double()
     assert ofa(sure_of_target, teacher, target, eps=2.0) < ofa(sure_of_target, teacher, target)
-
-
-TERMS: list[tuple[Term, Callable[..., Tensor], dict[str, Any]]] = [
-    (NKD(gamma=0.5, temperature=3.0, t_squared=False), nkd, {"gamma": 0.5, "temperature": 3.0, "t_squared": False}),
-    (NKD(), nkd, {}),
-    (WSLD(temperature=3.0, t_squared=False), wsld, {"temperature": 3.0, "t_squared": False}),
-    (WSLD(), wsld, {}),
-    (OFA(eps=1.5, temperature=3.0, t_squared=True), ofa, {"eps": 1.5, "temperature": 3.0, "t_squared": True}),
-    (OFA(), ofa, {}),
-]
-each_term = each_case(("term", "loss", "arguments"), TERMS)
-
-
-@each_term
-def test_term_passes_its_settings_on(
-    rows: Rows, term: Term, loss: Callable[..., Tensor], arguments: dict[str, Any]
-) -> None:
-    student, teacher, target = rows
-    expected = loss(student, teacher, target, **arguments, reduction="none")
-    value = term(Signals(student), Signals(teacher), {"target": target})
-    torch.testing.assert_close(value, expected, rtol=0, atol=0)
-
-
-@each_case("term", [NKD(), WSLD(), OFA()])
-def test_terms_need_hard_labels(rows: Rows, term: Term) -> None:
-    signals = Signals(rows[0]), Signals(rows[1])
-    with pytest.raises(UserError, match=f"{term.contract.short_name} needs class indices"):
-        term(*signals, {})
-    with pytest.raises(UserError, match="has soft labels"):
-        term(*signals, {"target": torch.full((6, 5), 0.2)})
-
-
-@each_case("term", [NKD, WSLD, OFA])
-def test_wrong_arguments_are_refused(term: type[Term]) -> None:
-    with pytest.raises(UserError, match="temperature=0"):
-        term(temperature=0)  # type: ignore[call-arg]
-    with pytest.raises(UserError, match="eps=0"):
-        OFA(eps=0)
-
-
-@each_case("loss", [nkd, wsld, ofa])
-def test_broadcasting_is_refused(loss: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match="differ in shape"):
-        loss(torch.randn(3, 1), torch.randn(3, 4), torch.tensor([0, 1, 2]))
 
 
 @formulas.plain("nkd", "s_logits", "t_logits", "target")

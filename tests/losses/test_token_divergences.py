@@ -11,13 +11,9 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.functional import akl, jsd, kd, reverse_kl, skewed_kl, skewed_reverse_kl, tvd
-from distillery.losses.response.akl import AKL
 from distillery.losses.response.jsd import JSD
-from distillery.losses.response.reverse_kl import ReverseKL
 from distillery.losses.response.skewed_kl import SkewedKL
 from distillery.losses.response.skewed_reverse_kl import SkewedReverseKL
-from distillery.losses.response.tvd import TVD
-from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas
 from fixtures.cases import each_case
@@ -75,12 +71,6 @@ def test_rows(
         assert scaled.item() == pytest.approx(temperature**2 * expected.mean(), rel=1e-10)
 
 
-@each_case(("loss", "arguments"), [case[:2] for case in CASES])
-def test_gradient_of_both_arguments(logits: tuple[Tensor, Tensor], loss: Loss, arguments: dict[str, Any]) -> None:
-    given = tuple(x.clone().requires_grad_() for x in logits)
-    assert torch.autograd.gradcheck(lambda s, t: loss(s, t, **arguments), given)
-
-
 @each_loss
 def test_no_rows_give_zero(loss: Loss) -> None:
     student = torch.randn(0, 4, requires_grad=True)
@@ -103,12 +93,6 @@ def test_logits_of_200_stay_finite(loss: Loss) -> None:
     assert student.grad.any()
 
 
-@each_loss
-def test_broadcasting_is_refused(loss: Loss) -> None:
-    with pytest.raises(ValueError, match="differ in shape"):
-        loss(torch.randn(4, 1), torch.randn(4, 3))
-
-
 @each_case("end", [0.0, 1.0])
 def test_jsd_jumps_at_both_ends_of_beta(logits: tuple[Tensor, Tensor], end: float) -> None:
     assert jsd(*logits, beta=end) > 0.5
@@ -122,39 +106,11 @@ def test_skewed_losses_are_bounded_by_the_share(lam: float) -> None:
         assert loss(student, teacher, lam).item() == pytest.approx(-np.log(lam), rel=1e-6)
 
 
-TERMS: list[tuple[Term, Loss, dict[str, Any]]] = [
-    (JSD(), jsd, {}),
-    (JSD(beta=0.2, temperature=3.0, t_squared=True), jsd, {"beta": 0.2, "temperature": 3.0, "t_squared": True}),
-    (ReverseKL(temperature=3.0), reverse_kl, {"temperature": 3.0}),
-    (ReverseKL(temperature=3.0, t_squared=True), reverse_kl, {"temperature": 3.0, "t_squared": True}),
-    (SkewedKL(lam=0.3), skewed_kl, {"lam": 0.3}),
-    (SkewedReverseKL(lam=0.3), skewed_reverse_kl, {"lam": 0.3}),
-    (AKL(), akl, {}),
-    (
-        AKL(mu=0.8, variant="dskd", temperature=3.0, t_squared=True),
-        akl,
-        {"mu": 0.8, "variant": "dskd", "temperature": 3.0, "t_squared": True},
-    ),
-    (TVD(), tvd, {}),
-]
-
-
-@each_case(("term", "loss", "arguments"), TERMS)
-def test_term_passes_its_settings_on(
-    logits: tuple[Tensor, Tensor], term: Term, loss: Loss, arguments: dict[str, Any]
-) -> None:
-    student, teacher = logits
-    value = term(Signals(student), Signals(teacher), {})
-    torch.testing.assert_close(value, loss(student, teacher, **arguments, reduction="none"), rtol=0, atol=0)
-
-
 @each_case(
     ("term", "arguments", "words"),
     [
         (JSD, {"beta": -0.1}, "beta=-0.1"),
         (JSD, {"beta": 1.5}, "beta=1.5"),
-        (JSD, {"temperature": 0}, "temperature=0"),
-        (ReverseKL, {"temperature": -1}, "temperature=-1"),
         (SkewedKL, {"lam": 1.0}, "lam=1.0: it must be at least 0 and below 1"),
         (SkewedReverseKL, {"lam": -0.1}, "lam=-0.1"),
     ],

@@ -130,15 +130,6 @@ def test_no_rows_give_zero() -> None:
         assert value.item() == 0
 
 
-def test_term_passes_its_settings_on(logits: tuple[Tensor, Tensor]) -> None:
-    student, teacher = (Signals(x) for x in logits)
-    term = TopKKD(k=2, temperature=3.0, missing="uniform", t_squared=True)
-    expected = topk_kd(*logits, 2, 3.0, "uniform", t_squared=True, reduction="none")
-    torch.testing.assert_close(term(student, teacher, {}), expected, rtol=0, atol=0)
-    expected = topk_kd(*logits, 5, reduction="none")
-    torch.testing.assert_close(TopKKD()(student, teacher, {}), expected, rtol=0, atol=0)
-
-
 def test_term_draws_for_each_sample_and_batch_and_a_resumed_one_goes_on(logits: tuple[Tensor, Tensor]) -> None:
     student, teacher = logits
     index = torch.tensor([7, 3, 3, 0, 90])

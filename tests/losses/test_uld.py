@@ -24,12 +24,6 @@ def test_rows(vocabularies: tuple[int, int]) -> None:
     assert uld(student, teacher).item() == pytest.approx(sum(expected) / 5, rel=1e-9)
 
 
-@each_case("vocabularies", [(4, 6), (6, 4)])
-def test_gradient(vocabularies: tuple[int, int]) -> None:
-    teacher = draw(5, vocabularies[1], seed=1)
-    assert torch.autograd.gradcheck(lambda s: uld(s, teacher), draw(5, vocabularies[0]).requires_grad_())
-
-
 def test_what_the_classes_are_called_does_not_matter() -> None:
     student, teacher = draw(5, 6), draw(5, 4, seed=1)
     torch.testing.assert_close(uld(student.flip(1), teacher), uld(student, teacher))
@@ -44,12 +38,6 @@ def test_no_rows_give_zero() -> None:
 def test_other_numbers_of_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"student \[5, 6\] and teacher \[4, 6\] differ in their rows"):
         uld(draw(5, 6), draw(4, 6))
-
-
-def test_term() -> None:
-    student, teacher = draw(5, 6), draw(5, 4, seed=1)
-    value = ULD()(Signals(student), Signals(teacher), {})
-    torch.testing.assert_close(value, uld(student, teacher, reduction="none"), rtol=0, atol=0)
 
 
 @formulas.plain("uld", "s_logits", "t_logits")
