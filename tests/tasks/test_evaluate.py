@@ -79,11 +79,6 @@ def test_the_score_is_of_samples_not_of_classes(samples: dict[str, Tensor], netw
     assert abs(found.score - of_classes) > 0.01
 
 
-def test_the_weight_of_the_task_is_not_in_the_loss(network: Network, samples: dict[str, Tensor]) -> None:
-    found = [evaluate(network, loader(samples, 5), Classification(weight), CLASSES).loss for weight in (0.1, 1.0)]
-    assert found[0] == found[1]
-
-
 def test_half_precision_logits_are_scored_in_float32() -> None:
     logits, target = torch.tensor([[9.0, 0.0]], dtype=torch.float16), torch.tensor([0])
     found = Classification().loss(logits, target)

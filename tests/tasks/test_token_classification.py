@@ -97,11 +97,6 @@ def test_score_is_the_macro_f1_of_all_batches_together() -> None:
     assert abs(expected - accuracy_score(*whole)) > 0.01
 
 
-def test_prediction_is_the_likeliest_class() -> None:
-    logits = torch.tensor([[0.1, 0.3, 0.2], [5.0, -1.0, 4.0]])
-    assert TokenClassification().predict(logits).tolist() == [1, 0]
-
-
 def test_outputs_are_the_classes() -> None:
     assert TokenClassification().outputs(SimpleNamespace(name="x", classes=("O", "B", "I"))) == 3
     with pytest.raises(UserError, match="token_classification: the tokens of 'x' have no classes"):

@@ -172,13 +172,6 @@ def test_a_teacher_stays_in_evaluation_mode_through_every_train() -> None:
     assert modes(teacher) == {False}
 
 
-def test_a_teacher_stays_in_evaluation_mode_through_the_distillers_train(tmp_path: Path) -> None:
-    distiller = build(small(tmp_path)).distiller
-    distiller.train()
-    assert modes(distiller.teachers["main"]) == {False}
-    assert modes(distiller.student) == {True}
-
-
 def test_dropout_is_off_and_the_running_statistics_are_used() -> None:
     teacher = teacher_of(resnet(), size=32)
     teacher.train()
@@ -308,11 +301,6 @@ def test_bn_mode_train_normalises_by_the_batch_in_training_only_and_keeps_the_ru
         torch.testing.assert_close(teacher(BATCH, training=True).logits, per_batch)
         torch.testing.assert_close(teacher(BATCH).logits, running)
     assert teacher.fingerprint() == before
-
-
-def test_bn_mode_eval_is_the_default() -> None:
-    teacher = teacher_of(resnet(), size=32)
-    torch.testing.assert_close(teacher(BATCH, training=True).logits, teacher(BATCH).logits, rtol=0, atol=0)
 
 
 def test_an_unknown_bn_mode_is_refused() -> None:

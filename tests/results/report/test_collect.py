@@ -74,8 +74,12 @@ def test_only_finished_runs_are_compared_the_latest_of_each_job(make_run: MakeRu
     make_run("kd", 2, None, folder="kd_blank")
     selection = select(collect([tmp_path]))
     assert {run.folder.name for run in selection.students} == {"baseline_seed0", "kd_new"}
-    assert [run.folder.name for run in selection.superseded] == ["kd_old"]
-    assert {run.folder.name for run in selection.unfinished} == {"kd_failed", "kd_going", "kd_blank"}
+    assert {run.folder.name: reason for run, reason in selection.left_out} == {
+        "kd_old": f"there is a later run, `{tmp_path / 'kd_new'}`",
+        "kd_failed": "failed: NaN",
+        "kd_going": "running",
+        "kd_blank": "finished without a test score",
+    }
 
 
 def test_the_run_that_made_the_teacher_is_no_baseline(make_run: MakeRun, tmp_path: Path) -> None:
@@ -85,7 +89,8 @@ def test_the_run_that_made_the_teacher_is_no_baseline(make_run: MakeRun, tmp_pat
     make_run("kd", 0, 0.9)
     make_run("kd", 1, None, status="failed", teachers={"main": {"sha256": None}})
     selection = select(collect([tmp_path]))
-    assert [run.folder.name for run in selection.teachers] == ["teacher"]
+    out = {run.folder.name: reason for run, reason in selection.left_out}
+    assert out == {"teacher": "its student is a teacher of the other runs", "kd_seed1": "failed"}
     assert {run.folder.name for run in selection.students} == {"baseline_seed0", "baseline_seed1", "kd_seed0"}
 
 

@@ -59,7 +59,7 @@ def test_the_markdown_says_what_the_numbers_allow(study: Path, tmp_path: Path) -
     left_out = text.split("## Not in the table")[1].split("##")[0]
     assert "dkd, seed 0): failed: ValueError: loss.dkd is NaN" in left_out
     assert "older` (kd, seed 0): there is a later run" in left_out
-    assert "teacher`: its student is a teacher of the other runs" in left_out
+    assert "teacher` (baseline, seed 0): its student is a teacher of the other runs" in left_out
     assert "`baseline` has no run of seed 3" in left_out
     assert f"distill-report 'runs=[{study}]' out={tmp_path / 'out'}" in text
 

@@ -1,7 +1,7 @@
 """Which of the collected runs are compared, and why the others are not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from distillery.core.errors import UserError
 from distillery.results.report.collect import Run
@@ -10,19 +10,15 @@ from distillery.results.report.settings import labelled
 
 @dataclass
 class Selection:
-    """The runs of a report, sorted by the part that they play in it.
+    """The runs of a report.
 
     Attributes:
         students: the runs that are compared: finished, one for each method, setting and seed, in order of appearance.
-        teachers: runs whose student is the teacher of other runs here.
-        superseded: finished runs of which there is a later one with the same method, settings and seed.
-        unfinished: failed runs, running ones, and runs without a test score.
+        left_out: the others, and why they are not compared.
     """
 
-    students: list[Run] = field(default_factory=list)
-    teachers: list[Run] = field(default_factory=list)
-    superseded: list[Run] = field(default_factory=list)
-    unfinished: list[Run] = field(default_factory=list)
+    students: list[Run]
+    left_out: list[tuple[Run, str]]
 
 
 def select(runs: Sequence[Run]) -> Selection:
@@ -32,28 +28,32 @@ def select(runs: Sequence[Run]) -> Selection:
         UserError: no finished run, runs on different data or with different scores, or students of different size in
             one row.
     """
-    selection = Selection()
     hashes = {teacher.get("sha256") for run in runs for teacher in run.record.frozen_teachers.values()}
     # a run that failed has no teachers on record yet, but what it was started with
     hashes |= {sha256 for run in runs for source, sha256 in run.record.sources.items() if ":teachers." in source}
+    hashes.discard(None)
     candidates: list[Run] = []
+    left_out: list[tuple[Run, str]] = []
     for run in runs:
-        if run.record.status != "finished" or run.score is None:
-            selection.unfinished.append(run)
-        elif run.record.student_sha256 is not None and run.record.student_sha256 in hashes:
-            selection.teachers.append(run)
+        if run.record.status != "finished":
+            reason = (run.record.error or "").strip().splitlines()[-1:]
+            left_out.append((run, ": ".join([run.record.status, *reason]).rstrip(".")))
+        elif run.score is None:
+            left_out.append((run, "finished without a test score"))
+        elif run.record.student_sha256 in hashes:
+            left_out.append((run, "its student is a teacher of the other runs"))
         else:
             candidates.append(run)
-    latest: dict[tuple[str, int], Run] = {}
-    for run in labelled(candidates):
-        other = latest.setdefault((run.label, run.record.seed), run)
-        if other is not run:
-            old, new = sorted([other, run], key=lambda each: each.record.started)
-            latest[run.label, run.record.seed] = new
-            selection.superseded.append(old)
-    selection.students = list(latest.values())
-    _check_comparable(selection.students)
-    return selection
+    found = labelled(candidates)
+    latest = {(run.label, run.record.seed): run for run in sorted(found, key=lambda run: run.record.started)}
+    students: list[Run] = []
+    for run in found:
+        if (later := latest[run.label, run.record.seed]) is run:
+            students.append(run)
+        else:
+            left_out.append((run, f"there is a later run, `{later.folder}`"))
+    _check_comparable(students)
+    return Selection(students, left_out)
 
 
 def _check_comparable(students: Sequence[Run]) -> None:

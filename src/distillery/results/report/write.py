@@ -164,16 +164,7 @@ def _findings(table: pd.DataFrame) -> list[str]:
 
 
 def _left_out(selection: Selection) -> list[str]:
-    lines = []
-    for run in selection.unfinished:
-        reason = (run.record.error or "").strip().splitlines()
-        state = run.record.status if run.record.status != "finished" else "finished without a test score"
-        lines.append(f"`{run.folder}` ({_job(run)}): {state}{': ' + reason[-1].rstrip('.') if reason else ''}.")
-    kept = {_job(run): run for run in selection.students}
-    for run in selection.superseded:
-        later = kept[_job(run)]
-        lines.append(f"`{run.folder}` ({_job(run)}): there is a later run, `{later.folder}`.")
-    lines += [f"`{run.folder}`: its student is a teacher of the other runs." for run in selection.teachers]
+    lines = [f"`{run.folder}` ({run.label}, seed {run.record.seed}): {reason}." for run, reason in selection.left_out]
     seeds = {run.label: set[int]() for run in selection.students}
     for run in selection.students:
         seeds[run.label].add(run.record.seed)
@@ -181,10 +172,6 @@ def _left_out(selection: Selection) -> list[str]:
         if missing := sorted(set.union(*seeds.values()) - own):
             lines.append(f"`{method}` has no run of seed {_unique(missing)}.")
     return lines
-
-
-def _job(run: Run) -> str:
-    return f"{run.label or run.record.method}, seed {run.record.seed}"
 
 
 def _list(heading: str, lines: Sequence[str]) -> str:
