@@ -65,12 +65,9 @@ def test_score_is_the_share_of_masked_tokens_found() -> None:
     assert task.predict(given[2, [0, 2]]).tolist() == [0, 7]
 
 
-def test_outputs_are_the_vocabulary() -> None:
+def test_refusals() -> None:
     data = SimpleNamespace(name="x", classes=(), vocab_size=VOCABULARY, mask=0.15)
     assert MaskedLM().outputs(data) == VOCABULARY
-
-
-def test_refusals() -> None:
     with pytest.raises(UserError, match=r"no tokens of 'x' are masked.* Set data.mask=0.15"):
         MaskedLM().outputs(SimpleNamespace(name="x", classes=("a", "b"), vocab_size=VOCABULARY, mask=None))
     with pytest.raises(UserError, match=r"'digits' has no tokens to mask. Choose a data set of texts"):

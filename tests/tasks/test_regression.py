@@ -15,13 +15,6 @@ from distillery.tasks.regression import Regression
 BATCH = {"target": torch.tensor([0.5, 3.0, 4.0]), "index": torch.arange(3)}
 
 
-def test_every_sample_is_a_row() -> None:
-    signals = Signals(torch.randn(3, 1))
-    rows, labelled = Regression().rows(signals, BATCH)
-    assert rows is signals
-    assert labelled is BATCH
-
-
 def test_loss_is_the_squared_error_of_each_row() -> None:
     logits = torch.tensor([[1.0], [2.5], [8.0]], dtype=torch.float64)
     assert Regression().loss(logits, BATCH["target"]).tolist() == [0.25, 0.25, 16.0]
@@ -69,12 +62,9 @@ def test_nobody_is_warned_of_what_is_meant() -> None:
         Regression().metric(1)
 
 
-def test_one_output() -> None:
-    assert Regression().outputs(SimpleNamespace(name="x", classes=())) == 1
-
-
 def test_refusals() -> None:
     task = Regression()
+    assert task.outputs(SimpleNamespace(name="x", classes=())) == 1
     with pytest.raises(UserError, match=r"samples of 'x' have classes, not numbers. Use task=classification"):
         task.outputs(SimpleNamespace(name="x", classes=("a", "b")))
     with pytest.raises(UserError, match=r"\[3\] of torch.int64, are not one number for each sample"):

@@ -169,7 +169,6 @@ def test_an_update_of_two_processes_is_that_of_one_big_batch(task: Task, tmp_pat
 def test_the_last_update_of_an_epoch_has_fewer_batches(tmp_path: Path) -> None:
     """Two batches where three are accumulated: the update is as large as with two."""
     task = TokenClassification(WEIGHTS["task"])
-    assert_as_by_hand(task, 8, 4, 1, tmp_path)
     found, _ = update(task, 8, 4, 1, tmp_path, most=3)
     torch.testing.assert_close(found, by_hand(task, 8)[0])
 

@@ -117,12 +117,6 @@ def test_figures_of_losses_without_gradient() -> None:
     }
 
 
-def test_the_baseline_has_one_loss(compose_train: Compose) -> None:
-    cfg = compose_train("model/teacher=none", "data.train_size=100", "data.batch_size=25", "trainer.max_epochs=1")
-    train(cfg)
-    assert logged(cfg)["task/share"] == 1
-
-
 def test_a_compiled_student_is_known(composed: Compose) -> None:
     module = build(composed()).distiller
     assert is_measurable(module)

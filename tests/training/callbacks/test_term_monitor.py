@@ -43,18 +43,18 @@ class Breaks(L.Callback):
 
 
 class BreaksWeights(L.Callback):
-    """As a bad update would: the losses of the epoch's last batch are finite, the weights after it are not.
+    """As a bad update would: the losses of the step are finite, the weights after it are not.
 
-    Those of the projector: the student's own score does not tell.
+    By default those of the projector: the student's own score does not tell.
     """
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, how: Callable[[Distiller], None] | None = None) -> None:
+        self.step, self.how = step, how or break_projector
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         if trainer.global_step == self.step:
             assert isinstance(module, Distiller)
-            break_projector(module)
+            self.how(module)
 
 
 class Records(L.Callback):
@@ -84,10 +84,9 @@ def checkpoint_in(message: str) -> dict[str, Any]:
     return checkpoint
 
 
-@pytest.mark.parametrize("cadence", [1, 50])
 @pytest.mark.parametrize(
-    ("how", "broken"),
-    [(break_projector, {"hint"}), (break_student, {"task", "kd"})],  # hint ends before the student's head
+    ("how", "broken", "cadence"),
+    [(break_projector, {"hint"}, 50), (break_student, {"task", "kd"}, 1)],  # hint ends before the student's head
 )
 def test_the_error_names_the_terms_that_broke_first(
     how: Callable[[Distiller], None], broken: set[str], cadence: int, composed: Callable[..., DictConfig]
@@ -101,11 +100,6 @@ def test_the_error_names_the_terms_that_broke_first(
     record = json.loads((Path(cfg.paths.run) / "run.json").read_text())
     assert record["status"] == "failed"
     assert record["error"] == f"UserError: {error.value}"
-
-
-def test_without_a_checkpoint_the_error_says_so(composed: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"epoch 1, .*No checkpoint had been written yet\.$"):
-        train(composed(), callbacks=[Breaks(break_student, epoch=0, batch=2)])
 
 
 def test_the_best_checkpoint_is_named_where_it_is_the_only_one(composed: Callable[..., DictConfig]) -> None:
@@ -175,7 +169,6 @@ def means(seen: list[tuple[int, dict[str, float]]], due: list[int]) -> dict[int,
     ("cadence", "validated", "due"),
     [
         (1, 1, list(range(1, 25))),
-        (3, 1, [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]),
         (3, 2, [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]),
         (8, 2, [8, 16, 24]),
         (50, 1, [8, 16, 24]),
@@ -211,3 +204,56 @@ def test_with_accumulated_gradients_a_line_is_due_once_in_so_many_updates(compos
 def test_lightning_s_validation_before_training_is_no_obstacle(composed: Callable[..., DictConfig]) -> None:
     result = train(composed("trainer.num_sanity_val_steps=1", "trainer.max_epochs=1"))
     assert result.record.status == "finished"
+
+
+EVERY_SECOND_STEP = [
+    "callbacks.checkpoint_last.every_n_epochs=null",
+    "+callbacks.checkpoint_last.every_n_train_steps=2",
+]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        (Breaks(break_projector, epoch=0, batch=4), r"epoch 1, step 6: loss\.hint is (nan|inf)\."),  # and no other term
+        (BreaksWeights(6, break_student), r"step 6: the weights student\.net\.head\.weight are not finite after an"),
+    ],
+)
+def test_broken_weights_are_not_saved_between_two_lines(breaks: L.Callback, said: str, composed: Compose) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        train(composed(*EVERY_SECOND_STEP, "trainer.log_every_n_steps=50"), callbacks=[breaks])
+    assert checkpoint_in(str(error.value))["global_step"] == 4
+
+
+def test_broken_weights_are_not_saved_where_only_weights_are(composed: Compose) -> None:
+    """Lightning does not tell callbacks of such a checkpoint; this one it saves as the validation ends."""
+    weights = ["+callbacks.checkpoint_best.save_weights_only=true", "callbacks.checkpoint_last=null"]
+    cfg = composed(*BY_LOSS, *weights, "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=2")
+    with pytest.raises(
+        UserError, match=r"the weights \S*projectors\.0\.weight .*No checkpoint had been written yet\.$"
+    ):
+        train(cfg, callbacks=[BreaksWeights(2 * STEPS)])
+    assert list(Path(cfg.paths.run).rglob("*.ckpt")) == []
+
+
+def test_a_checkpoint_that_was_about_to_be_the_first_is_not_called_good(composed: Compose) -> None:
+    cfg = composed(*EVERY_SECOND_STEP, "trainer.log_every_n_steps=50")
+    with pytest.raises(UserError, match=r"epoch 1, .*loss\.hint is .*No checkpoint had been written yet\.$"):
+        train(cfg, callbacks=[Breaks(break_projector, epoch=0, batch=0)])
+    assert list(Path(cfg.paths.run).rglob("*.ckpt")) == []
+
+
+def test_saving_between_two_lines_leaves_the_lines_as_they_are(composed: Compose) -> None:
+    saving = composed("trainer.log_every_n_steps=3", "trainer.max_epochs=2", *EVERY_SECOND_STEP, run="saving")
+    plain = composed("trainer.log_every_n_steps=3", "trainer.max_epochs=2", run="plain")
+    for cfg in (saving, plain):
+        train(cfg)
+    found = lines(saving.paths.run)
+    assert list(found) == [3, 6, 8, 9, 12, 15, 16]
+    assert found == lines(plain.paths.run)
+
+
+def test_zero_is_a_line_at_each_epochs_end_only(composed: Compose) -> None:
+    cfg = composed("trainer.log_every_n_steps=0", "trainer.max_epochs=2")
+    train(cfg)
+    assert list(lines(cfg.paths.run)) == [8, 16]
