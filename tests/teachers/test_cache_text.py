@@ -129,7 +129,7 @@ def test_memory_is_that_of_the_tokens_that_count(
     needed = 4 * (60 * 3 + 60 * 3 + tokens * (2 + 1 + 6) * 16)
     monkeypatch.setattr(cache.os, "sysconf", lambda _: (2 * share * needed) ** 0.5)
     recalled, batch = cached(teacher, data), next(iter(data.train_dataloader()))
-    cache._held = cache.Held()
+    cache._held.cache_clear()
     if refused:
         with pytest.raises(UserError, match=r"The teacher's signals for 60 samples would take .*cache=false"):
             recalled.signals(batch)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from rich.console import Console
@@ -22,12 +23,13 @@ from distillery.teachers.stored_signals import Stored, stored
 class Held:
     """What is stored of one teacher on one data set: signals of the training samples, scores on the other splits."""
 
-    key: tuple[str, str, int] = ("", "", 0)
     signals: dict[str, Stored] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
 
-_held = Held()  # of the last teacher and data: the runs of a study share them
+@lru_cache(maxsize=1)  # that of the last teacher and data: the runs of a study share it
+def _held(teacher: str, data: str, batch_size: int) -> Held:
+    return Held()
 
 
 class TeacherCache:
@@ -76,12 +78,8 @@ class TeacherCache:
 
     def held(self) -> Held:
         """What this process has stored of the teacher on the data."""
-        global _held
         # The last bits of a value depend on how many samples are computed together.
-        key = (self._fingerprint, self._data.fingerprint, self._batch_size)
-        if _held.key != key:
-            _held = Held(key)
-        return _held
+        return _held(self._fingerprint, self._data.fingerprint, self._batch_size)
 
     def _all(self, device: torch.device) -> Signals:
         """Compute what is not yet stored for the training split; returns the signals of the first batch."""

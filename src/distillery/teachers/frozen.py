@@ -20,9 +20,9 @@ BatchNormMode = Literal["eval", "train"]
 
 
 class SignalSource(Protocol):
-    """Gives the signals of a teacher for training batches: the `Teacher` itself, which computes them, or another one.
+    """Gives the signals of a teacher for training batches in place of its network, as a `TeacherCache` does.
 
-    A `TeacherCache` computes them once. Assign a source of your own to `Teacher.training_signals`.
+    Assign it to `Teacher.training_signals`.
     """
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
@@ -118,13 +118,9 @@ class Teacher(Network):
         return super().train(False)
 
     def forward(self, batch: Mapping[str, Tensor], training: bool = False) -> Signals:
-        if not training:
-            return self.compute(batch, training=False)
-        return (self.training_signals or self).signals(batch)
-
-    def signals(self, batch: Mapping[str, Tensor]) -> Signals:
-        """What the network computes for a training batch; see `SignalSource`."""
-        return self.compute(batch, training=True, stop=self.stops)
+        if training and self.training_signals is not None:
+            return self.training_signals.signals(batch)
+        return self.compute(batch, training, stop=training and self.stops)
 
     def stop_early(self, batch: Mapping[str, Tensor]) -> None:
         """End each forward in training at the last tap, or run nothing if there is none: no loss reads the logits.

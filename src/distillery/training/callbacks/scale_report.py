@@ -48,7 +48,7 @@ class ScaleReport(L.Callback):
         assert module.losses is not None
         self._names = [*module.losses.weights]
         losses = torch.stack([module.losses.terms[name] for name in self._names])
-        raw = trainer.strategy.reduce(losses, reduce_op="mean").double().cpu()
+        raw = trainer.strategy.reduce(losses, reduce_op="mean").cpu().double()
         weights, norms = (
             torch.tensor([figures[name] for name in self._names], dtype=torch.double)
             for figures in (module.losses.weights, gradient_norms(trainer, module))
