@@ -74,14 +74,12 @@ def test_each_masked_token_has_a_finite_value_and_no_other_a_gradient(name: str)
     assert torch.equal(student.grad.abs().sum(-1) > 0, TARGET != -100)
 
 
-@each_loss
+@pytest.mark.parametrize("name", [name for name in OF_TOKENS if TERMS[name].contract.per_sample])
 def test_a_token_is_judged_by_its_own_label_and_teacher(name: str) -> None:
     """Its value in the batch is that of a batch with this token only."""
     student, teacher = networks()
     (of_student, batch), (of_teacher, _) = rows(student), rows(teacher)
     term = made(name)
-    if not term.contract.per_sample:
-        pytest.skip("is about the relations between rows")
     found = term(of_student, of_teacher, batch)
     for value, (sample, token) in zip(found, PLACES, strict=True):
         alone = {"target": TARGET[sample, token].view(1), "index": BATCH["index"][sample].view(1)}

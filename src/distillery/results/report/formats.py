@@ -91,8 +91,8 @@ def columns(table: pd.DataFrame) -> list[Column]:
 
 
 def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:
-    """The rows of the method table as text, in the order of the columns."""
-    return [[column.cell(row) for column in shown] for row in table.itertuples()]
+    """The rows of the method table as text: the method, then the columns in their order."""
+    return [[str(row.method), *(column.cell(row) for column in shown)] for row in table.itertuples()]
 
 
 def _spread(std: float) -> str:

@@ -66,7 +66,7 @@ def terminal_table(table: pd.DataFrame, title: str) -> Group:
     scores, costs = ([column for column in columns(table) if column.is_cost is cost] for cost in (False, True))
     best = best_method(table)
     bold = {best: "bold"} | {name: "dim" for name in table["method"] if is_teacher(name)}
-    return Group(_rows(table, scores, title, bold), _rows(_distinct_costs(table, costs), costs, "Cost", {}))
+    return Group(_rows(table, scores, title, bold), _rows(_distinct_costs(table), costs, "Cost", {}))
 
 
 def _rows(table: pd.DataFrame, shown: Sequence[Column], title: str, styles: Mapping[str, str]) -> Table:
@@ -74,12 +74,12 @@ def _rows(table: pd.DataFrame, shown: Sequence[Column], title: str, styles: Mapp
     made.add_column("method", overflow="fold")
     for column in shown:
         made.add_column(column.narrow, justify="right", no_wrap=True)
-    for name, row in zip(table["method"], cells(table, shown), strict=True):
-        made.add_row(name, *row, style=styles.get(name))
+    for row in cells(table, shown):
+        made.add_row(*row, style=styles.get(row[0]))
     return made
 
 
-def _distinct_costs(table: pd.DataFrame, costs: Sequence[Column]) -> pd.DataFrame:
+def _distinct_costs(table: pd.DataFrame) -> pd.DataFrame:
     """One row for all students of one size: their latencies are measurements of one network."""
     students = ~table["method"].map(is_teacher)
     if table.loc[students, ["params", "flops"]].drop_duplicates().shape[0] > 1:
@@ -150,8 +150,7 @@ def _commit(git: Mapping[str, Any]) -> str:
 def markdown_table(table: pd.DataFrame) -> str:
     """The table alone, the best method in bold; also of a table that was read back from report.csv."""
     best, shown = best_method(table), columns(table)
-    rows = [[name, *row] for name, row in zip(table["method"], cells(table, shown), strict=True)]
-    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in rows]
+    rows = [[f"**{cell}**" if row[0] == best else cell for cell in row] for row in cells(table, shown)]
     header = ["method", *(column.heading for column in shown)]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
@@ -159,8 +158,11 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 def _findings(table: pd.DataFrame) -> list[str]:
     found = verdicts(table)
-    rows = [row for row in table.itertuples() if row.method in found]
-    return [f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95)} points)." for row in rows]
+    return [
+        f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95)} points)."
+        for row in table.itertuples()
+        if row.method in found
+    ]
 
 
 def _left_out(selection: Selection) -> list[str]:
