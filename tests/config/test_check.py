@@ -1,18 +1,22 @@
-"""Names and values that are refused because something later would take them wrongly, or not at all."""
+"""What is refused before anything is built, what is not, and what a run is called."""
 
+import re
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 from distillery.config.check import check
+from distillery.config.names import losses_of, method_name, teachers_of
 from distillery.core.errors import UserError
-from fixtures.composing import Compose
+from fixtures.building import build
+from fixtures.cases import each_case
+from fixtures.composing import Compose, with_value
 
 TAUGHT = "teachers.main.weights=teacher.safetensors"
 
 
-@pytest.mark.parametrize("name", ["student", "index", "target"])
+@each_case("name", ["student", "index", "target"])
 def test_a_teacher_is_not_called_as_another_array_of_the_predictions(name: str, compose_train: Compose) -> None:
     """It would replace that array: a teacher `student` makes an agreement of 1."""
     second = [f"+model/teacher@teachers.{name}=cnn", f"teachers.{name}.weights=b.pth"]
@@ -60,17 +64,16 @@ VALUES: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "message"), VALUES)
-def test_a_value_that_would_fail_later(key: str, value: Any, message: str, compose_train: Compose) -> None:
+def test_a_value_that_would_fail_later(compose_train: Compose) -> None:
     cfg = compose_train(TAUGHT)
-    OmegaConf.update(cfg, key, value)
-    with pytest.raises(UserError, match=message):
-        check(cfg)
+    for key, value, message in VALUES:
+        with pytest.raises(UserError, match=message):
+            check(with_value(cfg, key, value))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+def test_the_outermost_right_values_pass(compose_train: Compose) -> None:
+    cfg = compose_train(TAUGHT)
+    for key, value in (
         ("seed", 2**32 - 1),
         ("threads", 2),
         ("trainer.max_epochs", -1),
@@ -80,12 +83,8 @@ def test_a_value_that_would_fail_later(key: str, value: Any, message: str, compo
         ("min_teacher_score", 1),
         ("min_teacher_score", 0.9),
         ("student.input", {"mean": [0.5], "std": [0.5], "size": 32}),
-    ],
-)
-def test_the_outermost_right_values_pass(key: str, value: Any, compose_train: Compose) -> None:
-    cfg = compose_train(TAUGHT)
-    OmegaConf.update(cfg, key, value)
-    check(cfg)
+    ):
+        check(with_value(cfg, key, value))
 
 
 def test_a_target_that_is_no_callable(compose_train: Compose) -> None:
@@ -115,3 +114,164 @@ def test_a_typo_in_a_list(compose_train: Compose) -> None:
         cfg.trainer.plugins = [{"_target_": "lightning.pytorch.callbacks.Timer"}, timer]
     with pytest.raises(UserError, match=r"^Unknown setting 'trainer\.plugins\[1\]\.durations'\. Did you mean 'dur"):
         check(cfg)
+
+
+# What the message proposes.
+UNKNOWN = {
+    "sede": "seed",
+    "min_teacher_scor": "min_teacher_score",
+    "loss.kd.temprature": "temperature",
+    "loss.kd.wieght": "weight",
+    "loss.kdd.weight": "kd",
+    "loss.hnt.weight": "hint",
+    "optim.schedular": "scheduler",
+    "optim.optimizer.momentun": "momentum",
+    "optim.scheduler.Tmax": "T_max",
+    "trainer.max_epoch": "max_epochs",
+    "callbacks.checkpoint_best.save_topk": "save_top_k",
+    "callbacks.term_monitor.every_n_step": "every_n_steps",
+    "logger.csv.save_directory": "save_dir",
+    "data.batchsize": "batch_size",
+    "task.label_smooth": "label_smoothing",
+    "student.wieghts": "weights",
+    "student.net.width": "widths",
+    "student.input.sizes": "size",
+    "teachers.main.bnmode": "bn_mode",
+    "teachers.main.input.means": "mean",
+}
+
+
+def test_unknown_key_is_refused_with_the_nearest(compose_train: Compose) -> None:
+    cfg = compose_train(TAUGHT)
+    for key, nearest in UNKNOWN.items():
+        refused = re.escape(key.removesuffix(".weight"))  # of a loss that is not there
+        with pytest.raises(UserError, match=rf"^Unknown setting '{refused}'\. Did you mean .*'{nearest}'"):
+            check(with_value(cfg, key, "x"))
+
+
+@each_case(
+    "overrides",
+    [
+        [],
+        ["loss/feature=[hint]", "loss/relation=[rkd]", "loss/attention=[attention_transfer]"],
+        ["model/student=cifar", "model/teacher=cifar", "optim=sgd_steps", "data=cifar100"],
+        ["model/student=timm", "student.net.model_name=resnet18", "data=image_folder", "data.root=images"],
+        ["debug=overfit", "logger=none", "hardware=gpu"],
+        ["callbacks.checkpoint_best=null", "optim.scheduler=null"],
+        ["optim.optimizer._target_=torch.optim.RMSprop", "~optim.optimizer.nesterov", "+optim.optimizer.alpha=0.9"],
+    ],
+)
+def test_what_is_right_passes(overrides: list[str], compose_train: Compose) -> None:
+    check(compose_train(TAUGHT, *overrides), overrides)
+
+
+def test_settings_of_a_deselected_loss_are_accepted_and_make_no_loss(compose_train: Compose) -> None:
+    cfg = compose_train("experiment=digits_demo", "loss/response=[]", "loss/relation=[rkd]")
+    assert cfg.loss.kd.weight == 0.9  # what the experiment says of it
+    check(cfg)
+    assert list(losses_of(cfg)) == ["rkd"]
+    assert cfg.method == "rkd"
+
+
+def test_a_wrong_network_of_timm(compose_train: Compose) -> None:
+    cfg = compose_train(TAUGHT, "model/student=timm", "student.net.model_name=resnet18d")
+    check(cfg)
+    cfg.student.net.model_name = "resnet_18"
+    with pytest.raises(UserError, match=r"timm has no network 'resnet_18'\. Did you mean .*'resnet18'"):
+        check(cfg)
+    cfg.student.net.model_name = "resnet18.a1_in1"
+    with pytest.raises(UserError, match=r"resnet18 has no weights 'a1_in1'\. Did you mean .*'a1_in1k'"):
+        check(cfg)
+
+
+def test_a_misspelt_teacher(compose_train: Compose) -> None:
+    with pytest.raises(UserError, match=r"teachers\.mian has no network\. Did you mean 'teachers\.main'\?"):
+        check(compose_train(TAUGHT, "+teachers.mian.bn_mode=train"))
+
+
+def test_a_second_teacher_is_checked_as_the_first(compose_train: Compose) -> None:
+    second = ["+model/teacher@teachers.second=cnn", "teachers.second.weights=b.pth"]
+    check(compose_train(TAUGHT, *second))
+    with pytest.raises(UserError, match=r"'teachers\.second\.net\.width'\. Did you mean .*'widths'"):
+        check(compose_train(TAUGHT, *second, "+teachers.second.net.width=[4]"))
+
+
+@each_case("key", ["callbacks", "logger", "default_root_dir"])
+def test_what_the_run_itself_gives_the_trainer(key: str, compose_train: Compose) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.{key} is set by the run"):
+        check(compose_train(TAUGHT, f"+trainer.{key}=null"))
+
+
+def test_settings_without_a_value_are_all_named(compose_train: Compose) -> None:
+    with pytest.raises(UserError, match=r"no value yet: student\.net\.model_name=…, teachers\.main\.weights=…"):
+        check(compose_train("model/student=timm"))
+
+
+@each_case(
+    ("target", "said"),
+    [
+        ("distillery.models.cnn.SmalCNN", "SmalCNN"),
+        ("distillery.model.cnn.SmallCNN", "distillery.model"),
+        ("nowhere.Net", "nowhere"),
+    ],
+)
+def test_a_target_that_cannot_be_imported(target: str, said: str, compose_train: Compose) -> None:
+    cfg = compose_train(TAUGHT, f"student.net._target_={target}")
+    with pytest.raises(UserError, match=rf"student\.net\._target_: cannot import '{target}': .*{said}"):
+        check(cfg)
+
+
+@each_case("options", ["[kd,kd]", "[kd, dkd, dkd, kd]"])
+def test_a_loss_named_twice(options: str, compose_train: Compose) -> None:
+    override = f"loss/response={options}"
+    cfg = compose_train(TAUGHT)  # Hydra itself would compose it, and count the loss once
+    with pytest.raises(UserError, match=r"'kd' is named twice.*\+loss/response@loss\.kd_b=kd"):
+        check(cfg, [override])
+    check(cfg, ["loss/response=[kd,dkd]", "data.mean=[0.5,0.5]"])
+
+
+def test_the_proposed_second_instance_is_one(compose_train: Compose) -> None:
+    cfg = compose_train(TAUGHT, "+loss/response@loss.kd_b=kd", "loss.kd_b.temperature=2")
+    check(cfg)
+    assert (cfg.loss.kd.temperature, cfg.loss.kd_b.temperature) == (4, 2)
+    assert cfg.method == "kd+kd_b"
+
+
+def test_without_a_teacher_an_experiment_is_the_baseline(compose_train: Compose) -> None:
+    cfg = compose_train("experiment=digits_demo", "model/teacher=none", "loss/feature=[hint]")
+    assert "weights" in cfg.teachers.main  # what the experiment says of it
+    check(cfg)
+    assert not teachers_of(cfg)
+    assert cfg.method == method_name(cfg) == "baseline"
+    parts = build(cfg)
+    assert not parts.distiller.teachers
+    assert not parts.distiller.objective.terms
+    assert parts.cfg.loss == parts.cfg.teachers == {}
+
+
+METHODS = [
+    ([TAUGHT], "kd"),
+    ([TAUGHT, "loss/response=[]"], "baseline"),
+    ([TAUGHT, "loss/feature=[hint]"], "kd+hint"),
+    ([TAUGHT, "loss/response=[]", "loss/relation=[rkd]"], "rkd"),
+    ([TAUGHT, "loss/response=[dkd]"], "dkd"),
+    ([TAUGHT, "loss/response=[kd,dkd]", "loss/attention=[attention_transfer]"], "kd+dkd+at"),
+    ([TAUGHT, "+loss/response@loss.kd_b=kd"], "kd+kd_b"),
+    (["model/teacher=none"], "baseline"),
+    (["model/teacher=none", "loss/response=[]"], "baseline"),
+]
+
+
+@each_case(("overrides", "method"), METHODS)
+def test_a_run_is_called_by_its_losses(overrides: list[str], method: str, compose_train: Compose) -> None:
+    cfg = compose_train(*overrides)
+    check(cfg)
+    assert cfg.method == method
+    assert re.fullmatch(r"[A-Za-z0-9._+-]+", f"{cfg.method}_seed{cfg.seed}")
+
+
+def test_a_setting_that_some_target_takes_by_any_name_is_let_through(compose_train: Compose) -> None:
+    cfg = compose_train(TAUGHT, "model/student=timm", "student.net.model_name=resnet18")
+    with open_dict(cfg):
+        cfg.student.net.drop_path_rate = 0.1
+    check(cfg)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from distillery.config.check import check
@@ -10,7 +11,8 @@ from distillery.config.names import method_name, teachers_of
 from distillery.config.stages import GENERATION, Stage, expanded, stages_of
 from distillery.core.errors import UserError
 from distillery.results.record import config_hash
-from fixtures.composing import Compose
+from fixtures.cases import each_case
+from fixtures.composing import Compose, with_value
 
 RECIPE = ("experiment=digits_demo", "teachers.main.weights=there", "loss/feature=[hint]")
 
@@ -120,7 +122,7 @@ def test_what_a_stage_names_as_null_is_what_the_run_has(compose_train: Compose) 
     assert two.cfg.loss.kd == own.loss.kd
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("epochs", "lengths"),
     [(10, [4, 6]), (3, [1, 2]), (2, [1, 1]), (1, [1, 1]), (7, [3, 4])],  # each has one at least
 )
@@ -148,50 +150,51 @@ def test_stages_are_part_of_what_a_job_computes(compose_train: Compose) -> None:
     assert config_hash({**plain, "stages": {"one": {"epochs": 2}}}) != config_hash(plain)
 
 
-@pytest.mark.parametrize(
-    ("stages", "told"),
-    [
-        ("{a: {epoch: 2}}", r"Unknown setting 'stages\.a\.epoch'.*'epochs'"),
-        ("{a: {}}", r"stages\.a: give its length, either as epochs or as steps"),
-        ("{a: {until: {patience: 2}}}", r"stages\.a: give its length.*`until` ends it earlier"),
-        ("{a: {epochs: 2, steps: 20}}", r"stages\.a: give its length"),
-        ("{a: {epochs: 0}}", r"stages\.a\.epochs=0: it must be a whole number of at least 1"),
-        ("{a: {steps: 1.5}}", r"stages\.a\.steps=1\.5: it must be a whole number of at least 1 or null\.$"),
-        ("{a: {epochs: 4O%}}", r"stages\.a\.epochs=4O%: .* or a share of trainer\.max_epochs such as 40%"),
-        ("{a: {steps: 40%}}", r"stages\.a\.steps=40%: it must be a whole number of at least 1 or null\.$"),
-        ("{a: 3}", r"stages\.a=3: it must be a mapping"),
-        ("{a/b: {epochs: 1}}", r"stages\.a/b: use letters.* folders are named after it"),
-        ("{a: {epochs: 2, until: 3}}", r"stages\.a\.until=3: it must be a mapping \{metric"),
-        ("{a: {epochs: 2, until: {patient: 3}}}", r"'stages\.a\.until\.patient'.*'patience'"),
-        ("{a: {epochs: 2, until: {patience: 0}}}", r"stages\.a\.until\.patience=0"),
-        ("{a: {epochs: 2, until: {mode: high}}}", r"stages\.a\.until\.mode=high\. Choose from: max, min"),
-        ("{a: {epochs: 2, until: {min_delta: x}}}", r"stages\.a\.until\.min_delta=x"),
-        ("{a: {epochs: 2, until: {min_delta: -1}}}", r"stages\.a\.until\.min_delta=-1: .* at least 0"),
-        ("{a: {epochs: 2, train: head}}", r"stages\.a\.train=head: it must be a list"),
-        ("{a: {epochs: 2, train: [1]}}", r"stages\.a\.train=\[1\]: it must be a list of wildcards"),
-        ("{a: {epochs: 60%}, b: {epochs: 60%}}", r"stages: their shares .*, 60% \+ 60%, add up to 120%"),
-        ("{a: {epochs: 0%}}", r"stages\.a\.epochs=0%: it would not be trained"),
-        ("{a: {epochs: 2, loss: [kd]}}", r"stages\.a\.loss=\[kd\]: it must be a mapping"),
-        ("{a: {epochs: 2, loss: kd}}", r"stages\.a\.loss=kd: it must be a mapping"),
-        ("{a: {epochs: 2, loss: {kd: 3}}}", r"stages\.a\.loss\.kd=3: it must be a mapping"),
-        ("{a: {epochs: 2, data: 3}}", r"stages\.a\.data=3: it must be a mapping"),
-        ("{a: {epochs: 2, teacher: [3]}}", r"stages\.a\.teacher=\[3\]: it must be a run folder"),
-        ("{a: {epochs: 2, teachers: x}}", r"stages\.a\.teachers=x: it must be a mapping"),
-        ("{a: {epochs: 2, teachers: {second: null}}}", r"stages\.a\.teachers\.second=null: it must be a run folder"),
-        ("{a: {epochs: 2, loss: {hnt: {}}}}", r"stages\.a\.loss\.hnt: every loss.*'hint'.*Choose it there"),
-        ("{a: {epochs: 2, teacher: 'stage:b'}, b: {epochs: 2}}", r"stages\.a: there is no earlier stage 'b'"),
-        ("{one: {epochs: 2}, b: {epochs: 2, teacher: 'stage:onne'}}", r"no earlier stage 'onne'.*'one'"),
-        ("{a: {epochs: 2, optim: {optimizer: {lrr: 1}}}}", r"Stage 'a': Unknown setting 'optim\.optimizer\.lrr'"),
-        ("{a: {epochs: 2, loss: {kd: {weigth: 1}}}}", r"Stage 'a': Unknown setting 'loss\.kd\.weigth'.*'weight'"),
-        ("{a: {epochs: 2, student: {net: {width: 1}}}}", r"Stage 'a': Unknown setting 'student\.net\.width'.*widths"),
-    ],
-)
-def test_what_cannot_be_is_refused(stages: str, told: str, compose_train: Compose) -> None:
-    with pytest.raises(UserError, match=told):
-        check(composed(compose_train, stages, "method=m"))
+REFUSED = [
+    ("{a: {epoch: 2}}", r"Unknown setting 'stages\.a\.epoch'.*'epochs'"),
+    ("{a: {}}", r"stages\.a: give its length, either as epochs or as steps"),
+    ("{a: {until: {patience: 2}}}", r"stages\.a: give its length.*`until` ends it earlier"),
+    ("{a: {epochs: 2, steps: 20}}", r"stages\.a: give its length"),
+    ("{a: {epochs: 0}}", r"stages\.a\.epochs=0: it must be a whole number of at least 1"),
+    ("{a: {steps: 1.5}}", r"stages\.a\.steps=1\.5: it must be a whole number of at least 1 or null\.$"),
+    ("{a: {epochs: 4O%}}", r"stages\.a\.epochs=4O%: .* or a share of trainer\.max_epochs such as 40%"),
+    ("{a: {steps: 40%}}", r"stages\.a\.steps=40%: it must be a whole number of at least 1 or null\.$"),
+    ("{a: 3}", r"stages\.a=3: it must be a mapping"),
+    ("{a/b: {epochs: 1}}", r"stages\.a/b: use letters.* folders are named after it"),
+    ("{a: {epochs: 2, until: 3}}", r"stages\.a\.until=3: it must be a mapping \{metric"),
+    ("{a: {epochs: 2, until: {patient: 3}}}", r"'stages\.a\.until\.patient'.*'patience'"),
+    ("{a: {epochs: 2, until: {patience: 0}}}", r"stages\.a\.until\.patience=0"),
+    ("{a: {epochs: 2, until: {mode: high}}}", r"stages\.a\.until\.mode=high\. Choose from: max, min"),
+    ("{a: {epochs: 2, until: {min_delta: x}}}", r"stages\.a\.until\.min_delta=x"),
+    ("{a: {epochs: 2, until: {min_delta: -1}}}", r"stages\.a\.until\.min_delta=-1: .* at least 0"),
+    ("{a: {epochs: 2, train: head}}", r"stages\.a\.train=head: it must be a list"),
+    ("{a: {epochs: 2, train: [1]}}", r"stages\.a\.train=\[1\]: it must be a list of wildcards"),
+    ("{a: {epochs: 60%}, b: {epochs: 60%}}", r"stages: their shares .*, 60% \+ 60%, add up to 120%"),
+    ("{a: {epochs: 0%}}", r"stages\.a\.epochs=0%: it would not be trained"),
+    ("{a: {epochs: 2, loss: [kd]}}", r"stages\.a\.loss=\[kd\]: it must be a mapping"),
+    ("{a: {epochs: 2, loss: kd}}", r"stages\.a\.loss=kd: it must be a mapping"),
+    ("{a: {epochs: 2, loss: {kd: 3}}}", r"stages\.a\.loss\.kd=3: it must be a mapping"),
+    ("{a: {epochs: 2, data: 3}}", r"stages\.a\.data=3: it must be a mapping"),
+    ("{a: {epochs: 2, teacher: [3]}}", r"stages\.a\.teacher=\[3\]: it must be a run folder"),
+    ("{a: {epochs: 2, teachers: x}}", r"stages\.a\.teachers=x: it must be a mapping"),
+    ("{a: {epochs: 2, teachers: {second: null}}}", r"stages\.a\.teachers\.second=null: it must be a run folder"),
+    ("{a: {epochs: 2, loss: {hnt: {}}}}", r"stages\.a\.loss\.hnt: every loss.*'hint'.*Choose it there"),
+    ("{a: {epochs: 2, teacher: 'stage:b'}, b: {epochs: 2}}", r"stages\.a: there is no earlier stage 'b'"),
+    ("{one: {epochs: 2}, b: {epochs: 2, teacher: 'stage:onne'}}", r"no earlier stage 'onne'.*'one'"),
+    ("{a: {epochs: 2, optim: {optimizer: {lrr: 1}}}}", r"Stage 'a': Unknown setting 'optim\.optimizer\.lrr'"),
+    ("{a: {epochs: 2, loss: {kd: {weigth: 1}}}}", r"Stage 'a': Unknown setting 'loss\.kd\.weigth'.*'weight'"),
+    ("{a: {epochs: 2, student: {net: {width: 1}}}}", r"Stage 'a': Unknown setting 'student\.net\.width'.*widths"),
+]
 
 
-@pytest.mark.parametrize(
+def test_what_cannot_be_is_refused(compose_train: Compose) -> None:
+    cfg = composed(compose_train, "{}", "method=m")
+    for stages, told in REFUSED:
+        with pytest.raises(UserError, match=told):
+            check(with_value(cfg, "stages", yaml.safe_load(stages)))
+
+
+@each_case(
     ("stages", "override", "told"),
     [
         ("{a: {epochs: 50%}}", "trainer.max_epochs=0", r"stages\.a\.epochs: there is no share of .*max_epochs=0"),
@@ -228,7 +231,7 @@ def test_what_follows_from_a_length_in_steps_waits_for_it(compose_train: Compose
     assert stage.lasting(4).cfg.optim.scheduler.T_max == 4
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("override", "told"),
     [
         (

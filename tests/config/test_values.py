@@ -14,7 +14,7 @@ from distillery.core.errors import UserError
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
 from distillery.runs.run import train
-from fixtures.composing import Compose
+from fixtures.composing import Compose, with_value
 
 VALUES = ("abc", None, 1.5, -1, [1])
 # A folder or a file that is written to, a command that does something else, and interpolated settings, which are
@@ -77,12 +77,6 @@ def demo(compose_train: Compose, tmp_path: Path) -> DictConfig:
         "data.train_size=50",
         "callbacks.checkpoint_last.every_n_epochs=1",
     )
-
-
-def with_value(cfg: DictConfig, key: str, value: Any) -> DictConfig:
-    own = cfg.copy()
-    OmegaConf.update(own, key, value, merge=False)
-    return own
 
 
 def test_what_can_mean_one_thing_only_is_taken(demo: DictConfig) -> None:
