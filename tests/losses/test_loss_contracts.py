@@ -4,7 +4,7 @@ import ast
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.losses import FAMILIES, functional
 from distillery.losses.discovery import loss_modules, term_of
+from distillery.losses.settings import Fraction, Positive, PositiveInt
 from distillery.losses.signals import Signals
 from distillery.losses.term import Property, Term
 from distillery.training.schedules import numbers_of
@@ -307,8 +308,8 @@ def test_hard_labels_are_asked_for(term: type[Term]) -> None:
 @each_case("term", TERMS)
 def test_settings_out_of_range_are_refused(term: type[Term]) -> None:
     for name, kind in get_type_hints(term.__init__, include_extras=True).items():
-        wrong = {Annotated: [-1], Literal: ["none of these"]}.get(get_origin(kind), [])
-        for value in [0, *wrong] if name == "temperature" else wrong:
+        wrong = [-1] if kind in (Fraction, Positive, PositiveInt) else ["none"] if get_origin(kind) is Literal else []
+        for value in [0, -1] if name == "temperature" else wrong:
             with pytest.raises(UserError, match=f"{name}={value}"):
                 terms.plain(term, **{name: value})
 

@@ -1,6 +1,7 @@
 """What the small networks share: how their stages are built and described, and how their weights start."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +20,12 @@ def unit_stages(
         nn.Sequential(unit(in_chans, width, stride), *(unit(width, width, 1) for _ in range(count - 1)))
         for in_chans, width, count, stride in zip((stem, *widths[:-1]), widths, units, strides, strict=True)
     )
+
+
+def conv_block(in_chans: int, width: int, kernel: int = 3, stride: int = 1, **options: Any) -> list[nn.Module]:
+    """Convolution that keeps the size at stride 1, without bias unless `options` say so; BatchNorm; ReLU."""
+    conv = nn.Conv2d(in_chans, width, kernel, stride, padding=kernel // 2, **{"bias": False, **options})
+    return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
 def stage_info(channels: Iterable[int], reductions: Iterable[int]) -> list[dict[str, int | str]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import Reduction, at_least_float32, full_precision, reduce_rows
+from distillery.losses.settings import PositiveInt
 from distillery.losses.signals import Attention
 from distillery.losses.term import Contract, Pair
 from distillery.losses.token_terms import AttentionTerm, require_same_length
@@ -85,7 +86,7 @@ class MiniLMv2(AttentionTerm):
         values_of="the paper, section 3.1",
     )
 
-    relation_heads: int | None = None
+    relation_heads: PositiveInt | None = None
     relations: Sequence[str] = ("qq", "kk", "vv")
 
     def __post_init__(self) -> None:
@@ -95,9 +96,6 @@ class MiniLMv2(AttentionTerm):
                 raise UserError(f"relations: unknown relation {name!r}.{did_you_mean(name, RELATIONS)}")
         if not self.relations or len(set(self.relations)) < len(self.relations):
             raise UserError(f"relations={list(self.relations)}: name one or more of {', '.join(RELATIONS)}, each once.")
-        heads = self.relation_heads
-        if heads is not None and (type(heads) is not int or heads < 1):
-            raise UserError(f"relation_heads={heads}: it must be a whole number greater than 0, or null.")
         self.relations = tuple(self.relations)
 
     def checked(self, pair: Pair) -> Pair:

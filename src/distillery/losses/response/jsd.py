@@ -1,8 +1,11 @@
 """Generalised Jensen-Shannon divergence (GKD; Agarwal et al., ICLR 2024)."""
 
+from typing import Annotated
+
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from distillery.core.errors import UserError
+from distillery.core.kinds import Says
 from distillery.core.numerics import Reduction, kl, log_mix, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
@@ -45,11 +48,7 @@ def jsd(
 
 
 class JSD(LogitTerm, function=jsd):
-    """`jsd` on the rows of logits that count. It is symmetric only at β = 0.5.
-
-    Raises:
-        UserError: `beta` is not from 0 to 1.
-    """
+    """`jsd` on the rows of logits that count. It is symmetric only at β = 0.5."""
 
     contract = Contract(
         short_name="jsd",
@@ -61,11 +60,6 @@ class JSD(LogitTerm, function=jsd):
         values_of="TRL",
     )
 
-    beta: float = 0.5
+    beta: Annotated[float, Ge(0), Le(1), Says("from 0 to 1")] = 0.5
     temperature: Positive = 1.0
     t_squared: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.beta <= 1:
-            raise UserError(f"beta={self.beta}: it must be from 0 to 1.")

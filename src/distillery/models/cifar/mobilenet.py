@@ -6,7 +6,7 @@ the first block has an expanding convolution although its factor is 1. The final
 
 from torch import Tensor, nn
 
-from distillery.models.stages import init_fan_out, stage_info
+from distillery.models.stages import conv_block, init_fan_out, stage_info
 
 STEM = 16
 LAST = 1280
@@ -27,8 +27,8 @@ class InvertedResidual(nn.Module):
         wide = in_chans * expansion
         self.shortcut = stride == 1 and in_chans == width
         self.conv = nn.Sequential(
-            *_conv(in_chans, wide, 1),
-            *_conv(wide, wide, 3, stride, groups=wide),
+            *conv_block(in_chans, wide, 1),
+            *conv_block(wide, wide, 3, stride, groups=wide),
             nn.Conv2d(wide, width, 1, bias=False),
             nn.BatchNorm2d(width),
         )
@@ -43,7 +43,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int, in_chans: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv(in_chans, STEM, 3, stride=2))
+        self.stem = nn.Sequential(*conv_block(in_chans, STEM, 3, stride=2))
         width = STEM
         stages = []
         for groups in STAGES:
@@ -54,7 +54,7 @@ class MobileNetV2(nn.Module):
                     width = channels
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        self.last = nn.Sequential(*_conv(width, LAST, 1))
+        self.last = nn.Sequential(*conv_block(width, LAST, 1))
         self.head = nn.Linear(LAST, num_classes)
         self.feature_info = stage_info((groups[-1][1] for groups in STAGES), (2, 4, 8, 16))
         init_fan_out(self)
@@ -66,8 +66,3 @@ class MobileNetV2(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.head(self.last(x).mean((2, 3)))
-
-
-def _conv(in_chans: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(in_chans, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]

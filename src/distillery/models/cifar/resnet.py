@@ -6,7 +6,7 @@ The paper itself pads with zeros there: 2,752 parameters less at 16-32-64.
 
 from torch import Tensor, nn
 
-from distillery.models.stages import init_fan_out, stage_info, unit_stages
+from distillery.models.stages import conv_block, init_fan_out, stage_info, unit_stages
 
 
 class BasicBlock(nn.Module):
@@ -48,9 +48,7 @@ class ResNet(nn.Module):
         widths: tuple[int, int, int] = (16, 32, 64),
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(*conv_block(in_chans, stem))
         blocks = (depth - 2) // 6
         self.stages = unit_stages(BasicBlock, stem, widths, 3 * [blocks], first=1)
         self.head = nn.Linear(widths[2], num_classes)

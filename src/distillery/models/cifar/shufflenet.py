@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillery.models.stages import stage_info, unit_stages
+from distillery.models.stages import conv_block, stage_info, unit_stages
 
 STEM = 24
 BLOCKS = (4, 8, 4)
@@ -50,11 +50,11 @@ class ShuffleUnitV2(nn.Module):
         half = width // 2
         self.left = None
         if stride == 2:
-            self.left = nn.Sequential(*_depthwise(in_chans, stride), *_pointwise(in_chans, half))
+            self.left = nn.Sequential(*_depthwise(in_chans, stride), *conv_block(in_chans, half, 1))
         self.right = nn.Sequential(
-            *_pointwise(in_chans if stride == 2 else half, half),
+            *conv_block(in_chans if stride == 2 else half, half, 1),
             *_depthwise(half, stride),
-            *_pointwise(half, half),
+            *conv_block(half, half, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class ShuffleNetV1(nn.Module):
     def __init__(self, num_classes: int, in_chans: int = 3) -> None:
         super().__init__()
         widths = (240, 480, 960)
-        self.stem = nn.Sequential(*_pointwise(in_chans, STEM))
+        self.stem = nn.Sequential(*conv_block(in_chans, STEM, 1))
         self.stages = unit_stages(ShuffleUnitV1, STEM, widths, BLOCKS, first=2)
         self.head = nn.Linear(widths[-1], num_classes)
         self.feature_info = stage_info(widths, (2, 4, 8))
@@ -89,9 +89,9 @@ class ShuffleNetV2(nn.Module):
     def __init__(self, num_classes: int, in_chans: int = 3) -> None:
         super().__init__()
         widths = (116, 232, 464)
-        self.stem = nn.Sequential(*_pointwise(in_chans, STEM))
+        self.stem = nn.Sequential(*conv_block(in_chans, STEM, 1))
         self.stages = unit_stages(ShuffleUnitV2, STEM, widths, BLOCKS, first=2)
-        self.last = nn.Sequential(*_pointwise(widths[-1], 1024))
+        self.last = nn.Sequential(*conv_block(widths[-1], 1024, 1))
         self.head = nn.Linear(1024, num_classes)
         self.feature_info = stage_info(widths, (2, 4, 8))
 
@@ -100,10 +100,6 @@ class ShuffleNetV2(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.head(self.last(x).mean((2, 3)))
-
-
-def _pointwise(in_chans: int, width: int) -> list[nn.Module]:
-    return [nn.Conv2d(in_chans, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
 def _depthwise(width: int, stride: int) -> list[nn.Module]:

@@ -6,7 +6,7 @@ As in the distillation literature there is no pooling between the last two stage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillery.models.stages import init_fan_out, stage_info
+from distillery.models.stages import conv_block, init_fan_out, stage_info
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -38,6 +38,6 @@ class VGG(nn.Module):
 def _stage(in_chans: int, width: int, convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers += [nn.Conv2d(in_chans, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += conv_block(in_chans, width, bias=True)
         in_chans = width
     return nn.Sequential(*layers)
