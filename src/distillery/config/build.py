@@ -47,11 +47,6 @@ class Parts:
     distiller: Distiller
     example: Mapping[str, Tensor]
 
-    @property
-    def outputs(self) -> int | None:
-        """How many logits a row has; None: any number."""
-        return self.distiller.task.outputs(self.data)
-
 
 def build_data(cfg: DictConfig) -> Data:
     """The data set, read and split."""

@@ -1,4 +1,4 @@
-"""What Hydra says of a config that doesn't compose, in words that lead to the mend."""
+"""Explains why a config does not compose: Hydra's errors in words that lead to the fix."""
 
 import re
 import sys
@@ -15,16 +15,14 @@ from distillery.core.paths import CONFIGS
 
 
 def user_message(error: Exception, config_name: str) -> str | None:
-    """What the user is told of an error that is theirs to mend; None for any other error."""
+    """What the user is told about an error that is theirs to fix; None for any other error.
+
+    For an unknown option or setting this names the nearest right ones, in place of Hydra's search path.
+    """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return explain(error, config_name)
-    return explain_null(error) if isinstance(error, ValueError) else None
-
-
-def explain(error: Exception, config_name: str) -> str:
-    """Hydra's message; for an unknown option or setting the nearest right ones instead of its search path."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_null(error) if isinstance(error, ValueError) else None
     if isinstance(error.__cause__, UserError):  # raised by what Hydra was making
         return str(error.__cause__)
     message = str(error)
@@ -39,7 +37,7 @@ def explain(error: Exception, config_name: str) -> str:
     return message if error.__cause__ is None else f"{message}\n{error.__cause__}"
 
 
-def explain_null(error: ValueError) -> str | None:
+def _explain_null(error: ValueError) -> str | None:
     """Of `logger=null`, which Hydra meets with a ValueError without the name; None if it is another error."""
     nulls = [name for name, _, value in (arg.partition("=") for arg in sys.argv[1:]) if value in ("null", "")]
     groups = [name for name in nulls if name in _groups()]
@@ -77,11 +75,12 @@ def _nearest(cfg: DictConfig, key: str) -> str:
     near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
     near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)
     near = near or [path for path in paths if get_close_matches(_last(key), [_last(path)], cutoff=0.7)]
-    if key.startswith("stages."):
+    if of_stage := key.startswith("stages."):
         near = [path for path in near if not key.startswith(f"{path}.")]
-        own = f" What a recipe does not set is added behind a plus: +{key}=…"
-        return (" Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else "") + own
-    return " Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else " `--cfg job` shows all there are."
+    said = " Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else ""
+    if of_stage:
+        return f"{said} What a recipe does not set is added behind a plus: +{key}=…"
+    return said or " `--cfg job` shows all there are."
 
 
 def _last(path: str) -> str:

@@ -114,7 +114,7 @@ def _perplexity(parts: Parts, test: Evaluation) -> dict[str, float]:
 
 
 def _evaluate(parts: Parts, network: Network | Ensemble, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
-    return evaluate(network, loader, parts.distiller.task, parts.outputs)
+    return evaluate(network, loader, parts.distiller.task, parts.distiller.outputs)
 
 
 def _cost(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
