@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
-from fixtures.command_line import Cli
+from fixtures.command_line import Answer, Cli, Command
 from fixtures.composing import Compose
 from fixtures.runs import Once, train_teacher
 
@@ -79,10 +80,10 @@ def compose_train(tmp_path: Path) -> Iterator[Compose]:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`cli("train", "seed=1", …)` runs a command in an empty folder: returns its exit code and everything it printed.
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`command(commands.train, "seed=1", …)` in an empty folder; any error but a `UserError` is raised.
 
-    It runs in this process, because importing torch in another takes seconds. Errors other than `UserError` are raised.
+    It runs in this process, because importing torch in another takes seconds.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
@@ -90,16 +91,28 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])
     monkeypatch.setattr(logging.root, "level", logging.root.level)
+    for name in ("DISTILLERY_OUTPUTS", "DISTILLERY_DATA"):
+        monkeypatch.delenv(name, raising=False)
 
-    def run(command: str, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [f"distill-{command}", *arguments])
+    def answered(module: ModuleType, *arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", [f"distill-{module.__name__.rpartition('.')[2]}", *arguments])
         capfd.readouterr()
         try:
-            import_module(f"distillery.commands.{command}").main()
+            module.main()
             code: Any = 0
-        except SystemExit as ended:
-            code = ended.code
-        printed = capfd.readouterr()
-        return int(code or 0), printed.out + printed.err
+        except SystemExit as stopped:
+            code = stopped.code
+        return Answer(int(code or 0), *capfd.readouterr())
+
+    return answered
+
+
+@pytest.fixture
+def cli(command: Command) -> Cli:
+    """`cli("train", "seed=1", …)`: the same by its name; returns the exit code and everything that was printed."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str]:
+        answer = command(import_module(f"distillery.commands.{name}"), *arguments)
+        return answer.code, answer.out + answer.err
 
     return run

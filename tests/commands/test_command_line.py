@@ -1,22 +1,21 @@
 """The commands as a user meets them: what they answer, what they refuse and how, what they leave behind."""
 
 import json
-import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -25,8 +24,9 @@ from distillery.core.paths import CONFIGS
 from distillery.models.cnn import SmallCNN
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
+from fixtures.command_line import Answer, Command
 from fixtures.datasets import write_image_folder
-from fixtures.runs import sha256
+from fixtures.runs import STUDENT, sha256
 
 HEAVY = ("torch", "torchvision", "lightning", "timm", "sklearn", "scipy", "pandas", "matplotlib", "wandb", "numpy")
 # Run in a process of its own: what a command answers, and on the last line what it imported for that.
@@ -43,46 +43,6 @@ print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 SHORT = ("trainer.max_epochs=1", "logger=none", "trainer.enable_progress_bar=false")
 DEMO = ("experiment=digits_demo", "min_teacher_score=0", *SHORT)
 PICTURES = (*DEMO, "data=image_folder", "data.num_workers=0", "data.train_size=null", "data.batch_size=4")
-
-
-@dataclass
-class Answer:
-    """What a command left on the terminal, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """`command(commands.train, "seed=1", …)` in `tmp_path`; any error but the expected kind fails the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the commands set it
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in ("DISTILLERY_OUTPUTS", "DISTILLERY_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-
-    def answered(module: Any, *arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", [f"distill-{module.__name__.rpartition('.')[2]}", *arguments])
-        capsys.readouterr()
-        try:
-            module.main()
-            code: Any = 0
-        except SystemExit as stopped:
-            code = stopped.code
-        shown = capsys.readouterr()
-        return Answer(code, shown.out, shown.err)
-
-    yield answered
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    HydraConfig.instance().cfg = None
 
 
 def light(*command_line: str, **environment: str) -> str:
@@ -158,6 +118,7 @@ TRAIN = [
     (["sede=1"], r"Unknown setting 'sede'\. Did you mean 'seed'"),
     (["+sede=1", "model/teacher=none"], r"Unknown setting 'sede'\. Did you mean 'seed'"),
     (["loss.kd.temprature=2"], r"Unknown setting 'loss\.kd\.temprature'\. Did you mean 'loss\.kd\.temperature'\?"),
+    (["trainer.max_epoch=3"], r"Unknown setting 'trainer\.max_epoch'\. Did you mean 'trainer\.max_epochs'"),
     (["loss.kd.combine=best"], r"Unknown setting 'loss\.kd\.combine'\. .*behind a plus: \+loss\.kd\.combine="),
     (["temperature=2"], r"Unknown setting 'temperature'\. Did you mean 'loss\.kd\.temperature'\?"),
     (["loss.hint.weight=2"], r"Unknown setting 'loss\.hint'\. Choose it first: loss/feature=hint"),
@@ -167,6 +128,8 @@ TRAIN = [
     (["loss=kd"], r"Unknown setting 'loss'\. Did you mean .*'loss/response'"),
     (["loss/respons=kd"], r"Unknown setting 'loss/respons'\. Did you mean 'loss/response'\?"),
     (["loss/response=[kdd]"], r"Unknown option 'kdd' for loss/response\. Did you mean 'kd'"),
+    (["loss/response=[kd,nothing_like_it]"], r"'nothing_like_it' for loss/response\. Choose from: akl, "),
+    (["data=cifar"], r"Unknown option 'cifar' for data\. Did you mean 'cifar"),
     (["experiment=digit_demo"], r"Unknown option 'digit_demo' for experiment\. Did you mean 'digits_demo'"),
     (["experiment=cifar100/vgg13"], r"Unknown option 'vgg13' for experiment/cifar100\. Did you mean 'vgg13_vgg8'"),
     (["loss/response=[kd,kd]", "teachers.main.weights=x"], r"'kd' is named twice"),
@@ -363,6 +326,18 @@ def test_the_plan_shows_the_wiring_and_leaves_nothing(command: Command, teacher:
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # no epoch was done
+@pytest.mark.parametrize(("setting", "steps"), [("trainer.accumulate_grad_batches=3", 4), ("trainer.max_steps=3", 3)])
+def test_a_plan_counts_the_steps_that_will_be_done(
+    setting: str, steps: int, command: Command, teacher: Path, tmp_path: Path
+) -> None:
+    given = [*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1", SHORT[-1], setting]
+    (row,) = (line for line in command(train, *given, "plan=true").out.splitlines() if "│   100 │" in line)
+    assert int(row.split("│")[-2]) == steps
+    assert command(train, *given).code == 0
+    assert pd.read_csv(run_folder(tmp_path) / "metrics/version_0/metrics.csv")["step"].max() == steps
+
+
 def test_the_plan_leaves_what_was_there(command: Command, tmp_path: Path) -> None:
     (tmp_path / "outputs" / "other").mkdir(parents=True)
     assert command(train, "experiment=digits_teacher", "plan=true").code == 0
@@ -449,8 +424,10 @@ def test_a_sweep_has_a_readable_folder_for_each_job(command: Command, teacher: P
         assert command(evaluate, f"run='{folder}'").code == 0
 
 
+@pytest.mark.filterwarnings("error:.*starts again")
 def test_resuming_from_the_command_line(command: Command, teacher: Path, tmp_path: Path) -> None:
-    assert command(train, *DEMO, f"teachers.main.weights='{teacher}'").code == 0
+    saved = "callbacks.checkpoint_last.every_n_epochs=1"
+    assert command(train, *DEMO, f"teachers.main.weights='{teacher}'", saved).code == 0
     folder, before = run_folder(tmp_path), left_behind(tmp_path)
     answer = command(train, f"resume={folder.relative_to(tmp_path)}", "loss.kd.temperature=2")
     assert_refused(answer, r"config from its folder, and loss\.kd\.temperature=2 is not part of it")
@@ -459,7 +436,13 @@ def test_resuming_from_the_command_line(command: Command, teacher: Path, tmp_pat
     assert answer.code == 0
     assert "holds this very run, finished: kept" in answer.out
     assert left_behind(tmp_path) == before
-    assert RunRecord.read(folder).status == "finished"
+    finished = RunRecord.read(folder)
+    replace(finished, status="running").write(folder)  # as if it was killed while it was scored
+    assert command(train, f"resume={folder.relative_to(tmp_path)}").code == 0
+    again = RunRecord.read(folder)
+    assert (again.status, again.metrics) == (finished.status, finished.metrics)
+    assert (again.config_hash, again.overrides) == (finished.config_hash, finished.overrides)
+    assert len([*tmp_path.rglob(RECORD)]) == 1
 
 
 def begin(folder: Path, teacher: Path) -> "subprocess.Popen[str]":

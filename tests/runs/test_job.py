@@ -15,7 +15,7 @@ from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
 from distillery.runs.job import Job
 from distillery.runs.run import train
-from fixtures.runs import STEPS, STUDENT, Died, Dies, config, sha256
+from fixtures.runs import STEPS, STUDENT, Died, Dies, config, contents, sha256
 
 Prepared = Callable[..., DictConfig]
 TWO_TEACHERS = (
@@ -30,11 +30,6 @@ def prepared(teacher: Path, tmp_path: Path) -> Prepared:
     """`prepared(overrides…)`: the config of a run of one epoch in `tmp_path / "run"`."""
     given = (*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1", "logger=none")
     return lambda *more, place="run": config(tmp_path / place, *given, *more)
-
-
-def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    """Every file, and when it was written."""
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 def job_of(cfg: DictConfig, overrides: Sequence[str] = ()) -> Job:

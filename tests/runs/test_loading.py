@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from distillery.models.weights import load_weights
 
 student = json.load(sys.stdin)
 options = dict(student["net"])
 module, _, name = options.pop("_target_").rpartition(".")
-net = getattr(importlib.import_module(module), name)(**options).eval()
+network = getattr(importlib.import_module(module), name)
 recorded = np.load(sys.argv[1] + "/predictions.npz")
 images = torch.tensor(load_digits().images[recorded["index"]] / 16, dtype=torch.float32)[:, None]
 images = (images - student["input"]["mean"][0]) / student["input"]["std"][0]
@@ -39,9 +40,13 @@ for file in ("student.safetensors", "checkpoints/last.ckpt", "checkpoints/best.c
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     else:
         state = load_file(path)
-    net.load_state_dict(state)
+    by_hand, loaded = network(**options).eval(), network(**options).eval()
+    by_hand.load_state_dict(state)
+    load_weights(loaded, path)
     with torch.no_grad():
-        given[file] = net(images).argmax(1).tolist()
+        logits = by_hand(images)
+        assert logits.equal(loaded(images))
+    given[file] = logits.argmax(1).tolist()
 assert sys.modules["hydra"] is None
 print(json.dumps({"predicted": given, "target": load_digits().target[recorded["index"]].tolist()}))
 """

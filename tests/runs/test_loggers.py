@@ -13,44 +13,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import pytest
 import wandb
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from wandb.proto.wandb_internal_pb2 import Record
 
-from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
-from distillery.core.paths import CONFIGS
 from distillery.runs import loggers
 from distillery.runs.job import resumed
 from distillery.runs.run import train
 from distillery.runs.study import run_study
+from fixtures.runs import STUDENT, Died, Dies
 
 TEACHER = ["experiment=digits_teacher", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "logger=none"]
-STUDENT = [
-    "experiment=digits_demo",
-    "min_teacher_score=0",
-    "data.batch_size=50",
-    "trainer.max_epochs=3",
-    "trainer.check_val_every_n_epoch=1",
-    "trainer.log_every_n_steps=1",
-    "callbacks.checkpoint_last.every_n_epochs=1",
-]
 OFFLINE = ["logger=wandb", "logger.wandb.offline=true"]
-
-
-class Died(Exception):
-    """The machine, say."""
-
-
-class Dies(L.Callback):
-    """After the checkpoint of the second epoch."""
-
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.current_epoch == 2:
-            raise Died("in epoch 2")
 
 
 @pytest.fixture(autouse=True)
@@ -75,20 +52,10 @@ def new_process() -> Iterator[None]:
     wandb.teardown()
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a teacher's run."""
-    folder = tmp_path_factory.mktemp("teacher")
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-        train(compose("train", [*TEACHER, f"paths.run='{folder}'", "trainer.enable_progress_bar=false"]))
-    return folder
-
-
 @pytest.fixture
 def student(teacher: Path) -> list[str]:
     """The overrides of a small student run."""
-    return [*STUDENT, f"teachers.main.weights='{teacher}'"]
+    return [*STUDENT, "data.batch_size=50", f"teachers.main.weights='{teacher}'"]
 
 
 @pytest.mark.slow
@@ -156,7 +123,7 @@ def test_two_jobs_of_one_process_share_nothing(student: list[str], compose_train
 
 def test_a_job_after_a_failed_one_is_its_own(student: list[str], compose_train: Any) -> None:
     with pytest.raises(Died):
-        train(compose_train(*student, *OFFLINE, run="a"), callbacks=[Dies()])
+        train(compose_train(*student, *OFFLINE, run="a"), callbacks=[Dies(4)])
     second = only_run(train(compose_train(*student, *OFFLINE, run="b")).folder)
     assert second.exit_code == 0
     assert second.summary["status"] == "finished"
@@ -166,7 +133,7 @@ def test_a_resumed_run_keeps_its_id(student: list[str], compose_train: Any) -> N
     cfg = compose_train(*student, *OFFLINE)
     folder = Path(cfg.paths.run)
     with pytest.raises(Died):
-        train(cfg, callbacks=[Dies()])
+        train(cfg, callbacks=[Dies(4)])
     train(resumed(folder, []))
     before, after = sorted(runs(folder), key=lambda run: -run.exit_code)
     assert before.id == after.id

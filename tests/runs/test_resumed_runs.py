@@ -19,7 +19,7 @@ from distillery.results.record import RunRecord
 from distillery.runs.job import resumed
 from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
-from fixtures.runs import STEPS, STUDENT, Died, Dies, Forgets, Once, config, sha256
+from fixtures.runs import STEPS, STUDENT, Died, Dies, Once, config, sha256
 
 # Losses with parameters of their own, augmentation, BatchNorm, a learning rate that falls: all of it is state.
 RICH = (*STUDENT, "loss/response=[kd,dkd]", "loss/feature=[hint]", "loss/relation=[rkd]")
@@ -89,18 +89,6 @@ def test_it_may_be_stopped_twice(prepared: Prepared, whole: Path) -> None:
     train(resumed(folder, []))
     assert sha256(folder / "student.safetensors") == sha256(whole / "student.safetensors")
     verify_run(folder)
-
-
-@pytest.mark.parametrize("moves", [False, True])
-def test_the_best_one_before_the_stop_stays_the_best(moves: bool, teacher: Path, tmp_path: Path) -> None:
-    cfg = config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=5")
-    folder = stopped(cfg, 4 * STEPS)
-    before = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
-    if moves:
-        folder = folder.rename(tmp_path / "elsewhere")
-    record = train(resumed(folder, []), callbacks=[Forgets(4)]).record
-    assert record.metrics["best"]["epoch"] == before / STEPS < 5
-    assert record.metrics["best"]["val_score"] > record.metrics["last"]["val_score"]
 
 
 class Scores(L.Callback):
@@ -288,11 +276,6 @@ def test_torn_checkpoints_are_refused(prepared: Prepared) -> None:
     with pytest.raises(UserError, match=r"cannot be resumed: last\.ckpt is torn"):
         train(resumed(folder, []))
     assert RunRecord.read(folder) == before
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not a run folder"):
-        resumed(tmp_path / "nowhere", [])
 
 
 def test_other_data_are_refused(prepared: Prepared) -> None:

@@ -23,21 +23,11 @@ from distillery.models.weights import load_weights, weights_hash
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
 from distillery.runs.run import Result, train
-from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_student, train_teacher
+from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_teacher
 
 DEBUG = ("default", "fdr", "limit", "overfit", "profiler")
 EVERY_FAMILY = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
 EXPORTS = ("student.safetensors", "predictions.npz")
-
-
-@pytest.fixture(scope="module")
-def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
-    """`run(overrides…)`: a small student's run in a folder of its own."""
-
-    def trained(*overrides: str, callbacks: Any = ()) -> Result:
-        return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
-
-    return trained
 
 
 @pytest.fixture(scope="module")

@@ -209,21 +209,6 @@ def test_the_others_go_on_after_an_error_that_is_not_the_users(
     assert_shown_as_failed(out, "kd", "RuntimeError: out of memory")
 
 
-@pytest.mark.slow
-def test_checkpoints_of_the_run_before_are_not_taken_for_its_own(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    every = (*TINY, "trainer.check_val_every_n_epoch=1")
-    run_study(study(out, overrides=every, baseline=BASELINE))
-    assert RunRecord.read(out / "baseline" / "seed0").metrics.keys() == {"last", "best"}
-    wider = ["student.net.widths=[8,16]", "callbacks.checkpoint_best=null"]
-    cfg = study(out, overrides=every, baseline=[*BASELINE, *wider])
-    cfg.replace = True
-    run_study(cfg)
-    record = RunRecord.read(out / "baseline" / "seed0")
-    assert record.status == "finished"
-    assert record.metrics.keys() == {"last"}
-
-
 def assert_shown_as_failed(out: Path, method: str, reason: str) -> None:
     record = RunRecord.read(out / method / "seed0")
     assert (record.method, record.seed, record.status) == (method, 0, "failed")

@@ -16,7 +16,7 @@ from distillery.results.record import RunRecord
 from distillery.runs import sweep
 from distillery.training.distiller import Distiller
 from fixtures.command_line import Cli
-from fixtures.runs import STEPS, STUDENT
+from fixtures.runs import STEPS, STUDENT, contents
 
 NAN = "optim.optimizer.lr=1e30"
 SWEEP = "hydra.sweep.dir=sweep"
@@ -31,11 +31,6 @@ def jobs(teacher: Path) -> Sequence[str]:
 def statuses() -> dict[str, str]:
     """Of the sweep's records, by the job's folder."""
     return {path.parent.name: RunRecord.read(path.parent).status for path in sorted(Path("sweep").rglob(RECORD))}
-
-
-def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    """Every file, and when it was written."""
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_what_is_finished_is_kept_and_the_rest_is_run(

@@ -1,8 +1,5 @@
-"""What a run exports can be read without what made it, and its score can be proven from the folder."""
+"""A run exports the student alone, and its score can be proven from the folder."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -15,49 +12,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from distillery.core.errors import UserError
-from distillery.models.evaluation_mode import evaluating
 from distillery.models.weights import save_weights
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
 from distillery.runs.run import Result
 from distillery.runs.verify_run import student_of, verify_run
-from fixtures.runs import Died, Dies, train_student
-
-# Run where Lightning and Hydra cannot be imported: argv is the run folder, stdin the student's network and input.
-READER = """
-import importlib, json, sys
-from pathlib import Path
-for name in ("lightning", "pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb"):
-    sys.modules[name] = None
-import torch
-from safetensors.torch import load_file
-from distillery.models.weights import load_weights
-
-folder, student = Path(sys.argv[1]), json.load(sys.stdin)
-options = dict(student["net"])
-module, _, name = options.pop("_target_").rpartition(".")
-images = torch.load(folder / "images.pt", weights_only=True)
-images = (images - torch.tensor(student["input"]["mean"])) / torch.tensor(student["input"]["std"])
-logits = {}
-for file in ("student.safetensors", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
-    net = getattr(importlib.import_module(module), name)(**options)
-    load_weights(net, folder / file)
-    with torch.no_grad():
-        logits[file] = net.eval()(images)
-plain = getattr(importlib.import_module(module), name)(**options)
-plain.load_state_dict(load_file(folder / "student.safetensors"))
-with torch.no_grad():
-    logits["by hand"] = plain.eval()(images)
-torch.save(logits, folder / "logits.pt")
-"""
-
-
-@pytest.fixture(scope="module")
-def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
-    def trained(*overrides: str, callbacks: Any = ()) -> Result:
-        return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
-
-    return trained
+from fixtures.runs import Died, Dies
 
 
 @pytest.fixture(scope="module")
@@ -89,24 +49,6 @@ def test_the_export_is_the_student_and_nothing_else(finished: Result) -> None:
     own = finished.parts.distiller.student.net.state_dict()
     assert exported.keys() == own.keys()
     assert all(torch.equal(exported[key], own[key]) for key in own)
-
-
-@pytest.mark.slow
-def test_it_is_read_without_lightning_and_hydra(finished: Result) -> None:
-    folder, student = finished.folder, finished.parts.distiller.student
-    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    torch.save(images, folder / "images.pt")
-    own = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").student)
-    command = [sys.executable, "-c", READER, str(folder)]
-    done = subprocess.run(command, input=json.dumps(own), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    logits = torch.load(folder / "logits.pt", weights_only=True)
-    with evaluating(student):
-        expected = student({"image": images}).logits
-    for source in ("student.safetensors", "checkpoints/last.ckpt", "by hand"):
-        torch.testing.assert_close(logits[source], expected, rtol=1e-5, atol=1e-5)
-    best = finished.record.metrics["best"]["epoch"]
-    assert torch.allclose(logits["checkpoints/best.ckpt"], expected, atol=1e-5) == (best == 6)
 
 
 @pytest.mark.parametrize("split", ["test", "val"])

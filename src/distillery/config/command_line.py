@@ -9,12 +9,13 @@ from hydra.errors import HydraException
 
 def pasteable(command: str, key: str, value: str) -> str:
     """`<command> <key>=<value>`, quoted so that it can be pasted into a shell, whatever is in `value`."""
-    override = f"{key}={quoted(value)}"
-    if override == shlex.quote(override):
-        return f"{command} {override}"
-    if re.search(r'[$`"\\!]', override):
-        return f"{command} {shlex.quote(override)}"
-    return f'{command} "{override}"'  # easier to read around Hydra's single quotes
+    return f"{command} {shell_quoted(f'{key}={quoted(value)}')}"
+
+
+def shell_quoted(override: str) -> str:
+    """One word of a shell command. `shlex.quote` makes Hydra's single quotes hard to read."""
+    readable = "'" in override and not set(override) & set('"$`\\!')
+    return f'"{override}"' if readable else shlex.quote(override)
 
 
 def quoted(value: object) -> str:

@@ -30,7 +30,6 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
     Args:
         cfg: the config of the run; with `resume` the W&B run of `folder` is resumed.
         record: sent to W&B at the end, where any status but `finished` marks the run as failed.
-        folder: the run folder.
 
     Raises:
         UserError: the package of a logger is missing, or W&B cannot be reached or does not know the user.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from distillery.config.build import Parts
@@ -37,9 +37,8 @@ def data_table(parts: Parts) -> Table:
     data, trainer = parts.data, parts.cfg.trainer
     steps, total = updates(parts.data, parts.cfg.trainer)
     title = f"{data.name}: {len(data.classes)} classes" if data.classes else data.name
-    table = Table(title=title, title_justify="left", caption="\n".join(data.remarks) or None, caption_justify="left")
-    for heading in ("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"):
-        table.add_column(heading, justify="right")
+    table = _table(title, *_numbers("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"))
+    table.caption, table.caption_justify = "\n".join(data.remarks) or None, "left"
     table.add_row(
         *(f"{data.sizes[split]:,}" for split in ("train", "val", "test")),
         str(parts.cfg.data.batch_size),
@@ -66,7 +65,7 @@ def stage_row(stage: Stage, parts: Parts) -> list[str]:
         f"{total:,}",
         ", ".join(f"{count_parameters(each.net):,}" for each in teachers.values() if each is not student) or "none",
         f"{count_parameters(student.net):,}",
-        f"{sum(p.numel() for p in student.parameters() if p.requires_grad):,}",
+        f"{_trained(student):,}",
         "+".join(["task"] * (parts.distiller.task.weight != 0) + list(parts.distiller.objective.terms)),
         si(once * samples),
     ]
@@ -74,12 +73,8 @@ def stage_row(stage: Stage, parts: Parts) -> list[str]:
 
 def stage_table(rows: Sequence[Sequence[str]]) -> Table:
     """All stages, see `stage_row`."""
-    table = Table(title="Stages", title_justify="left")
-    table.add_column("stage", overflow="fold")
-    for heading in ("epochs", "steps", "teacher", "student", "trained"):
-        table.add_column(heading, justify="right")
-    table.add_column("losses", overflow="fold")
-    table.add_column("FLOPs in all", justify="right")
+    numbers = _numbers("epochs", "steps", "teacher", "student", "trained")
+    table = _table("Stages", *_texts("stage"), *numbers, *_texts("losses"), *_numbers("FLOPs in all"))
     for row in rows:
         table.add_row(*row)
     return table
@@ -87,23 +82,18 @@ def stage_table(rows: Sequence[Sequence[str]]) -> Table:
 
 def network_table(parts: Parts) -> Table:
     """Each network's size, and FLOPs of one sample: 2 × MACs."""
-    table = Table(title="Networks", title_justify="left")
-    for heading, justify in (("role", "left"), ("network", "left"), ("weights", "left")):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for heading in ("parameters", "trained", "FLOPs a sample"):
-        table.add_column(heading, justify="right")
+    numbers = _numbers("parameters", "trained", "FLOPs a sample")
+    table = _table("Networks", *_texts("role", "network", "weights"), *numbers)
     sample = {key: value[:1] for key, value in parts.example.items()}
     rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, _origin(parts.cfg.student))]
-    rows += [
-        (f"teacher {name}" + (f" ({teacher.role})" if teacher.role != FROZEN else ""), teacher, _source(teacher))
-        for name, teacher in parts.distiller.teachers.items()
-        if teacher is not parts.distiller.student
-    ]
+    for name, teacher in parts.distiller.teachers.items():
+        if teacher is not parts.distiller.student:
+            role = "" if teacher.role == FROZEN else f" ({teacher.role})"
+            rows.append((f"teacher {name}{role}", teacher, _source(teacher)))
     for role, network, weights in rows:
-        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         flops = count_flops(network.net, network.bound(sample))
-        name = type(network.net).__name__
-        table.add_row(role, name, str(weights), f"{count_parameters(network.net):,}", f"{trained:,}", si(flops))
+        sizes = f"{count_parameters(network.net):,}", f"{_trained(network):,}", si(flops)
+        table.add_row(role, type(network.net).__name__, weights, *sizes)
     return table
 
 
@@ -111,9 +101,7 @@ def term_table(parts: Parts) -> Table:
     """Each loss: its weight, and which layers it compares, through which projector."""
     shapes = {"student": _shapes(parts.distiller.student, parts.example)}
     shapes |= {name: _shapes(teacher, parts.example) for name, teacher in parts.distiller.teachers.items()}
-    table = Table(title="Objective", title_justify="left")
-    for heading in ("loss", "weight", "student", "teacher", "projector"):
-        table.add_column(heading, overflow="fold")
+    table = _table("Objective", *_texts("loss", "weight", "student", "teacher", "projector"))
     task = parts.distiller.task
     table.add_row("task", _weight(parts, "task", task.weight), "logits", "labels", "")
     for name, term in parts.distiller.objective.terms.items():
@@ -131,9 +119,7 @@ def term_table(parts: Parts) -> Table:
 
 def schedule_table(parts: Parts) -> Table:
     """Each number that changes, by what schedule, and its value in the first and in the last update."""
-    table = Table(title="Schedules", title_justify="left")
-    for heading in ("number", "schedule", "first", "last"):
-        table.add_column(heading, overflow="fold")
+    table = _table("Schedules", *_texts("number", "schedule", "first", "last"))
     steps, total = updates(parts.data, parts.cfg.trainer)
     for path, schedule in parts.distiller.objective.schedules.items():
         first, last = (f"{schedule.value(Progress(step, steps)):.4g}" for step in (0, total - 1))
@@ -141,11 +127,28 @@ def schedule_table(parts: Parts) -> Table:
     return table
 
 
+def _table(title: str, *columns: Column) -> Table:
+    return Table(*columns, title=title, title_justify="left")
+
+
+def _texts(*headings: str) -> list[Column]:
+    return [Column(heading, overflow="fold") for heading in headings]
+
+
+def _numbers(*headings: str) -> list[Column]:
+    return [Column(heading, justify="right") for heading in headings]
+
+
 def _weight(parts: Parts, name: str, weight: float) -> str:
     objective = parts.distiller.objective
     if f"{name}.weight" in objective.schedules:
         return "see schedules"
     return "auto" if objective.balance and name != "task" else f"{weight:g}"
+
+
+def _trained(network: Network) -> int:
+    """The number of parameters that are trained."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def _shapes(network: Network, batch: Mapping[str, Tensor]) -> dict[str, str]:
@@ -159,7 +162,7 @@ def _origin(student: DictConfig) -> str:
     """Where its weights come from."""
     if settings := student.get("initialise"):
         return f"layers of {settings.source} ({settings.get('layers', 'even')})"
-    return student.weights or "new"
+    return str(student.weights or "new")
 
 
 def _source(teacher: Network) -> str:

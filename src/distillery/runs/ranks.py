@@ -151,9 +151,6 @@ def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
 class SameJob(L.Callback):
     """Refuses ranks that train different jobs: a launcher such as torchrun may have started a sweep in each of them.
 
-    Args:
-        cfg: the job's config.
-
     Raises:
         UserError: rank 0 has another one.
     """
@@ -218,12 +215,10 @@ def _leave_group() -> None:
 @contextmanager
 def _restored_environment() -> Iterator[None]:
     """Undo what Lightning and this module set for a job, so that it does not reach the next job."""
-    before = {name: os.environ.get(name) for name in VARIABLES}
+    before = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)

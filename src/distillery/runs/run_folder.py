@@ -23,10 +23,6 @@ class RunFolder:
     """Within: `run.json` follows what happens to the run, up to the error that it may end in.
 
     Until `begin` is called the folder is not touched: settings that are refused leave a former run as it was.
-
-    Args:
-        folder: the run's.
-        record: of the run.
     """
 
     def __init__(self, folder: Path, record: RunRecord) -> None:
@@ -36,10 +32,7 @@ class RunFolder:
         self._begun = False
 
     def begin(self, cfg: DictConfig) -> None:
-        """Take over the folder. Unless the run is resumed, the results of a former run are removed.
-
-        Args:
-            cfg: the completed config, which is saved.
+        """Take over the folder and save the config. Unless the run is resumed, results of a former run are removed.
 
         Raises:
             UserError: the folder cannot be written.

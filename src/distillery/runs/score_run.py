@@ -1,8 +1,8 @@
 """What a run leaves behind when training has ended: scores, costs, predictions, the exported student."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, PLACE, SELF, STAGE
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.models.taps.network import Network
-from distillery.models.weights import save_weights, weights_hash
+from distillery.models.weights import save_weights, unwrap, weights_hash
 from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
@@ -70,9 +70,11 @@ def score_run(
 
     best = folder / CHECKPOINTS / BEST
     if best.is_file():
+        own = deepcopy(student.net.state_dict())
         checkpoint = torch.load(best, weights_only=True, map_location=student.device)
-        with _weights(student, checkpoint["state_dict"]):
-            record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
+        student.net.load_state_dict(unwrap(checkpoint, own))
+        record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
+        student.net.load_state_dict(own)
 
 
 def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor | None]:
@@ -126,15 +128,3 @@ def _cost(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         "flops": count_flops(network.net, forward),
         "latency_ms": round(measure_latency(network.net, forward), 4),
     }
-
-
-@contextmanager
-def _weights(student: Network, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """The student with a checkpoint's weights; its own are put back afterwards."""
-    own = {key: value.clone() for key, value in student.state_dict().items()}
-    prefix = "student."
-    student.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
-    try:
-        yield
-    finally:
-        student.load_state_dict(own)

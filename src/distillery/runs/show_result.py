@@ -5,24 +5,20 @@ from pathlib import Path
 from rich.text import Text
 
 from distillery.config.command_line import pasteable
-from distillery.core.terminal import plain_console
+from distillery.core.terminal import plain_console, say
 from distillery.results.record import RunRecord
 
 
 def show_result(record: RunRecord, folder: Path) -> None:
-    """Print one line to read and one to paste."""
+    """Print the scores, and the command to paste. Nothing is printed of a run that left no scores."""
     last = record.metrics.get("last")
     if not last:
         return
     val = "" if last["val_score"] is None else f", validation {last['val_score']:.4f}"
     perplexity = f", perplexity {last['perplexity']:.2f}" if "perplexity" in last else ""
-    lines = [
-        Text.assemble(
-            (record.method, "bold"), f" seed {record.seed}: test score {last['test_score']:.4f}{val}{perplexity}"
-        )
-    ]
+    scores = f"test score {last['test_score']:.4f}{val}{perplexity}"
+    line = Text.assemble((record.method, "bold"), f" seed {record.seed}: {scores}")
+    plain_console().print(line, highlight=False, soft_wrap=True)
     if ensemble := record.metrics.get("ensemble"):
-        lines.append(Text(f"ensemble of stages: test score {ensemble['test_score']:.4f}"))
-    lines.append(Text(pasteable("distill-evaluate", "run", str(folder))))
-    for line in lines:
-        plain_console().print(line, highlight=False, soft_wrap=True)
+        say(f"ensemble of stages: test score {ensemble['test_score']:.4f}")
+    say(pasteable("distill-evaluate", "run", str(folder)))

@@ -425,13 +425,3 @@ def test_students_do_not_vote_on_numbers(staged: Staged) -> None:
     cfg = staged(f"{{a: {{epochs: 1}}, b: {{epochs: 1, {embedding}}}}}", "ensemble=[a]", "loss/feature=[hint]")
     with pytest.raises(UserError, match=r"Stage 'b': ensemble averages .*this task predicts a vector"):
         train(cfg)
-
-
-def test_another_student_of_an_earlier_stage_is_refused(teacher: Path, tmp_path: Path) -> None:
-    cfg = config(tmp_path / "run", *THREE, f"teachers.main.weights='{teacher}'")
-    with pytest.raises(Died):
-        train(cfg, THREE, callbacks=[Dies(4 * STEPS)])
-    place = tmp_path / "run/stages/assistant/student.safetensors"
-    save_file({name: value + 1 for name, value in read_weights(place).items()}, place)
-    with pytest.raises(UserError, match=r"does not hold the student that stage 'assistant' has left"):
-        train(resumed(tmp_path / "run", []))

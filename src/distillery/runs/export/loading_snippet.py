@@ -13,10 +13,7 @@ def loading_snippet(
     """A block of Markdown. The code in it ends with what `task.usage` computes: the student's `logits`, for most tasks.
 
     Args:
-        task: what the student was trained for.
         head: the student's, a key of `HEADS`.
-        net: the student.
-        tokenizer: the tokenizer it is exported with.
         max_length: the maximum number of tokens of a training text; None: as many as the student has positions.
     """
     auto = HEADS[head].__name__

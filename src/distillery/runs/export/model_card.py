@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,80 +9,29 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from distillery.config.command_line import shell_quoted
 from distillery.config.loss_catalogue import Loss
 from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.results.layout import BALANCE
 from distillery.results.record import RunRecord
 from distillery.results.report.formats import NONE, percent, si
 from distillery.runs.export.loading_snippet import loading_snippet
+from distillery.runs.job import plain
 from distillery.tasks.task import Task
 
 MADE_BY = "Written by `distill-export`"
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ record.name }}: {{ record.method }}, seed {{ record.seed }}
-
-{{ network }} ({{ head }}), trained on {{ record.data.name }} with Distillery. \
-{% if teachers %}It was distilled from {{ teachers | join(" and ") }}.{% else %}It was trained on labels alone.\
-{% endif %} {{ made_by }}.
-
-## Use
-
-{{ snippet }}
-
-## Scores and costs
-
-| | test {{ score }} % | validation {{ score }} % | params | of which embeddings | FLOPs | latency ms |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
-{% for row in figures %}| {{ row | join(" | ") }} |
-{% endfor %}
-The scores are those of the last epoch ({{ record.metrics.last.epoch }}), on {{ "{:,}".format(record.data.test) }} \
-test samples; nothing was selected on them. FLOPs: 2 × multiply-accumulates, batch 1. Latency: median of forward \
-passes at batch 1 on one thread.
-{% for comparison in comparisons %}
-{{ comparison }}
-{% endfor %}
-## Method
-
-{% for line in method %}- {{ line }}
-{% endfor %}
-## Data
-
-{% for line in data %}- {{ line }}
-{% endfor %}
-## How it was made
-
-```bash
-{{ command | join(" \\\\\\n  ") }}
-```
-
-Seed {{ record.seed }}. {{ environment }}
-
-## Licence
-
-None is stated here. The choice is yours, within the licences of the teacher, of the initial weights and of the data. \
-Add it as `license:` to the metadata of this file.
-"""
+TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 SHOWN_ELSEWHERE = ("_target_", "weight")  # settings of a loss
 
 
 def model_card(
     record: RunRecord, cfg: DictConfig, net: nn.Module, tokenizer: PreTrainedTokenizerBase, run: Path
 ) -> str:
-    """The card of the student `net`, in Markdown with YAML metadata.
-
-    Args:
-        record, cfg: of its run.
-        tokenizer: the one it is exported with.
-        run: the run folder.
-    """
+    """The card of the student `net` of a run, exported with the tokenizer, in Markdown with YAML metadata."""
     task, head, last = task_of(cfg), head_of(cfg), record.metrics["last"]
     result = EvalResult(
         task_type=task.pipeline_tag,
@@ -105,7 +53,7 @@ def model_card(
     scored = {f"teacher `{name}`": entry for name, entry in record.teachers.items() if entry.get("score") is not None}
     card = ModelCard.from_template(
         metadata,
-        template_str=TEMPLATE,
+        template_path=str(TEMPLATE),
         record=record,
         network=type(pretrained_model(net) or net).__name__,
         head=head.replace("_", " "),
@@ -117,7 +65,7 @@ def model_card(
         comparisons=[_comparison(student, entry, name) for name, entry in record.scored_teachers.items()],
         method=list(_method(cfg, run)),
         data=list(_data(record.data)),
-        command=["distill-train", *map(_quoted, record.overrides)],
+        command=["distill-train", *map(shell_quoted, record.overrides)],
         environment=_environment(record),
     )
     return f"{card}\n"
@@ -174,8 +122,9 @@ def _method(cfg: DictConfig, run: Path) -> Iterator[str]:
 
 def _settings(cfg: DictConfig) -> str:
     """The remaining settings of a loss, as on a command line."""
-    plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    shown = [f"`{key}={value}`" for key, value in plain.items() if key not in SHOWN_ELSEWHERE and value is not None]
+    shown = [
+        f"`{key}={value}`" for key, value in plain(cfg).items() if key not in SHOWN_ELSEWHERE and value is not None
+    ]
     return f"; {', '.join(shown)}" if shown else ""
 
 
@@ -195,12 +144,6 @@ def _environment(record: RunRecord) -> str:
         f"Distillery {packages.get('distillery')}, commit {commit}; torch {packages.get('torch')}; {machine}; "
         f"{record.seconds:.0f} s, started on {record.started[:10]}."
     )
-
-
-def _quoted(override: str) -> str:
-    """One word of a shell command. Overrides often contain single quotes, which `shlex.quote` makes hard to read."""
-    plain = "'" in override and not set(override) & set('"$`\\!')
-    return f'"{override}"' if plain else shlex.quote(override)
 
 
 def _number(value: float | None) -> float:

@@ -100,11 +100,7 @@ class ProgressiveDistillation(L.Callback):
             self.ended = trainer.should_stop = True
 
     def refuse_unfinished(self, epochs: int) -> None:
-        """Raise UserError unless the last stage has come to its end.
-
-        Args:
-            epochs: how many epochs the run has trained in all.
-        """
+        """Raise UserError unless the last stage has come to its end after this many epochs of the run."""
         stages, place = self.sequence.stages, self.sequence.place
         if not self.sequence.is_last or not self._is_over(epochs):
             raise UserError(
@@ -118,10 +114,6 @@ class ProgressiveDistillation(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.position = Position(**state_dict)
-
-    @property
-    def state_key(self) -> str:
-        return type(self).__qualname__
 
     def _next_begins(self, epoch: int) -> bool:
         """Whether the next stage, if there is one, begins with this epoch of the run."""
@@ -139,7 +131,7 @@ class ProgressiveDistillation(L.Callback):
 
     def _enter_next(self, trainer: L.Trainer, module: Distiller) -> None:
         _call("on_stage_end", trainer, module)
-        losses = self.sequence.advance(trainer.is_global_zero, lambda: trainer.strategy.barrier("stage"))
+        losses = self.sequence.advance(wait=lambda: trainer.strategy.barrier("stage"))
         self.position = Position(
             self.sequence.place, trainer.current_epoch, trainer.global_step, students=self.sequence.students
         )

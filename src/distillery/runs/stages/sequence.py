@@ -11,13 +11,13 @@ from torch import nn
 
 from distillery.config.build import Parts, build
 from distillery.config.check import check_stage
-from distillery.config.instantiate import make_scheduled
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import blank_student, complete_teacher
 from distillery.config.optim import updates
 from distillery.config.stages import RUN_TEACHER, RunSpec, Stage, expanded, placed, stage_teachers
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write, sha256_of
+from distillery.core.process import is_main
 from distillery.core.roles import PLACE
 from distillery.core.terminal import plain_console
 from distillery.data.module import Data
@@ -38,9 +38,6 @@ class StageSequence:
     """The stages of a run, and the parts of the one that is being trained. A run without stages has a single one.
 
     Data sets and teachers are shared: each is read or loaded once, whichever stages ask for it.
-
-    Args:
-        spec: the checked config.
 
     Attributes:
         folder: the run folder.
@@ -122,7 +119,7 @@ class StageSequence:
             plain_console().print(stage_table(rows))
 
     def begin(self, place: int = 0, students: Mapping[str, str] | None = None) -> None:
-        """Build the parts of a stage without training the stages before it.
+        """Build the parts of a stage, after those of the stages before it, as a run that was not stopped has done.
 
         The weights are to be filled in from a checkpoint.
 
@@ -140,25 +137,21 @@ class StageSequence:
                     f"{self.folder / STAGES / name} does not hold the student that stage {name!r} has left: their "
                     "hashes differ. Put back that file, or start the run again without resume."
                 )
-        first = max(number for number in range(place + 1) if self.stages[number].fresh)
-        for number in range(first):
-            self._load_teachers(number)
         former = None
-        for number in range(first, place + 1):
+        for number in range(place + 1):
             former = self.parts = self._build(number, self.folder, former)
         self.place = place
 
-    def advance(self, is_main: bool, wait: Callable[[], None]) -> set[str] | None:
+    def advance(self, wait: Callable[[], None]) -> set[str] | None:
         """Save the student of this stage, and build the next stage.
 
         Args:
-            is_main: whether this process writes.
             wait: returns when all processes have called it.
 
         Returns: the losses that keep their state, which have the same layers and teachers; None: the student is new.
         """
         self.gather()
-        if is_main:
+        if is_main():
             save_student(self.parts, self.stage.name, self.folder)
         wait()
         self.students[self.stage.name] = self._student_hash(self.stage.name)
@@ -167,7 +160,7 @@ class StageSequence:
             network.cpu()  # where the next stage is built
         self.place += 1
         self.parts = self._build(self.place, self.folder, before)
-        if is_main:
+        if is_main():
             save_config(self.saved_cfg(), self.folder)
         return None if self.stage.fresh else lasting_losses(before, self.parts)
 
@@ -181,19 +174,15 @@ class StageSequence:
             self.parts.distiller.student = whole
 
     def _build(self, place: int, folder: Path, before: Parts | None) -> Parts:
-        """The parts of a stage.
-
-        Args:
-            folder: holds the students of earlier stages.
-            before: the parts of the stage before.
-        """
+        """The parts of a stage; `folder` holds the students of earlier stages, `before` is the stage before."""
         stage, data = self.stages[place], self.data(place)
         with stage.named_in_errors():
             own = placed(stage, folder) if self.several else stage
             parts = build(own, data, None if stage.fresh else before, self._loaded)
             if self.several:
                 self._set_up(stage, parts)
-        self._note_teachers(place, parts.distiller.frozen)
+        trained = stage_teachers(stage.cfg)
+        self._outside[place] = {name: each for name, each in parts.distiller.frozen.items() if name not in trained}
         return parts
 
     def _set_up(self, stage: Stage, parts: Parts) -> None:
@@ -251,21 +240,6 @@ class StageSequence:
             whole = complete_teacher(cfg, self.parts.data, self.parts.distiller.task, name, self.parts.cfg.student)
             others.append(self._loaded.load(whole, name, beside=others))
         return Ensemble([*(other.to(student.device) for other in others), student]) if others else None
-
-    def _load_teachers(self, place: int) -> None:
-        """Load the teachers of an earlier stage, as a run that was not stopped has done by now."""
-        stage, data = self.stages[place], self.data(place)
-        cfg = placed(stage, self.folder).cfg
-        task = make_scheduled("task", cfg.task, stage.schedules["task"])
-        with stage.named_in_errors():
-            completed = {
-                name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in cfg.teachers.items()
-            }
-            self._note_teachers(place, self._loaded.load_all(completed))
-
-    def _note_teachers(self, place: int, teachers: Mapping[str, Teacher]) -> None:
-        trained = stage_teachers(self.stages[place].cfg)
-        self._outside[place] = {name: teacher for name, teacher in teachers.items() if name not in trained}
 
     def _student_hash(self, name: str) -> str:
         """SHA-256 of the file with the student that a stage has left."""
