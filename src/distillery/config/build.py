@@ -38,8 +38,8 @@ class Parts:
     """What a run is made of.
 
     Attributes:
-        cfg: the config with every open setting filled in, so that it makes these parts without the data.
-        example: the batch that shapes and layers were found on.
+        cfg: the config with every open setting filled in, so that it rebuilds these parts without the data.
+        example: the batch on which shapes and layers were found.
     """
 
     cfg: DictConfig
@@ -125,10 +125,10 @@ def build(
 
 
 def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> None:
-    """Fill in what the config leaves open and the data, the task or a teacher's run decide.
+    """Fill in the open settings that follow from the data, the task or a teacher's run.
 
     Raises:
-        UserError: a network that does not fit the data, or whose tokenizer is another one.
+        UserError: a network does not fit the data, or has another tokenizer.
     """
     cfg.student = complete(cfg.student, data, task, "student") if former is None else former.cfg.student
     cfg.optim = complete_optim(cfg.optim, cfg.trainer, data)
@@ -157,7 +157,7 @@ def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:
 
 
 def _with_own_classes(terms: Mapping[str, Term]) -> set[str]:
-    """The teachers that may have other classes than the data: of their logits, only such losses read something."""
+    """The teachers that may have other classes than the data: only losses that align no classes read their logits."""
     free = {name for term in terms.values() if not term.aligned_classes for name in term.by_teacher}
     bound = (term for term in terms.values() if term.aligned_classes and term.needs_logits)
     return free - {name for term in bound for name in term.by_teacher}

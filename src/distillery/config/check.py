@@ -112,7 +112,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
 
 
 def _refuse_no_mapping(plain: Mapping[str, Any]) -> None:
-    """Something else where the config has a section: an option's name without its group, or null."""
+    """Refuse a section that is no mapping: an option's name without its group, or null."""
     for section in SECTIONS:
         if section in OPTIONAL and plain.get(section) is None:
             continue
@@ -153,7 +153,7 @@ def _loss(name: str, node: Any) -> tuple[Any, Schedules, list[dict[str, Any]]]:
         raise UserError(
             f"{path}={shown(node)}: it must be a mapping. To leave a loss out, do not choose it: loss/response=[]"
         )
-    if "_target_" not in node:  # what an experiment says of a loss that is not chosen
+    if "_target_" not in node:  # an experiment's settings for a loss that is not chosen
         refuse_unknown("loss", [name], [file.stem for file in CONFIGS.glob("loss/*/*.yaml")])
         return node, {}, []
     teacher = conform(f"{path}.teacher", node.get("teacher", "main"), TEACHER)
@@ -165,7 +165,7 @@ def _loss(name: str, node: Any) -> tuple[Any, Schedules, list[dict[str, Any]]]:
 
 
 def _scheduled(path: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], Schedules]:
-    """A node some of whose numbers may have schedules, and these."""
+    """A node whose numbers may have schedules, checked, and these schedules."""
     schedules = schedules_in(path, node, imported(f"{path}._target_", node["_target_"]))
     fixed = {key: value for key, value in node.items() if key not in schedules}
     return {**node, **check_target(path, fixed)}, schedules
@@ -180,7 +180,7 @@ def _optional(path: str, node: Any) -> Any:
 
 
 def _refuse_balanced(plain: Mapping[str, Any]) -> None:
-    """What cannot be done while objective.balance=auto looks for the weights."""
+    """Refuse what objective.balance=auto, which searches for the weights, cannot work with."""
     if not plain["objective"].get("balance"):
         return
     if plain["compile"]:
@@ -196,7 +196,7 @@ def _refuse_balanced(plain: Mapping[str, Any]) -> None:
 
 
 def _refuse_sharded(plain: Mapping[str, Any]) -> None:
-    """What cannot be done with parameters that are sharded over the processes (hardware=fsdp2)."""
+    """Refuse what parameters that are sharded across processes (hardware=fsdp2) do not allow."""
     strategy = plain["trainer"].get("strategy")
     if not isinstance(strategy, dict) or not str(strategy.get("_target_")).endswith(".FSDP2"):
         return
@@ -215,7 +215,7 @@ def _refuse_ensemble(plain: Mapping[str, Any]) -> None:
 
 
 def _refuse_stopping(plain: Mapping[str, Any]) -> None:
-    """What would end a run with stages in whichever stage it is."""
+    """Refuse settings that would end a run with stages in the middle of a stage."""
     if plain["trainer"].get("max_steps", -1) != -1:
         raise UserError("trainer.max_steps: stages have lengths of their own, stages.<name>.steps. Leave it at -1.")
     if plain["trainer"].get("fast_dev_run"):
@@ -244,7 +244,7 @@ def _refuse_duplicates(override: str) -> None:
 
 
 def _refuse_unchosen(override: str, losses: Mapping[str, Any]) -> None:
-    """A setting of a loss that is not chosen, which an experiment has said something of: it would change nothing."""
+    """Refuse a setting of a loss that only an experiment mentions and nobody has chosen: it would change nothing."""
     setting = re.match(r"\+*loss\.([^.=@]+)\.", override)
     loss = losses.get(setting[1]) if setting else None
     if setting and isinstance(loss, Mapping) and "_target_" not in loss:

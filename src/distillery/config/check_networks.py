@@ -1,4 +1,4 @@
-"""What the config of a student or a teacher is refused for."""
+"""Refuses the config of a student or a teacher."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +32,7 @@ SIXTEEN = re.compile(r"(16|bf16|transformer-engine\S*)-true|transformer-engine\S
 
 
 def check_student(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The student's settings, each of the type that is wanted.
+    """The student's settings, each as its annotation admits it.
 
     Raises:
         UserError: with the full path of the setting.
@@ -46,7 +46,7 @@ def check_student(node: Mapping[str, Any]) -> dict[str, Any]:
 def check_teachers(
     nodes: Mapping[str, Any], precision: object, overrides: Sequence[str], chosen: bool
 ) -> dict[str, Any]:
-    """The settings that each teacher's role reads, of the types that are wanted.
+    """The settings that each teacher's role reads, each as its annotation admits it.
 
     Args:
         precision: `trainer.precision`.

@@ -1,4 +1,4 @@
-"""What texts a network can be refused for: another tokenizer than the data's, more tokens than it has positions."""
+"""Refuses networks that were made for another tokenizer, or that have too few positions for the texts."""
 
 from torch import nn
 
@@ -13,7 +13,7 @@ COMPARED = 200  # texts on which two tokenizers are compared
 
 
 def check_tokenizer(name: str, tokenizer: str, data: Data) -> None:
-    """Refuse the network `name` if it was made for the tokenizer than the data's.
+    """Refuse the network `name` if it was made for another tokenizer than the data's.
 
     Args:
         tokenizer: what the network was made for: a name of the hub, or a folder.
@@ -49,7 +49,7 @@ def check_lengths(network: Network, data: Data) -> None:
 
 
 def _positions(net: nn.Module) -> int | None:
-    """How many tokens of a text a network has positions for; None: that is not known."""
+    """The number of tokens that a network has positions for; None if it is not known."""
     model = pretrained_model(net)
     positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if model is None or positions is None:

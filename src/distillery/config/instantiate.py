@@ -1,4 +1,4 @@
-"""What a config describes, made: with one teacher or several, with numbers that a schedule changes."""
+"""Instantiates nodes of a config, among them losses with several teachers and numbers with schedules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.training.schedules import Progress
 
-REFUSALS = (MisconfigurationException, TypeError, ValueError)  # of settings, by those who are not ours
+REFUSALS = (MisconfigurationException, TypeError, ValueError)  # how other packages refuse settings
 
 
 def make_term(
@@ -34,10 +34,10 @@ def make_term(
 
 
 def make_scheduled(path: str, config: DictConfig, schedules: Schedules) -> Any:
-    """What the config at `path` describes, as it is at the start of its schedules.
+    """Instantiate the config at `path` with the first values of its schedules.
 
     Raises:
-        UserError: a value that a schedule comes to is refused, or the number is read once, when the thing is made.
+        UserError: an extreme of a schedule is refused, or the number is read only when the object is made.
     """
     first = {name: schedule.value(Progress(0, 1)) for name, schedule in schedules.items()}
     for name, schedule in schedules.items():
@@ -52,10 +52,10 @@ def make_scheduled(path: str, config: DictConfig, schedules: Schedules) -> Any:
 
 
 def make(path: str, config: DictConfig, **numbers: float) -> Any:
-    """What the config at `path`, with these `numbers`, describes.
+    """Instantiate the config at `path`, with these `numbers` in place of its own.
 
     Raises:
-        UserError: what it names refuses these settings.
+        UserError: the target refuses these settings.
     """
     try:
         return instantiate(config, **numbers)
@@ -68,7 +68,7 @@ def make(path: str, config: DictConfig, **numbers: float) -> Any:
 
 
 def _at(path: str, error: UserError) -> UserError:
-    """The error with the path of the setting that it is about (`temperature=0: …`), or else of the whole node."""
+    """The error with the path of its setting (`temperature=0: …`), or else of the whole node."""
     message = str(error)
     of_setting = message.partition("=")[0].isidentifier()
     return UserError(f"{path}{'.' if of_setting else ': '}{message}")

@@ -1,4 +1,4 @@
-"""Every loss with its contract and its config, for `distill-losses` and the documentation."""
+"""Lists every loss with its contract and config, for `distill-losses` and the documentation."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""What a config's parts are called."""
+"""The names of a config's teachers, losses and method."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 BASELINE = "baseline"
-NAME = re.compile(r"[A-Za-z0-9._+-]+")  # of what folders are called by
+NAME = re.compile(r"[A-Za-z0-9._+-]+")  # names that become folders
 
 
 def teachers_of(cfg: DictConfig) -> Mapping[str, Any]:
@@ -22,7 +22,7 @@ def teachers_of(cfg: DictConfig) -> Mapping[str, Any]:
 def losses_of(cfg: DictConfig) -> Mapping[str, Any]:
     """The chosen distillation losses by name; none without a teacher.
 
-    What an experiment sets of a loss that the command line has deselected is no loss: it has no `_target_`.
+    The settings of an experiment for a loss that the command line has deselected have no `_target_`.
     """
     chosen = {name: loss for name, loss in cfg.loss.items() if isinstance(loss, Mapping) and "_target_" in loss}
     return chosen if teachers_of(cfg) else {}

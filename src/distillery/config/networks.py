@@ -1,4 +1,4 @@
-"""Config → networks: the student and the teachers, their weights, their input adapters."""
+"""Config → networks: the student and the teachers, with their weights and input adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 
-TOKENIZER = "tokenizer"  # a setting of `input` that networks for texts have, and networks for images have not
+TOKENIZER = "tokenizer"  # a setting of `input` that only networks for texts have
 
 
 def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:

@@ -1,4 +1,4 @@
-"""How the student is optimised, as far as that depends on the length of the run: what is filled in, and refused."""
+"""Optimizer and scheduler: fills in what depends on the length of the run, and refuses what torch refuses."""
 
 import math
 import warnings
@@ -17,7 +17,7 @@ PLATEAU = ReduceLROnPlateau.__name__  # the scheduler that watches a metric
 
 
 def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
-    """How often the optimizer steps in an epoch, and in the whole run; -1 for a run without end.
+    """The number of updates in an epoch and in the whole run; -1 for a run without end.
 
     Raises:
         UserError: there would be no batch.
@@ -48,7 +48,7 @@ def is_validated(data: Data, trainer: DictConfig) -> bool:
     """Whether there are validations.
 
     Raises:
-        UserError: of a validation split, so small a share is asked for that no batch is left.
+        UserError: the share of the validation split is too small for a single batch.
     """
     if data.sizes["val"] == 0:
         return False
@@ -87,7 +87,7 @@ def complete_optim(optim: DictConfig, trainer: DictConfig, data: Data) -> DictCo
 
 
 def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
-    """Settings of optimizer and scheduler that torch refuses; those of a scheduler may show only in its first step.
+    """Refuse settings of optimizer and scheduler that torch refuses; a scheduler's may fail only in its first step.
 
     Raises:
         UserError: they are refused, or the scheduler ends before the run.

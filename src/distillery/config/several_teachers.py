@@ -1,4 +1,4 @@
-"""`loss.<name>.teacher: [main, b]`: what a loss's config says of several teachers."""
+"""`loss.<name>.teacher: [main, b]`: the settings of a loss with several teachers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,7 @@
 """`cfg.stages` → the stages of a run, each with a whole config of its own.
 
-A stage's config is that of the stage before with what the stage names merged into it: what it does not name stays.
-What it names as null is again what the run has.
+A stage's config is that of the stage before, with the stage's own settings merged into it. A setting that is null
+restores the value that the run has.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,14 +35,14 @@ class Stage:
         cfg: the whole config of the stage, as if it were a run of its own; `trainer.max_epochs` is its length.
         fresh: it begins with a student of its own; otherwise with that of the stage before, as it is then.
         train: which parameters of the student are trained, as wildcards for their names; None: all that a loss reaches.
-        steps: its length in updates, as long as that in epochs is not known: `cfg` then has the run's (see `lasting`).
-        unresolved: `cfg` before its interpolations were resolved, some of which may refer to its length.
-        until: when it ends before that.
+        steps: its length in updates, if it was given so; `cfg` has the length of the run until `lasting` sets its own.
+        unresolved: `cfg` before its interpolations, some of which may refer to its length, were resolved.
+        until: when it ends earlier.
         seed: of a fresh student's first weights.
         easiest: the share of the training samples, of each class, of which the teacher `main` is most confident; None:
             all of them.
-        schedules: those in `cfg`, by the path of the task or loss that they are a setting of: `task`, `loss.kd`.
-        per_teacher: by a loss's name, its settings `teacher` and `layers` for each of its teachers.
+        schedules: the schedules in `cfg`, by the path of the task or loss that they belong to: `task`, `loss.kd`.
+        per_teacher: the settings `teacher` and `layers` of each loss, by its name, for each of its teachers.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: {error}") from error
 
     def lasting(self, epochs: int) -> Self:
-        """The same stage, which was given in updates, so many epochs long."""
+        """The stage with its length in epochs, which was given in updates. Its config is to be checked again."""
         assert self.unresolved is not None
         cfg = self.unresolved.copy()
         cfg.trainer.max_epochs, cfg.resume = epochs, self.cfg.resume
@@ -76,7 +76,7 @@ class Stage:
         return replace(self, cfg=cfg, steps=None)
 
     def plain(self) -> dict[str, Any]:
-        """The stage as plain data, from which `stages_of` makes it again, without what was parsed of its config."""
+        """The stage as plain data, from which `stages_of` restores it; it is to be checked again."""
         rest: dict[str, Any] = {key: getattr(self, key) for key in ("fresh", "train", "steps", "seed", "easiest")}
         rest["until"] = asdict(self.until) if self.until else None
         return {"config": OmegaConf.to_container(self.cfg, resolve=True), **rest}
@@ -147,9 +147,9 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
 
 
 def expanded(cfg: DictConfig, stages: Sequence[Stage]) -> DictConfig:
-    """`cfg` with the stages as whole configs: what is written down, and handed to other processes.
+    """`cfg` with a whole config for each stage: this is saved with the run and handed to other processes.
 
-    Resolved as they are in `cfg`, they would lose what follows from a stage's own settings, as the length of a cosine.
+    In a resolved `cfg` the interpolations that follow a stage's own settings, as the length of a cosine, would be lost.
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
@@ -171,7 +171,7 @@ def stage_teachers(cfg: DictConfig) -> dict[str, str]:
 
 
 def merged(base: Any, given: Any) -> Any:
-    """`given` over `base`; what is of something else replaces it whole: another `_target_`, another map of layers."""
+    """`given` merged into `base`. A node with another `_target_`, and a map of layers, replace the former one whole."""
     if not isinstance(base, Mapping) or not isinstance(given, Mapping):
         return given
     if "_target_" in given and given["_target_"] != base.get("_target_"):
@@ -190,7 +190,7 @@ def _restored(name: str, node: DictConfig) -> Stage:
 def _merged_stage(
     before: dict[str, Any], root: dict[str, Any], node: dict[str, Any], losses: dict[str, Any]
 ) -> dict[str, Any]:
-    """The stage's config; `losses` holds the latest settings of every loss, and is brought up to date."""
+    """The stage's config. `losses` holds the latest settings of every loss and is updated in place."""
     plain = {**before}
     for key in ("task", "optim", "data"):
         if key in node:

@@ -11,10 +11,10 @@ SUFFIX = ".atomic_write"
 
 @contextmanager
 def atomic_write(path: Path, former: Path | None = None) -> Iterator[Path]:
-    """Within: the name of a file to write. At its end the file is on the disk, and then takes the place of `path`.
+    """Yield the name of a file to write. When the block ends, the file is flushed to the disk and replaces `path`.
 
-    A reader of `path` sees the former file or the new one. If the block raises, the former one stays. With `former` it
-    is kept under that name, when the new one is on the disk.
+    A reader of `path` sees the former file or the new one. If the block raises, the former file stays. With `former` it
+    is kept under that name once the new one is on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")

@@ -10,7 +10,7 @@ NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM
 
 
 def world_size() -> int:
-    """How many ranks train together."""
+    """The number of ranks that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
