@@ -93,8 +93,6 @@ def test_term_overfits_a_batch() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="margin=0"):
-        ActivationBoundary(margin=0)
     with pytest.raises(UserError, match=r"layer 'pooled' \[4, 8\].*no positions"):
         ActivationBoundary(layers={"block": "pooled"}).build(
             {"block": torch.Size((4, 8))}, {"pooled": torch.Size((4, 8))}

@@ -72,21 +72,6 @@ def test_term_projects_for_the_author_form_only() -> None:
     torch.testing.assert_close(term(*signals, {}), correlation_congruence(student, teacher, "gaussian", 0.7, 3))
 
 
-@each_case(
-    ("settings", "words"),
-    [
-        ({"variant": "gaus"}, r"variant=gaus\. Did you mean 'gaussian'"),
-        ({"gamma": 0}, "gamma=0"),
-        ({"p": 0}, "p=0"),
-        ({"p": 1.5}, "p=1.5: it must be a whole number"),
-        ({"projector": "lineal"}, "projector=lineal: unknown kind"),
-    ],
-)
-def test_unknown_settings_are_refused(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        CorrelationCongruence(**settings)  # type: ignore[arg-type]
-
-
 @formulas.plain("correlation_congruence", "s_vector", "t_vector")
 def plain_correlation_congruence(x: formulas.Inputs) -> Tensor:
     gap = (x["s_vector"] - x["t_vector"]).abs()

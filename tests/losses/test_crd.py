@@ -230,11 +230,7 @@ def test_in_batch_has_no_banks() -> None:
 @each_case(
     ("settings", "words"),
     [
-        ({"variant": "memmory"}, r"variant=memmory\..*memory"),
         ({"samples": None}, "samples: give the size"),
-        ({"num_negatives": 0}, "num_negatives=0"),
-        ({"temperature": 0}, "temperature=0"),
-        ({"momentum": 1.0}, "momentum=1.0"),
         ({"layers": {"embedding": "embedding", "a": "b"}}, "names 2. Name one"),
     ],
 )

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError
 from distillery.losses.functional import deep_supervision, kd
 from distillery.losses.projectors import ExitBranch
 from distillery.losses.response.deep_supervision import DeepSupervision
@@ -103,15 +102,6 @@ def test_overfits_one_batch_and_survives_saving() -> None:
     again = built()
     again.load_state_dict(torch.load(stored, weights_only=True))
     assert steps(again, torch.optim.SGD(again.parameters(), lr=1.0), 3) == steps(term, optimizer, 3)
-
-
-def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="temperature=0"):
-        DeepSupervision(temperature=0)
-    with pytest.raises(UserError, match=r"alpha=1\.5"):
-        DeepSupervision(alpha=1.5)
-    with pytest.raises(UserError, match=r"class indices.*has no labels"):
-        built()(signals(), Signals(draw(5, 7)), {})
 
 
 @formulas.plain("deep_supervision", "s_logits", "t_logits", "target")

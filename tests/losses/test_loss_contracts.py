@@ -4,7 +4,7 @@ import ast
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -305,13 +305,23 @@ def test_hard_labels_are_asked_for(term: type[Term]) -> None:
                 case.value()
 
 
+WRONG = {Positive: (0, -1.0), PositiveInt: (0, 2.5), Fraction: (-0.1, 1)}
+
+
 @each_case("term", TERMS)
-def test_settings_out_of_range_are_refused(term: type[Term]) -> None:
+def test_settings_that_a_term_does_not_admit_are_refused(term: type[Term]) -> None:
+    def refused(name: str, value: Any, words: str) -> None:
+        with pytest.raises(UserError, match=f"{name}={value}{words}"):
+            terms.plain(term, **{name: value})
+
     for name, kind in get_type_hints(term.__init__, include_extras=True).items():
-        wrong = [-1] if kind in (Fraction, Positive, PositiveInt) else ["none"] if get_origin(kind) is Literal else []
-        for value in [0, -1] if name == "temperature" else wrong:
-            with pytest.raises(UserError, match=f"{name}={value}"):
-                terms.plain(term, **{name: value})
+        assert name != "temperature" or kind == Positive
+        for value in WRONG.get(kind, ()) if get_origin(kind) is Annotated else ():
+            refused(name, value, ": it must be ")
+        if get_origin(kind) is Literal:
+            refused(name, get_args(kind)[0][:-1], rf"\. (Did you mean|Choose from).*{get_args(kind)[0]}")
+        if name == "projector":
+            refused(name, "lineal", ": unknown kind.*linear")
 
 
 def settings_with_modules(term: type[Term]) -> Iterator[dict[str, Any]]:

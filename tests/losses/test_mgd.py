@@ -176,10 +176,6 @@ def test_tokens_of_a_grid_are_maps(student: tuple[int, ...], teacher: tuple[int,
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"variant=channels\. Did you mean 'channel'"):
-        MGD(variant="channels")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="masked_ratio=1"):
-        MGD(masked_ratio=1)
     with pytest.raises(UserError, match=r"layer 'stage' \[4, 8\]"):
         built(draw(4, 8, 4, 4), draw(4, 8))
     with pytest.raises(ValueError, match="differ in shape"):

@@ -135,8 +135,6 @@ def test_overfits_a_batch_and_goes_on_bit_equal_after_saving() -> None:
     [
         ({"batch_size": None}, "batch_size=None.*the size of the largest batch"),
         ({"batch_size": 3}, "batch_size=3.*at least factor=4"),
-        ({"softness": 0.0}, "softness=0.0"),
-        ({"projector": "bottelneck"}, "projector=bottelneck: unknown kind"),
     ],
 )
 def test_refused(settings: dict[str, Any], words: str) -> None:

@@ -78,7 +78,6 @@ def test_other_projector() -> None:
     [
         ({"projector": None}, "without a projector: the widths 3 and 6 differ"),
         ({"projector": "none"}, "projector=none.*Set projector=connector"),
-        ({"projector": "conector"}, "projector=conector: unknown kind"),
     ],
 )
 def test_refused(settings: dict[str, Any], words: str) -> None:

@@ -167,20 +167,6 @@ def test_every_token_of_a_text_has_draws_of_its_own(logits: tuple[Tensor, Tensor
     assert not torch.equal(values(slice(None), seed=1), whole)
 
 
-@each_case(
-    ("setting", "words"),
-    [
-        ({"k": 0}, "k=0"),
-        ({"temperature": 0.0}, "temperature=0"),
-        ({"k": 2.5}, "k=2.5: it must be a whole number"),
-        ({"missing": "renormalize"}, r"missing=renormalize\. Did you mean 'renormalise'"),
-    ],
-)
-def test_wrong_settings_are_refused(setting: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        TopKKD(**setting)  # type: ignore[arg-type]
-
-
 def test_more_classes_than_there_are_are_refused(logits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UserError, match="k=10: there are only 9 classes"):
         topk_kd(*logits, 10)
