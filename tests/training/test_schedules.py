@@ -59,6 +59,7 @@ VALUES: list[tuple[dict[str, Any], np.ndarray]] = [
     ({"schedule": "on", "from": 2, "value": 5, "otherwise": 1}, np.array([1] * 8 + [5] * 33)),
     ({"schedule": "on", "until": 3, "unit": "steps", "value": 5}, np.array([5] * 3 + [0] * 38)),
     ({"schedule": "off", "from": 2, "value": 5}, np.array([5] * 8 + [0] * 33)),
+    ({"schedule": "on", "from": 0, "value": 5}, np.full(41, 5.0)),
     ({"schedule": "off", "from": 4, "until": 6, "unit": "steps", "value": 5}, np.array([5] * 4 + [0] * 2 + [5] * 35)),
     ({"schedule": "linear", "start": 0, "end": 1, "steps": 20, "epochs": None}, np.interp(AT, [0, 20], [0, 1])),
 ]

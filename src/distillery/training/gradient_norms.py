@@ -2,6 +2,7 @@
 
 import lightning as L
 import torch
+import torch.distributed as dist
 
 from distillery.core.numerics import at_least_float32
 from distillery.training.distiller import Distiller
@@ -38,7 +39,8 @@ def gradient_norms(trainer: L.Trainer, module: Distiller) -> dict[str, float]:
         gradients = torch.autograd.grad(loss * scale, parameters, retain_graph=True, materialize_grads=True)
         flat = torch.cat([at_least_float32(gradient).flatten() for gradient in gradients]) / scale
         if trainer.world_size > 1:
-            flat = trainer.strategy.reduce(flat, reduce_op="mean")
+            dist.all_reduce(flat)  # Lightning's `reduce` would wait at a barrier besides
+            flat /= trainer.world_size
         norms.append(flat.norm())
     module.losses.norms = dict(zip(module.losses.raw, torch.stack(norms).tolist(), strict=True))
     return module.losses.norms
