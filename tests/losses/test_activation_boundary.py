@@ -11,10 +11,7 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Pair
 from fixtures import formulas
 from fixtures.cases import each_case
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from fixtures.random import draw
 
 
 def by_hand(student: Tensor, teacher: Tensor, margin: float) -> list[float]:

@@ -15,14 +15,11 @@ from distillery.losses.term import Term
 from distillery.losses.token_terms import AttentionTerm
 from fixtures import formulas, terms
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import token_attention as reference
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 EACH_TERM = each_case("term", [AttentionMSE, AttentionCE, TinyBERTAttention])
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def scores() -> tuple[Tensor, Tensor]:

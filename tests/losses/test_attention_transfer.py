@@ -9,10 +9,7 @@ from distillery.losses.functional import attention_transfer
 from distillery.losses.signals import Signals
 from fixtures import formulas
 from fixtures.cases import each_case
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from fixtures.random import draw
 
 
 def attention(features: Tensor, p: float) -> np.ndarray:

@@ -11,10 +11,7 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
 from fixtures.cases import each_case
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from fixtures.random import draw
 
 
 def pooled(maps: np.ndarray, grid: int) -> np.ndarray:

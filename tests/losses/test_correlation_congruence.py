@@ -9,11 +9,8 @@ from distillery.losses.relation.correlation_congruence import CorrelationCongrue
 from distillery.losses.signals import Signals
 from fixtures import formulas
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import correlation_congruence as reference
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def test_author_form() -> None:

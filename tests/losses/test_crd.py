@@ -14,13 +14,10 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import crd as reference
 
 SAMPLES = 12
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def unit(x: Tensor) -> Tensor:

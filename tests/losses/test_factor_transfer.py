@@ -9,11 +9,8 @@ from distillery.losses.functional import factor_transfer
 from distillery.losses.signals import Signals
 from fixtures import formulas
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import factor_transfer as reference
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @each_case(("p1", "p2"), [(2, 1), (2, 2), (1, 1), (3, 1)])

@@ -16,15 +16,12 @@ from distillery.losses.signals import Signals
 from distillery.losses.token_terms import TokenTerm
 from fixtures import formulas
 from fixtures.cases import each_case
+from fixtures.random import draw
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 LENGTHS = (3, 2, 4)
 TERMS = [HiddenMSE, HiddenCosine, PKD]
 EACH_TERM = pytest.mark.parametrize("term", TERMS)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

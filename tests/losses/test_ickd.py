@@ -11,6 +11,7 @@ from distillery.losses.relation.ickd import ICKD, Variant
 from distillery.losses.signals import Signals
 from fixtures import formulas
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import ickd as reference
 
 FORMS: list[tuple[Variant, Callable[[np.ndarray, np.ndarray], float]]] = [
@@ -18,10 +19,6 @@ FORMS: list[tuple[Variant, Callable[[np.ndarray, np.ndarray], float]]] = [
     ("paper", reference.paper),
 ]
 each_form = each_case(("variant", "by_hand"), FORMS)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @each_form

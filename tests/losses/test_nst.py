@@ -10,10 +10,7 @@ from distillery.losses.feature.nst import NST
 from distillery.losses.functional import nst
 from distillery.losses.signals import Signals
 from fixtures import formulas
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from fixtures.random import draw
 
 
 def by_hand(student: Tensor, teacher: Tensor) -> list[float]:

@@ -10,11 +10,8 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import ofd as reference
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @each_case("margin", [-0.5, 0.0, [-2.0, -0.1, 0.0]])

@@ -14,15 +14,12 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import formulas, terms
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import review as reference
 
 LAYERS = {"stages.0": "layer1", "stages.1": "layer2"}
 STUDENT = {"stages.0": (3, 8, 8), "stages.1": (5, 4, 4), "embedding": (6,)}
 TEACHER = {"layer1": (4, 8, 8), "layer2": (7, 2, 2), "embedding": (9,)}
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @each_case("size", [(8, 8), (8, 4), (4, 4), (2, 2), (1, 1)])

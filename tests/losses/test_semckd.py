@@ -14,15 +14,12 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from fixtures import terms
 from fixtures.cases import each_case
+from fixtures.random import draw
 from reference import semckd as reference
 
 LAYERS = {"a": "x", "b": "y"}
 STUDENT = {"a": (3, 4, 4), "b": (5, 2, 2)}
 TEACHER = {"x": (4, 4, 4), "y": (6, 2, 2), "z": (7, 1, 1)}
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def signals(batch: int, shapes: dict[str, tuple[int, ...]], seed: int) -> Signals:

@@ -8,10 +8,7 @@ from distillery.losses.functional import similarity_preserving
 from distillery.losses.relation.similarity_preserving import SimilarityPreserving
 from fixtures import formulas
 from fixtures.cases import each_case
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from fixtures.random import draw
 
 
 @each_case("shape", [(6, 4), (5, 3, 2, 2), (4, 7, 3)])

@@ -1,15 +1,12 @@
 import pytest
 import torch
-from torch import Size, Tensor
+from torch import Size
 
 from distillery.core.errors import UserError
 from distillery.losses.feature.simkd import SimKD
 from distillery.losses.signals import Signals
 from fixtures.cases import each_case
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from fixtures.random import draw
 
 
 @each_case("factor", [1, 2])

@@ -21,14 +21,11 @@ from distillery.losses.signals import Signals
 from distillery.tasks.classification import Classification
 from distillery.training.gathering import all_rows
 from distillery.training.objective import Objective
+from fixtures.random import draw
 
 RANKS = 2
 SHARES = [(4, 3), (3, 3), (1, 4), (0, 2)]  # rows of each rank; the sampler deals the first two kinds
 BATCH = 7
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def positions(shares: tuple[int, ...]) -> list[list[int]]:

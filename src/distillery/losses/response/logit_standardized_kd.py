@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, at_least_float32, kl, log_softmaxes, reduce_rows
+from distillery.core.numerics import Reduction, comparable, kl, log_softmaxes, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
 from distillery.losses.term import Contract
@@ -28,13 +28,12 @@ def logit_standardized_kd(
     the authors' code: logits less their mean, over the unbiased standard deviation (divided by C - 1) plus 1e-7. So if
     all logits of a row are equal (a head initialised to zero), the gradient is finite but of the order of 1e7.
     """
-    student, teacher = log_softmaxes(_standardized(student_logits), _standardized(teacher_logits), temperature)
+    student, teacher = log_softmaxes(*map(_standardized, comparable(student_logits, teacher_logits)), temperature)
     rows = kl(teacher, student)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
 def _standardized(logits: Tensor) -> Tensor:
-    logits = at_least_float32(logits)
     # Makes equal logits exactly zero. Otherwise the rounded mean would leave noise, standardised to deviation 1.
     logits = logits - logits.detach().amax(-1, keepdim=True)
     return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
