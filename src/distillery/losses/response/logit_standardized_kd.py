@@ -28,7 +28,8 @@ def logit_standardized_kd(
     the authors' code: logits less their mean, over the unbiased standard deviation (divided by C - 1) plus 1e-7. So if
     all logits of a row are equal (a head initialised to zero), the gradient is finite but of the order of 1e7.
     """
-    student, teacher = log_softmaxes(*map(_standardized, comparable(student_logits, teacher_logits)), temperature)
+    student, teacher = map(_standardized, comparable(student_logits, teacher_logits))
+    student, teacher = log_softmaxes(student, teacher, temperature)
     rows = kl(teacher, student)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
