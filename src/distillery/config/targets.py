@@ -38,10 +38,7 @@ def check_target(path: str, node: Mapping[str, Any], kinds: Kinds | None = None)
     target = imported(f"{path}._target_", node["_target_"])
     if node["_target_"] == "timm.create_model":
         check_timm(node.get("model_name", ""))
-    try:
-        names, takes_any = parameters(target)
-    except TypeError as error:
-        raise UserError(f"{path}._target_: cannot import {node['_target_']!r}: {error}") from error
+    names, takes_any = parameters(target)
     if not takes_any:
         refuse_unknown(path, node, [*names, *HYDRA])
     return check_settings(path, node, {**names, **HYDRA, **(kinds or {})})
