@@ -1,24 +1,17 @@
 """Images by position: held in memory, or in files that are decoded batch by batch."""
 
-import random
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
-from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import v2
 
-from distillery.core.errors import UserError
 from distillery.core.random import hash_key, uniforms
 from distillery.data.augmentation import CropFlip, CropScale, augment_options
+from distillery.data.decoding import decode
 from distillery.data.sampler import BatchKey
-
-CHECK_ALL = 10_000  # with more files, decoding all of them before training would take minutes
-CHECK_SAMPLE = 1_000
 
 
 class Images(Protocol):
@@ -62,29 +55,41 @@ class TensorImages:
         return self.values.numpy().tobytes()
 
 
-def decode(path: Path) -> Image.Image:
-    """The RGB image in a file; raises `UserError` with the file's name if it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"'{path}' cannot be decoded: {error}. Replace or remove the file.") from error
+class Pictures(Protocol):
+    """N encoded pictures."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, position: int) -> tuple[Path | IO[bytes], str]:
+        """What Pillow opens, and its name in messages."""
+
+    def content(self) -> bytes:
+        """Bytes that identify the pictures, for the fingerprint."""
 
 
-class FileImages:
-    """RGB images in files, served as `size`×`size` pixels."""
+class EncodedImages:
+    """Pictures that are decoded batch by batch and served in RGB, as `size`×`size` pixels.
 
-    def __init__(self, paths: list[Path], root: Path, size: int) -> None:
-        self.paths = paths
-        self.root = root
+    Args:
+        background: the colour that shows through transparent pixels, see `decode`.
+    """
+
+    def __init__(self, pictures: Pictures, size: int, background: str = "white") -> None:
+        self.pictures = pictures
+        self.background = background
         self.shape = (3, size, size)
         to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
         # Evaluation on ImageNet crops 224 of the 256 pixels of the shorter side.
         self.centre = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *to_float])
         self.to_float = v2.Compose(to_float)
 
+    @property
+    def paths(self) -> list[Path]:
+        """Where each picture is."""
+        return [Path(self.pictures.open(position)[1]) for position in range(len(self.pictures))]
+
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures)
 
     def augmentation(self, options: Mapping[str, Any]) -> v2.Transform:
         choice = augment_options(CropScale, options)
@@ -95,7 +100,7 @@ class FileImages:
         return v2.Compose([crop, *flip, self.to_float])
 
     def batch(self, index: Tensor, augmentation: v2.Transform | None, seed: int, epoch: int) -> Tensor:
-        images = [decode(self.paths[position]) for position in index.tolist()]
+        images = [decode(*self.pictures.open(position), self.background) for position in index.tolist()]
         if augmentation is None:
             return torch.stack([self.centre(image) for image in images])
         served = []
@@ -107,17 +112,7 @@ class FileImages:
         return torch.stack(served)
 
     def content(self) -> bytes:
-        lines = (f"{path.relative_to(self.root).as_posix()}\t{path.stat().st_size}" for path in self.paths)
-        return "\n".join(lines).encode()
-
-    def check(self) -> None:
-        """Decode the files, or a sample of more than `CHECK_ALL`; raises `UserError` for the first that fails."""
-        paths = self.paths
-        if len(paths) > CHECK_ALL:
-            paths = random.Random(0).sample(paths, CHECK_SAMPLE)
-        with ThreadPoolExecutor() as pool:
-            for _ in track(pool.map(decode, paths), "Checking images", total=len(paths), transient=True):
-                pass
+        return self.pictures.content()
 
 
 def image_batch(images: Images, augmentation: Any, seed: int, index: Tensor, key: BatchKey) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.raw_data import RawData, Split, Texts
-from distillery.data.sources.duplicates import distinct
+from distillery.data.sources.duplicates import apart
 from distillery.data.sources.table import SHOWN, Columns, Samples, Table, read_samples
 
 
@@ -36,7 +36,10 @@ def table_data(
         parts[part], empty = read_samples(table, columns)
         if empty:
             notes.append(f"{part}: {empty:,} rows with an empty text left out")
-    parts = _apart(parts, drop_duplicates, notes)
+    keys = {part: samples.keys() for part, samples in parts.items()}
+    labels = {part: samples.labels for part, samples in parts.items()}
+    kept = apart(keys, labels, "texts", drop_duplicates, notes)
+    parts = {part: samples.take(kept[part]) for part, samples in parts.items()}
     for part, samples in parts.items():
         if not samples:
             raise UserError(f"{samples.where} has no text left for the {part} split. " + ". ".join(notes))
@@ -46,28 +49,6 @@ def table_data(
         splits["train"], splits["test"] = _cut(splits["train"], test_fraction)
         notes.append(f"test: {len(splits['test'].indices):,} of the texts of train, always the same")
     return RawData(name, classes, splits["train"], splits["test"], splits.get("val"), tuple(notes))
-
-
-def _apart(parts: Mapping[str, Samples], drop: bool, notes: list[str]) -> dict[str, Samples]:
-    """The parts without repeated texts and without texts of another part; test has priority over val over train."""
-    verb = "left out" if drop else "found and kept"
-    kept: dict[str, Samples] = {}
-    for part in [name for name in ("test", "val", "train") if name in parts]:
-        unique = distinct(parts[part].keys(), parts[part].labels)
-        if unique.repeated or unique.contradictory:
-            notes.append(
-                f"{part}: {unique.repeated:,} repeated texts and {unique.contradictory:,} with contradictory labels "
-                f"{verb}"
-            )
-        remaining = parts[part].take(unique.kept)
-        for other, others in kept.items():
-            held = set(others.keys())
-            foreign = [position for position, key in enumerate(remaining.keys()) if key not in held]
-            if shared := len(remaining) - len(foreign):
-                notes.append(f"{part}: {shared:,} texts that are also in {other} {verb}")
-            remaining = remaining.take(foreign)
-        kept[part] = remaining if drop else parts[part]
-    return {part: kept[part] for part in parts}
 
 
 def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:

@@ -1,0 +1,106 @@
+"""Which folders of a folder of pictures are splits, and which are classes."""
+
+import os
+import re
+from pathlib import Path
+
+from distillery.core.errors import UserError, did_you_mean
+from distillery.data.decoding import EXTENSIONS
+from distillery.data.picture_files import hidden
+
+LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val is optional) or <root>/<class>/*.jpg"
+SPELLINGS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "tst"),
+}
+SPLITS = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
+ADDED = re.compile(r"(set|data|images|imgs|split)$")  # to the name of a split: `train_set`, `TestImages`
+
+
+def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders of the splits train, val and test, in any usual spelling, and remarks on them.
+
+    A folder without splits is train itself. If there are only train and val, val is test.
+
+    Raises:
+        UserError: the root is missing, two folders are the same split, train is alone, or the folders look like splits
+            with names of their own.
+    """
+    if not root.is_dir():
+        raise UserError(f"The image folder '{root}' does not exist. Expected: {LAYOUT}.")
+    named: dict[str, list[Path]] = {}
+    for folder in _folders(root):
+        named.setdefault(_split(folder.name), []).append(folder)
+    if "train" not in named or not all(map(_holds_classes, named["train"])):
+        _refuse_unnamed(root)
+        return {"train": root}, []
+    ignored = [folder.name for folder in named.pop("", [])]
+    for split, folders in named.items():
+        if len(folders) > 1:
+            raise UserError(
+                f"'{root}': {' and '.join(folder.name for folder in folders)} are both the {split} split. Rename one."
+            )
+    parts = {split: folders[0] for split, folders in named.items()}
+    notes = [f"folders that are no split were ignored: {', '.join(ignored)}"] if ignored else []
+    if "test" not in parts:
+        if "val" not in parts:
+            raise UserError(f"'{root}' has '{parts['train'].name}' but neither 'val' nor 'test'. Expected: {LAYOUT}.")
+        notes.append("no test folder: val is the test split, validation is cut from train")
+        parts["test"] = parts.pop("val")
+    return parts, notes
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """The names of the class folders, sorted.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    classes = tuple(folder.name for folder in _folders(root))
+    if len(classes) < 2:
+        found = f"only the class folder '{classes[0]}'" if classes else "no class folder"
+        inner = f" Or is it data.root={root / classes[0]}?" if classes and _holds_classes(root / classes[0]) else ""
+        raise UserError(f"'{root}' has {found}; at least two are needed. Expected: {LAYOUT}.{inner}")
+    return classes
+
+
+def refuse_other_classes(train: Path, other: Path) -> None:
+    """Refuse a split whose class folders are not those of train."""
+    classes, found = class_folders(train), class_folders(other)
+    if missing := sorted(set(classes) - set(found)):
+        raise UserError(f"'{other}' lacks classes of '{train}': {', '.join(missing)}.")
+    if extra := sorted(set(found) - set(classes)):
+        hint = did_you_mean(extra[0], classes)
+        raise UserError(f"'{other}' has classes that '{train}' lacks: {', '.join(extra)}.{hint}")
+
+
+def _refuse_unnamed(root: Path) -> None:
+    """Refuse folders that all hold the same folders, and no pictures: splits, which would be taken for classes."""
+    folders = _folders(root)
+    if len(folders) < 2 or not all(map(_holds_classes, folders)):
+        return
+    inside = {tuple(folder.name for folder in _folders(each)) for each in folders}
+    if len(inside) == 1 and len(next(iter(inside))) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise UserError(
+            f"'{root}': the folders {names} hold the same folders each. If they are splits, name them train, val and "
+            f"test; if one of them is all that you want, set data.root={folders[0]}."
+        )
+
+
+def _split(name: str) -> str:
+    """The split that a folder's name stands for; empty: none."""
+    return SPLITS.get(ADDED.sub("", re.sub(r"[^a-z]", "", name.lower())), "")
+
+
+def _folders(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:  # a class may have a million files: it asks the disk for none of them
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not hidden(entry.name))
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder holds folders, and no picture beside them."""
+    with os.scandir(folder) as entries:
+        suffixes = (Path(entry.name).suffix.lower() for entry in entries if not hidden(entry.name))
+        return not any(suffix in EXTENSIONS for suffix in suffixes) and bool(_folders(folder))
