@@ -36,10 +36,10 @@ def ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def no_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the user's own cache holds plays no part, and is left alone."""
-    monkeypatch.setenv("DISTILLERY_CACHE", str(tmp_path_factory.mktemp("cache")))
+    os.environ["DISTILLERY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def test_broken_pictures_can_be_left_out(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
     for name in ("ant/0000.png", "bee/0001.png"):
         (tmp_path / "train" / name).write_text("not an image")
-    with pytest.raises(UserError, match=r"ant/0000\.png' cannot be decoded.*1 more, among them .*bee/0001\.png"):
+    with pytest.raises(UserError, match=r"ant/0000\.png' cannot be decoded.*There are 1 more, such as .*bee/0001\.png"):
         image_folder(tmp_path)
     data = image_folder(tmp_path, size=28, broken="skip")
     assert data.remarks == ("train: 2 broken pictures left out (ant/0000.png, bee/0001.png)",)
@@ -240,6 +240,12 @@ def test_what_programs_leave_in_folders_is_no_picture(tmp_path: Path) -> None:
         "folders that are no split were ignored: masks",
         "train: 3 files that are no pictures left out (2 .txt, 1 .heic)",
     )
+
+
+def test_a_class_without_training_pictures_is_named(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, {"": 10})
+    write_image_folder(tmp_path, {"": 1}, classes=["owl"])
+    assert make(tmp_path, val_size=0).remarks[-1] == "train: no sample of owl"
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:

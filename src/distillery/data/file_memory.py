@@ -22,9 +22,9 @@ TABLES = """
 
 
 class File(NamedTuple):
-    """A file with its length in bytes and the time of its last change in nanoseconds."""
+    """A file: its absolute path, its length in bytes and the time of its last change in nanoseconds."""
 
-    path: Path
+    path: bytes
     size: int
     time: int
 
@@ -40,17 +40,17 @@ def remembered(question: Callable[[Path], str], files: Sequence[File], title: st
     """
     answers: dict[int, str] = {}
     with suppress(OSError, sqlite3.Error), closing(_database()) as database:
-        rows = ((place, os.fsencode(path.absolute()), size, time) for place, (path, size, time) in enumerate(files))
+        rows = ((place, *file) for place, file in enumerate(files))
         database.executemany("INSERT INTO asked VALUES (?, ?, ?, ?)", rows)
         known = "SELECT place, answer FROM asked JOIN answers USING (path, size, time) WHERE question = ?"
         answers = dict(database.execute(known, [question.__name__]))
     new = [place for place in range(len(files)) if place not in answers]
     silent = not new or not Console().is_terminal  # which would leave an empty line
     with ThreadPoolExecutor() as pool:
-        found = pool.map(question, (files[place].path for place in new))
+        found = pool.map(question, (Path(os.fsdecode(files[place].path)) for place in new))
         answers |= zip(new, track(found, title, len(new), transient=True, disable=silent), strict=True)
     with suppress(OSError, sqlite3.Error), closing(_database()) as database, database:
-        added = ((os.fsencode(files[at].path.absolute()), *files[at][1:], question.__name__, answers[at]) for at in new)
+        added = ((*files[place], question.__name__, answers[place]) for place in new)
         database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", added)
     return [answers[place] for place in range(len(files))]
 

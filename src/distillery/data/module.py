@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset, ResumableLoader
-from distillery.data.raw_data import RawData, Split
+from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.data.splits import read_index
 
@@ -157,7 +157,12 @@ class Data(LightningDataModule):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Remarks on the data, for the user."""
-        return self.raw.remarks
+        train, inputs = self.splits["train"], self.raw.train.inputs
+        if isinstance(inputs, Texts) and inputs.labels is not None:  # the words have classes, not the texts
+            return self.raw.remarks
+        present = set(train.targets[train.indices].tolist())
+        absent = [name for label, name in enumerate(self.classes) if label not in present]
+        return self.raw.remarks + ((f"train: no sample of {', '.join(absent)}",) if absent else ())
 
     @cached_property
     def fingerprint(self) -> str:

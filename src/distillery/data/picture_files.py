@@ -46,8 +46,11 @@ class PictureFiles:
         path = self.path(position)
         return path, str(path)
 
-    def file(self, position: int) -> File:
-        return File(self.path(position), int(self.sizes[position]), int(self.times[position]))
+    def files(self) -> list[File]:
+        """All of them, with absolute paths."""
+        root = os.fsencode(self.root.absolute())
+        parts = zip(self.names.tolist(), self.sizes.tolist(), self.times.tolist(), strict=True)
+        return [File(root + b"/" + name, size, time) for name, size, time in parts]
 
     def take(self, positions: Sequence[int]) -> "PictureFiles":
         """Only these pictures."""
@@ -105,7 +108,7 @@ def content_keys(groups: Sequence[PictureFiles]) -> list[list[Hashable]]:
 
     Of files of the same length the edges are compared, and the whole where these agree.
     """
-    files = [group.file(position) for group in groups for position in range(len(group))]
+    files = [file for group in groups for file in group.files()]
     keys: list[Hashable] = [file.size for file in files]
     for question in (sha256_of_edges, sha256):
         counts = Counter(keys)

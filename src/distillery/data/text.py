@@ -71,7 +71,7 @@ class TextData(Data):
     @property
     def remarks(self) -> tuple[str, ...]:
         _ = self.splits  # tokenises the texts, which shows the ones that are too long
-        return self.raw.remarks + self._cut
+        return super().remarks + self._cut
 
     @property
     def input(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Your own images: one folder per class."""
 
+import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -92,14 +93,13 @@ def _pictures(folder: Path, classes: tuple[str, ...], part: str, notes: list[str
 
 
 def _decodable(found: Found, part: str, skip: bool, notes: list[str]) -> Found:
-    files = [found.files.file(position) for position in range(len(found.files))]
-    answers = np.array(remembered(error_in_decoding, files, "Checking pictures"))
+    answers = np.array(remembered(error_in_decoding, found.files.files(), "Checking pictures"))
     broken = np.flatnonzero(answers != "").tolist()
     if broken and not skip:
-        more = f" So it is with {len(broken) - 1:,} more, among them '{files[broken[1]].path}'." if broken[1:] else ""
-        raise UserError(answers[broken[0]] + more)
+        more = [f" There are {len(broken) - 1:,} more, such as '{found.files.path(one)}'." for one in broken[1:2]]
+        raise UserError("".join([answers[broken[0]], *more]))
     if broken:
-        named = ", ".join(str(files[position].path.relative_to(found.files.root)) for position in broken[:SHOWN])
+        named = ", ".join(os.fsdecode(found.files.names[position]) for position in broken[:SHOWN])
         notes.append(f"{part}: {len(broken):,} broken pictures left out ({named}{', …' if broken[SHOWN:] else ''})")
     return found.take(np.flatnonzero(answers == "").tolist())
 
