@@ -75,7 +75,7 @@ def test_hidden_test_labels_make_the_validation_split_the_test_split(glue: Write
     assert served(data.test) == expected(VAL)
     assert served(data.train) == expected(TRAIN)
     assert "labels of its test split are hidden: its split validation is the test split" in data.remarks[0]
-    with pytest.raises(UserError, match=r"no labelled texts to test on: .*train\[:90%\]"):
+    with pytest.raises(UserError, match=r"no labelled samples to test on: .*train\[:90%\]"):
         hf_dataset(path, val=None)
     again = hf_dataset(path, test=None)
     assert served(again.test) == expected(VAL)

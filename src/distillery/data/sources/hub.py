@@ -1,0 +1,89 @@
+"""Data sets of the Hugging Face hub, and files that `datasets` reads: their splits and labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset
+from datasets.exceptions import DatasetsError
+
+from distillery.core.errors import UserError
+
+HIDDEN = -1  # the label of a sample whose label is withheld, as in the test splits of GLUE
+# pandas takes words such as NA, null and none for missing values. In a CSV file only an empty field is one.
+CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
+
+
+def load_splits(
+    called: str, path: str, splits: Mapping[str, str | None], label: str | None, remarks: list[str], **options: Any
+) -> dict[str, tuple[Dataset, str]]:
+    """The splits train, val and test, each with its name in messages.
+
+    Without labels in the test split, or without a test split, the validation split takes its place.
+
+    Args:
+        called: the data set's name in messages.
+        path, options: arguments of `load_dataset`.
+        splits: what the data set calls its splits; None: it has none.
+        label: the column of the labels, if there is one.
+        remarks: to which this adds.
+
+    Raises:
+        UserError: the data set cannot be loaded, or has nothing to test on.
+    """
+    names = {part: name for part, name in splits.items() if name is not None}
+    sets = dict(zip(names, _load(called, path, split=list(names.values()), **options), strict=True))
+    if "test" not in sets or _hidden(sets["test"], label):
+        if "val" not in sets:
+            raise UserError(
+                f"'{called}' has no labelled samples to test on: set data.source.test, for instance to "
+                '"train[90%:]", and data.source.train to "train[:90%]".'
+            )
+        why = "the labels of its test split are hidden" if "test" in sets else "data.source.test is null"
+        remarks.append(f"{why}: its split {names['val']} is the test split, validation is cut from train")
+        sets["test"], names["test"] = sets.pop("val"), names.pop("val")
+    return {part: (data, f"'{called}', split {names[part]}") for part, data in sets.items()}
+
+
+def labels_of(data: Dataset, label: str) -> tuple[list[Any], list[str] | None]:
+    """The label of each row, None where it is missing or withheld, and the classes that are declared, if any.
+
+    Labels of declared classes are their names.
+    """
+    labels = list(data[label])
+    declared = getattr(data.features[label], "feature", data.features[label])  # the items of a list
+    if not isinstance(declared, ClassLabel):
+        return labels, None
+    names = list(declared.names)
+    return [_named(value, names) for value in labels], names
+
+
+def _load(called: str, path: str, **options: Any) -> list[Dataset]:
+    try:
+        return datasets.load_dataset(path, **options, **(CSV_OPTIONS if path == "csv" else {}))
+    except ConnectionError as error:
+        arguments = ", ".join(repr(value) for value in (path, options["name"]) if value is not None)
+        raise UserError(
+            f"'{called}' is not in the cache '{datasets.config.HF_DATASETS_CACHE}', and the hub cannot be reached: "
+            f"{error}. Run load_dataset({arguments}) once on a machine with a network, copy its cache here, and set "
+            "HF_HOME to the folder that contains it (as `datasets`). HF_HUB_OFFLINE=1 reads the cache without asking "
+            "the hub first."
+        ) from error
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(
+            f"'{called}' cannot be loaded: {error}. See data.source.path, name, train, val and test; val=null cuts "
+            "the validation samples from train, test=null tests on val."
+        ) from error
+
+
+def _hidden(data: Dataset, label: str | None) -> bool:
+    """Whether the split has a column of labels, all of them withheld."""
+    if label is None or label not in data.column_names:
+        return False
+    return len(data) > 0 and all(value is None or value == HIDDEN for value in data[label])
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [names[item] for item in value]
+    return None if value is None or value == HIDDEN else names[value]
