@@ -275,3 +275,13 @@ def test_a_setting_that_some_target_takes_by_any_name_is_let_through(compose_tra
     with open_dict(cfg):
         cfg.student.net.drop_path_rate = 0.1
     check(cfg)
+
+
+def test_a_tilde_is_the_home_folder(compose_train: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands it after `key=`."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    spec = check(
+        compose_train("data=image_folder", "data.root='~/pictures'", "teachers.main.weights='~/t.safetensors'")
+    )
+    assert spec.cfg.data.root == spec.stages[0].cfg.data.root == "/home/somebody/pictures"
+    assert spec.cfg.teachers.main.weights == "/home/somebody/t.safetensors"

@@ -14,6 +14,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from distillery.config.command_line import expand_home
 from distillery.config.explain import user_message
 from distillery.config.hydra_support import BEFORE_1_4, HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
@@ -41,7 +42,7 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
                 nonlocal composed
                 composed = True
                 with errors_shown(config_name):
-                    return function(cfg)
+                    return function(expand_home(cfg))
 
             register_resolvers()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler here

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import NonNegativeInt
 
 from distillery.config.check_networks import check_student, check_teachers
+from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import (
@@ -61,6 +62,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
+    cfg = expand_home(cfg)
     checked, parsed = _checked(cfg, overrides)
     if not checked.get("stages"):
         own = OmegaConf.create(checked)

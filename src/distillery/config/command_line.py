@@ -2,9 +2,12 @@
 
 import re
 import shlex
+from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 
 def pasteable(command: str, key: str, value: str) -> str:
@@ -30,3 +33,17 @@ def quoted(value: object) -> str:
     # In Hydra's quotes a backslash means something before a quote or `${` only.
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def expand_home(cfg: DictConfig) -> DictConfig:
+    """The config with the home folder for the `~` that begins a path: a shell does not expand it after `key=`."""
+    return OmegaConf.create(_at_home(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    is_path = isinstance(value, str) and (value == "~" or value.startswith("~/"))
+    return str(Path(value).expanduser()) if is_path else value
