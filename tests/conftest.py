@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
+from distillery.core.terminal import hushed
 from fixtures.command_line import Answer, Cli, Command
 from fixtures.composing import Compose
 from fixtures.runs import Once, train_teacher
@@ -40,6 +42,13 @@ def ctrl_c() -> None:
 def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the user's own cache holds plays no part, and is left alone."""
     os.environ["DISTILLERY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> Iterator[None]:
+    """Plans and scale reports take time. `Context().run` shows them."""
+    with hushed():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +113,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         monkeypatch.setattr(sys, "argv", [f"distill-{module.__name__.rpartition('.')[2]}", *arguments])
         capfd.readouterr()
         try:
-            module.main()
+            Context().run(module.main)  # which tells all
             code: Any = 0
         except SystemExit as stopped:
             code = stopped.code

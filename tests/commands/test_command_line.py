@@ -303,6 +303,34 @@ def test_what_a_shell_sees_of_a_refusal(tmp_path: Path) -> None:
         assert left_behind(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.root=bilder/größe", r"""Hydra cannot read this value\. Write "data\.root='bilder/größe'"$"""),
+        ("data.root=a=b", r"""Write "data\.root='a=b'"$"""),
+        ("+student.net={x: ö}", r"Put the texts in it between quotes\.$"),
+        ("data.root=a,b", r"""with -m\. Write 'data\.root=\[a,b\]' for a list, "data\.root='a,b'" for a text\.$"""),
+    ],
+)
+def test_values_that_hydra_cannot_read(argument: str, message: str, command: Command, tmp_path: Path) -> None:
+    assert_refused(command(train, argument), message)
+    assert left_behind(tmp_path) == []
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """As `distill-train --help | head -1`."""
+    code = "from distillery.commands.train import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+
+
 # What is done.
 
 
@@ -389,6 +417,8 @@ def test_a_run_and_the_proof_of_it(command: Command, teacher: Path, tmp_path: Pa
     record = RunRecord.read(folder)
     score = f"{record.metrics['last']['test_score']:.4f}"
     assert re.search(rf"kd seed 2: test score {score}, validation 0\.\d+", answer.out)
+    for shown in ("Networks", "Scale of the losses", "Teacher 'main': accuracy 0."):
+        assert shown in answer.out, "only the bar is hidden"
     copied = answer.out.splitlines()[-1].split()
     assert copied[0] == "distill-evaluate"
     before = left_behind(tmp_path)
@@ -463,6 +493,11 @@ def begin(folder: Path, teacher: Path) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_a_killed_process_is_resumed(command: Command, teacher: Path, tmp_path: Path) -> None:
     killed = begin(tmp_path / "killed", teacher)
+    before = (tmp_path / "killed" / "config.yaml").read_bytes()
+    another = command(train, *DEMO, f"teachers.main.weights='{teacher}'", f"hydra.run.dir='{tmp_path / 'killed'}'")
+    assert_refused(another, r"killed is in use: another process runs a job in it")
+    assert_refused(command(train, f"resume={tmp_path / 'killed'}"), r"killed is in use")
+    assert (tmp_path / "killed" / "config.yaml").read_bytes() == before
     killed.kill()
     killed.communicate()
     assert RunRecord.read(tmp_path / "killed").status == "running"
@@ -481,6 +516,7 @@ def test_an_interrupted_run_says_so(teacher: Path, tmp_path: Path) -> None:
     shown = process.communicate()
     assert process.returncode == 1
     assert "Traceback" not in "".join(shown)
+    assert f"To resume it: distill-train resume={tmp_path / 'run'}\n" in shown[0]
     record = RunRecord.read(tmp_path / "run")
     assert (record.status, record.error) == ("failed", "KeyboardInterrupt: ")
     assert not (tmp_path / "run" / "student.safetensors").exists()

@@ -1,7 +1,9 @@
 """Whole runs: what they leave behind, that they repeat, and that one leaves no trace in the next."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,8 +25,10 @@ from distillery.core.paths import CONFIGS
 from distillery.models.weights import load_weights, weights_hash
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
+from distillery.runs import progress_lines
+from distillery.runs.checkpoints import last_checkpoint
 from distillery.runs.run import Result, train
-from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_teacher
+from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_student, train_teacher
 
 DEBUG = ("default", "fdr", "limit", "overfit", "profiler")
 EVERY_FAMILY = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
@@ -303,3 +308,40 @@ def test_each_run_of_a_process_is_compiled(run: Callable[..., Result], monkeypat
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_for_real(run: Callable[..., Result]) -> None:
     assert run("compile=true", "trainer.max_epochs=1").record.status == "finished"
+
+
+class Full(L.Callback):
+    """The disk, from the second epoch on."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+
+            def save(*_: object) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            torch.save = save
+
+
+def test_a_full_disk_is_told_in_a_sentence(
+    run: Callable[..., Result], teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch, "save", torch.save)  # restored afterwards
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"run can no longer be written: No space left on device\..*resume="):
+        train_student(folder, teacher, callbacks=[Full()])
+    record = RunRecord.read(folder)
+    assert record.status == "failed"
+    assert "No space left on device" in str(record.error)
+    assert last_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
+
+
+def test_a_run_without_a_terminal_prints_lines(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_lines, "FIRST", 0.0)
+    cfg = config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{teacher}'")
+    cfg.trainer.enable_progress_bar = True
+    train(cfg)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 1, "the next is due in a minute"
+    assert re.fullmatch(r"epoch 1/3, step 1(, [\w/]+ -?\d+\.\d{3})*, 0:00:\d\d left", lines[0])

@@ -52,7 +52,7 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
                         shown_here
                     )()
                 except OSError as error:
-                    if composed or isinstance(error, HydraException):
+                    if composed or isinstance(error, HydraException | BrokenPipeError):
                         raise
                     raise UserError(  # Hydra makes the folder before it calls the function
                         f"The output folder cannot be made: {error}. Choose another one: hydra.run.dir=…, for a sweep "
@@ -69,6 +69,9 @@ def errors_shown(config_name: str) -> Iterator[None]:
     """Within: an error that the user can fix is printed, and the command exits with 2."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough: `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
     except Exception as error:
         if (message := user_message(error, config_name)) is None:
             raise

@@ -5,10 +5,12 @@ import sys
 from difflib import get_close_matches
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distillery.config.command_line import quoted, shell_quoted
 from distillery.config.hydra_support import HYDRA_VERSION
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.paths import CONFIGS
@@ -26,6 +28,8 @@ def user_message(error: Exception, config_name: str) -> str | None:
     if isinstance(error.__cause__, UserError):  # raised by what Hydra was making
         return str(error.__cause__)
     message = str(error)
+    if unread := _explain_grammar():
+        return unread
     if option := re.search(r"Could not (?:find|load) '([^']+)/([^/']+)'", message):
         group, name = option[1], option[2]
         return f"Unknown option {name!r} for {group}." + did_you_mean(name, _options(group))
@@ -35,6 +39,23 @@ def user_message(error: Exception, config_name: str) -> str | None:
         key = getattr(error.__cause__, "full_key", None) or setting[1]  # in `data.augment={crap: 1}` the inner one
         return f"Unknown setting {key!r}." + _nearest(_composed(config_name), key)
     return message if error.__cause__ is None else f"{message}\n{error.__cause__}"
+
+
+def _explain_grammar() -> str | None:
+    """How to write the first argument that Hydra cannot read; None if it can read all."""
+    sweeps = bool({"-m", "--multirun"} & {*sys.argv})
+    for argument in sys.argv[1:]:
+        key, equals, value = argument.partition("=")
+        text = shell_quoted(f"{key}={quoted(value)}")
+        try:
+            parsed = OverridesParser.create().parse_override(argument) if equals else None
+        except HydraException:
+            fix = "Put the texts in it between quotes." if value[:1] in "[{" else f"Write {text}"
+            return f"{argument}: Hydra cannot read this value. {fix}"
+        if parsed and parsed.is_choice_sweep() and not sweeps:
+            listed = shell_quoted(f"{key}=[{value}]")
+            return f"{argument}: several values are a sweep, with -m. Write {listed} for a list, {text} for a text."
+    return None
 
 
 def _explain_null(error: ValueError) -> str | None:

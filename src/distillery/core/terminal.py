@@ -1,6 +1,27 @@
 """Text on the terminal, exactly as it is: rich would take `[v1]` in a path for markup and `:x:` for an emoji."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from rich.console import Console
+
+_telling = ContextVar("telling", default=True)
+
+
+def telling() -> bool:
+    """Whether a run tells what it is made of and how it starts: plan, teachers' scores, scale of the losses."""
+    return _telling.get()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Within: runs tell nothing of that, as a study has many of them. Warnings are shown."""
+    before = _telling.set(False)
+    try:
+        yield
+    finally:
+        _telling.reset(before)
 
 
 def plain_console(stderr: bool = False) -> Console:

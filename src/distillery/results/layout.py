@@ -10,6 +10,7 @@ BALANCE = "balance.json"  # the weights that objective.balance=auto has found, b
 WANDB_ID = "wandb_id.txt"  # the W&B run that a resumed run continues
 STAGES = "stages"  # the student of each finished stage, in a run folder of its own
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"  # held by the process that uses the folder
 RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, BALANCE)  # what a run that replaces another removes
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 

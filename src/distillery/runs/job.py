@@ -7,7 +7,8 @@ A job is a config and the folder it runs in. Two configs are the same job if the
 - this job, finished: it is kept as it is;
 - this job, unfinished: it is resumed from its last checkpoint;
 - another job: the job is refused and the folder stays untouched; `replace=true` removes what is there and runs it;
-- a run under `debug=`: it is replaced.
+- a run under `debug=`: it is replaced;
+- a job that another process runs at this moment: the job is refused (see `folder_lock.py`).
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from distillery.models.weights import SUFFIXES
 from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
 from distillery.runs.checkpoints import moved
+from distillery.runs.folder_lock import FolderLock
 
 DEBUG = "debug"  # the name that every config in configs/debug gives its run
 OTHER_FOLDER = "To choose another folder: hydra.run.dir=…, of a sweep hydra.sweep.dir=…, of a study out=…"
@@ -114,7 +116,7 @@ class Job:
 
     def record_failure(self, error: Exception) -> None:
         """Leave a record of the error, also where it came before training. The folder of another job stays as it is."""
-        with suppress(UserError):
+        with suppress(UserError), FolderLock(self.folder):
             record = self.found()
             if record is None:
                 remove_results(self.folder)

@@ -13,8 +13,10 @@ from distillery.config.build import Parts
 from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.core.process import is_main, processes
+from distillery.core.terminal import telling
 from distillery.results.record import RunRecord
 from distillery.runs.checkpoints import Resumption, last_checkpoint
+from distillery.runs.folder_lock import FolderLock
 from distillery.runs.job import Job
 from distillery.runs.loggers import log_config, log_scores, tracked
 from distillery.runs.plan import show_plan
@@ -77,52 +79,55 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
 
 def run_job(job: Job, callbacks: Sequence[L.Callback] = ()) -> Result:
     """`train` for a config that has been checked."""
+    with FolderLock(job.folder) as lock, cpu_threads(job.cfg):
+        return _run(job, callbacks, lock)
+
+
+def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
     # Look at what the folder already holds.
     before = job.found()
     if before and before.status == "finished":
         return Result(before, job.folder)
     spec = job.spec.resuming(job.folder if before else None)
-    cfg = spec.cfg
     checkpoint = last_checkpoint(job.folder) if before else None
     position = Position.saved(checkpoint)
-    with cpu_threads(cfg):
-        # Build data, networks and objective; nothing has been written so far.
-        sequence = StageSequence(spec)
-        show = cfg.trainer.enable_progress_bar and is_main()
-        if sequence.several and position == Position():
-            sequence.rehearse(show)
-        sequence.begin(position.place, position.students)
-        if show and not sequence.several:
-            show_plan(sequence.parts)
-        saved = sequence.saved_cfg()
-        record = describe(sequence, job.identity(), job.overrides)
-        if before:
-            record = continued(record, before, job.folder)
-        with (
-            Termination(job.folder) as termination,
-            tracked(saved, record, job.folder) as loggers,
-            RunFolder(job.folder, record) as run_folder,
-            ranks(sequence.job_cfg, run_folder.fail) as all_ranks,
-        ):
-            stages = ProgressiveDistillation(sequence, position)
-            first = [termination, SameJob(sequence.job_cfg), *([stages] if sequence.several else [])]
-            own = [*callbacks, Timeline(record.timeline), Resumption(lambda: stages.ended)]
-            trainer = make_trainer(saved, loggers, own, first)
-            data = StagedData(stages) if sequence.several else sequence.parts.data
-            # Train.
-            run_folder.begin(saved)
-            log_config(loggers, saved, record, job.folder)
-            trainer.fit(sequence.parts.distiller, datamodule=data, ckpt_path=checkpoint)
-            epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-            if sequence.several:
-                stages.refuse_unfinished(epochs)
-            # Score. One process alone does so: it sees each sample exactly once.
-            sequence.gather()
-            all_ranks.join()
-            if is_main():
-                score_run(record, sequence.parts, epochs, job.folder, sequence.teachers(), sequence.ensemble())
-                log_scores(loggers, record, trainer.global_step)
-                record.status = "finished"
+    # Build data, networks and objective; nothing has been written so far.
+    sequence = StageSequence(spec)
+    show = telling() and is_main()
+    if sequence.several and position == Position():
+        sequence.rehearse(show)
+    sequence.begin(position.place, position.students)
+    if show and not sequence.several:
+        show_plan(sequence.parts)
+    saved = sequence.saved_cfg()
+    record = describe(sequence, job.identity(), job.overrides)
+    if before:
+        record = continued(record, before, job.folder)
+    with (
+        Termination(job.folder) as termination,
+        tracked(saved, record, job.folder) as loggers,
+        RunFolder(job.folder, record, lock) as run_folder,
+        ranks(sequence.job_cfg, run_folder.fail) as all_ranks,
+    ):
+        stages = ProgressiveDistillation(sequence, position)
+        first = [termination, SameJob(sequence.job_cfg), *([stages] if sequence.several else [])]
+        own = [*callbacks, Timeline(record.timeline), Resumption(lambda: stages.ended)]
+        trainer = make_trainer(saved, loggers, own, first)
+        data = StagedData(stages) if sequence.several else sequence.parts.data
+        # Train.
+        run_folder.begin(saved)
+        log_config(loggers, saved, record, job.folder)
+        trainer.fit(sequence.parts.distiller, datamodule=data, ckpt_path=checkpoint)
+        epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        if sequence.several:
+            stages.refuse_unfinished(epochs)
+        # Score. One process alone does so: it sees each sample exactly once.
+        sequence.gather()
+        all_ranks.join()
+        if is_main():
+            score_run(record, sequence.parts, epochs, job.folder, sequence.teachers(), sequence.ensemble())
+            log_scores(loggers, record, trainer.global_step)
+            record.status = "finished"
     return Result(record, job.folder, sequence.parts)
 
 

@@ -1,7 +1,9 @@
 """Config and record of a run folder, kept up to date from the first step of the run to its end."""
 
+import errno
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -9,14 +11,20 @@ from typing import Self
 
 from omegaconf import DictConfig
 
+from distillery.config.command_line import pasteable
 from distillery.core.errors import UserError
 from distillery.core.files import remove_unfinished
 from distillery.core.paths import CONFIGS
 from distillery.core.process import is_main
+from distillery.core.terminal import say
 from distillery.results.environment import environment, git_state
 from distillery.results.record import RunRecord
+from distillery.runs.checkpoints import last_checkpoint
+from distillery.runs.folder_lock import FolderLock
 from distillery.runs.job import remove_results
 from distillery.runs.stages.sequence import StageSequence, save_config
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # disk full, over quota, read-only
 
 
 class RunFolder:
@@ -25,9 +33,10 @@ class RunFolder:
     Until `begin` is called the folder is not touched: settings that are refused leave a former run as it was.
     """
 
-    def __init__(self, folder: Path, record: RunRecord) -> None:
+    def __init__(self, folder: Path, record: RunRecord, lock: FolderLock) -> None:
         self._folder = folder
         self._record = record
+        self._lock = lock
         self._start = time.monotonic() - (record.seconds or 0)
         self._begun = False
 
@@ -41,6 +50,8 @@ class RunFolder:
         if not is_main():
             return
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock.take()
             remove_unfinished(self._folder)
             if not cfg.resume:
                 remove_results(self._folder)
@@ -54,7 +65,8 @@ class RunFolder:
         """Record the error of a run that is about to be ended without an exception."""
         self._record.status, self._record.error = "failed", error
         if self._begun:
-            self._write()
+            with suppress(OSError):  # the disk may be full: what ended the run is told all the same
+                self._write()
 
     def __enter__(self) -> Self:
         return self
@@ -63,8 +75,16 @@ class RunFolder:
         if error is None:
             self._write()
             return
-        reason = (error.__context__ or error) if isinstance(error, SystemExit) else error  # Ctrl-C, SIGTERM
+        interrupted = isinstance(error, SystemExit)  # Ctrl-C, SIGTERM
+        reason = (error.__context__ or error) if interrupted else error
         self.fail(f"{type(reason).__name__}: {reason}")
+        if interrupted and is_main() and last_checkpoint(self._folder):
+            say("To resume it: " + pasteable("distill-train", "resume", str(self._folder)))
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise UserError(
+                f"The run folder {self._folder} can no longer be written: {error.strerror}. The last checkpoint is "
+                f"undamaged: make room, then {pasteable('distill-train', 'resume', str(self._folder))}"
+            ) from error
 
     def _write(self) -> None:
         self._record.seconds = round(time.monotonic() - self._start, 3)

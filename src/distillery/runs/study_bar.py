@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distillery.core.errors import UserError
-from distillery.core.terminal import say
+from distillery.core.terminal import hushed, say
+from distillery.runs.progress_lines import ProgressLines
 
 
 class StudyBar:
     """Counts the runs of a study and shows epoch, loss and score of the one that is running.
 
-    Where the output is not a terminal, it prints a line for each finished run instead. Warnings are printed as lines
-    that start with the run they are about; Lightning's own remarks are suppressed.
+    Where the output is not a terminal, it prints a line for each finished run instead, and one a minute for the run
+    that is under way. Warnings are printed as lines that start with the run they are about, each text once; Lightning's
+    own remarks are suppressed.
     """
 
     def __init__(self, console: Console, runs: int) -> None:
@@ -38,11 +40,13 @@ class StudyBar:
         self._task = self._progress.add_task("", total=runs, runs=f"0/{runs}")
         self._done = 0
         self._label = ""  # of the current run
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Self:
         lightning = logging.getLogger("lightning.pytorch")
         self._stack.callback(lightning.setLevel, lightning.level)
         lightning.setLevel(logging.ERROR)
+        self._stack.enter_context(hushed())
         self._stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.showwarning = self._warn  # `catch_warnings` puts back what was there
@@ -53,8 +57,10 @@ class StudyBar:
         self._stack.__exit__(*error)
 
     def follow(self, label: str) -> L.Callback:
-        """A callback that moves the bar along the epochs of a run."""
+        """A callback that shows how far a run is."""
         self._label = label
+        if not self._console.is_terminal:
+            return ProgressLines(f"{self._done + 1}/{self._runs} {label}", self._console)
         return LambdaCallback(on_train_epoch_end=self._show_epoch)
 
     def failed(self, label: str, error: Exception) -> None:
@@ -78,4 +84,7 @@ class StudyBar:
         self._progress.update(self._task, description=text, completed=self._done + epoch / epochs)
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) in self._warned:
+            return
+        self._warned.add(str(message))
         say(f"{self._label}: {message}", self._console)

@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 
 from distillery.config.instantiate import make
 from distillery.core.errors import UserError
+from distillery.core.terminal import plain_console
 from distillery.runs.checkpoints import LastCheckpoint, WholeCheckpoints
+from distillery.runs.progress_lines import ProgressLines
 from distillery.training.callbacks.balance import Balance
 from distillery.training.callbacks.follow_schedules import FollowSchedules
 from distillery.training.callbacks.random_state import RandomState
@@ -41,12 +43,15 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     own = [make(f"callbacks.{name}", config) for name, config in cfg.callbacks.items() if config is not None]
     objective = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
-    callbacks = [*first, *own, FollowSchedules(), *objective, *callbacks, RandomState()]
+    moving = plain_console().is_terminal
+    lines = [ProgressLines()] if cfg.trainer.enable_progress_bar and not moving else []
+    callbacks = [*first, *own, FollowSchedules(), *objective, *lines, *callbacks, RandomState()]
     # The last checkpoint comes after all other callbacks: it would store their state of the epoch before, and a run
     # that is killed in between would be resumed without their latest.
     callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
     try:
         settings = dict(instantiate(cfg.trainer))
+        settings["enable_progress_bar"] &= moving
         plugins = [WholeCheckpoints(), *settings.pop("plugins", [])]
         return L.Trainer(
             **settings,

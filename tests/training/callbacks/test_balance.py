@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,7 @@ def test_each_weight_is_the_ratio_of_the_norms_so_far_and_then_stays(composed: C
 def test_the_weights_can_be_given_by_hand(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     """What is printed is what was trained with, to the last digit."""
     cfg = composed(*AUTO)
-    cfg.trainer.enable_progress_bar = True
-    train(cfg)
+    Context().run(train, cfg)
     (line,) = re.findall(r"Balanced. The same weights by hand: (.*)", capsys.readouterr().out)
     by_hand = composed(*line.split(), run="other")
     assert {f"loss.{name}.weight": by_hand.loss[name].weight for name in ("kd", "hint")} == balanced(cfg)
@@ -71,7 +71,7 @@ def test_fewer_steps_than_asked_for_are_all_that_is_measured(
 ) -> None:
     cfg, watch = composed(*AUTO, "objective.balance_steps=100"), ByHand()
     train(cfg, callbacks=[watch])
-    assert "Balanced" not in capsys.readouterr().out, "there is no progress bar"
+    assert "Balanced" not in capsys.readouterr().out, "it is hushed"
     norms = mean_norms(watch, 8)
     expected = {f"loss.{name}.weight": norms["task"] / norms[name] for name in ("kd", "hint")}
     assert balanced(cfg) == pytest.approx(expected, rel=1e-4)

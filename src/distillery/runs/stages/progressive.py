@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distillery.config.stages import stage_teachers
 from distillery.core.errors import UserError
-from distillery.core.terminal import say
+from distillery.core.terminal import say, telling
 from distillery.data.module import Data
 from distillery.runs.stages.sequence import StageSequence
 from distillery.training.distiller import Distiller
@@ -145,7 +145,7 @@ class ProgressiveDistillation(L.Callback):
             if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None:
                 _begin_anew(checkpoint, trainer)
         _call("on_stage_start", trainer, module)
-        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+        if trainer.is_global_zero and telling():
             name, count = self.sequence.stage.name, len(self.sequence.stages)
             say(f"Stage {self.sequence.place + 1} of {count}: {name}")
 

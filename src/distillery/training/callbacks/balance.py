@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
-from distillery.core.terminal import say
+from distillery.core.terminal import say, telling
 from distillery.losses.term import Term
 from distillery.results.layout import BALANCE
 from distillery.training.distiller import Distiller
@@ -100,6 +100,6 @@ class Balance(L.Callback):
         if trainer.is_global_zero:
             with atomic_write(self.folder / BALANCE) as unfinished:
                 unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            if trainer.progress_bar_callback is not None:
+            if telling():
                 overrides = " ".join(f"{path}={weight:g}" for path, weight in found.items())
                 say(f"Balanced. The same weights by hand: {overrides}")

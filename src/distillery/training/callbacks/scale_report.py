@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt
 from rich.table import Table
 from torch import Tensor, nn
 
-from distillery.core.terminal import plain_console, say
+from distillery.core.terminal import plain_console, say, telling
 from distillery.training.distiller import Distiller
 from distillery.training.gradient_norms import gradient_norms, is_measurable
 
@@ -88,7 +88,7 @@ class ScaleReport(L.Callback):
 
 
 def _shown(trainer: L.Trainer) -> bool:
-    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+    return trainer.is_global_zero and telling()
 
 
 def figures(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, dict[str, float]]:

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from distillery.core.errors import UserError
+from distillery.core.terminal import say, telling
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.cache import evaluated_once
 from distillery.teachers.frozen import Teacher
@@ -42,7 +43,8 @@ class TeacherGuard(L.Callback):
         assert isinstance(module, Distiller)
         self._fingerprints = {name: teacher.expected_fingerprint() for name, teacher in module.frozen.items()}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.val_dataloader() or data.train_dataloader()
+        val = data.val_dataloader()
+        loader, split = (val, "validation") if val else (data.train_dataloader(), "training")
         task, outputs = module.task, module.outputs
         asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
         for name, teacher in module.frozen.items():
@@ -58,6 +60,8 @@ class TeacherGuard(L.Callback):
             self._scored.add((teacher, asked))
             judge = partial(evaluate, teacher, loader, task, outputs)
             found = evaluated_once(teacher.training_signals, f"guard {type(task)} {vars(task)}", judge)
+            if trainer.is_global_zero and telling():
+                say(f"Teacher {name!r}: {task.score} {found.score:.4f} on the {split} split")
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
             chance = 1 / outputs if outputs else 0.0
             near_chance = accuracy < chance + 0.1 * (1 - chance)
