@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -287,8 +288,80 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"nowhere' cannot be read"):
             read(tmp_path / "nowhere")
         (tmp_path / "latin").write_bytes("text,label\nné,a\n".encode("latin-1"))
-        with pytest.raises(UserError, match=r"latin' cannot be read: .*utf-8"):
+        with pytest.raises(UserError, match=r"latin' .*line 2 is not UTF-8.*'né,a'.*data\.source\.encoding=cp1252"):
             read(tmp_path / "latin")
+        with pytest.raises(UserError, match=r"no such encoding\. Did you mean .*'latin1'"):
+            read(tmp_path / "latin", encoding="latin11")
+        with pytest.raises(UserError, match=r"cannot be read: .*'ascii' codec.*data\.source\.encoding"):
+            read(tmp_path / "latin", encoding="ascii")
+        (tmp_path / "wide").write_bytes("text,label\nné,a\n".encode("utf-16-le"))
+        with pytest.raises(UserError, match=r"NUL bytes\. Try data\.source\.encoding=utf-16-le"):
+            read(tmp_path / "wide")
+
+
+def test_encodings(tmp_path: Path) -> None:
+    path, rows = tmp_path / "own.csv", [*ROWS[:2], ("née", "neg"), ("名前", "pos")]
+    content = "text,label\n" + "".join(f'"{text}",{label}\n' for text, label in rows)
+    for encoding, given, remark in [
+        ("utf-8-sig", None, ""),
+        ("utf-8-sig", "utf-8", ""),
+        ("utf-16", None, "is read as UTF-16, as its byte order mark says"),
+        ("utf-32", None, "is read as UTF-32, as its byte order mark says"),
+        ("utf-16-be", "utf-16-be", ""),
+        ("gb18030", "gb18030", ""),
+    ]:
+        path.write_bytes(content.encode(encoding))
+        data = text_csv(path, encoding=given, test_fraction=0.5)
+        assert data.train.inputs.first == [text for text, _ in rows]
+        assert remark in data.remarks[0]
+        assert len(data.remarks) == (2 if remark else 1)
+        lines = "".join(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n" for text, label in rows)
+        path.write_bytes(lines.encode(encoding))
+        assert jsonl(path, encoding=given, test_fraction=0.5).train.inputs.first == [text for text, _ in rows]
+
+
+def test_another_separator_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    for separator, shown in [(";", r"\"data\.source\.separator=';'\""), ("\t", r"\"data\.source\.separator=\\t\"")]:
+        rows = [f"a, b, {i}{separator}{i % 2}" for i in range(10)]
+        path.write_text("\n".join([f"text{separator}label", *rows]), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"single column, .*{shown}"):
+            text_csv(path)
+        assert text_csv(path, separator=separator.replace("\t", r"\t")).classes == ("0", "1")
+
+
+def test_labels_that_look_like_something_else_are_said(tmp_path: Path) -> None:
+    for labels, remark in [
+        (["pos", "neg", "Pos ", "neg"], "only by case or blanks: 'Pos' and 'pos'"),
+        (["ｖery good", "Very  Good", "bad", "bad"], "only by case or blanks: 'Very  Good' and 'ｖery good'"),
+        (["0.5", "1", "0.5", "1"], "fractions, taken for 2 classes; .*task=regression data.source.regression=true"),
+        (["1.5", "2.5", "3.5", "1.5"], None),
+    ]:
+        path = write_csv(tmp_path / "own.csv", [(f"text {i}", label) for i, label in enumerate(labels)])
+        if remark is None:
+            with pytest.raises(UserError, match=r"taken for 3 classes.*task=regression data\.source\.regression=true"):
+                text_csv(path)
+        else:
+            assert re.search(remark, text_csv(path, test_fraction=0.75).remarks[0])
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate([1, 2.0, 1.0, 2])]
+    assert jsonl(write_jsonl(tmp_path / "own.jsonl", rows), test_fraction=0.5).classes == ("1", "2")
+
+
+def test_half_of_a_surrogate_pair_is_replaced_and_counted(tmp_path: Path) -> None:
+    path, half = tmp_path / "own.jsonl", "cut \ud83d"
+    plain = [{"text": f"😀 {i}", "second": "b", "label": f"{i % 2}"} for i in range(4)]
+    for column in ("text", "second", "label"):
+        rows = [*plain, {"text": "x", "second": "y", "label": "0", column: half}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        data = jsonl(path, second="second", test_fraction=0.6)
+        assert "1 lines with half of a surrogate pair, read as U+FFFD; the first is 5" in data.remarks[0]
+        found = (data.train.inputs.first[4], data.train.inputs.second[4], data.classes[-1 if column == "label" else 0])
+        assert found["text second label".split().index(column)] == "cut \ufffd"
+        assert data.train.inputs.first[0] == "😀 0"
+    rows = [{"words": ["a", half], "tags": ["O", half]}, {"words": ["b"], "tags": ["O"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = jsonl(path, words="words", label="tags", test_fraction=0.5)
+    assert (data.train.inputs.first[0], data.classes) == (["a", "cut \ufffd"], ("O", "cut \ufffd"))
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -331,6 +404,7 @@ def test_words_and_labels_that_do_not_agree(tmp_path: Path) -> None:
         ({"words": ["a", " "], "tags": ["O", "O"]}, "not a list of words"),
         ({"words": [], "tags": []}, r"empty in 1 row \(line 5\)"),
         ({"tags": []}, r"empty in 1 row \(line 5\)"),
+        ({"words": ["a", "b"], "tags": ["O", None]}, r"a word has no label in column 'tags' in 1 row \(line 5\)"),
         ({"words": ["a"]}, r"column 'tags' has no label in 1 row \(line 5\)"),
     ]:
         path = write_jsonl(tmp_path / "own.jsonl", [*TAGGED, row])
@@ -348,7 +422,7 @@ def test_wrong_lines_of_json(tmp_path: Path) -> None:
     for line, options, words in [
         ("{'text': 1}", {}, "line 2: not valid JSON"),
         ('["a", "b"]', {}, r"line 2: it must be a JSON object, not '\[\"a\""),
-        ('{"text": "half \\ud83d", "label": "x"}', {}, "line 2: not valid JSON .*surrogates"),
+        ('{"text": "b", "label": NaN}', {}, r"column 'label' has no label in 1 row \(line 2\)"),
         ('{"text": "b"} {"text": "c"}', {}, "line 2: not valid JSON .*Extra data"),
         ('{"text": "b", "text": "c", "label": "x"}', {}, "line 2: .*a key occurs twice: text, text, label"),
         ("[" * 10**6, {}, "line 2: not valid JSON .*recursion"),

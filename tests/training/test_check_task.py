@@ -35,6 +35,16 @@ def checked(task: Any, terms: Mapping[str, Any], varies: str | None = None, widt
     check_task(task, data, terms, (), network(3), {"main": network(width), "b": network(width)}, BATCH)
 
 
+def test_labels_of_words_and_of_texts_are_not_confused() -> None:
+    data: Any = SimpleNamespace(varies=None, name="own")
+    for task, target, fix in [
+        (Classification(), torch.zeros(2, 5), "Set task=token_classification"),
+        (TokenClassification(), torch.zeros(2), "Set task=classification, or data.source.words"),
+    ]:
+        with pytest.raises(UserError, match=fix):
+            check_task(task, data, {}, (), network(3), {}, {"input_ids": torch.zeros(2, 5), "target": target})
+
+
 def two(combine: str) -> Several:
     return Several([HiddenMSE(teacher=name) for name in ("main", "b")], combine, seed=0)
 

@@ -34,7 +34,10 @@ class Classification(Task):
 
     def outputs(self, data: Labelled) -> int:
         if not data.classes:
-            raise UserError(f"task=classification: the samples of '{data.name}' have no classes.")
+            raise UserError(
+                f"task=classification: the samples of '{data.name}' have no classes. Set data.source.label to the "
+                "column of the classes; for numbers set task=regression, for masked words task=masked_lm."
+            )
         return len(data.classes)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:

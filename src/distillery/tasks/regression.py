@@ -47,7 +47,8 @@ class Regression(Task):
     def outputs(self, data: Labelled) -> int:
         if data.classes:
             raise UserError(
-                f"task=regression: the samples of '{data.name}' have classes, not numbers. Use task=classification."
+                f"task=regression: the samples of '{data.name}' have classes, not numbers. Use task=classification; if "
+                "the labels of texts are numbers, set data.source.regression=true."
             )
         return 1
 

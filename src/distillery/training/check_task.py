@@ -28,12 +28,23 @@ def check_task(
         batch: a few samples, on which the widths of vectors are found out.
 
     Raises:
-        UserError: tokens are masked and the task does not predict them; there is nothing to learn from; a loss on
+        UserError: tokens are masked and the task does not predict them; words have labels, and the task is not
+            about words, or the reverse; there is nothing to learn from; a loss on
             distributions, for numbers or vectors; a loss on the logits of samples, for the logits of tokens; vectors
             of different widths.
     """
     if data.varies == "mask" and not task.masked:
         raise UserError("data.mask masks tokens, and this task does not predict them. Set data.mask=null.")
+    if "input_ids" in batch and (batch["target"].ndim > 1) != task.per_token:
+        if task.per_token:
+            raise UserError(
+                f"This task has a label for each token, and the texts of '{data.name}' have one each. Set task="
+                "classification, or data.source.words to the column of the lists of words (task=masked_lm: data.mask)."
+            )
+        raise UserError(
+            f"The words of '{data.name}' have a label each (data.source.words), and this task has one for each text. "
+            "Set task=token_classification"
+        )
     if task.weight == 0 and not terms and "task.weight" not in schedules:
         raise UserError(
             "There is nothing to learn from: task.weight=0 and there is no distillation loss. Choose a loss and a "

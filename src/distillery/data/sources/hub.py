@@ -70,9 +70,10 @@ def _load(called: str, path: str, **options: Any) -> list[Dataset]:
             "the hub first."
         ) from error
     except (OSError, ValueError, DatasetsError) as error:
+        cause = f" ({str(error.__cause__).strip().splitlines()[0]})" if str(error.__cause__ or "").strip() else ""
         raise UserError(
-            f"'{called}' cannot be loaded: {error}. See data.source.path, name, train, val and test; val=null cuts "
-            "the validation samples from train, test=null tests on val."
+            f"'{called}' cannot be loaded: {error}{cause}. See data.source.path, name, train, val and test; val=null "
+            "cuts the validation samples from train, test=null tests on val."
         ) from error
 
 

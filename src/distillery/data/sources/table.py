@@ -1,6 +1,7 @@
 """A table of texts and labels, read from a file or the hub, and the meaning of its columns."""
 
 import math
+import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -64,6 +65,7 @@ class Table:
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int]
     unit: str = "line"
+    notes: tuple[str, ...] = ()  # remarks on how it was read
 
     def column(self, option: str, name: str) -> list[Any]:
         """The values of the column `name`, which the user set as data.source.`option`."""
@@ -137,10 +139,35 @@ def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
     return samples, len(empty)
 
 
+def class_remarks(columns: Columns, classes: Sequence[str], texts: int) -> list[str]:
+    """Classes that look alike, and classes that look like the numbers of a regression.
+
+    Raises:
+        UserError: almost every text has another number.
+    """
+    remarks, alike = [], dict[str, list[str]]()
+    for name in classes:
+        alike.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    if same := [names for names in alike.values() if len(names) > 1]:
+        shown = "; ".join(" and ".join(map(repr, names)) for names in same[:SHOWN])
+        remarks.append(f"classes that differ only by case or blanks: {shown}{'; …' if len(same) > SHOWN else ''}")
+    if columns.classes is None and all(map(_is_number, classes)) and any("." in name for name in classes):
+        found = (
+            f"the labels are numbers with fractions, taken for {len(classes)} classes; to predict the numbers set "
+            "task=regression data.source.regression=true"
+        )
+        if 2 * len(classes) > texts:
+            raise UserError(f"data.source.label={columns.label}: {found}")
+        remarks.append(found)
+    return remarks
+
+
 def _texts(table: Table, option: str, name: str) -> list[Any]:
     """The texts of a column; a missing or blank one becomes an empty string."""
     values = table.column(option, name)
-    table.refuse(name, values, "is not text", lambda text: not isinstance(text, str | None))
+    lists = any(isinstance(text, list) for text in values)
+    fix = f" For lists of words set data.source.words={name} task=token_classification." if lists else ""
+    table.refuse(name, values, "is not text", lambda text: not isinstance(text, str | None), fix)
     return [text if text and text.strip() else "" for text in values]
 
 
@@ -154,7 +181,7 @@ def _words(table: Table, name: str) -> list[Any]:
 def _labels(samples: Samples, name: str, columns: Columns) -> list[Any]:
     """The labels as strings, as floats, or as a tuple of strings for each list of words."""
     labels = samples.columns["labels"]
-    samples.refuse(name, labels, "has no label", lambda label: label is None or not str(label).strip())
+    samples.refuse(name, labels, "has no label", _is_missing)
     if columns.words is not None:
         for line, label, words in zip(samples.lines, labels, samples.columns["first"], strict=True):
             if not isinstance(label, list) or len(label) != len(words):
@@ -163,14 +190,27 @@ def _labels(samples: Samples, name: str, columns: Columns) -> list[Any]:
                     f"{samples.where}, {samples.unit} {line}: {len(words)} words, but {found} in column '{name}'. It "
                     "must be a list with one label per word."
                 )
-        return [tuple(map(str, label)) for label in labels]
+        bare = [row for row, label in enumerate(labels) if any(_is_missing(each) for each in label)]
+        if bare:
+            raise UserError(f"{samples.where}: a word has no label in column '{name}' in {samples.places(bare)}.")
+        return [tuple(map(_class_name, label)) for label in labels]
     if columns.regression:
         fix = " For classes set data.source.regression=false."
         samples.refuse(name, labels, "is not a number", lambda label: not _is_number(label), fix)
         return [float(label) for label in labels]
     fix = " Lists of labels need lists of words: set data.source.words to their column."
     samples.refuse(name, labels, "has more than one label", lambda label: isinstance(label, list | dict), fix)
-    return [str(label).strip() for label in labels]
+    return [_class_name(label) for label in labels]
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether it is None, blank, or the not-a-number that pandas writes for a missing value."""
+    return label is None or label != label or not str(label).strip()
+
+
+def _class_name(label: Any) -> str:
+    """A number without a fraction is written as a whole one: pandas turns 1 into 1.0 where a label is missing."""
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
 
 
 def _is_list_of_words(value: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import apart
-from distillery.data.sources.table import SHOWN, Columns, Samples, Table, read_samples
+from distillery.data.sources.table import SHOWN, Columns, Samples, Table, class_remarks, read_samples
 
 
 def table_data(
@@ -34,6 +34,7 @@ def table_data(
     parts: dict[str, Samples] = {}
     for part, table in tables.items():
         parts[part], empty = read_samples(table, columns)
+        notes += table.notes
         if empty:
             notes.append(f"{part}: {empty:,} rows with an empty text left out")
     keys = {part: samples.keys() for part, samples in parts.items()}
@@ -44,6 +45,7 @@ def table_data(
         if not samples:
             raise UserError(f"{samples.where} has no text left for the {part} split. " + ". ".join(notes))
     classes = _classes(columns, parts["train"])
+    notes += class_remarks(columns, classes, len(parts["train"]))
     splits = {part: Split.whole(*_encode(samples, columns, classes)) for part, samples in parts.items()}
     if "test" not in splits:
         splits["train"], splits["test"] = _cut(splits["train"], test_fraction)

@@ -1,19 +1,33 @@
 """Your own texts: CSV and JSON Lines files with a text and a label in each row."""
 
+import codecs
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from encodings import aliases
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from distillery.core.errors import UserError
+from distillery.core.errors import UserError, did_you_mean
 from distillery.data.raw_data import RawData
 from distillery.data.sources.table import Columns, Table
 from distillery.data.sources.table_splits import table_data
 
 Given = str | Path
 LONGEST_FIELD = 2**31 - 1  # Python's default of 131,072 characters is too small for a court ruling
+SEPARATORS = {";": "';'", "\t": r"\t", "|": "'|'", ",": "','"}  # as the command line takes them
+# Byte order marks, the longer ones first: that of UTF-32 begins with that of UTF-16.
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+HALF = re.compile("[\ud800-\udfff]")  # half of a character beyond U+FFFF, as where a text was cut in an emoji
+REPLACEMENT = "\ufffd"
 
 
 def text_csv(
@@ -29,6 +43,7 @@ def text_csv(
     drop_empty: bool = False,
     separator: str | None = None,
     quotes: bool = True,
+    encoding: str | None = None,
 ) -> RawData:
     """Texts, or pairs of texts, from a CSV or TSV file with a header row.
 
@@ -39,12 +54,13 @@ def text_csv(
         text, second, label, classes, regression, drop_empty: see `Columns`.
         separator: between the fields; None: a tab in files that end in .tsv, else a comma.
         quotes: fields may be enclosed in double quotes; False: a quote is an ordinary character, as in GLUE's files.
+        encoding: of all files; None: as the byte order mark says, else UTF-8.
 
     Raises:
         UserError: a file cannot be read or parsed, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, None, classes, regression, drop_empty)
-    tables = _tables(lambda file: _read_csv(file, separator, quotes), train=path, val=val, test=test)
+    tables = _tables(lambda file: _read_csv(file, separator, quotes, encoding), train=path, val=val, test=test)
     return table_data(Path(path).stem, columns, tables, test_fraction)
 
 
@@ -60,18 +76,20 @@ def jsonl(
     regression: bool = False,
     test_fraction: float = 0.2,
     drop_empty: bool = False,
+    encoding: str | None = None,
 ) -> RawData:
     """Texts, pairs of texts or lists of words from a file with one JSON object per line.
 
     Args:
         path, test, val: the files; without `test` the test split is `test_fraction` of `path`.
         text, second, words, label, classes, regression, drop_empty: see `Columns`.
+        encoding: of all files; None: as the byte order mark says, else UTF-8.
 
     Raises:
         UserError: a file cannot be read, a line is not a JSON object, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, words, classes, regression, drop_empty)
-    tables = _tables(_read_jsonl, train=path, val=val, test=test)
+    tables = _tables(lambda file: _read_jsonl(file, encoding), train=path, val=val, test=test)
     return table_data(Path(path).stem, columns, tables, test_fraction)
 
 
@@ -79,15 +97,16 @@ def _tables(read: Callable[[Path], Table], **files: Given | None) -> dict[str, T
     return {part: read(Path(file)) for part, file in files.items() if file is not None}
 
 
-def _read_csv(path: Path, separator: str | None, quotes: bool) -> Table:
+def _read_csv(path: Path, separator: str | None, quotes: bool, encoding: str | None) -> Table:
     separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    separator = "\t" if separator == r"\t" else separator
     if len(separator) != 1 or separator in "\r\n":
         raise UserError(f"data.source.separator={separator!r} must be a single character, and not the end of a line.")
     csv.field_size_limit(LONGEST_FIELD)
     rows: dict[int, list[str]] = {}  # by the line at which each begins
     line = 1
     try:
-        with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
+        with _opened(path, encoding, "") as (file, notes):
             reader = csv.reader(
                 file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
             )
@@ -105,36 +124,53 @@ def _read_csv(path: Path, separator: str | None, quotes: bool) -> Table:
     header = rows.pop(next(iter(rows)))
     if len(set(header)) != len(header):
         raise UserError(f"'{path}' has two columns of the same name: {', '.join(header)}.")
+    other = max(SEPARATORS, key=header[0].count)
+    if len(header) == 1 and other in header[0]:
+        raise UserError(
+            f"'{path}' has a single column, {header[0]!r}. If {other!r} separates the fields, set "
+            f'"data.source.separator={SEPARATORS[other]}"'
+        )
     for line, row in rows.items():
         if len(row) != len(header):
             raise UserError(
                 f"'{path}', line {line}: {len(row)} fields, but the header has {len(header)}. Enclose a text that "
                 f"contains {separator!r} in quotes, or set data.source.separator."
             )
-    return Table(f"'{path}'", dict(zip(header, zip(*rows.values(), strict=True), strict=True)), list(rows))
+    return Table(f"'{path}'", dict(zip(header, zip(*rows.values(), strict=True), strict=True)), list(rows), notes=notes)
 
 
-def _read_jsonl(path: Path) -> Table:
+def _read_jsonl(path: Path, encoding: str | None) -> Table:
     rows: dict[int, dict[str, Any]] = {}  # by line
-    with _readable(path), path.open(encoding="utf-8-sig", newline="\n") as file:
+    halves: list[int] = []
+    with _opened(path, encoding, "\n") as (file, notes):
         for number, line in enumerate(file, 1):
             if line.strip():
-                rows[number] = _json_object(line, f"'{path}', line {number}")
+                rows[number], halved = _json_object(line, f"'{path}', line {number}")
+                halves += [number] if halved else []
     if not rows:
         raise UserError(f"'{path}' is empty: it must have a JSON object on each line.")
+    if halves:
+        notes += (
+            f"'{path}': {len(halves):,} lines with half of a surrogate pair, read as U+FFFD; the first is {halves[0]}",
+        )
     names = dict.fromkeys(name for row in rows.values() for name in row)
-    return Table(f"'{path}'", {name: [row.get(name) for row in rows.values()] for name in names}, list(rows))
+    return Table(
+        f"'{path}'", {name: [row.get(name) for row in rows.values()] for name in names}, list(rows), notes=notes
+    )
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def _json_object(line: str, where: str) -> tuple[dict[str, Any], bool]:
+    """The object, and whether it had halves of surrogate pairs, which are replaced: they are not Unicode text."""
     try:
         row = json.loads(line, object_pairs_hook=_distinct_keys)
-        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        halved = "\\u" in line and HALF.search(plain := json.dumps(row, ensure_ascii=False)) is not None
+        if halved:
+            row = json.loads(HALF.sub(REPLACEMENT, plain))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: it must be a JSON object, not {line.strip()[:60]!r}.")
-    return row
+    return row, halved
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,8 +180,38 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO[str], tuple[str, ...]]]:
+    """The file as text, and what is to be said of its encoding."""
     try:
-        yield
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            start = file.read(1000)
+        mark = next((name for bytes_, name in MARKS.items() if start.startswith(bytes_)), None)
+        if encoding is None and mark is None and b"\0" in start:
+            order = "le" if start[1:2] == b"\0" else "be"
+            raise UserError(f"'{path}' is not UTF-8 text, it has NUL bytes. Try data.source.encoding=utf-16-{order}")
+        used = encoding or mark or "utf-8"
+        said = mark is not None and encoding is None and mark != "utf-8-sig"
+        with path.open(encoding="utf-8-sig" if used.lower() in ("utf-8", "utf8") else used, newline=newline) as text:
+            yield text, (f"'{path}' is read as {used.upper()}, as its byte order mark says",) if said else ()
+    except LookupError as error:
+        known = did_you_mean(str(encoding), {*aliases.aliases, *aliases.aliases.values()})
+        raise UserError(f"data.source.encoding={encoding}: there is no such encoding.{known}") from error
+    except UnicodeError as error:
+        raise UserError(f"'{path}' cannot be read: {_not_in_encoding(path, encoding, error)}") from error
+    except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error}.") from error
+
+
+def _not_in_encoding(path: Path, encoding: str | None, error: UnicodeError) -> str:
+    if encoding is not None:
+        return f"{error}. Set data.source.encoding to another one than {encoding}, or to null for UTF-8."
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError as wrong:
+            around = line[max(0, wrong.start - 20) : wrong.start + 20].decode("cp1252", "replace")
+            return (
+                f"line {number} is not UTF-8. As cp1252 (Western European Windows) it reads {around!r}: if that is "
+                "right set data.source.encoding=cp1252, else the encoding that the file was written in."
+            )
+    return f"{error}."
