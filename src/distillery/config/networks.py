@@ -7,7 +7,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor, nn
+from torch import nn
 
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
@@ -15,7 +15,8 @@ from distillery.core.roles import EMA, FROZEN, PEER, role_of
 from distillery.data.module import Data
 from distillery.models.adapters import Adapter, ImageAdapter, TextAdapter
 from distillery.models.taps.network import Network
-from distillery.models.weights import SUFFIXES, load_weights
+from distillery.models.weight_files import is_weights_file
+from distillery.models.weights import Loaded, OtherHead, load_weights
 from distillery.results.layout import CONFIG, RECORD, STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.task import Task
@@ -88,7 +89,8 @@ def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Ne
     Raises:
         UserError: the network cannot be made, or its weights cannot be loaded.
     """
-    net = _net(cfg, "student", **parts)
+    net = _initialised(cfg, "student", **parts)
+    _, remarks = _fill(net, cfg, "student")
     if settings := cfg.get("initialise"):
         # transformers takes seconds: only where it is asked for
         from distillery.models.text.initialise import initialise
@@ -101,7 +103,9 @@ def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Ne
         factorised = given.get("embeddings") == "factorise"  # nothing else reads the counts
         counts = data.word_counts() if data is not None and factorised else None
         initialise(net, _source(settings.source, cfg), counts=counts, **given)
-    return Network(net, adapter(cfg, net), name="student")
+    student = Network(net, adapter(cfg, net), name="student")
+    student.remarks += remarks
+    return student
 
 
 def blank_student(cfg: DictConfig, dtype: torch.dtype) -> Network:
@@ -166,14 +170,16 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             "teacher. For the baseline, choose model/teacher=none."
         )
     net = _initialised(cfg, name)
-    stored = _fill(net, cfg, name)
+    stored, remarks = _fill(net, cfg, name)
     if cfg.weights == "pretrained" and (new := getattr(net, "new_weights", None)):
         raise UserError(
             f"Teacher {name!r}: {cfg.net.model} has no weights for {new[0]!r}, which would be newly initialised. Train "
             f"it on the task first, as a student with weights=pretrained, and name its run: model/teacher=run "
             f"teachers.{name}.weights=<run folder>"
         )
-    return Teacher(net, adapter(cfg, net), name, source=str(cfg.weights), bn_mode=cfg.bn_mode, stored=stored)
+    teacher = Teacher(net, adapter(cfg, net), name, source=str(cfg.weights), bn_mode=cfg.bn_mode, stored=stored or None)
+    teacher.remarks += remarks
+    return teacher
 
 
 def _setting(name: str) -> str:
@@ -197,7 +203,7 @@ def run_config(folder: str, setting: str) -> DictConfig:
         UserError: there is no run.
     """
     path = Path(folder)
-    if path.suffix in SUFFIXES:
+    if is_weights_file(path):
         raise UserError(
             f"{setting}: there is no file {folder}."
             + (" With callbacks=route a run keeps intermediate checkpoints." if path.suffix == ".ckpt" else "")
@@ -242,13 +248,21 @@ def _net(cfg: DictConfig, name: str, **parts: Any) -> Any:
     return net
 
 
-def _fill(net: nn.Module, cfg: DictConfig, name: str) -> dict[str, Tensor] | None:
-    """Load the weights of a run folder or a file, and return them; None: `weights` names neither."""
+def _fill(net: nn.Module, cfg: DictConfig, name: str) -> Loaded:
+    """Load the weights of a run folder or a file; nothing where `weights` names neither."""
     if cfg.weights in (None, "pretrained"):
-        return None
+        return Loaded({}, [])
     source = Path(cfg.weights)
     try:
-        return load_weights(net, source / STUDENT if source.is_dir() else source)
+        return load_weights(net, source / STUDENT if source.is_dir() else source, bool(cfg.get("new_head")))
+    except OtherHead as error:
+        mend = (
+            "To fine-tune it: student.new_head=true."
+            if name == "student"
+            else f"Fine-tune it on your classes first, as a student (student.weights={source} student.new_head=true), "
+            f"or set teachers.{name}.net.num_classes to the file's, and use losses on layers."
+        )
+        raise UserError(f"{_setting(name)}.weights: {error} {mend}") from error
     except UserError as error:
         raise UserError(f"{_setting(name)}.weights: {error}") from error
 

@@ -50,6 +50,7 @@ class TextInput(TypedDict, total=False):
 class Student(TypedDict, total=False):
     net: Node | None
     weights: str | None
+    new_head: bool
     input: ImageInput | TextInput
     initialise: Node | None
 

@@ -7,7 +7,8 @@ from timm.models.efficientnet import tf_efficientnet_lite0
 from torch import nn
 
 from distillery.core.errors import UserError
-from distillery.models.weights import load_in_order, read_weights
+from distillery.models.weight_files import read_weights
+from distillery.models.weights import load_in_order
 
 CLASSES = 1000
 

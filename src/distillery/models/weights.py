@@ -1,54 +1,171 @@
 """Weights of networks: read from files, written to files, hashed."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
+from distillery.models.weight_files import Found, find_state, read_weights, refuse_absent
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-CONTAINERS = ("state_dict", "model", "student")
-WRAPPERS = ("module.", "_orig_mod.", "net.", "model.")  # DDP, torch.compile, and classes around a network
-STUDENTS = ("student.net.", "student.")  # beside other parts, which are not the network's
+# What is no part of a network: counters of profilers, of an average's updates and of positions; losses and metrics.
+COUNTERS = frozenset("total_ops total_params n_averaged num_batches_tracked position_ids mask_token".split())
+BESIDE = re.compile(r"criterion|objective|.*loss.*|.*metrics?|((train|val|valid|test)_)?(acc\w*|auroc|f1\w*)")
+HEAD = re.compile(r"head\w*|fc|classifier|last_linear|project\w*|predictor|decoder\w*|prototypes?")
 
 
-def load_weights(net: nn.Module, source: str | Path) -> dict[str, Tensor]:
-    """Fill every parameter and persistent buffer of `net` from a .safetensors, .pth, .pt or .ckpt file.
+class OtherHead(UserError):
+    """The weights fit but for the classifier."""
 
-    Containers (`{"state_dict": ...}`, `{"model": ...}`), prefixes of DDP and torch.compile and checkpoints
-    of Distillery are unpacked; nothing is loaded in part.
 
-    Returns: the weights as the file holds them, which may have other data types than `net`, by their names in `net`.
+class Loaded(NamedTuple):
+    """The weights as a file holds them, which may have other data types than the network's, by their names in it.
+
+    `remarks` say what was removed from names, left out or newly initialised; none where the file is the network's.
+    """
+
+    tensors: dict[str, Tensor]
+    remarks: list[str]
+
+
+def load_weights(net: nn.Module, source: str | Path, new_head: bool = False) -> Loaded:
+    """Fill every parameter and persistent buffer of `net` from a file (`weight_files.SUFFIXES`).
+
+    Containers (`{"state_dict": ...}`), prefixes (`module.`, `backbone.`) and parts that belong to no network (a loss, a
+    metric, a profiler's counters) are recognised. Nothing is loaded in part, but BatchNorm's `num_batches_tracked`,
+    which old files lack, stays as it is.
+
+    Args:
+        new_head: leave the classifier as it is initialised if that of the file has other classes, or there is none.
 
     Raises:
-        UserError: no such file, a corrupt file, or weights of another network.
+        UserError: no such file, a corrupt file, or weights of another network; says which, and what the file holds.
     """
     path = Path(source)
-    _refuse_absent(path)
+    refuse_absent(path)
     wanted = net.state_dict()
-    given = unwrap(read_weights(path), wanted)
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
+    content = read_weights(path)
+    try:
+        found = find_state(content, wanted)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    given = found.tensors
+    head = _head(net)
+    tracked = [name for name in wanted if name.endswith("num_batches_tracked") and name not in given]
+    missing = [name for name in wanted if name not in given and name not in tracked]
+    other_shape = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    other_head = [name for name in (*missing, *other_shape) if name.rpartition(".")[0] in head]
+    if new_head:
+        missing, other_shape = ([n for n in names if n not in other_head] for names in (missing, other_shape))
+    ignored = _ignored(given, wanted) if not missing else [name for name in given if _is_counter(name, wanted)]
+    unexpected = [name for name in given if name not in wanted and name not in ignored]
     shapes = [
-        f"{name} {list(given[name].shape)} in the file, {list(tensor.shape)} in the network"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
+        f"{name} {list(given[name].shape)} in the file, {list(wanted[name].shape)} in the network"
+        for name in other_shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if wrong := [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]:
-        raise UserError(
-            f"{path} does not fit the {type(net).__name__} ({len(wanted)} tensors): {'; '.join(wrong)}. "
-            "The architecture, the number of classes or of input channels is probably another one: "
-            "choose the network that the file was saved from, or another file."
+        only_head = set(missing) | set(other_shape) == set(other_head)
+        raise (OtherHead if only_head and not unexpected else UserError)(
+            f"{path} does not fit the {type(net).__name__} ({len(wanted)} tensors): {'; '.join(wrong)}."
+            f"{_contents(content, found)} {_cause(wanted, given, missing, unexpected, other_shape, only_head)}"
         )
-    net.load_state_dict(given)
-    return given
+    tensors = {name: given[name] for name in wanted if name in given and name not in (other_head if new_head else ())}
+    net.load_state_dict(tensors, strict=False)  # what is missing has been found above
+    remarks = _remarks(path, content, found, ignored, tracked)
+    if new_head and other_head:
+        remarks.append(f"{path.name}: new head ({_first(other_head)}), newly initialised")
+    return Loaded(tensors, remarks)
+
+
+def _head(net: nn.Module) -> Sequence[str]:
+    """The paths of the classifier's modules: those that timm names, or the last linear layer."""
+    named = (getattr(net, "pretrained_cfg", None) or {}).get("classifier")
+    if named:
+        return [named] if isinstance(named, str) else list(named)
+    return [path for path, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
+
+
+def _is_counter(name: str, wanted: Mapping[str, Tensor]) -> bool:
+    return name not in wanted and name.rpartition(".")[2] in COUNTERS
+
+
+def _ignored(given: Iterable[str], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names of the file that no network of this kind needs; a whole network is there without them.
+
+    A head is one of them only where the network has none.
+    """
+    parts = {name.partition(".")[0] for name in wanted}
+    headless = not any(HEAD.fullmatch(part) for part in parts)
+
+    def beside(name: str) -> bool:
+        part = name.partition(".")[0]
+        return part not in parts and bool(BESIDE.fullmatch(part) or (headless and HEAD.fullmatch(part)))
+
+    return [name for name in given if name not in wanted and (_is_counter(name, wanted) or beside(name))]
+
+
+def _contents(content: Mapping[str, Any], found: Found) -> str:
+    """What is at the top of a file that is more than a state dict."""
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return "" if content else " The file is empty."
+    keys = [
+        f"{key} ({len(value)} entries)" if isinstance(value, Mapping) else str(key) for key, value in content.items()
+    ]
+    weights = f"taken for weights: {found.where or 'its tensors'}" if found.tensors else "none of them holds tensors"
+    return f" At its top the file has {_first(keys, 8)}; {weights}."
+
+
+def _cause(
+    wanted: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    other_shape: Sequence[str],
+    only_head: bool,
+) -> str:
+    """Why weights do not fit, and the mend."""
+    choose = "Choose the network that the file was saved from, or another file."
+    if not given:
+        return "It holds no weights. Save them where it was made: torch.save(net.state_dict(), 'weights.pth')."
+    if only_head and not unexpected:
+        classes = f" ({len(given[other_shape[0]])} classes in the file)" if other_shape else ""
+        return f"Only the head differs{classes}: the file was made for other classes, or for none."
+    if not given.keys() & wanted.keys():
+        return f"None of its names is one of the network's: the architecture is another one, or other code. {choose}"
+    if not missing and not unexpected:
+        name = other_shape[0]
+        theirs, ours = given[name].shape, wanted[name].shape
+        if len(theirs) > 2 and len(theirs) == len(ours) and theirs[:1] + theirs[2:] == ours[:1] + ours[2:]:
+            return f"Its input channels are others: {theirs[1]} in the file, {ours[1]} here (net.in_chans)."
+        return f"The architecture is this one in other sizes (widths, input). {choose}"
+    if unexpected and not missing and not other_shape:
+        return f"The file has more layers than the network. {choose}"
+    return f"The architecture is another one. {choose}"
+
+
+def _remarks(
+    path: Path, content: Mapping[str, Any], found: Found, ignored: Sequence[str], tracked: Sequence[str]
+) -> list[str]:
+    """What was done to a file's content to make the network's weights of it."""
+    said = [f"weights of {found.place}"] if found.place else []
+    if found.others:
+        said[:] = [f"weights of {found.where or 'its top'}, not of {_first(list(found.others))}"]
+    if removed := [*([found.prefix] if found.prefix else []), *(f"{part}." for part in found.inserted)]:
+        said.append(f"removed from names: {', '.join(removed)}")
+    top = found.place.partition(".")[0]
+    rest = [str(key) for key, value in content.items() if key != top and not isinstance(value, Tensor)]
+    if left := [*found.beside, *ignored, *rest]:
+        said.append(f"left out: {_first(left)}")
+    if tracked:
+        said.append(f"num_batches_tracked is not in it ({len(tracked)} times)")
+    return [f"{path.name}: {'; '.join(said)}"] if said else []
 
 
 def load_in_order(net: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -100,59 +217,10 @@ def weights_hash(net: nn.Module, stored: Mapping[str, Tensor] | None = None) -> 
     return digest.hexdigest()
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """What a .safetensors or a PyTorch file holds, on the CPU; nothing pickled in it is executed.
-
-    Raises:
-        UserError: a corrupt file, or one that holds more than plain data.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in many ways, including OSError
-        if "Unsupported global" in str(error):
-            raise UserError(
-                f"{path} holds pickled Python objects, which could run any code and are not loaded. "
-                "Save the plain weights where it was made: torch.save(net.state_dict(), 'weights.pth')."
-            ) from error
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read ({type(error).__name__}): "
-            "it is corrupt or cut off. Copy or download it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict: save net.state_dict().")
-    return content
-
-
 def unwrap(content: Mapping[str, Any], names: Iterable[str]) -> dict[str, Tensor]:
     """The state dict in a checkpoint: out of its containers, without prefixes that `names` do not have."""
-    names = list(names)
-    while inner := next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None):
-        content = inner
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    foreign = [p for p in (*STUDENTS, *WRAPPERS) if not any(name.startswith(p) for name in names)]
-    while prefix := next((p for p in foreign if _carries(state, p)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return state
+    return find_state(content, list(names)).tensors
 
 
-def _carries(state: Mapping[str, Tensor], prefix: str) -> bool:
-    """A wrapper's prefix is on every name; the student's is on its own, beside a teacher's or projectors'."""
-    found = [name.startswith(prefix) for name in state]
-    return any(found) if prefix in STUDENTS else bool(found) and all(found)
-
-
-def _refuse_absent(path: Path) -> None:
-    if path.is_file() and path.suffix in SUFFIXES:
-        return
-    folder = path if path.is_dir() else path.parent
-    if not folder.is_dir():
-        raise UserError(f"There is no weights file {path}: the folder {folder} does not exist.")
-    problem = f"{path} is no weights file ({', '.join(SUFFIXES)})." if path.exists() else f"There is no file {path}."
-    files = [file.name for file in folder.iterdir() if file.suffix in SUFFIXES]
-    raise UserError(problem + (did_you_mean(path.name, files) if files else f" {folder} holds no weights."))
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def _first(names: Sequence[str], number: int = 3) -> str:
+    return ", ".join(names[:number]) + (", …" if len(names) > number else "")

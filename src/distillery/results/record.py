@@ -55,6 +55,7 @@ class RunRecord:
             batch 1), `latency_ms`.
         seconds: wall-clock time of the run.
         timeline: one entry an epoch, by the field names of `timeline.Epoch`.
+        remarks: notes on the networks for the user: what was done to their weights and classes. Absent in old records.
     """
 
     VERSION: ClassVar[int] = 1
@@ -77,6 +78,7 @@ class RunRecord:
     seconds: float | None = None
     error: str | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def val_score(self) -> float | None:
@@ -125,7 +127,7 @@ class RunRecord:
                 "Run that job again, or read it with the version that wrote it."
             )
         names = {f.name for f in dataclasses.fields(cls)}
-        missing, unexpected = sorted(names - content.keys()), sorted(content.keys() - names)
+        missing, unexpected = sorted(names - content.keys() - {"remarks"}), sorted(content.keys() - names)
         if missing or unexpected:
             raise UserError(
                 f"{path} has unexpected fields ({', '.join(unexpected) or 'none'}) and lacks others "

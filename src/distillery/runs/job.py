@@ -28,7 +28,7 @@ from distillery.config.stages import RunSpec
 from distillery.core.errors import UserError
 from distillery.core.files import sha256_of
 from distillery.core.process import is_main
-from distillery.models.weights import SUFFIXES
+from distillery.models.weight_files import is_weights_file
 from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
 from distillery.runs.checkpoints import moved
@@ -205,7 +205,7 @@ def _by_content(value: Any) -> Any:
 
 def _weights_sha256(path: Path) -> str | None:
     """SHA-256 of the weights of a finished run, in a file, or in the folder of a transformer; None if it has none."""
-    if path.suffix in SUFFIXES and path.is_file():
+    if is_weights_file(path) and path.is_file():
         return sha256_of(path)
     if (path / RECORD).is_file():
         return RunRecord.read(path).student_sha256

@@ -94,6 +94,7 @@ def network_table(parts: Parts) -> Table:
         flops = count_flops(network.net, network.bound(sample))
         sizes = f"{count_parameters(network.net):,}", f"{_trained(network):,}", si(flops)
         table.add_row(role, type(network.net).__name__, weights, *sizes)
+    table.caption, table.caption_justify = "\n".join(parts.distiller.remarks) or None, "left"
     return table
 
 

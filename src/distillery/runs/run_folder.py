@@ -115,6 +115,7 @@ def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -
             **data.sizes,
         },
         sources=sequence.sources(),
+        remarks=sequence.parts.distiller.remarks,
     )
 
 

@@ -46,6 +46,7 @@ def score_run(
     student, data = parts.distiller.student, parts.data
     data.setup("test")
     last, test = _scores(parts, student)
+    record.remarks = list(dict.fromkeys([*record.remarks, *parts.distiller.remarks]))  # each stage has its own
     record.environment["scored_on"] = student.device.type
     record.metrics["last"] = {"epoch": epoch, **last}
     record.cost = _cost(student, parts.example)

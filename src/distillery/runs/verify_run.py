@@ -10,7 +10,8 @@ from distillery.config.networks import blank_student, run_config
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.terminal import say
 from distillery.models.taps.network import Network
-from distillery.models.weights import load_weights, read_weights, weights_hash
+from distillery.models.weight_files import read_weights
+from distillery.models.weights import load_weights, weights_hash
 from distillery.results.environment import environment
 from distillery.results.layout import STUDENT
 from distillery.results.record import RunRecord

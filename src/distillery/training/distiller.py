@@ -114,6 +114,14 @@ class Distiller(L.LightningModule):
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     @property
+    def remarks(self) -> list[str]:
+        """Remarks on the student and its teachers, for the user."""
+        networks = {"student": self.student} | {
+            f"teacher {name}": each for name, each in self.teachers.items() if each is not self.student
+        }
+        return [f"{name}: {remark}" for name, network in networks.items() for remark in network.remarks]
+
+    @property
     def frozen(self) -> dict[str, Teacher]:
         """The frozen teachers, by name."""
         return {name: each for name, each in self.teachers.items() if isinstance(each, Teacher) and each.role == FROZEN}

@@ -46,6 +46,7 @@ class Network(nn.Module):
         self.net = net
         self.adapter = adapter or ImageAdapter()
         self.name = name
+        self.remarks: list[str] = []  # for the user: what was done to its weights, its classes
         self._recorded: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._parameter_taps: dict[str, Place] = {}

@@ -64,7 +64,7 @@ def model_card(
         figures=[_figures(name, entry) for name, entry in {"student": student, **scored}.items()],
         comparisons=[_comparison(student, entry, name) for name, entry in record.scored_teachers.items()],
         method=list(_method(cfg, run)),
-        data=list(_data(record.data)),
+        data=[*_data(record.data), *record.remarks],
         command=["distill-train", *map(shell_quoted, record.overrides)],
         environment=_environment(record),
     )
