@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, DataCollatorForTokenClassification, GPT2
 from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.text import TextData
+from distillery.data.tokens import tokenised
 from fixtures.texts import POSITIONS, VOCABULARY, raw_texts, sentences, text_data, write_tokenizer
 
 FIRST = [text for text, _ in sentences(50)]
@@ -314,3 +315,42 @@ def test_a_restored_loader_serves_the_rest(folder: str) -> None:
         second.load_state_dict(first.state_dict())
         for expected, batch in zip(whole, [*served, *second], strict=True):
             assert all(torch.equal(values, batch[name]) for name, values in expected.items())
+
+
+def test_tokens_are_kept_on_the_disk(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, calls = tmp_path / "cache", [0]
+    monkeypatch.setenv("DISTILLERY_CACHE", str(cache))
+
+    def counting(*arguments: Any) -> Any:
+        calls[0] += 1
+        return tokenised(*arguments)
+
+    def served(texts: Texts, tokenizer: str = folder, **settings: Any) -> tuple[Any, ...]:
+        calls[0] = 0
+        data = text_data(tokenizer, texts, **settings)
+        return by_index(data.train_dataloader()), data.remarks, data.fingerprint
+
+    monkeypatch.setattr("distillery.data.text.tokenised", counting)
+    turned = write_tokenizer(tmp_path / "turned", (*VOCABULARY[:5], *reversed(VOCABULARY[5:])))
+    for given in [
+        {"texts": Texts(FIRST)},
+        {"texts": Texts(FIRST), "max_length": 11},
+        {"texts": Texts(FIRST, SECOND), "max_length": 11},
+        {"texts": Texts(WORDS, labels=LABELS)},
+        {"texts": Texts(FIRST), "tokenizer": turned},
+        {"texts": Texts(FIRST), "train_size": 20},
+    ]:
+        first = served(**given)
+        assert calls[0] > 0, given
+        assert served(**given) == first
+        assert calls[0] == 0, given
+    expected = served(Texts(FIRST))
+    for damage in [lambda content: b"", lambda content: content[:-9], lambda content: content[:-1] + b"~"]:
+        for file in (cache / "tokens").iterdir():
+            file.write_bytes(damage(file.read_bytes()))
+        for called in (True, False):
+            assert served(Texts(FIRST)) == expected
+            assert (calls[0] > 0) == called
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DISTILLERY_CACHE", str(tmp_path / "file"))  # no folder: nothing can be kept there
+    assert served(Texts(FIRST)) == expected

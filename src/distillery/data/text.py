@@ -1,14 +1,17 @@
 """The LightningDataModule of texts."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import NonNegativeInt
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
@@ -17,10 +20,12 @@ from distillery.data.loader import BatchDataset
 from distillery.data.module import Data, Stage
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
+from distillery.data.token_cache import load_tokens, save_tokens, tokenizer_key
 from distillery.data.tokenizers import load_tokenizer
 from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch, tokenised
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
+BAR = 20  # chunks from which tokenising shows a progress bar
 
 
 @dataclass(eq=False, repr=False)
@@ -152,44 +157,64 @@ class TextData(Data):
         return dataset[BatchKey(0, positions.tolist(), int(self.splits[stage].inputs.lengths[positions].max()))]
 
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
-        """The texts at `indices`, tokenised."""
-        order = indices.tolist()
-        columns: dict[str, list[Tensor]] = {}
+        """The texts at `indices`, tokenised, or what an earlier run has kept of them."""
+        tokenizer, content = self.loaded_tokenizer, texts.content()
+        key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes())
+        found = load_tokens(key)
+        if found is None:
+            found = self._tokenised(texts, indices.tolist())
+            vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
+            identity = hashlib.sha256(content + f"{vocabulary} {self.limit}".encode()).digest()
+            found["identity"] = torch.frombuffer(bytearray(identity), dtype=torch.uint8)
+            save_tokens(key, found)
+        self._longer += found.pop("longer").tolist()
+        identity = found.pop("identity").numpy().tobytes()
         lengths = torch.zeros(len(texts), dtype=torch.int64)
-        for positions in (order[at : at + CHUNK] for at in range(0, len(order), CHUNK)):
-            for position, sample in zip(positions, self._samples(texts, positions), strict=True):
-                lengths[position] = len(sample["input_ids"])
-                for name, values in sample.items():
-                    columns.setdefault(name, []).append(torch.tensor(values, dtype=torch.int32))
+        lengths[indices] = found.pop("lengths").long()
         starts = torch.zeros(len(texts), dtype=torch.int64)
         starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
-        tokenizer = self.loaded_tokenizer
-        vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
-        identity = hashlib.sha256(texts.content() + f"{vocabulary} {self.limit}".encode()).digest()
         any_token = 0  # for tokenizers without a padding token, as GPT-2's: the mask excludes it anyway
         padding = {"input_ids": tokenizer.pad_token_id or any_token, "target": IGNORED}
-        return Tokens(
-            {name: torch.cat(values) for name, values in columns.items()},
-            starts,
-            lengths,
-            {name: padding.get(name, 0) for name in columns},
-            identity,
-        )
+        return Tokens(found, starts, lengths, {name: padding.get(name, 0) for name in found}, identity)
 
-    def _samples(self, texts: Texts, positions: list[int]) -> Iterator[dict[str, list[int]]]:
-        """The columns of each text, without the mask, which is all ones before padding."""
+    def _tokenised(self, texts: Texts, order: list[int]) -> dict[str, Tensor]:
+        """The concatenated columns of the texts, `lengths` of each, and the positions of the `longer` ones."""
+        columns: dict[str, list[Tensor]] = {"lengths": [], "longer": []}
+        chunks = [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
+        silent = len(chunks) < BAR or not Console().is_terminal
+        for positions in track(chunks, "Tokenising", transient=True, disable=silent):
+            samples, longer = self._samples(texts, positions)
+            columns["longer"].append(torch.tensor(longer, dtype=torch.int32))
+            columns["lengths"].append(torch.tensor([len(ids) for ids in samples["input_ids"]], dtype=torch.int32))
+            for name, values in samples.items():
+                flat = np.fromiter(chain.from_iterable(values), dtype=np.int32)
+                columns.setdefault(name, []).append(torch.from_numpy(flat))
+        none = torch.zeros(0, dtype=torch.int32)  # a split may be empty
+        return {name: torch.cat([none, *values]) for name, values in columns.items()}
+
+    def _samples(self, texts: Texts, positions: list[int]) -> tuple[dict[str, list[list[int]]], list[int]]:
+        """The columns of these texts, without the mask, which is all ones before padding; and the truncated ones."""
         first = [texts.first[position] for position in positions]
         second = None if texts.second is None else [texts.second[position] for position in positions]
-        whole = tokenised(self.loaded_tokenizer, first, second, None)
-        longer = [i for i, ids in enumerate(whole["input_ids"]) if self.limit is not None and len(ids) > self.limit]
-        self._longer += [positions[i] for i in longer]
-        given = whole if not longer else tokenised(self.loaded_tokenizer, first, second, self.limit)
-        names = [name for name in given if name != "attention_mask"]
-        for i, position in enumerate(positions):
-            sample = {name: given[name][i] for name in names}
-            if texts.labels is not None:
-                sample["target"] = _labels(given.word_ids(i), texts.labels[position])
-            yield sample
+        given = tokenised(self.loaded_tokenizer, first, second, None)
+        samples = {name: given[name] for name in given if name != "attention_mask"}
+        words = None if texts.labels is None else [given.word_ids(i) for i in range(len(first))]
+        limit = self.limit
+        longer = [i for i, ids in enumerate(given["input_ids"]) if limit is not None and len(ids) > limit]
+        if longer:
+            pairs = None if second is None else [second[i] for i in longer]
+            cut = tokenised(self.loaded_tokenizer, [first[i] for i in longer], pairs, limit)
+            for place, i in enumerate(longer):
+                for name, values in samples.items():
+                    values[i] = cut[name][place]
+                if words is not None:
+                    words[i] = cut.word_ids(place)
+        if words is not None:
+            assert texts.labels is not None
+            samples["target"] = [
+                _labels(of, texts.labels[position]) for of, position in zip(words, positions, strict=True)
+            ]
+        return samples, [positions[i] for i in longer]
 
     def _report_too_long(self, samples: int) -> None:
         found = f"{len(self._longer):,} of {samples:,} texts have more than {self.limit} tokens"
