@@ -493,6 +493,7 @@ def begin(folder: Path, teacher: Path) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_a_killed_process_is_resumed(command: Command, teacher: Path, tmp_path: Path) -> None:
     killed = begin(tmp_path / "killed", teacher)
+    killed.send_signal(signal.SIGSTOP)
     before = (tmp_path / "killed" / "config.yaml").read_bytes()
     another = command(train, *DEMO, f"teachers.main.weights='{teacher}'", f"hydra.run.dir='{tmp_path / 'killed'}'")
     assert_refused(another, r"killed is in use: another process runs a job in it")

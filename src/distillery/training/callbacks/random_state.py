@@ -5,8 +5,10 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from distillery.core.process import world_size
 from distillery.core.random import hash_key
 
 KEY = "random_state"  # in a checkpoint
@@ -29,9 +31,7 @@ class RandomState(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # all ranks are here, though the first alone writes
-        own = {kind: _generator(kind).get_rng_state().to(module.device) for kind in _kinds(module.device)}
-        gathered = {kind: trainer.strategy.all_gather(state) for kind, state in own.items()}
-        checkpoint[KEY] = {kind: states.view(trainer.world_size, -1).cpu() for kind, states in gathered.items()}
+        checkpoint[KEY] = {kind: _gathered(module, _generator(kind).get_rng_state()) for kind in _kinds(module.device)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states: dict[str, Tensor] = checkpoint[KEY]
@@ -54,6 +54,16 @@ class RandomState(L.Callback):
         for kind in _kinds(module.device):
             if kind in self._restored:
                 _generator(kind).set_rng_state(self._restored[kind])
+
+
+def _gathered(module: L.LightningModule, state: Tensor) -> Tensor:
+    """Those of all ranks, [ranks, bytes]. Lightning's `all_gather` warns that it calls what torch has deprecated."""
+    own = state.to(module.device)
+    found = [torch.empty_like(own) for _ in range(world_size())]
+    if len(found) == 1:
+        return state[None]
+    dist.all_gather(found, own)
+    return torch.stack(found).cpu()
 
 
 def _kinds(device: torch.device) -> set[str]:
