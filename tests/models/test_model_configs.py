@@ -41,7 +41,7 @@ def test_teacher(choice: str) -> None:
         assert teachers.main.keys() == MOVING[choice]
         assert teachers.main.role == choice
         return
-    assert teachers.main.keys() == {"net", "weights", "input", "bn_mode", "cache"}
+    assert teachers.main.keys() == {"net", "weights", "input", "bn_mode", "classes", "cache"}
     assert teachers.main.bn_mode == "eval"
     assert OmegaConf.is_missing(teachers.main, "weights") or teachers.main.weights == "pretrained"
     if choice != "run":

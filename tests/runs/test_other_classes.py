@@ -1,11 +1,17 @@
-"""A frozen teacher whose classes are not the data's: `uld` learns from it, and nothing scores it."""
+"""A frozen teacher whose classes are not the data's: `uld` learns from it, and a linear probe scores it."""
 
+import re
+from contextvars import Context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from distillery.core.errors import UserError
 from distillery.losses import functional
@@ -39,15 +45,32 @@ def composed(compose_train: Compose, tmp_path: Path) -> Compose:
     return compose
 
 
-def test_a_teacher_of_other_classes_teaches_and_is_not_scored(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("loss/response=[uld]", "loss/feature=[hint]", "min_teacher_score=0.9")
-    with pytest.warns(UserWarning, match="Teacher 'main' is not scored: it has 7 classes and the task 10"):
-        result = train(cfg)
+def test_a_teacher_of_other_classes_teaches_and_a_probe_is_scored(
+    composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Context().run(train, composed("loss/response=[uld]", "loss/feature=[hint]"))
+    said = capsys.readouterr().out
+    probe = "linear probe on 100 training samples"
+    assert re.search(rf"Teacher 'main': accuracy 0\.\d+ on the validation split \({probe}\)", said)
     teacher = result.record.teachers["main"]
-    assert (result.record.status, teacher["score"], teacher["sha256"] != "") == ("finished", None, True)
+    why = "gives logits (8, 7) where the task has 10 classes or values"
+    assert teacher["scored_by"] == f"{probe}, as it {why}"
+    data = result.parts.data
+    embeddings, labels = {}, {}
+    main = result.parts.distiller.teachers["main"]
+    for split, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader())):
+        batches = [*loader]
+        with torch.no_grad():
+            last = nn.Sequential(main.net.stages[0], nn.MaxPool2d(2), main.net.stages[1])
+            embeddings[split] = torch.cat([last(*main.adapter(batch)[0]).mean((2, 3)) for batch in batches])
+        labels[split] = torch.cat([batch["target"] for batch in batches])
+    reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    reference.fit(embeddings["train"], labels["train"])
+    assert teacher["score"] == pytest.approx(reference.score(embeddings["test"], labels["test"]), abs=0.005)
     assert "main" not in np.load(result.folder / PREDICTIONS)
     frame = write_report([result.folder], tmp_path / "report", "")
-    assert [*frame["method"]] == ["uld+hint"]
+    assert [*frame["method"]] == ["teacher", "uld+hint"]
+    assert f"- `main` is scored by {probe}, as it {why}." in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_its_loss_is_that_of_all_its_classes(composed: Compose) -> None:

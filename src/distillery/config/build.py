@@ -17,8 +17,9 @@ from distillery.config.networks import build_moving, build_student, complete, co
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.config.stages import Stage
+from distillery.config.teacher_classes import fit_classes
 from distillery.core.errors import UserError
-from distillery.core.roles import FROZEN, SELF
+from distillery.core.roles import SELF
 from distillery.data.module import Data
 from distillery.losses.term import Term
 from distillery.models.taps.network import Network
@@ -89,6 +90,9 @@ def build(
     student.tap((), batch)  # an average of a former student would record into the former's taps
     student.tap_attention((), batch)
     frozen = loaded.load_all(cfg.teachers)
+    for name, teacher in frozen.items():
+        logits = _logits(teacher, batch, data.kind)
+        fit_classes(teacher, cfg.teachers[name], data, task, outputs, logits, batch)
     if former is None:
         reuse_classifier(student, frozen, batch)
     teachers: dict[str, Network] = {
@@ -157,8 +161,8 @@ def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:
 
 
 def _with_own_classes(terms: Mapping[str, Term]) -> set[str]:
-    """The teachers that may have other classes than the data: only losses that align no classes read their logits."""
-    free = {name for term in terms.values() if not term.aligned_classes for name in term.by_teacher}
+    """The teachers that may have other classes than the data: no loss that aligns classes reads their logits."""
+    free = {name for term in terms.values() for name in term.by_teacher}
     bound = (term for term in terms.values() if term.aligned_classes and term.needs_logits)
     return free - {name for term in bound for name in term.by_teacher}
 
@@ -177,16 +181,19 @@ def _refuse_networks(
     """
     for network in networks:
         logits = _logits(network, batch, data.kind)
-        if outputs is None or logits[-1] == outputs:
-            continue
-        if isinstance(network, Teacher) and network.role == FROZEN and network.name in with_own_classes:
-            network.other_outputs = logits[-1]
-            continue
-        raise UserError(
-            f"The {network.name} network gives logits {tuple(logits)} where the task has {outputs} classes or values. "
-            "Train it on these classes, set `net.num_classes`, or name the data set it belongs to. Of a frozen teacher "
-            "with other classes only loss/response=[uld] can learn."
-        )
+        if isinstance(network, Teacher) and network.other_classes:
+            if network.name in with_own_classes:
+                continue
+            raise UserError(
+                f"The {network.name} network {network.other_classes}. Fine-tune it on these classes, say which are the "
+                f"data's (teachers.{network.name}.classes), or learn from it by losses that compare no classes: those "
+                "on features, relations and attention, and loss/response=[uld]."
+            )
+        if outputs is not None and logits[-1] != outputs:
+            raise UserError(
+                f"The {network.name} network gives logits {tuple(logits)} where the task has {outputs} classes or "
+                "values. Train it on these classes, or set `net.num_classes`."
+            )
     if data.kind == "texts":
         from distillery.config.check_texts import check_lengths  # transformers takes seconds: only for texts
 
@@ -201,7 +208,7 @@ def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> 
             "cache=true keeps one set of signals for each image. Set bn_mode=eval or cache=false."
         )
     chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
-    fingerprint = f"{teacher.sha256} {cfg.input} {precision} {chosen}"
+    fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {precision} {chosen}"
     return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
 
 

@@ -44,7 +44,7 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         if cfg.net is None and cfg.weights is None:
             raise UserError(f"The {name} network is taken from a run folder: set {_setting(name)}.weights to one.")
         if cfg.net is None:
-            folder = _run_folder(cfg.weights)
+            folder = run_folder_of(cfg.weights)
             # the run of a checkpoint need not be finished
             read = trained_config if folder == cfg.weights else run_config
             own = read(folder, f"{_setting(name)}.weights").student
@@ -52,7 +52,7 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         _complete_input(cfg, data, name)
         # a pretrained teacher keeps its head, since a new one would be untrained
-        if name == "student" or cfg.weights != "pretrained" or data.kind == "texts":
+        if name == "student" or cfg.weights != "pretrained" or task.prediction != "class":
             cfg.net.setdefault("num_classes", task.outputs(data))
         if cfg.net.get("head", task.head) is None:
             cfg.net.head = task.head
@@ -187,7 +187,7 @@ def _setting(name: str) -> str:
     return name if name.startswith("student") else f"teachers.{name}"  # student.initialise.source has one, too
 
 
-def _run_folder(weights: str) -> str:
+def run_folder_of(weights: str) -> str:
     """The run folder of weights that are one, or a checkpoint in one, `<run>/checkpoints/<file>`."""
     path = Path(weights)
     return str(path.parents[1]) if path.is_file() and len(path.parents) > 1 else weights
@@ -260,7 +260,7 @@ def _fill(net: nn.Module, cfg: DictConfig, name: str) -> Loaded:
             "To fine-tune it: student.new_head=true."
             if name == "student"
             else f"Fine-tune it on your classes first, as a student (student.weights={source} student.new_head=true), "
-            f"or set teachers.{name}.net.num_classes to the file's, and use losses on layers."
+            f"or set teachers.{name}.net.num_classes to the file's (0: none), and use losses on layers."
         )
         raise UserError(f"{_setting(name)}.weights: {error} {mend}") from error
     except UserError as error:

@@ -55,12 +55,19 @@ class Student(TypedDict, total=False):
     initialise: Node | None
 
 
+Classes = Annotated[
+    Literal["names"] | list[NonNegativeInt | str] | Mapping[str, NonNegativeInt | str],
+    Says("names, a list with the name or number of a teacher's class for each of the data's, or a mapping to these"),
+]
+
+
 class FrozenTeacher(TypedDict, total=False):
     role: Literal["frozen"]
     net: Node | None
     weights: str | None
     input: ImageInput | TextInput
     bn_mode: Literal["eval", "train"]
+    classes: Classes | None
     cache: bool
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
+from distillery.models.classifier import classifier_paths
 from distillery.models.weight_files import Found, find_state, read_weights, refuse_absent
 
 # What is no part of a network: counters of profilers, of an average's updates and of positions; losses and metrics.
@@ -56,7 +57,7 @@ def load_weights(net: nn.Module, source: str | Path, new_head: bool = False) -> 
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     given = found.tensors
-    head = _head(net)
+    head = classifier_paths(net)
     tracked = [name for name in wanted if name.endswith("num_batches_tracked") and name not in given]
     missing = [name for name in wanted if name not in given and name not in tracked]
     other_shape = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
@@ -82,14 +83,6 @@ def load_weights(net: nn.Module, source: str | Path, new_head: bool = False) -> 
     if new_head and other_head:
         remarks.append(f"{path.name}: new head ({_first(other_head)}), newly initialised")
     return Loaded(tensors, remarks)
-
-
-def _head(net: nn.Module) -> Sequence[str]:
-    """The paths of the classifier's modules: those that timm names, or the last linear layer."""
-    named = (getattr(net, "pretrained_cfg", None) or {}).get("classifier")
-    if named:
-        return [named] if isinstance(named, str) else list(named)
-    return [path for path, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
 
 
 def _is_counter(name: str, wanted: Mapping[str, Tensor]) -> bool:

@@ -45,8 +45,8 @@ class RunRecord:
         sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
             empty where there is but one.
         teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
-            (where the task is to predict tokens), and its costs like the student's; for the student as its own teacher
-            the role alone.
+            (where the task is to predict tokens), `scored_by` (where that is not its own
+            classifier), and its costs like the student's; for the student as its own teacher the role alone.
         student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
             `val_loss`, `test_loss`, and `perplexity` of the test split like a teacher's; `ensemble`, where the

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillery.config.build import Parts
 from distillery.core.files import atomic_write
@@ -23,6 +23,7 @@ from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.cache import evaluated_once
 from distillery.teachers.ensemble import Ensemble
 from distillery.teachers.frozen import Teacher
+from distillery.teachers.linear_probe import probe_of
 from distillery.teachers.peer import Peer
 
 
@@ -79,7 +80,7 @@ def score_run(
 
 
 def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor | None]:
-    """What the record says of a teacher, and its predictions on the test split; None if its classes are others."""
+    """What the record says of a teacher, and its predictions on the test split; None if its own classes are others."""
     assert isinstance(teacher, Teacher | Peer)
     judge = partial(_evaluate, parts, teacher, parts.data.test_dataloader())
     loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
@@ -91,10 +92,16 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
         "score": None,
         **_cost(teacher, parts.example),
     }
-    if isinstance(teacher, Teacher) and teacher.other_outputs:
-        return entry, None
+    if isinstance(teacher, Teacher) and teacher.other_classes:
+        entry["scored_by"] = f"nothing: it {teacher.other_classes}"
+        linear = probe_of(teacher, parts.data, parts.distiller.task)
+        if linear is None:
+            return entry, None
+        entry["scored_by"] = f"{linear.name}, as it {teacher.other_classes}"
+        judge = partial(_evaluate, parts, linear, parts.data.test_dataloader())
     found = evaluated_once(source, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
-    return entry | {"score": found.score, **_perplexity(parts, found)}, found.predicted
+    entry |= {"score": found.score, **_perplexity(parts, found)}
+    return entry, None if "scored_by" in entry else found.predicted
 
 
 def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:
@@ -116,7 +123,7 @@ def _perplexity(parts: Parts, test: Evaluation) -> dict[str, float]:
     return {"perplexity": math.exp(test.loss)} if parts.distiller.task.perplexity else {}
 
 
-def _evaluate(parts: Parts, network: Network | Ensemble, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
+def _evaluate(parts: Parts, network: nn.Module, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
     return evaluate(network, loader, parts.distiller.task, parts.distiller.outputs)
 
 

@@ -1,9 +1,10 @@
 """The teacher: a network that stays frozen, whatever is done to the module that holds it."""
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.core.roles import FROZEN
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
-from distillery.models.taps.network import Network
+from distillery.models.taps.network import Network, probe
 from distillery.models.weights import weights_hash
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -67,7 +68,9 @@ class Teacher(Network):
         self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
-        self.other_outputs: int | None = None  # how many, where they are no classes of the data: it has no score
+        self.other_classes = ""  # what it has in place of the data's classes; only a linear probe scores it then
+        self.probes: dict[str, Any] = {}  # the linear probes, by the data's fingerprint
+        self._replaced: dict[str, nn.Module] = {}  # heads with all of its classes, by path; see `choose_classes`
         self.training_signals: SignalSource | None = None  # asked instead of the network for training batches
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
@@ -94,7 +97,7 @@ class Teacher(Network):
 
         They may have been cast twice, from float64 in a file to float32 and back, which rounds them.
         """
-        never_cast = self._hashed_dtypes == self._dtypes == _float_dtypes(self._weights())
+        never_cast = not self._replaced and self._hashed_dtypes == self._dtypes == _float_dtypes(self._weights())
         return self.sha256 if never_cast else self.fingerprint()
 
     def reset(self, name: str) -> Self:
@@ -104,7 +107,8 @@ class Teacher(Network):
             name: what the teacher is called from now on.
         """
         self.name, self.training_signals, self.stops_at, self.stops = name, None, None, False
-        self.other_outputs = None
+        self.other_classes = self.about_classes = ""
+        self._restore_heads()
         self.tap((), {})
         self.tap_attention((), {})
         self.net._compiled_call_impl = None  # what `Module.compile` has set: it knows the former taps
@@ -121,6 +125,43 @@ class Teacher(Network):
         if training and self.training_signals is not None:
             return self.training_signals.signals(batch)
         return self.compute(batch, training, stop=training and self.stops)
+
+    def choose_classes(self, index: Sequence[int], batch: Mapping[str, Tensor]) -> None:
+        """Give logits of some of its classes from now on: the rows of its classifier are chosen.
+
+        Taps of the classifier and of its weight follow, and so does a student that reuses it.
+
+        Args:
+            index: for each logit the class, as it was numbered so far.
+            batch: a few samples, on which it is tried.
+
+        Raises:
+            UserError: its classifier is no linear layer whose outputs are the logits.
+        """
+        before = probe(self, batch).logits[..., index]
+        for path in filter(None, (self.head(batch), self.second_head)):
+            head = self.net.get_submodule(path)
+            assert isinstance(head, nn.Linear)
+            chosen = copy.deepcopy(head)
+            chosen.out_features = len(index)
+            for name, parameter in head.named_parameters():
+                setattr(chosen, name, nn.Parameter(parameter.detach()[index], requires_grad=False))
+            self._replaced[path] = head
+            self.net.set_submodule(path, chosen)
+        self._shapes.clear()
+        after = probe(self, batch).logits
+        if after.shape != before.shape or not torch.allclose(after, before, rtol=1e-4, atol=1e-4):
+            self._restore_heads()
+            raise UserError(
+                f"The classes of teacher {self.name!r} are not in the order of the data's, and its logits are not the "
+                "outputs of a linear layer whose rows could be chosen. Order the data's classes as the teacher's are."
+            )
+
+    def _restore_heads(self) -> None:
+        for path, head in self._replaced.items():
+            self.net.set_submodule(path, head)
+            self._shapes.clear()
+        self._replaced = {}
 
     def stop_early(self, batch: Mapping[str, Tensor]) -> None:
         """End each forward in training at the last tap, or run nothing if there is none: no loss reads the logits.

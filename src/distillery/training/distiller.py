@@ -119,7 +119,12 @@ class Distiller(L.LightningModule):
         networks = {"student": self.student} | {
             f"teacher {name}": each for name, each in self.teachers.items() if each is not self.student
         }
-        return [f"{name}: {remark}" for name, network in networks.items() for remark in network.remarks]
+        return [
+            f"{name}: {remark}"
+            for name, network in networks.items()
+            for remark in (*network.remarks, network.about_classes)
+            if remark
+        ]
 
     @property
     def frozen(self) -> dict[str, Teacher]:

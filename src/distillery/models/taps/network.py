@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError, did_you_mean
 from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, TAP, Attention, Place, Signals
 from distillery.models.adapters import Adapter, ImageAdapter
+from distillery.models.classifier import missing_classifier
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.attention_recorder import MEND, Recorders, attention_modules, remove
 
@@ -46,7 +47,8 @@ class Network(nn.Module):
         self.net = net
         self.adapter = adapter or ImageAdapter()
         self.name = name
-        self.remarks: list[str] = []  # for the user: what was done to its weights, its classes
+        self.remarks: list[str] = []  # for the user: what was done to its weights
+        self.about_classes = ""  # for the user: which of its classes are the data's, if that is not plain
         self._recorded: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._parameter_taps: dict[str, Place] = {}
@@ -206,7 +208,12 @@ class Network(nn.Module):
         return next((path for path, _ in self.net.named_modules() if path.split(".")[-1] == SECOND_HEAD), None)
 
     def head(self, batch: Mapping[str, Tensor]) -> str:
-        """The path of the last linear layer that runs, but for a second head: the classifier."""
+        """The path of the last linear layer that runs, but for a second head: the classifier.
+
+        Where a network has none, as timm's with num_classes=0, that of the `nn.Identity` in its place.
+        """
+        if place := missing_classifier(self.net):
+            return place
         linear = [
             path
             for path in self.layers(batch)

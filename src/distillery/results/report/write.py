@@ -98,6 +98,7 @@ def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str
         markdown_table(table).rstrip(),
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
+        _list("## Teachers of other classes", _scored_otherwise(selection.students)),
         _list("## Not in the table", _left_out(selection)),
         _timeline(timelines),
         f"## Definitions\n\n{_definitions(table, selection.students)}",
@@ -163,6 +164,14 @@ def _findings(table: pd.DataFrame) -> list[str]:
         for row in table.itertuples()
         if row.method in found
     ]
+
+
+def _scored_otherwise(students: Sequence[Run]) -> list[str]:
+    """How the teachers were scored whose own classes are not the data's."""
+    entries = [entry for run in students for entry in run.record.teachers.items()]
+    return list(
+        dict.fromkeys(f"`{name}` is scored by {each['scored_by']}." for name, each in entries if "scored_by" in each)
+    )
 
 
 def _left_out(selection: Selection) -> list[str]:

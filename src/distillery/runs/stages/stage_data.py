@@ -8,6 +8,7 @@ from distillery.config.instantiate import make_scheduled
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import complete_teacher
 from distillery.config.stages import Stage, stage_teachers
+from distillery.config.teacher_classes import fit_classes
 from distillery.core.errors import UserError
 from distillery.core.roles import FROZEN, role_of
 from distillery.data.module import Data
@@ -53,4 +54,8 @@ class StageData:
             )
         task = make_scheduled("task", stage.cfg.task, stage.schedules["task"])
         completed = complete_teacher(teacher, data, task, "main", stage.cfg.student)
-        return confidences(self._loaded.load(completed, "main"), data, task)
+        loaded, batch = self._loaded.load(completed, "main"), data.example()
+        fit_classes(loaded, completed, data, task, task.outputs(data), loaded.shapes(batch).logits, batch)
+        if loaded.other_classes:
+            raise UserError(f"easiest asks for the teacher's confidence, and it {loaded.other_classes}.")
+        return confidences(loaded, data, task)

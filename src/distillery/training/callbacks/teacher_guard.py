@@ -13,6 +13,7 @@ from distillery.core.terminal import say, telling
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.cache import evaluated_once
 from distillery.teachers.frozen import Teacher
+from distillery.teachers.linear_probe import LinearProbe, probe_of
 from distillery.training.distiller import Distiller
 
 FEW = 1000  # classes: finding the best order of more takes too long
@@ -21,9 +22,9 @@ FEW = 1000  # classes: finding the best order of more takes too long
 class TeacherGuard(L.Callback):
     """Scores each frozen teacher on the student's validation batches before the first step of each stage.
 
-    A teacher that several stages share is scored once for each task and data set, and one with other classes than the
-    data not at all (see `Contract.aligned_classes`). At the end of a stage the teachers' hashes are compared. Other
-    teachers change with the student and know nothing at first: they are left alone.
+    A teacher that several stages share is scored once for each task and data set. One with other classes than the data
+    is scored by a linear probe, and not at all where the task predicts no class. At the end of a stage the teachers'
+    hashes are compared. Other teachers change with the student and know nothing at first: they are left alone.
 
     Args:
         min_score: refuse a teacher whose score is worse; 0: refuse none. The student of an earlier stage may have any
@@ -48,34 +49,33 @@ class TeacherGuard(L.Callback):
         task, outputs = module.task, module.outputs
         asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
         for name, teacher in module.frozen.items():
-            if teacher.other_outputs:
-                warnings.warn(
-                    f"Teacher {name!r} is not scored: it has {teacher.other_outputs} classes and the task {outputs}. "
-                    "Its predictions cannot be compared with the labels.",
-                    stacklevel=1,
-                )
-                continue
             if (teacher, asked) in self._scored:
                 continue
             self._scored.add((teacher, asked))
-            judge = partial(evaluate, teacher, loader, task, outputs)
+            judged = probe_of(teacher, data, task) if teacher.other_classes else teacher
+            if judged is None:
+                if trainer.is_global_zero:
+                    say(f"Teacher {name!r} is not scored: it {teacher.other_classes}")
+                continue
+            judge = partial(evaluate, judged, loader, task, outputs)
             found = evaluated_once(teacher.training_signals, f"guard {type(task)} {vars(task)}", judge)
+            by = f" ({judged.name})" if isinstance(judged, LinearProbe) else ""
             if trainer.is_global_zero and telling():
-                say(f"Teacher {name!r}: {task.score} {found.score:.4f} on the {split} split")
+                say(f"Teacher {name!r}: {task.score} {found.score:.4f} on the {split} split{by}")
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
             chance = 1 / outputs if outputs else 0.0
             near_chance = accuracy < chance + 0.1 * (1 - chance)
+            cause = f" {likely_cause(found)}" if near_chance and not by else ""
             worse = found.score < self.min_score if task.higher_is_better else found.score > self.min_score
             if self.min_score and worse and name not in module.stage_teachers:
                 raise UserError(
                     f"Teacher {name!r} scores {found.score:.3f} on the validation split, worse than "
-                    f"min_teacher_score={self.min_score}. "
-                    + (likely_cause(found) if near_chance else "Train it longer, or change min_teacher_score.")
+                    f"min_teacher_score={self.min_score}." + (cause or " Train it longer, or change min_teacher_score.")
                 )
             if near_chance:
                 warnings.warn(
                     f"Teacher {name!r} scores {found.score:.3f} on the student's own validation batches: it predicts "
-                    f"{accuracy:.1%} of the labels, where chance predicts {chance:.1%}. {likely_cause(found)}",
+                    f"{accuracy:.1%} of the labels{by}, where chance predicts {chance:.1%}.{cause}",
                     stacklevel=1,
                 )
 
