@@ -156,3 +156,19 @@ def test_a_teacher_without_a_classifier(compose_train: Compose, tmp_path: Path) 
     entry = result.record.teachers["main"]
     assert entry["scored_by"] == "linear probe on 100 training samples, as it has no classifier: it gives 64 features"
     assert entry["score"] > 0.2
+
+
+def test_a_pretrained_network_of_timm(compose_train: Compose, tmp_path: Path) -> None:
+    """It keeps its own classes; another number of them would mean a random classifier."""
+    torch.manual_seed(0)
+    save_weights(timm.create_model("test_vit", in_chans=3, img_size=160), tmp_path / "vit.safetensors")
+    given = [*SMALL[1:], "model/teacher=timm", "teachers.main.net.model_name=test_vit", "teachers.main.input.size=160"]
+    given += [f"+teachers.main.net.pretrained_cfg_overlay={{file: '{tmp_path / 'vit.safetensors'}'}}"]
+    given += ["teachers.main.input.mean=[0,0,0]", "teachers.main.input.std=[1,1,1]"]
+    with pytest.raises(UserError, match=r"main network gives logits \(8, 1000\) where the task has 10 classes"):
+        build(compose_train(*given))
+    relation = ["loss/response=[]", "loss/relation=[rkd]"]
+    assert build(compose_train(*given, *relation)).distiller.frozen["main"].other_classes
+    assert build(compose_train(*given, "teachers.main.classes=[9,8,7,6,5,4,3,2,1,0]")).distiller.frozen["main"]
+    with pytest.raises(UserError, match=r"num_classes=10 would give it a new, random classifier, as test_vit has 1000"):
+        build(compose_train(*given, *relation, "+teachers.main.net.num_classes=10"))

@@ -12,7 +12,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = {"transformer", "encoder", "bilstm"}  # tests/models/text/test_text_model_configs.py
 STUDENTS = sorted({path.stem for path in (CONFIGS / "model" / "student").glob("*.yaml")} - TEXTS)
 TEACHERS = sorted({path.stem for path in (CONFIGS / "model" / "teacher").glob("*.yaml")} - TEXTS)
-NAMES = {"timm": "resnet10t"}  # files that leave the name open
+NAMES = {"timm": {"model_name": "resnet10t"}, "hf_vision": {"model": "convnext"}}  # files that leave the name open
+WHOLE = {"clip_zero_shot"}  # built from weights alone: tests/models/test_hf_vision.py
 # What a student takes from its teacher, which there is none of here.
 REUSED = {"simkd": {"features": "stages.1", "head": "head", "width": 32, "teacher_width": 8}}
 MOVING = {"ema": {"role", "decay"}, "peer": {"role", "net", "input"}, "self": {"role"}}  # teachers without weights
@@ -41,18 +42,19 @@ def test_teacher(choice: str) -> None:
         assert teachers.main.keys() == MOVING[choice]
         assert teachers.main.role == choice
         return
-    assert teachers.main.keys() == {"net", "weights", "input", "bn_mode", "classes", "cache"}
+    assert teachers.main.keys() - {"prompt"} == {"net", "weights", "input", "bn_mode", "classes", "cache"}
     assert teachers.main.bn_mode == "eval"
     assert OmegaConf.is_missing(teachers.main, "weights") or teachers.main.weights == "pretrained"
-    if choice != "run":
+    if choice not in WHOLE | {"run"}:
         build(teachers.main.net, choice)
 
 
 def build(net: DictConfig, choice: str) -> None:
     if choice in NAMES:
-        assert OmegaConf.is_missing(net, "model_name")
-        net.model_name = NAMES[choice]
+        assert all(OmegaConf.is_missing(net, name) for name in NAMES[choice])
+        net.update(NAMES[choice])
     net.update(REUSED.get(choice, {}))
     with torch.device("meta"):
         built = instantiate(net, num_classes=7, in_chans=1)
-        assert built.eval()(torch.empty(2, 1, 32, 32)).shape == (2, 7)
+        output = built.eval()(torch.empty(2, 1, 32, 32))
+        assert getattr(output, "logits", output).shape == (2, 7)

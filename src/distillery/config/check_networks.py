@@ -26,7 +26,7 @@ WHY = {
     PEER: "A peer is trained beside the student from the start",
     SELF: "This teacher is the student itself",
 }
-FILLED_IN = {"head": Any, "vocab_size": Any}  # of `net`: null until the data and the task are known
+FILLED_IN = {"head": Any, "vocab_size": Any, "classes": Any}  # of `net`: null until the data and the task are known
 PREDICTIONS = frozenset("index target student".split())  # arrays of predictions.npz that belong to no teacher
 SIXTEEN = re.compile(r"(16|bf16|transformer-engine\S*)-true|transformer-engine\S*")  # precisions of the weights
 

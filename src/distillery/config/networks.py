@@ -24,6 +24,7 @@ from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 
+OF_TRANSFORMERS = ("distillery.models.hf_vision.", "distillery.models.clip_zero_shot.")  # networks for images
 TOKENIZER = "tokenizer"  # a setting of `input` that only networks for texts have
 
 
@@ -51,6 +52,9 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         _complete_input(cfg, data, name)
+        if "classes" in cfg.net:  # they are the teacher's texts
+            cfg.net.classes = cfg.net.classes or list(data.classes)
+            return cfg
         # a pretrained teacher keeps its head, since a new one would be untrained
         if name == "student" or cfg.weights != "pretrained" or task.prediction != "class":
             cfg.net.setdefault("num_classes", task.outputs(data))
@@ -68,6 +72,12 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
         )
     if wanted == "texts" and cfg.weights == "pretrained":
         cfg.input.tokenizer = cfg.input.tokenizer or cfg.net.model  # its own, which is compared with the data's
+    if str(cfg.net._target_).startswith(OF_TRANSFORMERS):
+        from distillery.models.hf_vision import image_input  # transformers takes seconds: only where it is asked for
+
+        own = image_input(cfg.net.model, cfg.net.get("config"), trained=cfg.weights is not None)
+        for key, value in own.items():
+            cfg.input[key] = cfg.input[key] or value
     for key, value in data.input.items():
         cfg.input[key] = cfg.input[key] or value
     if wanted == "images":
@@ -171,6 +181,12 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
         )
     net = _initialised(cfg, name)
     stored, remarks = _fill(net, cfg, name)
+    trained, made = ((getattr(net, "pretrained_cfg", None) or {}).get("num_classes"), getattr(net, "num_classes", 0))
+    if cfg.weights == "pretrained" and trained is not None and made and made != trained:
+        raise UserError(
+            f"Teacher {name!r}: teachers.{name}.net.num_classes={made} would give it a new, random classifier, as "
+            f"{cfg.net.model_name} has {trained} classes. Leave num_classes out; 0 gives its features."
+        )
     if cfg.weights == "pretrained" and (new := getattr(net, "new_weights", None)):
         raise UserError(
             f"Teacher {name!r}: {cfg.net.model} has no weights for {new[0]!r}, which would be newly initialised. Train "

@@ -68,6 +68,7 @@ class FrozenTeacher(TypedDict, total=False):
     input: ImageInput | TextInput
     bn_mode: Literal["eval", "train"]
     classes: Classes | None
+    prompt: str
     cache: bool
 
 

@@ -11,6 +11,7 @@ from torch import Size
 from distillery.config.networks import run_folder_of
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.module import Data
+from distillery.models.classifier import missing_classifier
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
 from distillery.tasks.task import Task
@@ -50,7 +51,7 @@ def fit_classes(
         index = _chosen(path, chosen, ours, theirs, logits[-1])
         _choose(teacher, index, ours, theirs, batch, f"by {path}")
         return
-    if cfg.net.get("num_classes") == 0 or getattr(teacher.net, "headless", False):
+    if cfg.net.get("num_classes") == 0 or missing_classifier(teacher.net):
         teacher.other_classes = f"has no classifier: it gives {logits[-1]} features"
     elif outputs is not None and logits[-1] != outputs:
         teacher.other_classes = (
