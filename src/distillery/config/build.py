@@ -226,12 +226,19 @@ def _logits(network: Network, batch: Mapping[str, Tensor], kind: str) -> torch.S
     """
     try:
         return network.shapes(batch).logits
-    except (RuntimeError, AssertionError, IndexError, KeyError) as error:  # timm asserts the size of the images
+    except UserError:
+        raise
+    except Exception as error:  # networks of others fail in many ways; timm asserts the size of the images
         given = {key: tuple(value.shape) for key, value in batch.items() if key in ("image", "input_ids")}
         fix = {
             "images": "Do `net.in_chans` and `input` (mean, std, size) fit the data?",
             "texts": "Has its vocabulary as many entries as the tokenizer, and does it read a text of this length?",
         }[kind]
+        if getattr(getattr(network.net, "config", None), "is_encoder_decoder", False):
+            fix = (
+                "It has an encoder and a decoder: it needs config.decoder_start_token_id, and a tokenizer that ends "
+                "every text with config.eos_token_id. Or choose an encoder: bert, electra, roberta, distilbert, …"
+            )
         raise UserError(
             f"The {network.name} network cannot read a batch of {kind} {next(iter(given.values()))}: {error}\n{fix}"
         ) from error

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from distillery.core.errors import UserError
+from distillery.core.offline import read_cache_if_offline, why_offline
 from distillery.core.paths import CONFIGS
 from distillery.core.roles import EMA, FROZEN, PEER, role_of
 from distillery.data.module import Data
@@ -60,7 +61,19 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
             cfg.net.setdefault("num_classes", task.outputs(data))
         if cfg.net.get("head", task.head) is None:
             cfg.net.head = task.head
+        if cfg.net.get("head") == "sequence_classification" and "model" in cfg.net:
+            _complete_padding(cfg.net, data)
     return cfg
+
+
+def _complete_padding(net: DictConfig, data: Data) -> None:
+    """Name the padding token to a causal model that has none: it classifies by the last token before the padding."""
+    from distillery.models.text.transformer import transformer_config  # transformers takes seconds: only for texts
+
+    settings = {key: net.get(key) for key in ("model", "head", "num_classes", "config")}
+    made = transformer_config(**OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
+    if made.pad_token_id is None:
+        net.config = {**(net.get("config") or {}), "pad_token_id": data.pad_token_id}
 
 
 def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
@@ -286,6 +299,8 @@ def _fill(net: nn.Module, cfg: DictConfig, name: str) -> Loaded:
 def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
     """The network with new or pretrained weights, see `build_student`."""
     pretrained = {"pretrained": True} if cfg.weights == "pretrained" else {}
+    if pretrained and TOKENIZER not in cfg.input:  # a transformer asks by itself, and only for a name on the hub
+        read_cache_if_offline()
     try:
         return instantiate(cfg.net, **pretrained, **parts)
     except InstantiationException as error:
@@ -295,7 +310,7 @@ def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
         if pretrained:
             raise UserError(
                 f"The pretrained weights of the {name} network could not be fetched: {cause}\n"
-                f"Offline? Give a file instead: weights=path/to/model.safetensors"
+                f"If they are not in the cache: {why_offline()}, or give a file: weights=path/to/model.safetensors"
             ) from error
         raise UserError(
             f"{_setting(name)}.net: {cfg.net._target_} cannot be made with these settings: {cause}"

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.offline import read_cache_if_offline, why_offline
 
 CONFIG = "config.json"
 # What transformers raises where a config or weights cannot be had, or do not fit.
@@ -33,6 +34,8 @@ def find_config(model: str) -> dict[str, Any]:
         return {"model_type": model}
     if _is_path(model):
         _refuse_folder(Path(model).expanduser())
+    else:
+        read_cache_if_offline()
     try:
         given, _ = PreTrainedConfig.get_config_dict(folder_or_name(model))  # runs no code from the repository
     except FAILURES as error:
@@ -67,13 +70,9 @@ def why_not(model: str, what: str, error: BaseException) -> str:
         )
     constants = huggingface_hub.constants
     if constants.HF_HUB_OFFLINE or any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-        if constants.HF_HUB_OFFLINE:
-            reach = "HF_HUB_OFFLINE=1 forbids to ask the hub. Set HF_HUB_OFFLINE=0 once, to download it,"
-        else:
-            reach = "the hub cannot be reached. Run once where it can (HF_HUB_OFFLINE=0, which is set),"
         return (
-            f"{what} of {model!r}: not in the hub's cache {constants.HF_HUB_CACHE}, and {reach} set HF_HOME to the "
-            f"folder whose `hub` holds it, or name a folder with its {CONFIG} instead.{hint}"
+            f"{what} of {model!r}: not in the hub's cache {constants.HF_HUB_CACHE}, and {why_offline()}, "
+            f"set HF_HOME to the folder whose `hub` holds it, or name a folder with its {CONFIG} instead.{hint}"
         )
     return f"{what} of {model!r} cannot be loaded: {_first_line(error)}{hint}"
 

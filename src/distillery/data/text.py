@@ -74,8 +74,18 @@ class TextData(Data):
         return len(self.loaded_tokenizer)
 
     @property
+    def pad_token_id(self) -> int:
+        """What texts are padded with: where the tokenizer has no padding token, as GPT-2's, its end of text."""
+        tokenizer = self.loaded_tokenizer
+        choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # the mask excludes it anyway
+        return next(choice for choice in choices if choice is not None)
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         _ = self.splits  # tokenises the texts, which shows the ones that are too long
+        if self.loaded_tokenizer.pad_token_id is None:
+            padding = f"the tokenizer has no padding token: texts are padded with token {self.pad_token_id}"
+            return (*super().remarks, *self._cut, padding)
         return super().remarks + self._cut
 
     @property
@@ -173,8 +183,7 @@ class TextData(Data):
         lengths[indices] = found.pop("lengths").long()
         starts = torch.zeros(len(texts), dtype=torch.int64)
         starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
-        any_token = 0  # for tokenizers without a padding token, as GPT-2's: the mask excludes it anyway
-        padding = {"input_ids": tokenizer.pad_token_id or any_token, "target": IGNORED}
+        padding = {"input_ids": self.pad_token_id, "target": IGNORED}
         return Tokens(found, starts, lengths, {name: padding.get(name, 0) for name in found}, identity)
 
     def _tokenised(self, texts: Texts, order: list[int]) -> dict[str, Tensor]:

@@ -1,13 +1,17 @@
 """Data sets of the Hugging Face hub, and files that `datasets` reads: their splits and labels."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 from datasets import ClassLabel, Dataset
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from distillery.core.errors import UserError
+from distillery.core.offline import read_cache_if_offline
 
 HIDDEN = -1  # the label of a sample whose label is withheld, as in the test splits of GLUE
 # pandas takes words such as NA, null and none for missing values. In a CSV file only an empty field is one.
@@ -59,6 +63,9 @@ def labels_of(data: Dataset, label: str) -> tuple[list[Any], list[str] | None]:
 
 
 def _load(called: str, path: str, **options: Any) -> list[Dataset]:
+    if not datasets.config.HF_HUB_OFFLINE and not Path(path).exists() and path not in _PACKAGED_DATASETS_MODULES:
+        read_cache_if_offline()
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE
     try:
         return datasets.load_dataset(path, **options, **(CSV_OPTIONS if path == "csv" else {}))
     except ConnectionError as error:

@@ -86,7 +86,12 @@ class Network(nn.Module):
             self._recorders.close()
         if isinstance(output, tuple):
             output = output[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
-        logits = output if isinstance(output, Tensor) else output.logits
+        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        if logits is None:
+            raise UserError(
+                f"The {self.name} network gives a {type(output).__name__}, and no logits. Choose a network with a "
+                "head; timm's have one without net.features_only."
+            )
         layers, self._recorded = self._recorded, {}  # keep neither activations nor their graph beyond the step
         attention, self._attention = self._attention, {}
         for tap, place in self._parameter_taps.items():

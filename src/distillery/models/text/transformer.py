@@ -1,6 +1,7 @@
 """Hugging Face transformers, by name on the hub, folder or model type, with the head of a task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ def transformer(
     pretrained: bool = False,
 ) -> nn.Module:
     """A network in float32 whose attention runs through SDPA, so that it can be read without being changed.
+
+    Where transformers has no such attention (DeBERTa, XLNet), it runs as written there, and no loss can read it.
 
     Its attribute `new_weights` names the parameters that are newly initialised although `pretrained`: a new head,
     or the layers by which `config` exceeds the pretrained model. Without `pretrained` everything is new, and the
@@ -138,28 +141,35 @@ def _refuse_heads(config: PreTrainedConfig) -> None:
 
 def _new(head: str, config: PreTrainedConfig) -> PreTrainedModel:
     try:
-        net = HEADS[head].from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        net = _with_attention(partial(HEADS[head].from_config, config, dtype=torch.float32))
     except FAILURES as error:
-        if "scaled_dot_product_attention" in str(error):
-            raise UserError(
-                f"The attention of model type {config.model_type!r} does not run through PyTorch's "
-                "scaled_dot_product_attention, where it is read. Choose another: bert, electra, roberta, distilbert, …"
-            ) from error
         raise UserError(f"The model type {config.model_type!r} cannot be built with these settings: {error}") from error
     net.new_weights = []
     return net
 
 
+def _with_attention(make: Callable[..., Any]) -> Any:
+    """What `make` makes, with attention that can be read if the model type has such."""
+    try:
+        return make(attn_implementation="sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return make(attn_implementation="eager")
+
+
 def _pretrained(model: str, head: str, config: PreTrainedConfig) -> PreTrainedModel:
     try:
-        net, info = HEADS[head].from_pretrained(
-            folder_or_name(model),
-            config=config,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head for other classes is new; other mismatches are refused below
-            output_loading_info=True,
-            trust_remote_code=False,
+        net, info = _with_attention(
+            partial(
+                HEADS[head].from_pretrained,
+                folder_or_name(model),
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head for other classes is new; other mismatches are refused below
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
         )
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(why_not(model, "The weights", error)) from error

@@ -1,0 +1,31 @@
+"""Whether the Hugging Face hub can be reached, asked once instead of being found out by retries."""
+
+import huggingface_hub
+from huggingface_hub import get_session
+
+SECONDS = 10.0
+_silent: dict[str, str] = {}  # why an endpoint did not answer
+
+
+def read_cache_if_offline() -> None:
+    """To be called before the hub is asked: where it does not answer, its cache alone is read from now on.
+
+    `huggingface_hub` would ask six times for each file, which takes half a minute.
+    """
+    constants = huggingface_hub.constants
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception as error:  # whichever client huggingface_hub has, and whatever that raises
+        _silent[constants.ENDPOINT] = str(error) or type(error).__name__
+        constants.HF_HUB_OFFLINE = True
+
+
+def why_offline() -> str:
+    """Why the hub is not asked, and how to get from it what is missing."""
+    constants = huggingface_hub.constants
+    if constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _silent:
+        return "HF_HUB_OFFLINE=1 forbids to ask the hub. Set HF_HUB_OFFLINE=0 once, to download it"
+    cause = f" ({_silent[constants.ENDPOINT]})" if constants.ENDPOINT in _silent else ""
+    return f"the hub cannot be reached{cause}. Run once on a machine with a network"
