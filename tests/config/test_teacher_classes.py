@@ -168,7 +168,12 @@ def test_a_pretrained_network_of_timm(compose_train: Compose, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"main network gives logits \(8, 1000\) where the task has 10 classes"):
         build(compose_train(*given))
     relation = ["loss/response=[]", "loss/relation=[rkd]"]
-    assert build(compose_train(*given, *relation)).distiller.frozen["main"].other_classes
+    parts = build(compose_train(*given, *relation))
+    assert parts.distiller.frozen["main"].other_classes
+    assert parts.distiller.remarks == [
+        "teacher main: its images are normalised by {'mean': [0.0, 0.0, 0.0], 'std': [1.0, 1.0, 1.0]}, and its weights "
+        "were trained with {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}: see its `input`"
+    ]
     assert build(compose_train(*given, "teachers.main.classes=[9,8,7,6,5,4,3,2,1,0]")).distiller.frozen["main"]
     with pytest.raises(UserError, match=r"num_classes=10 would give it a new, random classifier, as test_vit has 1000"):
         build(compose_train(*given, *relation, "+teachers.main.net.num_classes=10"))

@@ -130,6 +130,8 @@ def test_students_of_a_model_type() -> None:
         "vit": VIT,
         "dinov2": {**SIZES, **IMAGES, "mlp_ratio": 2},
         "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+        "deit": VIT,
+        "dinov3_vit": VIT,
         "clip_vision_model": VIT,
         "siglip": {"vision_config": VIT, "text_config": TEXT},
     }.items():
@@ -150,6 +152,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     folder = vit(tmp_path / "vit")
     for settings, why in [
         ({"model": "bert"}, r"'bert' is a 'bert', which reads no images"),
+        ({"model": "siglip2", "num_classes": 0}, r"'siglip2' reads patches of images of any shape"),
+        ({"model": "metaclip_2", "num_classes": 0}, r"no image tower alone for 'metaclip_2'"),
         ({"model": "vit", "pretrained": True}, r"'vit' is a model type, which has no weights"),
         ({"model": str(folder), "pretrained": True, "config": {"image_size": 32}}, r"vit\.embeddings\.position_embedd"),
         ({"model": str(folder), "pretrained": True, "in_chans": 1}, r"Leave its sizes, channels"),

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import load_weights, weights_hash
+from fixtures.building import build
+from fixtures.composing import Compose
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "teachers.md"
 State = dict[str, Tensor]
@@ -170,6 +172,21 @@ def test_a_new_head(tmp_path: Path) -> None:
     torch.save(network(0, widths=(4, 8)).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(UserError, match=r"other sizes"):
         load_weights(net, tmp_path / "wide.pth", new_head=True)
+
+
+def test_a_file_of_other_classes_is_fine_tuned(compose_train: Compose, tmp_path: Path) -> None:
+    torch.save({"state_dict": network(0, classes=1000).state_dict()}, tmp_path / "big.pth")
+    given = ["model/teacher=none", "student.net.widths=[4,6]", f"student.weights={tmp_path / 'big.pth'}"]
+    with pytest.raises(UserError, match=r"^student\.weights: .*1000 classes in the file.*student\.new_head=true"):
+        build(compose_train(*given))
+    parts = build(compose_train(*given, "student.new_head=true"))
+    assert parts.distiller.remarks == [
+        "student: big.pth: weights of state_dict",
+        "student: big.pth: new head (head.weight, head.bias), newly initialised",
+    ]
+    given = ["model/teacher=cnn", "teachers.main.net.widths=[4,6]", f"teachers.main.weights={tmp_path / 'big.pth'}"]
+    with pytest.raises(UserError, match=r"^teachers\.main\.weights: .*Fine-tune it .*teachers\.main\.net\.num_classes"):
+        build(compose_train(*given))
 
 
 def test_a_head_is_left_out_of_a_network_without_one(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Ne
         counts = data.word_counts() if data is not None and factorised else None
         initialise(net, _source(settings.source, cfg), counts=counts, **given)
     student = Network(net, adapter(cfg, net), name="student")
-    student.remarks += remarks
+    student.remarks += [*remarks, *_other_statistics(cfg, net)]
     return student
 
 
@@ -207,8 +207,20 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             f"teachers.{name}.weights=<run folder>"
         )
     teacher = Teacher(net, adapter(cfg, net), name, source=str(cfg.weights), bn_mode=cfg.bn_mode, stored=stored or None)
-    teacher.remarks += remarks
+    teacher.remarks += [*remarks, *_other_statistics(cfg, net)]
     return teacher
+
+
+def _other_statistics(cfg: DictConfig, net: nn.Module) -> list[str]:
+    """A remark where timm's pretrained weights are given images of other statistics than they were trained on."""
+    own = getattr(net, "pretrained_cfg", None) or {}
+    differ = [key for key in ("mean", "std") if key in own and [*map(float, own[key])] != [*map(float, cfg.input[key])]]
+    if cfg.weights != "pretrained" or not differ:
+        return []
+    given, theirs = (
+        {key: [round(float(each), 4) for each in source[key]] for key in differ} for source in (cfg.input, own)
+    )
+    return [f"its images are normalised by {given}, and its weights were trained with {theirs}: see its `input`"]
 
 
 def _setting(name: str) -> str:

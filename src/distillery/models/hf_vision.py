@@ -1,5 +1,6 @@
 """Vision models of Hugging Face (ViT, DINOv2, SigLIP, CLIP, ConvNeXt, …), by name on the hub, folder or model type."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -121,7 +122,14 @@ def vision_config(
 
 def load(auto: Any, model: str, config: PreTrainedConfig, pretrained: bool) -> PreTrainedModel:
     """The network of a config, with its attribute `new_weights`; see `hf_vision`."""
+    if type(config) not in auto._model_mapping:
+        raise UserError(f"transformers has no image tower alone for {model!r}: choose another model.")
     network = auto._model_mapping[type(config)]
+    if isinstance(network, tuple):  # several heads, of which the first is the plain one
+        network = network[0]
+        config.architectures = [network.__name__]
+    if "spatial_shapes" in inspect.signature(network.forward).parameters:
+        raise UserError(f"{model!r} reads patches of images of any shape (NaFlex), which the data do not give.")
     attention = "sdpa" if getattr(network, "_supports_sdpa", False) else "eager"
     options = {"attn_implementation": attention, "dtype": torch.float32}
     if not pretrained:
