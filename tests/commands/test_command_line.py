@@ -339,7 +339,7 @@ def test_the_plan_shows_the_wiring_and_leaves_nothing(command: Command, teacher:
     answer = command(train, *DEMO, f"teachers.main.weights='{teacher}'", *losses, "plan=true")
     assert (answer.code, answer.err) == (0, "")
     rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in answer.out.splitlines() if line.startswith("│")]
-    assert ["100", "200", "797", "25", "4", "1", "4"] in rows
+    assert ["100", "200", "797", "25", "4", "1", "4", "32-true"] in rows
     student, taught = 5178, 56554  # Σ 9·in·out + 2·out of the convolutions and their BatchNorms, and the head
     assert any(row[:5] == ["student", "SmallCNN", "new", f"{student:,}", f"{student:,}"] for row in rows)
     assert any(row[:5] == ["teacher main", "SmallCNN", str(teacher), f"{taught:,}", "0"] for row in rows)

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import open_dict
 
 from distillery.config.check import check
@@ -285,3 +286,11 @@ def test_a_tilde_is_the_home_folder(compose_train: Compose, monkeypatch: pytest.
     )
     assert spec.cfg.data.root == spec.stages[0].cfg.data.root == "/home/somebody/pictures"
     assert spec.cfg.teachers.main.weights == "/home/somebody/t.safetensors"
+
+
+def test_precision_auto_is_what_the_device_computes(compose_train: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, precision in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        (stage,) = check(compose_train(TAUGHT, "trainer.precision=auto")).stages
+        assert stage.cfg.trainer.precision == precision

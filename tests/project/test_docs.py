@@ -27,6 +27,7 @@ from distillery.runs.stages.sequence import StageSequence
 from fixtures.command_line import Cli
 from fixtures.datasets import write_fashion_mnist
 from fixtures.runs import config
+from fixtures.texts import tiny_bert, write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,7 +116,12 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         if elsewhere & {*arguments}:
             continue
         given = [*arguments]
-        if command == "study":
+        if "study=own_images" in arguments:
+            given += ["seeds=[0]", "epochs=1", "size=32", "teacher_weights=null"]
+            given += ['overrides=["min_teacher_score=0","data.num_workers=0"]']
+        elif "study=own_texts" in arguments:
+            given += ["seeds=[0]", "epochs=1", "teacher_net=network", 'overrides=["min_teacher_score=0"]']
+        elif command == "study":
             given += ["seeds=[0]", "overrides=" + json.dumps(small)]
         elif command == "train":
             given += [*once, "callbacks.checkpoint_last.every_n_epochs=1"]
@@ -147,7 +153,7 @@ def test_the_site_builds_offline_without_a_warning(tmp_path: Path) -> None:
 
 
 def write_own_data(folder: Path) -> None:
-    """`pictures/<class>/*.jpg`, `reviews.csv` and the folder of a `tokenizer`."""
+    """`pictures/<class>/*.jpg`, `reviews.csv`, and the folders of a `tokenizer` and of a `network`."""
     for number in range(60):
         path = folder / "pictures" / ("cat" if number % 2 else "dog") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,3 +167,5 @@ def write_own_data(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
         folder / "tokenizer"
     )
+    write_tokenizer(folder / "network")
+    tiny_bert().save_pretrained(folder / "network")

@@ -24,7 +24,7 @@ from distillery.losses.response.kd import KD
 from distillery.models.weights import weights_hash
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
-from distillery.runs.study import jobs, run_study
+from distillery.runs.study import jobs, methods_of, run_study
 from distillery.runs.study_bar import StudyBar
 from fixtures.building import build
 
@@ -48,6 +48,10 @@ CONTROLS = {  # named by what they are, not by their losses
 }
 ON_TEXTS = {"layerwise": ["kd", "hidden_mse"]}
 OTHER_STUDENTS = ("simkd", "deit_soft", "deit_hard", "minilm", "minilmv2", "tinybert", "bert_to_bilstm")
+REQUIRED = {
+    "own_images": ["data.root='my pictures'", "methods=[kd,kd+at,hint]"],
+    "own_texts": ["path='my texts.jsonl'", "teacher_net=bert", "methods=[kd,kd+rkd]"],
+}
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
 REPORT = ["report.csv", "report.md", "report.png"]
 TINY = ("trainer.max_epochs=2", "min_teacher_score=0")
@@ -273,13 +277,14 @@ def test_a_study_shares_anothers_teacher(finished: DictConfig, tmp_path: Path) -
 @pytest.mark.parametrize("name", STUDIES)
 def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
     """Every job composes and checks, a method is called as its losses are, and all methods share one student."""
-    cfg = compose("study", overrides=[f"study={name}", f"out='{tmp_path}'"])
+    cfg = compose("study", overrides=[f"study={name}", f"out='{tmp_path}'", *REQUIRED.get(name, [])])
     assert len(set(cfg.seeds)) == len(cfg.seeds) > 1
     cfg.seeds = cfg.seeds[: 1 if name.startswith(LONG) else 2]
     teacher, students = jobs(cfg, tmp_path)
     assert method_name(teacher.cfg) == "baseline"
-    assert [job.cfg.method for job in students] == [*cfg.methods] * len(cfg.seeds)
-    assert [job.cfg.seed for job in students] == [seed for seed in cfg.seeds for _ in cfg.methods]
+    methods = [*methods_of(cfg)]
+    assert [job.cfg.method for job in students] == methods * len(cfg.seeds)
+    assert [job.cfg.seed for job in students] == [seed for seed in cfg.seeds for _ in methods]
     assert len({job.folder for job in (teacher, *students)}) == 1 + len(students)
     for job in (teacher, *students):
         assert job.cfg.paths.run == str(job.folder)

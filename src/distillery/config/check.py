@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt
 from distillery.config.check_networks import check_student, check_teachers
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
+from distillery.config.precision import native_precision
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import (
     ObjectiveSettings,
@@ -94,7 +95,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     checked["trainer"] = _trainer(plain["trainer"])
     checked["student"] = check_student(plain["student"])
     chosen = bool(teachers_of(cfg))
-    checked["teachers"] = check_teachers(plain["teachers"], plain["trainer"].get("precision"), overrides, chosen)
+    checked["teachers"] = check_teachers(plain["teachers"], checked["trainer"].get("precision"), overrides, chosen)
     checked["optim"] = _optim(plain["optim"])
     checked["objective"] = check_section("objective", plain["objective"], ObjectiveSettings)
     checked["paths"] = check_section("paths", plain["paths"], Paths)
@@ -132,6 +133,8 @@ def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
     arguments, _ = parameters(L.Trainer)
     known = {**arguments, **kinds(TrainerSettings)}
     refuse_unknown("trainer", node, known)
+    if node.get("precision") == "auto":
+        node = {**node, "precision": native_precision(str(node.get("accelerator", "auto")))}
     checked = check_settings("trainer", node, known)
     devices = checked.get("devices", "auto")
     if checked.get("accelerator") == "cpu" and not (devices == "auto" or str(devices).isdigit()):

@@ -19,7 +19,7 @@ HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 
 def register_resolvers() -> None:
     """Make the functions below available in configs, as `${method:}` or `${package:name,folder}`."""
-    for resolver in (_method, _run_dir, _package, _score_mode, _options, _group):
+    for resolver in (_method, _run_dir, _package, _score_mode, _options, _group, _quoted, _text_data):
         OmegaConf.register_new_resolver(resolver.__name__.removeprefix("_"), resolver, replace=True)
 
 
@@ -61,3 +61,15 @@ def _group(*, _root_: DictConfig) -> str:
     if HydraConfig.initialized() and (own := HydraConfig.get()).mode == RunMode.MULTIRUN:
         return f"{_root_.name}_{Path(own.sweep.dir).name}"
     return str(_root_.name)
+
+
+def _quoted(value: object) -> str:
+    """A value as part of an override, whatever characters are in it."""
+    from distillery.config.command_line import quoted
+
+    return "null" if value is None else quoted(value)
+
+
+def _text_data(path: str) -> str:
+    """The option of `data` that reads a file of texts."""
+    return "jsonl" if Path(path).suffix in (".jsonl", ".json") else "text_csv"

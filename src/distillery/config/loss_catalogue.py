@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from distillery.core.errors import UserError, did_you_mean
 from distillery.core.paths import CONFIGS
 from distillery.losses import FAMILIES
 from distillery.losses.discovery import loss_modules, term_of
@@ -71,6 +72,21 @@ def losses(families: Sequence[str] = FAMILIES) -> list[Loss]:
     """The losses of these families, in the order of the families and by name."""
     modules = loss_modules(families)
     return [Loss(module.__name__.rpartition(".")[2], module, term_of(module)) for module in modules]
+
+
+def loss_choices(method: str) -> list[str]:
+    """The overrides that choose the losses of a method: `kd+at`, by the names of losses or their short names.
+
+    Raises:
+        UserError: there is no such loss.
+    """
+    known = {name: loss for loss in losses() for name in (loss.contract.short_name, loss.name)}
+    chosen: dict[str, list[str]] = {family: [] for family in FAMILIES}
+    for name in method.split("+"):
+        if name not in known:
+            raise UserError(f"methods: there is no loss {name!r}.{did_you_mean(name, known)}")
+        chosen[known[name].family].append(known[name].name)
+    return [f"loss/{family}=[{','.join(names)}]" for family, names in chosen.items()]
 
 
 def markdown_table(shown: Sequence[Loss]) -> str:

@@ -38,6 +38,7 @@ def data_table(parts: Parts) -> Table:
     steps, total = updates(parts.data, parts.cfg.trainer)
     title = f"{data.name}: {len(data.classes)} classes" if data.classes else data.name
     table = _table(title, *_numbers("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"))
+    table.add_column("precision")
     table.caption, table.caption_justify = "\n".join(data.remarks) or None, "left"
     table.add_row(
         *(f"{data.sizes[split]:,}" for split in ("train", "val", "test")),
@@ -45,6 +46,7 @@ def data_table(parts: Parts) -> Table:
         f"{steps:,}",
         str(trainer.max_epochs),
         f"{total:,}",
+        str(trainer.get("precision", "32-true")),
     )
     return table
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from distillery.config.check import check
 from distillery.config.command_line import quoted
+from distillery.config.loss_catalogue import loss_choices
+from distillery.config.names import BASELINE
 from distillery.core.roles import EMA, PEER, SELF
 from distillery.core.terminal import plain_console, say
 from distillery.results.layout import report_files
@@ -52,7 +54,7 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
     fingerprints: dict[str, str] = {}
 
     def job(label: str, folder: Path, overrides: Sequence[str], role: str | None = None) -> Job:
-        given = [*overrides, f"paths.run={quoted(folder)}", "trainer.enable_progress_bar=false"]
+        given = [*cfg.both, *overrides, f"paths.run={quoted(folder)}", "trainer.enable_progress_bar=false"]
         own = compose("train", overrides=given)
         own.replace = cfg.replace
         loggers.join_study(own, cfg.name, role)
@@ -60,14 +62,27 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
 
     teacher = job("teacher", Path(cfg.teacher_folder), [*cfg.teacher, *cfg.overrides], role="teacher")
     students = []
+    methods = methods_of(cfg)
     for seed in cfg.seeds:
-        for method, overrides in cfg.methods.items():
+        for method, overrides in methods.items():
             given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
             if not any(f"model/teacher={role}" in given for role in (EMA, PEER, SELF)):
                 # also for a baseline, which may begin with layers of it
                 given.append(f"++teachers.main.weights={quoted(teacher.folder)}")
             students.append(job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", given))
     return teacher, students
+
+
+def methods_of(cfg: DictConfig) -> dict[str, Sequence[str]]:
+    """The overrides of each method. Methods that are a list of names are the losses of these names (`kd+hint`).
+
+    Raises:
+        UserError: no loss has this name.
+    """
+    if not isinstance(cfg.methods, ListConfig):
+        return dict(cfg.methods)
+    named = [str(name) for name in cfg.methods if name != BASELINE]
+    return {BASELINE: ["model/teacher=none", "task.weight=1.0"], **{name: loss_choices(name) for name in named}}
 
 
 def run(job: Job, bar: StudyBar) -> None:
