@@ -96,14 +96,16 @@ def test_hidden_numbers(glue: Write) -> None:
     assert data.test.inputs.second == ["b 0", "b 1"]
 
 
-def test_rows_without_a_label_are_left_out_and_counted(glue: Write) -> None:
+def test_rows_without_a_label_are_unlabelled_in_train_and_left_out_elsewhere(glue: Write) -> None:
     """As SNLI, where the annotators of some pairs did not agree."""
     train = [*TRAIN[:3], {"sentence": "nobody knows", "label": -1, "idx": 0}, *TRAIN[3:]]
     test = [{"sentence": "nor this", "label": -1, "idx": 0}, *TEST]
     data = hf_dataset(glue(CLASSES, train=train, validation=VAL, test=test))
-    assert served(data.train) == expected(TRAIN)
+    assert served(data.train) == [*expected(TRAIN), ("nobody knows", -1)]
+    assert data.train.unlabelled_indices.tolist() == [len(TRAIN)]
     assert served(data.test) == expected(TEST)
-    assert data.remarks == ("train: 1 rows without a label left out", "test: 1 rows without a label left out")
+    assert data.test.labelled is None
+    assert data.remarks == ("test: 1 rows without a label left out",)
 
 
 def test_duplicates_are_left_out_or_only_counted(glue: Write) -> None:
@@ -140,7 +142,7 @@ def test_words_of_a_csv_file_are_no_missing_values(tmp_path: Path) -> None:
     files = {part: str(tmp_path / f"{part}.csv") for part in ("train", "test")}
     data = hf_dataset("csv", text="text", data_files=files, val=None, drop_duplicates=False)
     assert data.classes == ("NA", "nan", "none", "null")
-    assert data.remarks[0] == "train: 1 rows without a label left out"
+    assert [data.train.inputs.first[at] for at in data.train.unlabelled_indices] == ["none0"]
     assert data.test.inputs.first[0] == "null"
 
 

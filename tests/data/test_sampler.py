@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import chain
 
 import pytest
@@ -100,3 +101,44 @@ def test_a_position_among_other_batches_is_refused() -> None:
         SeededBatchSampler(INDICES, 20, shuffle=True).load_state_dict(sampler.state_dict())
     sampler.served = 11
     SeededBatchSampler(INDICES, 20, shuffle=True).load_state_dict(sampler.state_dict())
+
+
+def test_repeated_samples_share_every_batch() -> None:
+    """Each other sample is served once an epoch, the repeated ones as often as that takes, never twice in a batch."""
+    repeated, others = torch.arange(7), torch.arange(100, 131)
+    given = {"batch_size": 8, "seed": 1, "shuffle": True, "repeated": repeated, "repeats": 3}
+    sampler = SeededBatchSampler(others, **given)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = served(sampler)
+        assert len(sampler) == len(batches) == 7  # 31 samples, 5 in a batch
+        assert sorted(i for batch in batches for i in batch if i >= 100) == others.tolist()
+        assert [sum(i < 100 for i in batch) for batch in batches] == [3] * 7
+        assert all(len(set(batch)) == len(batch) for batch in batches)
+        counts = Counter(i for batch in batches for i in batch if i < 100)
+        assert sum(counts.values()) == 21
+        assert max(counts.values()) <= 4
+    assert served(sampler) == batches
+    sampler.set_epoch(0)
+    assert served(sampler) != batches
+    ranks = [SeededBatchSampler(others, rank=rank, world=2, **given) for rank in range(2)]
+    for whole, *parts in zip(served(sampler), *map(served, ranks), strict=True):
+        assert sorted(chain.from_iterable(parts)) == sorted(whole)
+        assert min(sum(i < 100 for i in part) for part in parts) == 1  # each rank has its share
+    sampler.served = 4
+    restored = SeededBatchSampler(others, **given)
+    restored.load_state_dict(sampler.state_dict())
+    assert served(restored) == served(sampler)[4:]
+    sampler = SeededBatchSampler(others, lengths=torch.arange(131), bucket=3, **given)
+    assert [sum(i < 100 for i in batch) for batch in served(sampler)] == [3] * 7
+    assert sorted(i for batch in served(sampler) for i in batch if i >= 100) == others.tolist()
+
+
+def test_repeated_samples_alone_fill_a_given_number_of_batches() -> None:
+    labelled = torch.arange(7)
+    sampler = SeededBatchSampler(labelled, 8, shuffle=True, repeated=labelled, repeats=3, batches=5)
+    assert len(sampler) == 5
+    assert [len(set(batch)) for batch in served(sampler)] == [3] * 5
+    assert set(chain.from_iterable(served(sampler))) == set(range(7))
+    with pytest.raises(UserError, match="A batch of 3 samples is too small for 2 process"):
+        SeededBatchSampler(labelled, 8, shuffle=True, repeated=labelled, repeats=3, batches=5, world=2)

@@ -271,7 +271,7 @@ def test_files_that_are_no_table_are_refused_with_the_line(tmp_path: Path) -> No
         ("text,label\na,b\nc\n", r"line 3: 1 fields, but the header has 2"),
         ('text,label\n"a\nb",c\n\na, b,c\n', r"line 5: 3 fields.*contains ',' in quotes"),
         ("text,text\na,b\n", "two columns of the same name"),
-        ("text,label\na,\nb,c\n", r"column 'label' has no label in 1 row \(line 2\)"),
+        ("text,label\na,\nb,\n", r"no text has a label to test on\. Set data\.source\.test to a labelled file"),
         ("text,label\na,b\nc,b\n", r"labels are all \['b'\]; at least two"),
         ('text,label\n"a" b,c\n', r"line 2: .*quotes=false"),
         ('text,label\na,b\n"c,d\n', r"line 3: .*quotes=false"),
@@ -405,7 +405,6 @@ def test_words_and_labels_that_do_not_agree(tmp_path: Path) -> None:
         ({"words": [], "tags": []}, r"empty in 1 row \(line 5\)"),
         ({"tags": []}, r"empty in 1 row \(line 5\)"),
         ({"words": ["a", "b"], "tags": ["O", None]}, r"a word has no label in column 'tags' in 1 row \(line 5\)"),
-        ({"words": ["a"]}, r"column 'tags' has no label in 1 row \(line 5\)"),
     ]:
         path = write_jsonl(tmp_path / "own.jsonl", [*TAGGED, row])
         with pytest.raises(UserError, match=words):
@@ -422,12 +421,12 @@ def test_wrong_lines_of_json(tmp_path: Path) -> None:
     for line, options, words in [
         ("{'text': 1}", {}, "line 2: not valid JSON"),
         ('["a", "b"]', {}, r"line 2: it must be a JSON object, not '\[\"a\""),
-        ('{"text": "b", "label": NaN}', {}, r"column 'label' has no label in 1 row \(line 2\)"),
+        ('{"text": "b", "label": NaN}', {"test": "own.jsonl"}, r"column 'label' has no label in 1 row \(line 2\)"),
         ('{"text": "b"} {"text": "c"}', {}, "line 2: not valid JSON .*Extra data"),
         ('{"text": "b", "text": "c", "label": "x"}', {}, "line 2: .*a key occurs twice: text, text, label"),
         ("[" * 10**6, {}, "line 2: not valid JSON .*recursion"),
         ('{"text": 7, "label": "x"}', {}, r"column 'text' is not text in 1 row \(line 2\): 7"),
-        ('{"text": "b"}', {}, r"column 'label' has no label in 1 row \(line 2\)"),
+        ('{"text": "b"}', {"test": "own.jsonl"}, r"column 'label' has no label in 1 row \(line 2\)"),
         ('{"text": "b", "label": ["x"]}', {}, "more than one label.*data.source.words"),
         ('{"text": "b", "label": "x"}', {"words": "text", "second": "text"}, "words and data.source.second exclude"),
         ('{"text": "b", "label": "x"}', {"label": "tags"}, "has no such column"),
@@ -435,4 +434,4 @@ def test_wrong_lines_of_json(tmp_path: Path) -> None:
         path = tmp_path / "own.jsonl"
         path.write_text('{"text": "a", "label": "y"}\n' + line + "\n", encoding="utf-8")
         with pytest.raises(UserError, match=words):
-            jsonl(path, **options)
+            jsonl(path, **options | ({"test": path} if "test" in options else {}))

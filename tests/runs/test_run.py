@@ -70,6 +70,8 @@ def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
         "score_range": [0.0, 1.0],
         "remarks": [],
         "train": 100,
+        "labelled": 100,
+        "unlabelled": 0,
         "val": 200,
         "test": 797,
     }

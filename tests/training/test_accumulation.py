@@ -11,9 +11,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from distillery.data.loader import BatchDataset, ResumableLoader
+from distillery.data.raw_data import Split
 from distillery.data.sampler import SeededBatchSampler
 from distillery.losses.feature.hidden_mse import HiddenMSE
 from distillery.losses.response.kd import KD
+from distillery.losses.response.nkd import NKD, nkd
+from distillery.losses.term import Term
 from distillery.models.adapters import Adapter
 from distillery.models.taps.network import Network
 from distillery.tasks.classification import Classification
@@ -25,7 +28,8 @@ from distillery.training.objective import Objective
 from distillery.training.wiring import wire
 
 CLASSES, LENGTH = 3, 5
-WEIGHTS = {"task": 0.7, "kd": 1.3, "hidden": 0.4}
+WEIGHTS = {"task": 0.7, "kd": 1.3, "hidden": 0.4, "nkd": 0.9}
+LABELLED = torch.tensor([True, False, True, True, False, False, False, True])  # the sixth and seventh share a batch
 
 
 class Tokens(Adapter):
@@ -74,7 +78,13 @@ class Logged(L.Callback):
 
 
 def update(
-    task: Task, number: int, batch: int, ranks: int, tmp_path: Path, most: int | None = None
+    task: Task,
+    number: int,
+    batch: int,
+    ranks: int,
+    tmp_path: Path,
+    most: int | None = None,
+    labelled: Tensor | None = None,
 ) -> tuple[list[Tensor], dict[str, float]]:
     """The gradient and the mean losses of one update on all `number` samples, in batches of `batch`."""
     tokens = isinstance(task, TokenClassification)
@@ -82,9 +92,16 @@ def update(
     targets = given.pop("target")
     student = Network(Tagger(0, not tokens), Tokens(), "student")
     teacher = Teacher(Tagger(1, not tokens), Tokens())
-    terms = {"kd": KD(WEIGHTS["kd"]), "hidden": HiddenMSE(WEIGHTS["hidden"], layers={"table": "table"}, projector=None)}
+    terms: dict[str, Term] = {
+        "kd": KD(WEIGHTS["kd"]),
+        "hidden": HiddenMSE(WEIGHTS["hidden"], layers={"table": "table"}, projector=None),
+    }
+    if labelled is not None:
+        terms["nkd"] = NKD(WEIGHTS["nkd"])
+        if not tokens:
+            targets = Split.whole(None, targets, labelled).targets
     wire(terms, student, {"main": teacher}, {key: value[:2] for key, value in given.items()})
-    dataset = BatchDataset(lambda index, _: {key: value[index] for key, value in given.items()}, targets)
+    dataset = BatchDataset(lambda index, _: {key: value[index] for key, value in given.items()}, targets, labelled)
     module = Distiller(
         student,
         {"main": teacher},
@@ -121,29 +138,35 @@ def update(
     return gradients, {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
 
 
-def by_hand(task: Task, number: int) -> tuple[list[Tensor], dict[str, float]]:
+def by_hand(task: Task, number: int, labelled: Tensor | None = None) -> tuple[list[Tensor], dict[str, float]]:
     """The same of all samples at once, in plain PyTorch."""
     tokens = isinstance(task, TokenClassification)
     given = samples(number, tokens)
     student, teacher = Tagger(0, not tokens), Tagger(1, not tokens)
     ours, theirs, target = student(given["input_ids"]), teacher(given["input_ids"]).detach(), given["target"]
+    known = torch.ones(number, dtype=torch.bool) if labelled is None else labelled
     if tokens:
-        ours, theirs, target = (each[given["target"] != -100] for each in (ours, theirs, target))
+        known = known[:, None].expand_as(target)
+        ours, theirs, target, known = (each[given["target"] != -100] for each in (ours, theirs, target, known))
     difference = student.table(given["input_ids"]) - teacher.table(given["input_ids"]).detach()
     losses = {
-        "task": F.cross_entropy(ours, target),
+        "task": F.cross_entropy(ours[known], target[known]),
         "kd": F.kl_div((ours / 4).log_softmax(1), (theirs / 4).log_softmax(1), log_target=True, reduction="batchmean")
         * 16,
         "hidden": difference.square().mean(),
     }
+    if labelled is not None:
+        losses["nkd"] = nkd(ours[known], theirs[known], target[known])
     total = sum(WEIGHTS[name] * loss for name, loss in losses.items())
     gradients = torch.autograd.grad(total, [*student.parameters()])
     return [*gradients], {name: loss.item() for name, loss in losses.items()} | {"loss": total.item()}
 
 
-def assert_as_by_hand(task: Task, number: int, batch: int, ranks: int, tmp_path: Path) -> None:
-    gradients, losses = update(task, number, batch, ranks, tmp_path)
-    expected, values = by_hand(task, number)
+def assert_as_by_hand(
+    task: Task, number: int, batch: int, ranks: int, tmp_path: Path, labelled: Tensor | None = None
+) -> None:
+    gradients, losses = update(task, number, batch, ranks, tmp_path, labelled=labelled)
+    expected, values = by_hand(task, number, labelled)
     assert min(values.values()) > 0.01
     assert losses == pytest.approx(values)
     torch.testing.assert_close(gradients, expected)
@@ -155,6 +178,22 @@ def test_an_update_is_that_of_one_big_batch(task: Task, tmp_path: Path) -> None:
     """1 × 8, 2 × 4 and 8 × 1 samples; and a last batch of another size."""
     for number, batch in ((8, 8), (8, 4), (8, 1), (7, 3), (7, 2)):
         assert_as_by_hand(task, number, batch, 1, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("task", [TokenClassification(WEIGHTS["task"]), Classification(WEIGHTS["task"])])
+def test_losses_that_read_labels_are_means_over_the_labelled_rows(task: Task, tmp_path: Path) -> None:
+    """Also where a batch has none of them."""
+    for number, batch in ((8, 8), (8, 4), (8, 2), (8, 1), (7, 3)):
+        assert_as_by_hand(task, number, batch, 1, tmp_path, LABELLED[:number])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("task", [TokenClassification(WEIGHTS["task"]), Classification(WEIGHTS["task"])])
+def test_labelled_rows_are_counted_over_two_processes(task: Task, tmp_path: Path) -> None:
+    for number, batch in ((8, 8), (8, 4), (8, 2), (7, 4)):
+        assert_as_by_hand(task, number, batch, 2, tmp_path, LABELLED[:number])
 
 
 @pytest.mark.slow

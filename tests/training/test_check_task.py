@@ -31,7 +31,7 @@ def network(width: int) -> Network:
 
 
 def checked(task: Any, terms: Mapping[str, Any], varies: str | None = None, width: int = 3) -> None:
-    data: Any = SimpleNamespace(varies=varies)
+    data: Any = SimpleNamespace(varies=varies, labelled=2)
     check_task(task, data, terms, (), network(3), {"main": network(width), "b": network(width)}, BATCH)
 
 

@@ -57,6 +57,18 @@ def build_data(cfg: DictConfig) -> Data:
     return data
 
 
+def stage_data(stage: Stage, data: Data) -> Data:
+    """The data of a stage: without the unlabelled training samples, if none of its losses reads them."""
+    if not (data.labelled and data.unlabelled):
+        return data
+    for name, loss in stage.cfg.loss.items():
+        with torch.random.fork_rng(devices=[]):
+            term = make_term(f"loss.{name}", loss, stage.per_teacher[name], stage.schedules[f"loss.{name}"], 0)
+        if not term.reads_labels:
+            return data
+    return data.labelled_alone()
+
+
 def build(
     stage: Stage, data: Data | None = None, former: Parts | None = None, loaded: LoadedTeachers | None = None
 ) -> Parts:
@@ -74,7 +86,7 @@ def build(
         UserError: data, networks or losses do not fit together; says which, and how to fix it.
     """
     cfg = stage.cfg.copy()
-    data = build_data(cfg) if data is None else data
+    data = stage_data(stage, build_data(cfg)) if data is None else data
     loaded = LoadedTeachers() if loaded is None else loaded
     task = make_scheduled("task", cfg.task, stage.schedules["task"])
     outputs = task.outputs(data)

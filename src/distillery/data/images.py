@@ -1,6 +1,7 @@
 """Images by position: held in memory, or in files that are decoded batch by batch."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -65,6 +66,24 @@ class Pictures(Protocol):
 
     def content(self) -> bytes:
         """Bytes that identify the pictures, for the fingerprint."""
+
+
+@dataclass(frozen=True)
+class JoinedPictures:
+    """The pictures of `first`, and after them those of `second`."""
+
+    first: Pictures
+    second: Pictures
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def open(self, position: int) -> tuple[Path | IO[bytes], str]:
+        after = position - len(self.first)
+        return self.first.open(position) if after < 0 else self.second.open(after)
+
+    def content(self) -> bytes:
+        return self.first.content() + b"\n\n" + self.second.content()
 
 
 class EncodedImages:

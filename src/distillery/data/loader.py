@@ -11,20 +11,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distillery.core.errors import UserError
+from distillery.data.raw_data import UNLABELLED
 from distillery.data.sampler import BatchKey, SeededBatchSampler
+from distillery.data.tokens import IGNORED
 
 
 @dataclass(eq=False, repr=False)
 class BatchDataset(Dataset[dict[str, Tensor]]):
-    """`dataset[key]` is the batch of a `BatchKey`: its inputs, `target` and `index`.
+    """`dataset[key]` is the batch of a `BatchKey`: its inputs, `target`, `index`, and `labelled` if that is given.
 
     Args:
         inputs_of: makes the inputs from the positions [B] and the key. A `target` among them replaces `targets`.
         targets: those of all samples.
+        labelled: which samples have a label, bool [N]; None: all of them.
     """
 
     inputs_of: Callable[[Tensor, BatchKey], Mapping[str, Tensor]]
     targets: Tensor
+    labelled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -36,7 +40,13 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
                 "To overfit a few samples, set data.train_size to their number instead."
             )
         index = torch.tensor(key.positions)
-        return {"target": self.targets[index], "index": index} | dict(self.inputs_of(index, key))
+        batch = {"target": self.targets[index], "index": index} | dict(self.inputs_of(index, key))
+        if self.labelled is None:
+            return batch
+        labelled = self.labelled[index]
+        if (target := batch["target"]).dim() == 2:  # a label for each word
+            target = target.masked_fill(~labelled[:, None] & (target != IGNORED), UNLABELLED)
+        return batch | {"target": target, "labelled": labelled}
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):

@@ -1,7 +1,7 @@
 """What the LightningDataModules of images and of texts have in common: splits, subsets, order, loaders."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
@@ -21,20 +21,30 @@ from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.data.splits import read_index
 
 Stage = Literal["train", "val", "test"]
+FEW = 4  # labelled samples in a batch
 
 
 @dataclass(eq=False, repr=False)
 class Data(LightningDataModule):
     """Serves batches from the splits of `source`: `target` and `index` [B], and the inputs of a subclass.
 
+    Where some training samples have no label, their batches say which: `labelled` [B]. Validation and test samples,
+    and a subset of the training samples, are drawn from the labelled ones.
+
     Args:
         source: returns the `RawData`; called once, with `root` if that is not None.
         batch_size, eval_batch_size: number of samples of all processes together.
         seed: of the order, the augmentation and the masking.
-        train_size, train_fraction: the size of a stratified subset of the training split.
+        train_size, train_fraction: the size of a stratified subset of the labelled training samples. Those without a
+            label are all kept.
         train_index: instead of them, a file with the positions in the raw training set to train on, one per
             line.
-        subset_seed: draws the subset of `train_size` or `train_fraction`; None: `seed` does.
+        labelled_size: the number of training samples that keep their label, drawn by class; the others are treated as
+            unlabelled. None: all.
+        labelled_share: the share of labelled samples in each training batch. An epoch then serves each unlabelled
+            sample once, and the labelled ones as often as that takes. 1: the unlabelled ones are left out, and an epoch
+            has as many batches as with None. None: an epoch serves all samples once, as they come.
+        subset_seed: draws the subset of `train_size`, `train_fraction` or `labelled_size`; None: `seed` does.
         val_size: the number (below 1: the fraction) of training samples held out for validation, always the same
             ones; 0: none. None: the data set's own validation split, or else a tenth.
         num_workers: processes that make batches; data in memory need none.
@@ -55,6 +65,8 @@ class Data(LightningDataModule):
     train_size: PositiveInt | None = None
     train_fraction: float | None = None
     train_index: str | None = None
+    labelled_size: PositiveInt | None = None
+    labelled_share: float | None = None
     subset_seed: NonNegativeInt | None = None
     val_size: NonNegativeInt | NonNegativeFloat | None = None
     num_workers: NonNegativeInt = 0
@@ -62,6 +74,7 @@ class Data(LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self._whole: Split | None = None  # the training split, where its unlabelled samples are left out
 
     @cached_property
     def raw(self) -> RawData:
@@ -71,7 +84,7 @@ class Data(LightningDataModule):
     def splits(self) -> dict[str, Split]:
         """The train, val (possibly empty) and test splits, as they are served."""
         train, val = self._validation()
-        return self.served({"train": self._subset(train), "val": val, "test": self.raw.test})
+        return self.served({"train": self._with_labels(self._subset(train)), "val": val, "test": self.raw.test})
 
     def served(self, splits: dict[str, Split]) -> dict[str, Split]:
         """The splits, checked and prepared for making batches."""
@@ -100,16 +113,18 @@ class Data(LightningDataModule):
                 )
             return train, own
         share = 0.1 if self.val_size is None else self.val_size
-        size = round(share * len(train.indices)) if 0 < share < 1 else int(share)
+        available = len(train.labelled_indices)
+        size = round(share * available) if 0 < share < 1 else int(share)
         if size == 0:
             return train, replace(train, indices=train.indices[:0])
-        if size >= len(train.indices):
-            raise UserError(f"data.val_size={share} leaves none of {len(train.indices)} samples to train on.")
+        if size >= available:
+            labelled = "" if train.mask is None else "labelled "
+            raise UserError(f"data.val_size={share} leaves none of {available} {labelled}samples to train on.")
         val, rest = train.divided(size)
         return rest, val
 
     def _subset(self, train: Split) -> Split:
-        available = len(train.indices)
+        available = len(train.labelled_indices)
         given = [name for name in ("train_size", "train_fraction", "train_index") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"data.{given[0]} and data.{given[1]} exclude each other: set one to null.")
@@ -123,11 +138,42 @@ class Data(LightningDataModule):
             size = available if self.train_size is None else self.train_size
         if size == available:
             return train
+        drawn = self._drawn(train, size, "train_size" if self.train_fraction is None else "train_fraction")
+        return replace(train, indices=torch.cat([drawn, train.unlabelled_indices]).sort().values)
+
+    def _with_labels(self, train: Split) -> Split:
+        """The training split after `labelled_size` and `labelled_share`."""
+        if self.labelled_size is not None:
+            train = train.keeping_labels(self._drawn(train, self.labelled_size, "labelled_size"))
+        share, size = self.labelled_share, len(train.labelled_indices)
+        if share is None or train.mask is None:
+            return train
+        if not 0 < share <= 1:
+            raise UserError(f"data.labelled_share={share} is not in (0, 1].")
+        if not size:
+            raise UserError(f"data.labelled_share={share}: none of the training samples has a label. Set it to null.")
+        if share == 1:
+            self._whole = train
+            return replace(train, indices=train.labelled_indices)
+        if self._repeats > size:
+            raise UserError(
+                f"data.labelled_share={share} asks for {self._repeats} labelled samples in a batch of "
+                f"{self.batch_size}, and only {size} are there: at most {size / self.batch_size:.2g} is possible."
+            )
+        return train
+
+    @property
+    def _repeats(self) -> int:
+        """How many labelled samples each batch has with a `labelled_share` below 1."""
+        assert self.labelled_share is not None
+        return min(max(1, round(self.labelled_share * self.batch_size)), self.batch_size - 1)
+
+    def _drawn(self, train: Split, size: int, setting: str) -> Tensor:
+        """The positions of `size` labelled samples, as the `setting` asks for."""
         try:
-            return train.divided(size, self.seed if self.subset_seed is None else self.subset_seed)[0]
+            return train.divided(size, self.seed if self.subset_seed is None else self.subset_seed)[0].indices
         except UserError as error:
-            name = "train_size" if self.train_fraction is None else "train_fraction"
-            raise UserError(f"data.{name}={getattr(self, name)}: {error}") from error
+            raise UserError(f"data.{setting}={getattr(self, setting)}: {error}") from error
 
     def narrowed(self, indices: Tensor) -> Self:
         """The same data with only some of the training samples.
@@ -140,6 +186,12 @@ class Data(LightningDataModule):
         other = copy(self)
         other.fingerprint = self.fingerprint
         other.splits = {**self.splits, "train": replace(self.splits["train"], indices=indices)}
+        return other
+
+    def labelled_alone(self) -> Self:
+        """The same data without the unlabelled training samples, and with as many batches in an epoch."""
+        other = self.narrowed(self.splits["train"].labelled_indices)
+        other._whole = self.splits["train"]
         return other
 
     @property
@@ -158,19 +210,48 @@ class Data(LightningDataModule):
     def remarks(self) -> tuple[str, ...]:
         """Remarks on the data, for the user."""
         train, inputs = self.splits["train"], self.raw.train.inputs
+        remarks = [*self.raw.remarks, *self._on_labels()]
         if isinstance(inputs, Texts) and inputs.labels is not None:  # the words have classes, not the texts
-            return self.raw.remarks
-        present = set(train.targets[train.indices].tolist())
+            return tuple(remarks)
+        present = set(train.targets[train.labelled_indices].tolist())
         absent = [name for label, name in enumerate(self.classes) if label not in present]
-        return self.raw.remarks + ((f"train: no sample of {', '.join(absent)}",) if absent else ())
+        if absent and present:
+            remarks.append(f"train: no {'labelled ' if self.unlabelled else ''}sample of {', '.join(absent)}")
+        return tuple(remarks)
+
+    def _on_labels(self) -> Iterator[str]:
+        """How many training samples have a label, and how many of these a batch has."""
+        if self._whole is not None:
+            why = "data.labelled_share=1" if self.labelled_share == 1 else "no loss of this method reads them"
+            yield f"train: {len(self._whole.unlabelled_indices):,} unlabelled samples left out ({why})"
+            yield "the labelled samples are repeated: an epoch has as many batches as with the unlabelled ones"
+        if not self.unlabelled:
+            return
+        yield f"train: {self.labelled:,} labelled and {self.unlabelled:,} unlabelled samples"
+        if self.labelled_share is not None:
+            yield f"each batch has {self._repeats} labelled samples (data.labelled_share), repeated as needed"
+        elif 0 < (mean := self.labelled / self.sizes["train"] * self.batch_size) < FEW:
+            yield f"a batch has {mean:.2g} labelled samples on average; with data.labelled_share=0.5 half of it are"
+
+    @property
+    def labelled(self) -> int:
+        """The number of training samples that have a label, if the data have any."""
+        return len(self.splits["train"].labelled_indices)
+
+    @property
+    def unlabelled(self) -> int:
+        """The number of training samples without a label."""
+        return len(self.splits["train"].unlabelled_indices)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of each split: inputs (for image files, names and sizes), targets and indices."""
-        sha = hashlib.sha256()
-        stores = {id(split.inputs): split.inputs for split in self.splits.values()}  # often shared
+        sha, splits = hashlib.sha256(), dict(self.splits)
+        if self._whole is not None:  # which samples are left out is a matter of how a run is trained
+            splits["train"] = replace(self._whole, inputs=splits["train"].inputs)
+        stores = {id(split.inputs): split.inputs for split in splits.values()}  # often shared
         contents = {key: hashlib.sha256(inputs.content()).digest() for key, inputs in stores.items()}
-        for stage, split in self.splits.items():
+        for stage, split in splits.items():
             sha.update(stage.encode() + contents[id(split.inputs)])
             for values in (split.targets, split.indices):
                 sha.update(values.numpy().tobytes())
@@ -216,22 +297,41 @@ class Data(LightningDataModule):
         """The order of a split in this process; before the processes are started, that of the first of `processes`."""
         train = stage == "train"
         distributed = dist.is_available() and dist.is_initialized()
-        return SeededBatchSampler(
-            self.splits[stage].indices,
-            self.batch_size if train else self.eval_batch_size,
-            seed=self.seed,
-            shuffle=train,
-            rank=dist.get_rank() if distributed else 0,
-            world=dist.get_world_size() if distributed else processes,
-            drop_last=train and self.drop_last,
+        settings: dict[str, Any] = {
+            "batch_size": self.batch_size if train else self.eval_batch_size,
+            "seed": self.seed,
+            "shuffle": train,
+            "rank": dist.get_rank() if distributed else 0,
+            "world": dist.get_world_size() if distributed else processes,
+            "drop_last": train and self.drop_last,
             **self.order(stage),
-        )
+        }
+        split = self.splits[stage]
+        if not train or self._whole is None:
+            return SeededBatchSampler(**self._mixed(split), **settings)
+        batches = len(SeededBatchSampler(**self._mixed(self._whole), **settings))
+        repeats = min(self.batch_size, len(split.indices))
+        return SeededBatchSampler(split.indices, repeated=split.indices, repeats=repeats, batches=batches, **settings)
+
+    def _mixed(self, split: Split) -> dict[str, Any]:
+        """The samples that a sampler serves once an epoch, and those that it repeats."""
+        if self.labelled_share in (None, 1) or split.mask is None:
+            return {"indices": split.indices}
+        return {
+            "indices": split.unlabelled_indices,
+            "repeated": split.labelled_indices,
+            "repeats": self._repeats,
+        }
 
     def plain(self, size: int) -> tuple[list[BatchKey], BatchDataset]:
         """Batches of `size` that hold every training sample once, the same batches on every process."""
-        split = self.splits["train"]
-        keys = list(SeededBatchSampler(split.indices, size, **self.order("train")))
-        return keys, BatchDataset(self.inputs_of("train"), split.targets)
+        sampler = SeededBatchSampler(self.splits["train"].indices, size, **self.order("train"))
+        return list(sampler), self.dataset("train")
+
+    def dataset(self, stage: Stage) -> BatchDataset:
+        """Makes the batches of a split."""
+        split = self.splits[stage]
+        return BatchDataset(self.inputs_of(stage), split.targets, split.mask)
 
     def example(self, samples: int = 8) -> dict[str, Tensor]:
         """A few training samples, on which shapes, layers and costs are measured."""
@@ -239,7 +339,7 @@ class Data(LightningDataModule):
 
     def _loader(self, stage: Stage) -> DataLoader[dict[str, Tensor]]:
         return (ResumableLoader if stage == "train" else DataLoader)(
-            BatchDataset(self.inputs_of(stage), self.splits[stage].targets),
+            self.dataset(stage),
             sampler=self.sampler(stage),
             batch_size=None,
             num_workers=self.num_workers,

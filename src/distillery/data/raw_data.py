@@ -10,6 +10,8 @@ from torch import Tensor
 
 from distillery.data.splits import SPLIT_SEED, stratified
 
+UNLABELLED = -1  # the class of a sample without a label, which PyTorch's losses refuse; as a number it is NaN
+
 
 @dataclass(frozen=True)
 class Split:
@@ -21,15 +23,44 @@ class Split:
     inputs: Any
     targets: Tensor  # classes int64 [N], zeros if there are none; or float32 [N], the targets of a regression
     indices: Tensor  # int64, at most N
+    labelled: Tensor | None = None  # bool [N]; None: every sample has its label, if the data have any
 
     @classmethod
-    def whole(cls, inputs: Any, targets: Tensor) -> "Split":
-        return cls(inputs, targets, torch.arange(len(targets)))
+    def whole(cls, inputs: Any, targets: Tensor, labelled: Tensor | None = None) -> "Split":
+        """All samples. The targets of those without a label are replaced by `UNLABELLED`."""
+        return cls(inputs, targets, torch.arange(len(targets)))._hiding(labelled)
+
+    @property
+    def labelled_indices(self) -> Tensor:
+        """Those of the samples that have a label."""
+        return self.indices if self.labelled is None else self.indices[self.labelled[self.indices]]
+
+    @property
+    def unlabelled_indices(self) -> Tensor:
+        return self.indices[:0] if self.labelled is None else self.indices[~self.labelled[self.indices]]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """`labelled`; None if every sample of this part has a label."""
+        return self.labelled if len(self.unlabelled_indices) else None
 
     def divided(self, size: int, seed: int = SPLIT_SEED) -> tuple["Split", "Split"]:
-        """`size` of the samples, drawn by class, and the rest. Raises UserError: see `stratified`."""
-        drawn, rest = stratified(self.targets, self.indices, size, seed)
+        """`size` of the labelled samples, drawn by class, and the rest. Raises UserError: see `stratified`."""
+        drawn, _ = stratified(self.targets, self.labelled_indices, size, seed)
+        rest = self.indices[~torch.isin(self.indices, drawn)]
         return replace(self, indices=drawn), replace(self, indices=rest)
+
+    def keeping_labels(self, indices: Tensor) -> "Split":
+        """The same samples, of which only those at `indices` still have a label."""
+        labelled = torch.zeros(len(self.targets), dtype=torch.bool)
+        labelled[indices] = True
+        return self._hiding(labelled)
+
+    def _hiding(self, labelled: Tensor | None) -> "Split":
+        if labelled is None or labelled.all():
+            return self
+        hidden = float("nan") if self.targets.is_floating_point() else UNLABELLED
+        return replace(self, targets=self.targets.masked_fill(~labelled, hidden), labelled=labelled)
 
 
 @dataclass(frozen=True)

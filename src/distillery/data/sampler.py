@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from distillery.core.errors import UserError
 from distillery.core.random import hash_key, permutation
 
 BATCHES = 1  # hashed into the seed, so that the order of the batches is independent of that of the samples
+REPEATED = 2  # and this, with the number of a round, for the order of the repeated samples
 
 
 class BatchKey(NamedTuple):
@@ -40,6 +42,10 @@ class SeededBatchSampler(Sampler[BatchKey]):
     reduces padding: in training, `bucket` batches at a time are sorted by length, then all batches are shuffled; in
     evaluation the whole split is sorted. `bucket=0` switches the sorting off.
 
+    With `repeated` (positions), each batch begins with `repeats` of these samples, in place of as many of `indices`. An
+    epoch serves each of `indices` once, and the repeated samples as often as that takes, never twice in a batch. With
+    `batches`, the repeated samples are alone, in so many batches.
+
     Raises:
         UserError: there are too few samples, or the batch is too small, for the number of ranks.
     """
@@ -53,23 +59,29 @@ class SeededBatchSampler(Sampler[BatchKey]):
     drop_last: bool = False
     lengths: Tensor | None = None
     bucket: int = 0
+    repeated: Tensor | None = None
+    repeats: int = 0
+    batches: int | None = None
 
     def __post_init__(self) -> None:
+        self.size = self.batch_size - self.repeats  # what each batch takes of `indices`
         self.bounds = self._bounds()
         self.epoch = self.served = self._resume_at = 0
 
     def _bounds(self) -> list[tuple[int, int]]:
         """Start and end of each global batch."""
         total, least = len(self.indices), 2 * self.world if self.shuffle else self.world
-        if total and self.batch_size < least:
+        size = self.batch_size if self.batches is None else self.repeats
+        if total and size < least:
             raise UserError(
-                f"A batch of {self.batch_size} samples is too small for {self.world} process(es): "
+                f"A batch of {size} samples is too small for {self.world} process(es): "
                 "data.batch_size and data.eval_batch_size count the samples of all processes; "
                 f"at least {least} are needed."
             )
-        starts = range(0, total, self.batch_size)
-        bounds = [(start, min(start + self.batch_size, total)) for start in starts]
-        size = bounds[-1][1] - bounds[-1][0] if bounds else self.batch_size
+        if self.batches is not None:
+            return []
+        bounds = [(start, min(start + self.size, total)) for start in range(0, total, self.size)]
+        size = bounds[-1][1] - bounds[-1][0] + self.repeats if bounds else self.batch_size
         if size < (self.batch_size if self.drop_last else least):
             bounds.pop()
             if not bounds:
@@ -107,7 +119,7 @@ class SeededBatchSampler(Sampler[BatchKey]):
         self.served = self._resume_at = state["served"] if unfinished else 0
 
     def __len__(self) -> int:
-        return len(self.bounds)
+        return len(self.bounds) if self.batches is None else self.batches
 
     def __iter__(self) -> Iterator[BatchKey]:
         start, self._resume_at = self._resume_at, 0
@@ -119,6 +131,22 @@ class SeededBatchSampler(Sampler[BatchKey]):
 
     def _batches(self, epoch: int) -> list[Tensor]:
         """The positions of each global batch."""
+        if self.repeated is None:
+            return self._of_indices(epoch)
+        chunks = self._of_repeated(self.repeated, epoch)
+        if self.batches is not None:
+            return list(islice(chunks, self.batches))
+        return [torch.cat(both) for both in zip(chunks, self._of_indices(epoch), strict=False)]
+
+    def _of_repeated(self, positions: Tensor, epoch: int) -> Iterator[Tensor]:
+        """What each global batch has of the repeated samples, without end: round by round, in another order each."""
+        whole = len(positions) - len(positions) % self.repeats  # what is left over differs from round to round
+        for number in count():
+            order = permutation(hash_key(self.seed, REPEATED, number), epoch, len(positions))
+            yield from positions[order[:whole]].split(self.repeats)
+
+    def _of_indices(self, epoch: int) -> list[Tensor]:
+        """What each global batch has of `indices`."""
         total = len(self.indices)
         ordered = self.indices[permutation(self.seed, epoch, total)] if self.shuffle else self.indices
         if self.lengths is None or not self.bucket:
@@ -126,12 +154,12 @@ class SeededBatchSampler(Sampler[BatchKey]):
         if not self.shuffle:
             ordered = self._by_length(ordered)
             return [ordered[first:end] for first, end in self.bounds]
-        whole = total - total % self.batch_size
-        chunks = map(self._by_length, ordered[:whole].split(self.bucket * self.batch_size))
+        whole = total - total % self.size
+        chunks = map(self._by_length, ordered[:whole].split(self.bucket * self.size))
         # The incomplete last batch, which may be left out, has samples of any length, not always the longest ones.
         ordered = torch.cat([*chunks, ordered[whole:]])
         batches = [ordered[first:end] for first, end in self.bounds]
-        order = permutation(hash_key(self.seed, BATCHES), epoch, whole // self.batch_size)
+        order = permutation(hash_key(self.seed, BATCHES), epoch, whole // self.size)
         return [*(batches[i] for i in order.tolist()), *batches[len(order) :]]
 
     def _by_length(self, positions: Tensor) -> Tensor:

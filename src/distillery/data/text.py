@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Literal
@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.core.errors import UserError
-from distillery.data.loader import BatchDataset
 from distillery.data.module import Data, Stage
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
@@ -108,7 +107,11 @@ class TextData(Data):
             stores = {stage: self._tokens(split.inputs, split.indices) for stage, split in splits.items()}
         if self._longer:
             self._report_too_long(sum(len(split.indices) for split in splits.values()))
-        return {stage: Split(stores[stage], split.targets, split.indices) for stage, split in splits.items()}
+        # Masked tokens are the labels of every text.
+        labelled = {stage: None if self.mask else split.labelled for stage, split in splits.items()}
+        return {
+            stage: replace(split, inputs=stores[stage], labelled=labelled[stage]) for stage, split in splits.items()
+        }
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
         seed = self.seed if stage == "train" else None
@@ -163,8 +166,8 @@ class TextData(Data):
         return lengths
 
     def _batch(self, stage: Stage, positions: Tensor) -> dict[str, Tensor]:
-        dataset = BatchDataset(self.inputs_of(stage), self.splits[stage].targets)
-        return dataset[BatchKey(0, positions.tolist(), int(self.splits[stage].inputs.lengths[positions].max()))]
+        longest = int(self.splits[stage].inputs.lengths[positions].max())
+        return self.dataset(stage)[BatchKey(0, positions.tolist(), longest)]
 
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
         """The texts at `indices`, tokenised, or what an earlier run has kept of them."""

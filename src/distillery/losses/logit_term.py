@@ -1,7 +1,6 @@
 """The base of the losses on logits."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,11 +9,9 @@ from distillery.losses.term import Term, hard_target
 
 
 class LogitTerm(Term):
-    """`function` of the rows of logits that count; with `reads_labels` also of their class indices."""
-
-    reads_labels: ClassVar[bool] = False
+    """`function` of the rows of logits that count; with `Contract.reads_labels` also of their class indices."""
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         """[N], or a scalar. Raises UserError if the loss reads labels and the batch has no class indices."""
-        labels = [hard_target(batch, self.name)] if self.reads_labels else []
+        labels = [hard_target(batch, self.name)] if self.contract.reads_labels else []
         return self.loss(student.logits, teacher.logits, *labels)

@@ -107,6 +107,10 @@ class Several(Term):
         return self.combine in BY_LABEL or super().aligned_classes
 
     @property
+    def reads_labels(self) -> bool:
+        return self.combine in BY_LABEL or any(term.reads_labels for term in self.by_teacher.values())
+
+    @property
     def needs_logits(self) -> bool:
         return self.combine in BY_LABEL or any(term.needs_logits for term in self.by_teacher.values())
 

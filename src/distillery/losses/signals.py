@@ -96,6 +96,26 @@ class Signals:
         layers = {tap: tensor.detach() for tap, tensor in self.layers.items()}
         return Signals(self.logits.detach(), layers, attention, self.mask)
 
+    def take(self, rows: Tensor, samples: Tensor) -> "Signals":
+        """The signals of some samples alone.
+
+        Args:
+            rows: which rows of `logits` are theirs, bool [N].
+            samples: which samples they are, bool [B].
+        """
+        attention = {
+            tap: Attention(a.query[samples], a.key[samples], a.value[samples], _of(a.mask, samples), a.scale)
+            for tap, a in self.attention.items()
+        }
+        layers = {tap: tensor if is_parameter(tap) else tensor[samples] for tap, tensor in self.layers.items()}
+        logits = self.logits[rows if self.logits.shape[-1] else samples]  # [B, 0] of a network that was stopped early
+        return Signals(logits, layers, attention, None if self.mask is None else self.mask[samples])
+
+
+def _of(mask: Tensor | None, samples: Tensor) -> Tensor | None:
+    """The part of an attention mask that belongs to some samples; one that is the same for all stays as it is."""
+    return mask if mask is None or mask.dim() < 4 or len(mask) == 1 else mask[samples]
+
 
 def is_parameter(tap: str) -> bool:
     """Whether the tap records a parameter, which has no row for each sample."""

@@ -41,6 +41,7 @@ class Contract:
     form: Literal["divergence", "cross_entropy", "learned"] = "divergence"
     per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
+    reads_labels: bool = False  # runs on the labelled rows alone, where some samples have no label
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,11 @@ class Term(nn.Module):
     def aligned_classes(self) -> bool:
         """Whether teacher and student must have the same classes."""
         return self.contract.aligned_classes
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether `forward` reads the labels: it is then given the labelled rows alone."""
+        return self.contract.reads_labels
 
     @property
     def needs_logits(self) -> bool:

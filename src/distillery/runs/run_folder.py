@@ -113,6 +113,8 @@ def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -
             "score_range": list(task.score_range),
             "remarks": list(data.remarks),
             **data.sizes,
+            "labelled": data.labelled,
+            "unlabelled": data.unlabelled,
         },
         sources=sequence.sources(),
         remarks=sequence.parts.distiller.remarks,

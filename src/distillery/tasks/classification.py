@@ -36,7 +36,8 @@ class Classification(Task):
         if not data.classes:
             raise UserError(
                 f"task=classification: the samples of '{data.name}' have no classes. Set data.source.label to the "
-                "column of the classes; for numbers set task=regression, for masked words task=masked_lm."
+                "column of the classes, also if only the test texts have it: training texts without it are unlabelled "
+                "ones. For numbers set task=regression, for masked words task=masked_lm."
             )
         return len(data.classes)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.models.evaluation_mode import evaluating
-from distillery.tasks.task import Task
+from distillery.tasks.task import Task, labelled_rows
 
 
 @dataclass
@@ -37,10 +37,10 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
     with evaluating(network):
         for batch in loader:
             batch = {key: value.to(device) for key, value in batch.items()}
-            rows, labelled = task.rows(network(batch), batch)
+            rows, labelled = labelled_rows(*task.rows(network(batch), batch), batch)
             target = labelled["target"]
             if not len(target):
-                continue  # texts without a token that counts
+                continue  # no token that counts, or no label
             metric.update(rows.logits, target)
             found["index"].append(labelled["index"])
             found["target"].append(target)

@@ -62,9 +62,10 @@ class Task(Protocol):
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
         """The rows of logits that count, [N, C], and the batch with `target` and `index` of each row, [N].
 
-        `index` is the position of the row's sample in the data. Everything but the logits stays as it is. Logits
-        [B, 0], of a network that was stopped before its head, are returned as they are, with the same rows of the
-        batch. By default every sample is a row: N = B.
+        `index` is the position of the row's sample in the data, and `labelled`, if the batch has it, whether that
+        sample has a label. Everything but the logits stays as it is. Logits [B, 0], of a network that was stopped
+        before its head, are returned as they are, with the same rows of the batch. By default every sample is a row:
+        N = B.
         """
         return signals, batch
 
@@ -89,3 +90,22 @@ class Task(Protocol):
             tokenizer: the tokenizer it is exported with.
         """
         return Usage('"A text of yours."', ["logits = model(**inputs).logits"])
+
+
+def labelled_rows(rows: Signals, batch: Batch, samples: Batch) -> tuple[Signals, Batch]:
+    """The rows, and the samples, that have a label.
+
+    Args:
+        rows, batch: what `Task.rows` returns.
+        samples: the batch that it was given.
+
+    Returns: the signals, and what `labelled_part` says. Where all samples have a label, both are returned as they are.
+    """
+    if "labelled" not in samples:
+        return rows, batch
+    return rows.take(batch["labelled"], samples["labelled"]), labelled_part(batch)
+
+
+def labelled_part(batch: Batch) -> Batch:
+    """What a batch says of its labelled rows or samples: `target`, `index` and `position`."""
+    return {key: batch[key][batch["labelled"]] for key in ("target", "index", "position") if key in batch}

@@ -13,8 +13,8 @@ from distillery.tasks.task import Batch
 def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
     """The tokens with a target, in the order of the batch: logits [B,L,C] and targets [B,L] → rows [N,C] and [N].
 
-    Each row's `index` is that of its sample, and its `position` is its place in the sample. Logits [B,0], of a network
-    that was stopped before its head, are returned as they are.
+    Each row's `index` is that of its sample, and so is `labelled`; its `position` is its place in the sample. Logits
+    [B,0], of a network that was stopped before its head, are returned as they are.
 
     Args:
         task: the name of the task in error messages.
@@ -32,6 +32,8 @@ def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batc
     index = batch["index"].unsqueeze(1).expand_as(target)
     position = torch.arange(target.shape[1], device=target.device).expand_as(target)
     labelled = {**batch, "target": target[counts], "index": index[counts], "position": position[counts]}
+    if "labelled" in batch:
+        labelled["labelled"] = batch["labelled"].unsqueeze(1).expand_as(target)[counts]
     if logits.dim() == 2 and logits.shape[1] == 0:
         return signals, labelled
     if logits.dim() != 3 or logits.shape[:2] != target.shape:

@@ -29,6 +29,8 @@ def easiest(confidence: Tensor, targets: Tensor, share: float) -> Tensor:
 def confidences(teacher: Network, data: Data, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """The teacher's probability of the class of each training sample, as the sample is in the first epoch.
 
+    The class of an unlabelled sample is the one that the teacher predicts.
+
     Returns: positions in the raw data, confidences and classes, each [N].
 
     Raises:
@@ -46,6 +48,8 @@ def confidences(teacher: Network, data: Data, task: Task) -> tuple[Tensor, Tenso
                     f"easiest: the samples of '{data.name}' do not have one class each, of which a teacher could be "
                     "confident. Leave out easiest."
                 )
+            if "labelled" in labelled:
+                target = torch.where(labelled["labelled"], target, rows.logits.argmax(-1))
             own = rows.logits.float().softmax(-1).gather(1, target[:, None]).squeeze(1)
             found.append((labelled["index"].cpu(), own.cpu(), target.cpu()))
     index, confidence, target = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -29,9 +29,9 @@ def check_task(
 
     Raises:
         UserError: tokens are masked and the task does not predict them; words have labels, and the task is not
-            about words, or the reverse; there is nothing to learn from; a loss on
-            distributions, for numbers or vectors; a loss on the logits of samples, for the logits of tokens; vectors
-            of different widths.
+            about words, or the reverse; there is nothing to learn from; no training sample has a label, and the task
+            loss or another one reads labels; a loss on distributions, for numbers or vectors; a loss on the logits of
+            samples, for the logits of tokens; vectors of different widths.
     """
     if data.varies == "mask" and not task.masked:
         raise UserError("data.mask masks tokens, and this task does not predict them. Set data.mask=null.")
@@ -50,6 +50,8 @@ def check_task(
             "There is nothing to learn from: task.weight=0 and there is no distillation loss. Choose a loss and a "
             "teacher, or give the task a weight if it has a hard-label loss."
         )
+    if not data.labelled:
+        _refuse_without_labels(data, terms, task.weight != 0 or "task.weight" in schedules)
     for name, term in terms.items():
         if term.contract.needs == "logits":
             if not task.is_distribution() and "shift_invariant" in term.contract.properties:
@@ -65,6 +67,19 @@ def check_task(
             raise UserError(
                 f"loss.{name}.combine={term.combine} weights the teachers of each sample by their logits, and this "
                 "task has logits for each token. Use combine=mean or combine=random for a loss on layers."
+            )
+
+
+def _refuse_without_labels(data: Data, terms: Mapping[str, Term], by_task: bool) -> None:
+    none = f"none of the {data.unlabelled:,} training samples of '{data.name}' has a label"
+    if by_task:
+        fix = "Set task.weight=0, so that the student learns from its teacher alone" if terms else "Choose a teacher"
+        raise UserError(f"task.weight: the task loss reads labels, but {none}. {fix}, or add labelled samples.")
+    for name, term in terms.items():
+        if term.reads_labels:
+            raise UserError(
+                f"loss.{name} reads labels, but {none}. Choose a loss that does not, as loss/response=[kd], or add "
+                "labelled samples."
             )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distillery.core.roles import EMA, FROZEN, PEER
 from distillery.data.loader import ResumableLoader
 from distillery.models.taps.network import Network
-from distillery.tasks.task import Task
+from distillery.tasks.task import Task, labelled_rows
 from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.training.fsdp import shard, share_buffers, whole_state
@@ -154,7 +154,7 @@ class Distiller(L.LightningModule):
         self.losses = None  # it holds the graph
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
-        rows, labelled = self.task.rows(self.student(batch), batch)
+        rows, labelled = labelled_rows(*self.task.rows(self.student(batch), batch), batch)
         target = labelled["target"]
         count = len(target)
         if count:  # a batch of texts may have no labelled token

@@ -12,7 +12,7 @@ from distillery.core.kinds import conform
 from distillery.losses.several import Several
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
-from distillery.tasks.task import Batch, Task
+from distillery.tasks.task import Batch, Task, labelled_part, labelled_rows
 from distillery.training.gathering import gathered
 from distillery.training.schedules import Progress, Schedule
 from distillery.training.update_counts import UpdateCounts
@@ -42,6 +42,8 @@ class Objective(nn.Module):
 
     A loss that is a sum over rows is divided by the rows of the whole update (`UpdateCounts`). Its gradient is that of
     one big batch, on any number of ranks and with accumulated gradients, even if ranks or batches have unequal shares.
+    Where some samples have no label, the task loss and the losses that read labels are computed on, and divided by,
+    the labelled rows alone.
     A loss on the relations of a batch compares the samples of each batch; over accumulated batches it is their mean.
 
     Args:
@@ -123,43 +125,64 @@ class Objective(nn.Module):
         Args:
             counts: of the update that the batch belongs to; None: the batch, with those of the other ranks, is all.
         """
-        rows, labelled = self.task.rows(student, batch)
-        counts = counts or UpdateCounts.of_batch(batch, len(labelled["target"]))
+        rows, of_rows = self.task.rows(student, batch)
+        counts = counts or UpdateCounts.of_batch(of_rows, batch)
         taught = {name: self.task.rows(signals.detach(), batch)[0] for name, signals in teachers.items()}
-        target = labelled["target"]
         terms: dict[str, Any] = dict(self.terms)
-        losses = {"task": counts.mean_of_rows(self.task.loss(rows.logits, target))}
-        losses |= {name: _value(term, rows, taught, batch, labelled, counts) for name, term in terms.items()}
+        losses = {"task": self._of_task(rows, of_rows, batch, counts)}
+        losses |= {name: _value(term, rows, taught, of_rows, batch, counts) for name, term in terms.items()}
         weights = {"task": self.task.weight} | {name: term.weight for name, term in terms.items()}
         total = _weighted(weights, losses)
         logged = dict(losses)
         for peer in self.peers:
             own = self.task.rows(teachers[peer], batch)[0]
-            theirs = {"task": counts.mean_of_rows(self.task.loss(own.logits, target))}
+            theirs = {"task": self._of_task(own, of_rows, batch, counts)}
             for name, term in terms.items():
                 if peer in term.by_teacher:
                     one = term.by_teacher[peer]
-                    theirs[name] = _value(one, own, {peer: rows.detach()}, batch, labelled, counts)
+                    theirs[name] = _value(one, own, {peer: rows.detach()}, of_rows, batch, counts)
             total = total + _weighted(weights, theirs)
             logged |= {f"{peer}/{name}": value for name, value in theirs.items()}
         logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
         return Losses(total, logged, losses, weights)
 
+    def _of_task(self, rows: Signals, of_rows: Batch, batch: Batch, counts: UpdateCounts) -> Tensor:
+        """The mean of the task loss over the labelled rows of the update."""
+        rows, of_rows = labelled_rows(rows, of_rows, batch)
+        return counts.mean(self.task.loss(rows.logits, of_rows["target"]), of_rows=True, labelled=True)
+
 
 def _value(
-    term: Term, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labelled: Batch, counts: UpdateCounts
+    term: Term, student: Signals, teachers: Mapping[str, Signals], of_rows: Batch, samples: Batch, counts: UpdateCounts
 ) -> Tensor:
-    """The term's loss: the mean over all rows or samples of the update if it has a value for each, else a scalar."""
-    of_rows = term.contract.needs == "logits"
-    batch = labelled if of_rows else batch
+    """The term's loss: the mean over all rows or samples of the update if it has a value for each, else a scalar.
+
+    A term that reads labels is given the labelled rows and samples alone, and the mean is that over them. If it has a
+    scalar for each batch, that counts as often as the batch has labelled samples.
+    """
+    on_rows = term.contract.needs == "logits"
+    batch = of_rows if on_rows else samples
+    by_label = term.reads_labels and "labelled" in samples
+    if by_label:
+        known = of_rows["labelled"], samples["labelled"]
+        student, teachers = student.take(*known), {name: teachers[name].take(*known) for name in term.by_teacher}
+        batch = labelled_part(batch)
     values = {}
     for name, one in term.by_teacher.items():
         given = student, teachers[name], batch
-        values[name] = one(*(gathered(one, *given) if one.gather and counts.ranks > 1 else given))
+        given = gathered(one, *given) if one.gather and counts.ranks > 1 else given
+        if by_label and not len(given[-1]["index"]):
+            return _nothing(term, student)
+        values[name] = one(*given)
     value = term.combined(values, teachers, batch) if isinstance(term, Several) else values[term.teacher]
-    if not term.contract.per_sample:
-        return value
-    return counts.mean_of_rows(value) if of_rows else counts.mean_of_samples(value)
+    if term.contract.per_sample:
+        return counts.mean(value, on_rows, by_label)
+    return counts.mean(value * len(batch["index"]), on_rows, by_label) if by_label else value
+
+
+def _nothing(term: Term, student: Signals) -> Tensor:
+    """0, for a batch without a label. It depends on all that the term does: DDP waits for every gradient."""
+    return cast(Tensor, sum(each.sum() * 0 for each in (student.logits, *term.parameters())))
 
 
 def _weighted(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """The denominators of the losses: how many rows and samples one update of the student is computed from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,14 +21,17 @@ class UpdateCounts:
     accumulated batches (as Lightning does), it is the mean of one big batch, however its rows are distributed.
 
     Attributes:
-        rows: rows of logits that count (`Task.rows`): samples, or the tokens that have a label.
+        rows: rows of logits that count (`Task.rows`): samples, or tokens.
         samples: samples, whether or not any of their rows count.
+        labelled_rows, labelled_samples: those that have a label.
         batches: how many batches are accumulated.
         ranks: how many processes train together.
     """
 
     rows: Tensor | int
     samples: Tensor | int
+    labelled_rows: Tensor | int
+    labelled_samples: Tensor | int
     batches: int
     ranks: int
 
@@ -38,37 +41,47 @@ class UpdateCounts:
 
         Every rank must call this, with equally many batches.
         """
-        rows, samples = sum(_rows(task, batch) for batch in batches), sum(map(_samples, batches))
-        return cls._over_ranks(rows, samples, len(batches), batches[0]["target"].device)
+        rows = (task.rows(Signals(torch.empty(_samples(batch), 0)), batch)[1] for batch in batches)
+        return cls._over_ranks([_counts(*both) for both in zip(rows, batches, strict=True)], batches[0])
 
     @classmethod
-    def of_batch(cls, batch: Batch, rows: int) -> Self:
-        """`of` a single batch whose rows have been counted: nothing is accumulated."""
-        return cls._over_ranks(rows, _samples(batch), 1, batch["target"].device)
+    def of_batch(cls, of_rows: Batch, batch: Batch) -> Self:
+        """`of` a single batch whose rows are known (`Task.rows`): nothing is accumulated."""
+        return cls._over_ranks([_counts(of_rows, batch)], batch)
 
     @classmethod
-    def _over_ranks(cls, rows: int, samples: int, batches: int, device: torch.device) -> Self:
-        ranks = world_size()
+    def _over_ranks(cls, counts: Sequence[Sequence[int]], batch: Batch) -> Self:
+        ranks, sums = world_size(), [sum(each) for each in zip(*counts, strict=True)]
         if ranks == 1:
-            return cls(max(1, rows), samples, batches, ranks)  # without a row that counts, the mean is 0
-        counts = torch.tensor([rows, samples], device=device)
-        dist.all_reduce(counts)
-        all_rows, all_samples = counts.clamp_min(1)
-        return cls(all_rows, all_samples, batches, ranks)
+            found: Iterable[Tensor | int] = (max(1, one) for one in sums)  # where nothing counts, the mean is 0
+        else:
+            of_ranks = torch.tensor(sums, device=batch["target"].device)
+            dist.all_reduce(of_ranks)
+            found = of_ranks.clamp_min(1)
+        rows, samples, labelled_rows, labelled_samples = found
+        return cls(rows, samples, labelled_rows, labelled_samples, len(counts), ranks)
 
-    def mean_of_rows(self, values: Tensor) -> Tensor:
-        """Values of this batch's rows, [N] → their contribution to the mean."""
-        return values.sum() * (self.ranks * self.batches) / self.rows
+    def mean(self, values: Tensor, of_rows: bool, labelled: bool) -> Tensor:
+        """Values of rows or samples of this batch, [N] → their contribution to the mean over those of the update.
 
-    def mean_of_samples(self, values: Tensor) -> Tensor:
-        """Values of this batch's samples, [B] → their contribution to the mean."""
-        return values.sum() * (self.ranks * self.batches) / self.samples
+        Args:
+            of_rows: they are of rows, not of samples.
+            labelled: of the labelled ones alone.
+        """
+        count = {
+            (True, True): self.labelled_rows,
+            (True, False): self.rows,
+            (False, True): self.labelled_samples,
+            (False, False): self.samples,
+        }[of_rows, labelled]
+        return values.sum() * (self.ranks * self.batches) / count
+
+
+def _counts(of_rows: Batch, batch: Batch) -> list[int]:
+    """Rows, samples, labelled rows and labelled samples of one batch."""
+    numbers = [len(of_rows["target"]), _samples(batch)]
+    return numbers + ([int(each["labelled"].sum()) for each in (of_rows, batch)] if "labelled" in batch else numbers)
 
 
 def _samples(batch: Batch) -> int:
     return len(next(iter(batch.values())))
-
-
-def _rows(task: Task, batch: Batch) -> int:
-    no_logits = Signals(torch.empty(_samples(batch), 0))
-    return len(task.rows(no_logits, batch)[1]["target"])

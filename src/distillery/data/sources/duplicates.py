@@ -37,7 +37,7 @@ def apart(
 ) -> dict[str, list[int]]:
     """For each split, the positions of its samples without repeated ones and without those of another split.
 
-    Test has priority over val, and val over train.
+    Test has priority over val, val over train, and train over its unlabelled samples.
 
     Args:
         keys: of the samples of each split; equal ones have the same key.
@@ -48,7 +48,7 @@ def apart(
     """
     verb = "left out" if drop else "found and kept"
     kept: dict[str, list[int]] = {}
-    for part in (name for name in ("test", "val", "train") if name in keys):
+    for part in (name for name in ("test", "val", "train", "unlabelled") if name in keys):
         own = keys[part]
         unique = distinct(own, labels[part])
         if unique.repeated or unique.contradictory:

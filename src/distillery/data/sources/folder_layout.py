@@ -2,26 +2,29 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.decoding import EXTENSIONS
 from distillery.data.picture_files import hidden
 
-LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val is optional) or <root>/<class>/*.jpg"
+LAYOUT = "<root>/{train,val,test}/<class>/*.jpg (val is optional) or <root>/<class>/*.jpg, and <root>/unlabelled/*.jpg"
 SPELLINGS = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing", "tst"),
+    "unlabelled": ("unlabelled", "unlabeled"),
 }
 SPLITS = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 ADDED = re.compile(r"(set|data|images|imgs|split)$")  # to the name of a split: `train_set`, `TestImages`
 
 
 def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders of the splits train, val and test, in any usual spelling, and remarks on them.
+    """The folders of the splits train, val and test, and of `unlabelled` pictures, in any usual spelling, and remarks.
 
-    A folder without splits is train itself. If there are only train and val, val is test.
+    A folder without splits is train itself. If there are only train and val, val is test. Beside unlabelled pictures
+    train may be missing.
 
     Raises:
         UserError: the root is missing, two folders are the same split, train is alone, or the folders look like splits
@@ -32,9 +35,13 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     named: dict[str, list[Path]] = {}
     for folder in _folders(root):
         named.setdefault(_split(folder.name), []).append(folder)
-    if "train" not in named or not all(map(_holds_classes, named["train"])):
+    known = "train" if "train" in named or "unlabelled" not in named else "test"
+    if known not in named or not all(map(_holds_classes, named[known])):
         _refuse_unnamed(root)
-        return {"train": root}, []
+        parts = {"train": root}
+        if unlabelled := named.get("unlabelled"):
+            parts["unlabelled"] = unlabelled[0]
+        return parts, []
     ignored = [folder.name for folder in named.pop("", [])]
     for split, folders in named.items():
         if len(folders) > 1:
@@ -51,13 +58,13 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     return parts, notes
 
 
-def class_folders(root: Path) -> tuple[str, ...]:
-    """The names of the class folders, sorted.
+def class_folders(root: Path, unlabelled: Path | None = None) -> tuple[str, ...]:
+    """The names of the class folders, sorted; `unlabelled` is none of them.
 
     Raises:
         UserError: there are fewer than two.
     """
-    classes = tuple(folder.name for folder in _folders(root))
+    classes = tuple(folder.name for folder in _folders(root) if folder != unlabelled)
     if len(classes) < 2:
         found = f"only the class folder '{classes[0]}'" if classes else "no class folder"
         inner = f" Or is it data.root={root / classes[0]}?" if classes and _holds_classes(root / classes[0]) else ""
@@ -65,9 +72,9 @@ def class_folders(root: Path) -> tuple[str, ...]:
     return classes
 
 
-def refuse_other_classes(train: Path, other: Path) -> None:
-    """Refuse a split whose class folders are not those of train."""
-    classes, found = class_folders(train), class_folders(other)
+def refuse_other_classes(train: Path, classes: Sequence[str], other: Path) -> None:
+    """Refuse a split whose class folders are not the `classes` of train."""
+    found = class_folders(other)
     if missing := sorted(set(classes) - set(found)):
         raise UserError(f"'{other}' lacks classes of '{train}': {', '.join(missing)}.")
     if extra := sorted(set(found) - set(classes)):

@@ -31,8 +31,8 @@ def hf_dataset(
 
     If the labels of the test split are hidden, or `test` is None, the validation split becomes the test split, and
     validation texts are cut from train: nothing may be selected on the texts that give the score. The remarks say so.
-    Rows without a label elsewhere are left out and counted. The classes are those that the data set declares, else the
-    labels of the training texts, sorted.
+    Rows of train without a label are unlabelled texts; those of val and test are left out and counted. The classes are
+    those that the data set declares, else the labels of the training texts, sorted.
 
     Args:
         path, name, revision, data_files: arguments of `load_dataset`: a data set of the hub or a folder, its
@@ -53,7 +53,7 @@ def hf_dataset(
     sets = load_splits(called, path, names, label, remarks, name=name, revision=revision, data_files=files)
     tables: dict[str, Table] = {}
     for part, (data, where) in sets.items():
-        tables[part], classes = _table(data, where, label)
+        tables[part], classes = _table(data, where, label, keep=part == "train")
         if classes is not None and not regression:
             columns = replace(columns, classes=classes)
         if missing := len(data) - len(tables[part].lines):
@@ -61,13 +61,13 @@ def hf_dataset(
     return table_data(called, columns, tables, drop_duplicates=drop_duplicates, remarks=remarks)
 
 
-def _table(data: Dataset, where: str, label: str | None) -> tuple[Table, list[str] | None]:
-    """The labelled rows of `data`, and the classes that it declares, if any; their labels become names."""
+def _table(data: Dataset, where: str, label: str | None, keep: bool) -> tuple[Table, list[str] | None]:
+    """The labelled rows of `data`, or all (`keep`), and the classes that it declares, if any: its labels are names."""
     rows = list(range(len(data)))
     if label is None or label not in data.column_names:
         return Table(where, {name: data[name] for name in data.column_names}, rows, "row"), None
     labels, classes = labels_of(data, label)
-    rows = [row for row in rows if labels[row] is not None]
+    rows = [row for row in rows if keep or labels[row] is not None]
     data = data.select(rows)
     columns = {name: data[name] for name in data.column_names}
     return Table(where, columns | {label: [labels[row] for row in rows]}, rows, "row"), classes

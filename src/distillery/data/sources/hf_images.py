@@ -15,7 +15,7 @@ from datasets import Dataset, Image
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.decoding import refuse_colour
 from distillery.data.images import EncodedImages
-from distillery.data.raw_data import RawData, Split
+from distillery.data.raw_data import UNLABELLED, RawData, Split
 from distillery.data.sources.duplicates import apart
 from distillery.data.sources.hub import labels_of, load_splits
 from distillery.data.sources.table_splits import in_class_order
@@ -78,8 +78,8 @@ def hf_images(
     """Images and classes, loaded by `datasets.load_dataset`.
 
     Without labels in the test split, or without a test split, the validation split becomes the test split; the remarks
-    say so. Rows without a label elsewhere are left out and counted. The classes are those that the data set declares,
-    else the labels of the training images, sorted.
+    say so. Rows of train without a label are unlabelled images; those of val and test are left out and counted. The
+    classes are those that the data set declares, else the labels of the training images, sorted.
 
     Args:
         path, name, revision, data_files: arguments of `load_dataset`: a data set of the hub or a folder, its
@@ -100,7 +100,7 @@ def hf_images(
     names = {"train": train, "val": val, "test": test}
     sets = load_splits(called, path, names, label, notes, name=name, revision=revision, data_files=files)
     pictures: dict[str, DatasetPictures] = {}
-    labels: dict[str, list[str]] = {}
+    labels: dict[str, list[str] | None] = {}
     classes: Sequence[str] | None = None
     for part, (data, where) in sets.items():
         for option, column in (("image", image), ("label", label)):
@@ -109,21 +109,31 @@ def hf_images(
                 raise UserError(f"data.source.{option}={column}: {where} has no such column.{hint}")
         values, classes = labels_of(data, label)
         rows = [row for row, value in enumerate(values) if value is not None]
-        if missing := len(values) - len(rows):
-            notes.append(f"{part}: {missing:,} rows without a label left out")
         encoded = data.select_columns(image).cast_column(image, Image(decode=False))
         pictures[part], labels[part] = DatasetPictures(encoded, image, rows, where), [str(values[row]) for row in rows]
+        without = [row for row, value in enumerate(values) if value is None]
+        if without and part == "train":
+            pictures["unlabelled"], labels["unlabelled"] = replace(pictures[part], rows=without), None
+        elif without:
+            notes.append(f"{part}: {len(without):,} rows without a label left out")
     keys = {part: own.keys() for part, own in pictures.items()}
     kept = apart(keys, labels, "pictures", drop_duplicates, notes)
-    known = tuple(classes) if classes is not None else in_class_order(set(labels["train"]))
+    known = tuple(classes) if classes is not None else in_class_order(set(labels["train"] or labels["test"] or ()))
     if len(known) < 2:
         raise UserError(f"'{called}': the labels are all {list(known)}; at least two classes are needed.")
     number = {each: position for position, each in enumerate(known)}
     splits: dict[str, Split] = {}
+    unlabelled = pictures.pop("unlabelled", None)
     for part, own in pictures.items():
-        if foreign := sorted(set(labels[part]) - number.keys()):
+        given = labels[part] or []
+        if foreign := sorted(set(given) - number.keys()):
             hint = did_you_mean(foreign[0], known)
             raise UserError(f"{own.where}: train lacks the class {foreign[0]!r}.{hint}")
-        images = EncodedImages(replace(own, rows=[own.rows[position] for position in kept[part]]), size, background)
-        splits[part] = Split.whole(images, torch.tensor([number[labels[part][position]] for position in kept[part]]))
+        rows, classes_of = [own.rows[position] for position in kept[part]], [number[given[i]] for i in kept[part]]
+        labelled = len(rows)
+        if part == "train" and unlabelled:
+            rows += [unlabelled.rows[position] for position in kept["unlabelled"]]
+        targets = torch.tensor(classes_of + [UNLABELLED] * (len(rows) - labelled), dtype=torch.int64)
+        images = EncodedImages(replace(own, rows=rows), size, background)
+        splits[part] = Split.whole(images, targets, torch.arange(len(rows)) < labelled)
     return RawData(called, known, splits["train"], splits["test"], splits.get("val"), tuple(notes))

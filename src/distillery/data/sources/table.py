@@ -25,7 +25,8 @@ class Columns:
 
     Args:
         text: the column of the texts, or of the first text of each pair.
-        label: the column of the labels; None: the texts are not labelled.
+        label: the column of the labels; None: no text is labelled. Training texts whose label is empty are unlabelled
+            ones, and so are all if train lacks the column and test has it.
         second: the column of the second text of each pair; None: the texts are not pairs.
         words: instead of `text`, the column of lists of words, each with a list of labels (token classification).
         classes: the allowed labels, in order; None: the labels of the training texts, sorted.
@@ -82,6 +83,16 @@ class Table:
         columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
         return replace(self, columns=columns, lines=[self.lines[row] for row in rows])
 
+    def followed_by(self, other: Self) -> Self:
+        """The rows of both, which have the same columns."""
+        columns = {name: [*values, *other.columns[name]] for name, values in self.columns.items()}
+        where = f"{self.where} and {other.where}"
+        return replace(self, where=where, columns=columns, lines=[*self.lines, *other.lines])
+
+    def with_column(self, name: str, value: Any) -> Self:
+        """The same table with a column that holds this value in every row."""
+        return replace(self, columns={**self.columns, name: [value] * len(self)})
+
     def places(self, rows: Sequence[int]) -> str:
         """`4 rows (line 2, 5, 9, …)`."""
         shown = ", ".join(str(self.lines[row]) for row in rows[:SHOWN]) + (", …" if len(rows) > SHOWN else "")
@@ -114,8 +125,11 @@ class Samples(Table):
         return list(zip(first, self.columns["second"], strict=True)) if "second" in self.columns else list(first)
 
 
-def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
+def read_samples(table: Table, columns: Columns, need_labels: bool = True) -> tuple[Samples, int]:
     """The samples of `table`, and how many rows with an empty text were left out.
+
+    Args:
+        need_labels: refuse an empty label; False: it becomes None.
 
     Raises:
         UserError: a column is missing, a text is empty or not a string, a label is missing or of the wrong kind, or
@@ -135,7 +149,14 @@ def read_samples(table: Table, columns: Columns) -> tuple[Samples, int]:
         read["labels"] = table.column("label", columns.label)
     samples = Samples(table.where, read, table.lines, table.unit).take(sorted({*range(len(table))} - {*empty}))
     if columns.label is not None:
-        samples = replace(samples, columns={**samples.columns, "labels": _labels(samples, columns.label, columns)})
+        labels = samples.columns["labels"]
+        missing = [row for row, label in enumerate(labels) if _is_missing(label)]
+        if missing and need_labels:
+            samples.refuse(columns.label, labels, "has no label", _is_missing)
+        known = samples.take(sorted({*range(len(samples))} - {*missing}))
+        read_labels = iter(_labels(known, columns.label, columns))
+        labels = [None if _is_missing(label) else next(read_labels) for label in labels]
+        samples = replace(samples, columns={**samples.columns, "labels": labels})
     return samples, len(empty)
 
 
@@ -181,7 +202,6 @@ def _words(table: Table, name: str) -> list[Any]:
 def _labels(samples: Samples, name: str, columns: Columns) -> list[Any]:
     """The labels as strings, as floats, or as a tuple of strings for each list of words."""
     labels = samples.columns["labels"]
-    samples.refuse(name, labels, "has no label", _is_missing)
     if columns.words is not None:
         for line, label, words in zip(samples.lines, labels, samples.columns["first"], strict=True):
             if not isinstance(label, list) or len(label) != len(words):
@@ -204,8 +224,8 @@ def _labels(samples: Samples, name: str, columns: Columns) -> list[Any]:
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether it is None, blank, or the not-a-number that pandas writes for a missing value."""
-    return label is None or label != label or not str(label).strip()
+    """Whether it is None, blank, an empty list, or the not-a-number that pandas writes for a missing value."""
+    return label is None or label != label or label == [] or not str(label).strip()
 
 
 def _class_name(label: Any) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.data.raw_data import RawData, Split, Texts
+from distillery.data.raw_data import UNLABELLED, RawData, Split, Texts
 from distillery.data.sources.duplicates import apart
 from distillery.data.sources.table import SHOWN, Columns, Samples, Table, class_remarks, read_samples
 
@@ -20,37 +20,96 @@ def table_data(
     drop_duplicates: bool = True,
     remarks: Sequence[str] = (),
 ) -> RawData:
-    """The splits of `tables`, whose names are train, val and test; only train is required.
+    """The splits of `tables`, whose names are train, val, test and unlabelled; only train is required.
 
-    Without test, `test_fraction` of train becomes the test split, drawn by class and always the same.
+    Texts of train without a label, and those of `unlabelled`, are unlabelled training texts: they follow the labelled
+    ones. Without test, `test_fraction` of train's labelled texts becomes the test split, drawn by class and always the
+    same.
     `drop_duplicates` leaves out repeated texts (all copies if their labels differ), texts of val that are also in
-    test, and texts of train that are also in val or test; without it they are only counted. An index is a position
-    among the texts that remain.
+    test, texts of train that are also in val or test, and unlabelled texts that are also in any of them; without it
+    they are only counted. An index is a position among the texts that remain.
 
     Raises:
         UserError: what `read_samples` refuses, a label outside the classes, fewer than two classes, or an empty split.
     """
     notes = list(remarks)
+    tables = _with_label_column(tables, columns, notes)
     parts: dict[str, Samples] = {}
     for part, table in tables.items():
-        parts[part], empty = read_samples(table, columns)
+        parts[part], empty = read_samples(table, columns, need_labels=part not in ("train", "unlabelled"))
         notes += table.notes
         if empty:
             notes.append(f"{part}: {empty:,} rows with an empty text left out")
+    parts = _unlabelled_apart(parts)
+    if not parts["train"] and "test" not in parts:
+        raise UserError(
+            f"{parts['train'].where}: no text has a label to test on. Set data.source.test to a labelled file."
+        )
     keys = {part: samples.keys() for part, samples in parts.items()}
-    labels = {part: samples.labels for part, samples in parts.items()}
+    labels = {part: None if part == "unlabelled" else samples.labels for part, samples in parts.items()}
     kept = apart(keys, labels, "texts", drop_duplicates, notes)
     parts = {part: samples.take(kept[part]) for part, samples in parts.items()}
+    unlabelled = parts.pop("unlabelled", None)
     for part, samples in parts.items():
-        if not samples:
+        if not samples and not (part == "train" and unlabelled):
             raise UserError(f"{samples.where} has no text left for the {part} split. " + ". ".join(notes))
-    classes = _classes(columns, parts["train"])
-    notes += class_remarks(columns, classes, len(parts["train"]))
+    classes = _classes(columns, parts["train"] or parts["test"])
+    notes += class_remarks(columns, classes, len(parts["train"] or parts["test"]))
     splits = {part: Split.whole(*_encode(samples, columns, classes)) for part, samples in parts.items()}
+    if unlabelled:
+        splits["train"] = _followed_by(splits["train"], unlabelled)
     if "test" not in splits:
         splits["train"], splits["test"] = _cut(splits["train"], test_fraction)
         notes.append(f"test: {len(splits['test'].indices):,} of the texts of train, always the same")
     return RawData(name, classes, splits["train"], splits["test"], splits.get("val"), tuple(notes))
+
+
+def _with_label_column(tables: Mapping[str, Table], columns: Columns, notes: list[str]) -> dict[str, Table]:
+    """The tables, with an empty column of labels for unlabelled texts."""
+    name = columns.label
+    found = dict(tables)
+    if name is None:
+        if "unlabelled" in tables:
+            raise UserError(
+                "data.source.unlabelled and data.source.label=null exclude each other: no text has a label."
+            )
+        return found
+    if name not in tables["train"].columns and "test" in tables:
+        tables["test"].column("label", name)  # refused if it is nowhere
+        found["train"] = tables["train"].with_column(name, None)
+        notes.append(f"train: without a column '{name}', so that none of its texts has a label")
+    if "unlabelled" in tables:
+        found["unlabelled"] = tables["unlabelled"].with_column(name, None)
+        if name in tables["unlabelled"].columns:
+            notes.append(f"unlabelled: its column '{name}' is not read")
+    return found
+
+
+def _unlabelled_apart(parts: Mapping[str, Samples]) -> dict[str, Samples]:
+    """The parts, with the texts of train that have no label among those of `unlabelled`, if there are any."""
+    train, found = parts["train"], dict(parts)
+    if train.labels is None:
+        return found
+    found["train"] = train.take([row for row, label in enumerate(train.labels) if label is not None])
+    without = train.take([row for row, label in enumerate(train.labels) if label is None])
+    if without and "unlabelled" in parts:
+        found["unlabelled"] = without.followed_by(parts["unlabelled"])
+    elif without:
+        found["unlabelled"] = without
+    return found
+
+
+def _followed_by(train: Split, unlabelled: Samples) -> Split:
+    """The training split with unlabelled texts after the labelled ones."""
+    texts: Texts = train.inputs
+    first, count = unlabelled.columns["first"], len(unlabelled)
+    joined = Texts(
+        [*texts.first, *first],
+        None if texts.second is None else [*texts.second, *unlabelled.columns["second"]],
+        None if texts.labels is None else [*texts.labels, *([UNLABELLED] * len(words) for words in first)],
+    )
+    targets = torch.cat([train.targets, train.targets.new_zeros(count)])
+    return Split.whole(joined, targets, torch.arange(len(targets)) < len(train.targets))
 
 
 def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:
@@ -91,7 +150,7 @@ def _encode(samples: Samples, columns: Columns, classes: Sequence[str]) -> tuple
     _refuse_foreign(samples, samples.labels, number)
     if columns.words is not None:
         return Texts(first, labels=[[number[tag] for tag in tags] for tags in samples.labels]), zeros
-    return texts, torch.tensor([number[label] for label in samples.labels])
+    return texts, torch.tensor([number[label] for label in samples.labels], dtype=torch.int64)
 
 
 def _refuse_foreign(samples: Samples, labels: Sequence[Any], classes: Mapping[str, int]) -> None:
@@ -117,9 +176,10 @@ def _cut(train: Split, fraction: float) -> tuple[Split, Split]:
             "data.source.test, or the fraction of the texts to test on."
         )
     try:
-        test, rest = train.divided(round(fraction * len(train.indices)))
+        test, rest = train.divided(round(fraction * len(train.labelled_indices)))
     except UserError as error:
         raise UserError(f"data.source.test_fraction={fraction}: {error}") from error
-    if not len(rest.indices):
-        raise UserError(f"data.source.test_fraction={fraction} leaves none of {len(train.indices)} texts to train on.")
+    if not len(rest.labelled_indices):
+        count = len(train.labelled_indices)
+        raise UserError(f"data.source.test_fraction={fraction} leaves none of {count} labelled texts to train on.")
     return rest, test

@@ -4,7 +4,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from encodings import aliases
 from pathlib import Path
@@ -37,6 +37,7 @@ def text_csv(
     second: str | None = None,
     test: Given | None = None,
     val: Given | None = None,
+    unlabelled: Given | None = None,
     classes: Sequence[Any] | None = None,
     regression: bool = False,
     test_fraction: float = 0.2,
@@ -50,7 +51,8 @@ def text_csv(
     Every field is read as a string: "NA" and "null" are texts like any other, and "01" and "1" are two labels.
 
     Args:
-        path, test, val: the files; without `test` the test split is `test_fraction` of `path`.
+        path, test, val: the files; without `test` the test split is `test_fraction` of the labelled texts of `path`.
+        unlabelled: a file of unlabelled training texts, besides the rows of `path` whose label is empty.
         text, second, label, classes, regression, drop_empty: see `Columns`.
         separator: between the fields; None: a tab in files that end in .tsv, else a comma.
         quotes: fields may be enclosed in double quotes; False: a quote is an ordinary character, as in GLUE's files.
@@ -60,7 +62,8 @@ def text_csv(
         UserError: a file cannot be read or parsed, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, None, classes, regression, drop_empty)
-    tables = _tables(lambda file: _read_csv(file, separator, quotes, encoding), train=path, val=val, test=test)
+    files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
+    tables = _tables(lambda file: _read_csv(file, separator, quotes, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)
 
 
@@ -72,6 +75,7 @@ def jsonl(
     words: str | None = None,
     test: Given | None = None,
     val: Given | None = None,
+    unlabelled: Given | None = None,
     classes: Sequence[Any] | None = None,
     regression: bool = False,
     test_fraction: float = 0.2,
@@ -81,7 +85,8 @@ def jsonl(
     """Texts, pairs of texts or lists of words from a file with one JSON object per line.
 
     Args:
-        path, test, val: the files; without `test` the test split is `test_fraction` of `path`.
+        path, test, val: the files; without `test` the test split is `test_fraction` of the labelled texts of `path`.
+        unlabelled: a file of unlabelled training texts, besides the rows of `path` whose label is empty.
         text, second, words, label, classes, regression, drop_empty: see `Columns`.
         encoding: of all files; None: as the byte order mark says, else UTF-8.
 
@@ -89,11 +94,12 @@ def jsonl(
         UserError: a file cannot be read, a line is not a JSON object, or what `table_data` refuses.
     """
     columns = Columns(text, label, second, words, classes, regression, drop_empty)
-    tables = _tables(lambda file: _read_jsonl(file, encoding), train=path, val=val, test=test)
+    files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
+    tables = _tables(lambda file: _read_jsonl(file, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)
 
 
-def _tables(read: Callable[[Path], Table], **files: Given | None) -> dict[str, Table]:
+def _tables(read: Callable[[Path], Table], files: Mapping[str, Given | None]) -> dict[str, Table]:
     return {part: read(Path(file)) for part, file in files.items() if file is not None}
 
 

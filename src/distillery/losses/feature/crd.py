@@ -105,6 +105,7 @@ class CRD(Term):
         short_name="crd",
         form="learned",
         per_sample=False,
+        reads_labels=True,
         reduction="sum over negatives and both directions, mean over samples",
         scale="about 2 (1 + log K) at the start, 21 with 16384 negatives; in_batch: 2 log B",
         needs="vectors",
@@ -129,6 +130,10 @@ class CRD(Term):
     student_bank: Tensor = field(init=False)
     teacher_bank: Tensor = field(init=False)
     log_means: Tensor = field(init=False)
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.variant == "memory"
 
     def build(self, student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size]) -> None:
         pairs = self.pairs(student, teacher)

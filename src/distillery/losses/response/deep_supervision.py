@@ -54,6 +54,7 @@ class DeepSupervision(Term, function=deep_supervision):
     own_student_taps = ("head",)  # its width is the number of classes
     contract = Contract(
         short_name="byot",
+        reads_labels=True,
         form="learned",
         reduction="mean over rows, sum over branches",
         scale="0.7 · log C a branch with an untrained student",

@@ -61,9 +61,9 @@ def _decouple(logits: Tensor, is_target: Tensor, temperature: float) -> tuple[Te
 class DKD(LogitTerm, function=dkd):
     """`dkd` on the rows of logits that count. It needs class indices as labels."""
 
-    reads_labels = True
     contract = Contract(
         short_name="dkd",
+        reads_labels=True,
         scale="10 to 100 at T = 4, beta = 8 with an untrained student",
         paper="https://arxiv.org/abs/2203.08679",
         formula=r"T^2 \big[\alpha \, \mathrm{KL}(b_t \,\|\, b_s) + \beta \, \mathrm{KL}(\hat p_t \,\|\, \hat p_s)\big],"

@@ -44,9 +44,9 @@ def nkd(
 class NKD(LogitTerm, function=nkd):
     """`nkd` on the rows of logits that count. It needs class indices as labels."""
 
-    reads_labels = True
     contract = Contract(
         short_name="nkd",
+        reads_labels=True,
         form="cross_entropy",
         scale="γ log C and more",
         paper="https://arxiv.org/abs/2303.13005",

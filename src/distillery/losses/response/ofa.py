@@ -59,6 +59,7 @@ class OFA(Term, function=ofa):
     teacher_tap = "head"
     contract = Contract(
         short_name="ofa",
+        reads_labels=True,
         form="cross_entropy",
         reduction="sum over classes and over exits, mean over rows",
         scale="log C an exit with an untrained student, at ε = 1",

@@ -66,6 +66,7 @@ class TeacherFree(Term, function=teacher_free):
 
     contract = Contract(
         short_name="tfkd",
+        reads_labels=True,
         form="cross_entropy",
         scale="0.5 (100 classes) to 4 (10 classes) with an untrained student",
         paper="https://arxiv.org/abs/1909.11723",

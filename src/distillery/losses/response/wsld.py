@@ -47,9 +47,9 @@ def wsld(
 class WSLD(LogitTerm, function=wsld):
     """`wsld` on the rows of logits that count. It needs class indices as labels."""
 
-    reads_labels = True
     contract = Contract(
         short_name="wsld",
+        reads_labels=True,
         form="cross_entropy",
         scale="at most T² log C with an untrained student",
         paper="https://arxiv.org/abs/2102.00650",

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from distillery.results.layout import TIMELINE
+from distillery.results.record import RunRecord
 from distillery.results.report.collect import Run, collect
 from distillery.results.report.formats import Column, best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.report.plot import plot
@@ -132,7 +133,7 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
 def _setting(students: Sequence[Run]) -> str:
     records = [run.record for run in students]
     data = records[0].data
-    sizes = _unique(record.data.get("train") for record in records)
+    sizes = _unique(map(_size, records))
     machines = [record.environment.get("gpu") or record.environment.get("cpu") for record in records]
     versions = [record.environment.get("packages", {}).get("torch") for record in records]
     return (
@@ -142,6 +143,12 @@ def _setting(students: Sequence[Run]) -> str:
         f"Commit {_unique(_commit(record.git) for record in records)}; "
         f"{_unique(machines)}; torch {_unique(versions)}."
     )
+
+
+def _size(record: RunRecord) -> str:
+    """How many samples a student saw in training."""
+    labelled, unlabelled = record.data.get("labelled"), record.data.get("unlabelled")
+    return f"{labelled} labelled and {unlabelled} unlabelled" if unlabelled else str(record.data.get("train"))
 
 
 def _commit(git: Mapping[str, Any]) -> str:

@@ -131,7 +131,8 @@ def _settings(cfg: DictConfig) -> str:
 def _data(data: Mapping[str, Any]) -> Iterator[str]:
     splits = ", ".join(f"{data[split]:,} {split}" for split in ("train", "val", "test"))
     classes = f", in {data['num_classes']} classes" if data["num_classes"] else ""
-    yield f"{data['name']}: {splits} samples{classes}"
+    without = f" ({data['unlabelled']:,} of train without a label)" if data.get("unlabelled") else ""
+    yield f"{data['name']}: {splits} samples{without}{classes}"
     yield f"SHA-256 of the samples: `{data['fingerprint']}`"
     yield from data.get("remarks", ())
 

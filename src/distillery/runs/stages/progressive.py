@@ -166,6 +166,10 @@ class StagedData(L.LightningDataModule):
     def fingerprint(self) -> str:
         return self.now.fingerprint
 
+    @property
+    def labelled(self) -> int:
+        return self.now.labelled
+
     def train_dataloader(self) -> Any:
         return self.now.train_dataloader()
 

@@ -3,7 +3,7 @@
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from distillery.config.build import build_data
+from distillery.config.build import build_data, stage_data
 from distillery.config.instantiate import make_scheduled
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import complete_teacher
@@ -32,7 +32,10 @@ class StageData:
         key = OmegaConf.to_yaml(stage.cfg.data, resolve=True)
         if key not in self._data:
             self._data[key] = build_data(stage.cfg)
-        data = self._data[key]
+        data = stage_data(stage, self._data[key])
+        if data is not self._data[key]:
+            key += "labelled"
+            data = self._data.setdefault(key, data)
         if stage.easiest is None:
             return data
         judged = key + OmegaConf.to_yaml(stage.cfg.teachers, resolve=True)

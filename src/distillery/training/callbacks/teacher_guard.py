@@ -45,6 +45,11 @@ class TeacherGuard(L.Callback):
         self._fingerprints = {name: teacher.expected_fingerprint() for name, teacher in module.frozen.items()}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         val = data.val_dataloader()
+        if not val and not data.labelled:
+            if trainer.is_global_zero and telling():
+                limit = f", and min_teacher_score={self.min_score:g} is not checked" if self.min_score else ""
+                say(f"The teachers are not scored before training{limit}: only the test samples have labels.")
+            return
         loader, split = (val, "validation") if val else (data.train_dataloader(), "training")
         task, outputs = module.task, module.outputs
         asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
