@@ -59,6 +59,14 @@ LOADED: dict[str, list[tuple[str, Callable[[State], Any], str]]] = {
             "weights of state_dict_ema, not of state_dict; left out: args, state_dict, metric",
         ),
     ],
+    "DINO's and iBOT's": [
+        (
+            "pth",
+            lambda s: {"student": under("module.backbone.", MEAN), "teacher": under("backbone.", s), "epoch": 1},
+            "weights of teacher.backbone, not of student.backbone; removed from names: backbone.; "
+            "left out: student, epoch",
+        ),
+    ],
     "Lightning": [
         ("ckpt", lambda s: {"state_dict": under("model.", s) | BESIDE}, "model.; left out: criterion.weight, val_acc."),
         (

@@ -123,8 +123,8 @@ def _unpickled(path: Path) -> Any:
 def find_state(content: Mapping[str, Any], names: Collection[str]) -> Found:
     """The state dict in a checkpoint that has most of `names`, without wrappers and prefixes that `names` do not have.
 
-    Of several that fit alike, a student's is taken, then an average of the weights (timm's `state_dict_ema`), then the
-    one whose place is usual (`state_dict`, `model`, `net`, …).
+    Of several that fit alike, DINO's `teacher` is taken, then a student's, then an average of the weights (timm's
+    `state_dict_ema`), then the one whose place is usual (`state_dict`, `model`, `net`, …).
 
     Raises:
         UserError: several networks of this architecture, none of which is preferred.
@@ -145,7 +145,7 @@ def find_state(content: Mapping[str, Any], names: Collection[str]) -> Found:
             tensors = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             beside = tuple(name for name in state if not name.startswith(prefix))
             found = Found(tensors, place, prefix, tuple(inserted), beside)
-            ranked.setdefault(_rank(found.where), []).append(found)
+            ranked.setdefault(_rank(found), []).append(found)
     best, *rivals = ranked.pop(min(ranked))
     different = [other for other in rivals if not _same(other.tensors, best.tensors)]
     if different and most == len(counted):
@@ -182,13 +182,15 @@ def _prefixes(state: Mapping[str, Tensor], names: Collection[str]) -> Counter[st
     return found
 
 
-def _rank(where: str) -> int:
-    parts = [part for part in where.split(".") if part]
-    if "student" in parts:
+def _rank(found: Found) -> int:
+    parts = [part for part in found.where.split(".") if part]
+    if found.place == "teacher":  # DINO's: the average, by which these are evaluated
         return 0
-    if AVERAGE.search(where):
+    if "student" in parts:
         return 1
-    return 2 if all(part in USUAL for part in parts) else 3
+    if AVERAGE.search(found.where):
+        return 2
+    return 3 if all(part in USUAL for part in parts) else 4
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
