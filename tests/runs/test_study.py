@@ -45,6 +45,8 @@ CONTROLS = {  # named by what they are, not by their losses
     "fitnets": ["kd", "hint"],
     "born_again": ["kd"],
     "layerwise": ["kd", "hint"],
+    "kd_labelled": ["kd"],
+    "kd_half": ["kd"],
 }
 ON_TEXTS = {"layerwise": ["kd", "hidden_mse"]}
 OTHER_STUDENTS = ("simkd", "deit_soft", "deit_hard", "minilm", "minilmv2", "tinybert", "bert_to_bilstm")
