@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
+from transformers import AutoTokenizer
 
 from distillery.config.check_texts import check_lengths, check_tokenizer
 from distillery.core.errors import UserError
@@ -11,7 +13,7 @@ from distillery.data.raw_data import Texts
 from distillery.data.text import TextData
 from distillery.data.tokenizers import load_tokenizer
 from distillery.models.adapters import TextAdapter
-from distillery.models.taps.network import Network
+from distillery.models.taps.network import Network, probe
 from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.transformer import transformer
 from distillery.models.weights import save_weights
@@ -83,9 +85,52 @@ class TestTokenizer:
             *bert_overrides("teachers.main"),
             f"teachers.main.weights={weights}",
         ]
-        build(compose_train(*given))
-        with pytest.raises(UserError, match=r"The main network was made for the tokenizer .*\n.*\n    data: \[CLS\]"):
-            build(compose_train(*given, f"teachers.main.input.tokenizer={write_tokenizer(tmp_path / 'other', TURNED)}"))
+        same = build(compose_train(*given, f"teachers.main.input.tokenizer={write_tokenizer(tmp_path / 'same')}"))
+        assert not [name for name in same.data.example() if "/" in name]  # no text is tokenised twice
+        other = write_tokenizer(tmp_path / "other", TURNED, positions=20)
+        given.append(f"teachers.main.input.tokenizer={other}")
+        for more in [[], ["loss/relation=[rkd]"], ["loss/feature=[hint]", "loss.hint.layers={embedding: embedding}"]]:
+            parts = build(compose_train(*given, *more))
+            assert any("has the tokens of" in remark and other in remark for remark in parts.data.remarks)
+        tokenizer = AutoTokenizer.from_pretrained(other)
+        teacher, data = parts.distiller.teachers["main"], parts.data
+        texts = data.raw.train.inputs.first
+        for batch in (*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
+            own = [texts[index] for index in batch["index"].tolist()]
+            with torch.no_grad():
+                expected = teacher.net(**tokenizer(own, padding=True, return_tensors="pt")).logits
+            torch.testing.assert_close(probe(teacher, batch).logits, expected)
+        for more in [["loss/feature=[hidden_mse]"], ["loss/attention=[minilm]"]]:
+            with pytest.raises(UserError, match=r"compares tokens .*another tokenizer.*loss/response=\[kd\]"):
+                build(compose_train(*given, *more))
+        with pytest.raises(UserError, match=r"The student network was made for .*\n(.|\n)*Only a frozen teacher"):
+            build(compose_train(*given, f"student.input.tokenizer={other}"))
+
+    def test_a_cache_gives_the_signals_of_the_teacher_s_own_tokens(
+        self, folder: str, compose_train: Compose, tmp_path: Path
+    ) -> None:
+        weights = tmp_path / "teacher.safetensors"
+        save_weights(tiny_bert(), weights)
+        parts = build(
+            compose_train(
+                "data=text_csv",
+                f"data.source.path={write_csv(tmp_path / 'own.csv', sentences(60))}",
+                f"data.tokenizer={folder}",
+                "model/student=transformer",
+                *bert_overrides("student"),
+                "model/teacher=transformer",
+                *bert_overrides("teachers.main"),
+                f"teachers.main.weights={weights}",
+                f"teachers.main.input.tokenizer={write_tokenizer(tmp_path / 'other', TURNED)}",
+                "teachers.main.cache=true",
+                "loss/relation=[rkd]",
+            )
+        )
+        teacher = parts.distiller.teachers["main"]
+        for batch in parts.data.train_dataloader():
+            cached, computed = teacher(batch, training=True), probe(teacher, batch)
+            torch.testing.assert_close(cached.logits, computed.logits)
+            torch.testing.assert_close(cached.layers, computed.layers)
 
     def test_a_pretrained_network_s_own(self, folder: str, compose_train: Compose, tmp_path: Path) -> None:
         rows, model = write_csv(tmp_path / "own.csv", sentences(60)), tmp_path / "model"

@@ -19,7 +19,7 @@ from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.config.stages import Stage
 from distillery.config.teacher_classes import fit_classes
 from distillery.core.errors import UserError
-from distillery.core.roles import SELF
+from distillery.core.roles import FROZEN, SELF, role_of
 from distillery.data.module import Data
 from distillery.losses.term import Term
 from distillery.models.taps.network import Network
@@ -157,7 +157,8 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
 
         for name, network in {"student": cfg.student, **cfg.teachers}.items():
             if "input" in network:  # an average of the student has the student's
-                check_tokenizer(name, network.input.tokenizer, data)
+                frozen = name != "student" and role_of(network) == FROZEN
+                check_tokenizer(name, network.input.tokenizer, data, frozen, task.per_token)
 
 
 def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:

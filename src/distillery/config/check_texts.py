@@ -5,27 +5,38 @@ from torch import nn
 from distillery.core.errors import UserError
 from distillery.data.module import Data
 from distillery.data.text import TextData
-from distillery.data.tokenizers import load_tokenizer, refuse_other_tokenizer
+from distillery.data.tokenizers import difference, load_tokenizer
 from distillery.models.taps.network import Network
 from distillery.models.text.sentence_encoder import pretrained_model
 
 COMPARED = 200  # texts on which two tokenizers are compared
 
 
-def check_tokenizer(name: str, tokenizer: str, data: Data) -> None:
-    """Refuse the network `name` if it was made for another tokenizer than the data's.
+def check_tokenizer(name: str, tokenizer: str, data: Data, frozen: bool = False, per_token: bool = False) -> None:
+    """Give the network `name` its own tokens if it was made for another tokenizer than the data's.
 
     Args:
         tokenizer: what the network was made for: a name of the hub, or a folder.
+        frozen: whether it is a frozen teacher. Others read the data's tokens.
+        per_token: whether the task has a label for each token.
 
     Raises:
-        UserError: with three texts that become other tokens.
+        UserError: with three texts that become other tokens, where the network must read the data's.
     """
     assert isinstance(data, TextData)
-    if tokenizer != data.tokenizer:
-        theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
-        texts = data.raw.train.inputs.first[:COMPARED]
-        refuse_other_tokenizer(data.loaded_tokenizer, theirs, name, tokenizer, texts)
+    if tokenizer == data.tokenizer:
+        return
+    theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
+    texts = data.raw.train.inputs.first[:COMPARED]
+    if (found := difference(data.loaded_tokenizer, theirs, name, tokenizer, texts)) is None:
+        return
+    if frozen and not per_token:
+        data.add_tokenizer(tokenizer)
+        return
+    why = (
+        "The labels are those of tokens" if frozen else "Only a frozen teacher can have another tokenizer than the data"
+    )
+    raise UserError(f"{found}{why}. Set data.tokenizer={tokenizer}, and train the other network with it too.")
 
 
 def check_lengths(network: Network, data: Data) -> None:
@@ -35,6 +46,7 @@ def check_lengths(network: Network, data: Data) -> None:
         UserError: with their number.
     """
     assert isinstance(data, TextData)
+    data = data.others.get(str(getattr(network.adapter, "tokenizer", None)), data)
     try:
         network.shapes(data.longest())
     except (IndexError, RuntimeError) as error:

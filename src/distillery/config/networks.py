@@ -62,18 +62,21 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         if cfg.net.get("head", task.head) is None:
             cfg.net.head = task.head
         if cfg.net.get("head") == "sequence_classification" and "model" in cfg.net:
-            _complete_padding(cfg.net, data)
+            _complete_padding(cfg)
     return cfg
 
 
-def _complete_padding(net: DictConfig, data: Data) -> None:
+def _complete_padding(cfg: DictConfig) -> None:
     """Name the padding token to a causal model that has none: it classifies by the last token before the padding."""
-    from distillery.models.text.transformer import transformer_config  # transformers takes seconds: only for texts
+    # transformers takes seconds: only for texts
+    from distillery.data.tokenizers import load_tokenizer, padding_token
+    from distillery.models.text.transformer import transformer_config
 
-    settings = {key: net.get(key) for key in ("model", "head", "num_classes", "config")}
+    settings = {key: cfg.net.get(key) for key in ("model", "head", "num_classes", "config")}
     made = transformer_config(**OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
     if made.pad_token_id is None:
-        net.config = {**(net.get("config") or {}), "pad_token_id": data.pad_token_id}
+        token = padding_token(load_tokenizer(cfg.input.tokenizer, "input.tokenizer"))
+        cfg.net.config = {**(cfg.net.get("config") or {}), "pad_token_id": token}
 
 
 def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
@@ -278,7 +281,7 @@ def trained_config(folder: str, setting: str) -> DictConfig:
 def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
     """The adapter that makes the inputs of `net`, the network of a completed config, from a batch."""
     if TOKENIZER in cfg.input:
-        return TextAdapter(net)
+        return TextAdapter(net, cfg.input.tokenizer)
     return ImageAdapter(list(cfg.input.mean), list(cfg.input.std), cfg.input.size)
 
 

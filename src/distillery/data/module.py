@@ -276,11 +276,6 @@ class Data(LightningDataModule):
         """The number of tokens; of texts only."""
         raise NotImplementedError
 
-    @property
-    def pad_token_id(self) -> int:
-        """The token that texts are padded with; of texts only."""
-        raise NotImplementedError
-
     def word_counts(self) -> Tensor | None:
         """How often each token of the vocabulary occurs in the training texts, [V]; None for images."""
         return None

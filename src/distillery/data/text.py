@@ -1,11 +1,12 @@
 """The LightningDataModule of texts."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from distillery.data.module import Data, Stage
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.token_cache import load_tokens, save_tokens, tokenizer_key
-from distillery.data.tokenizers import load_tokenizer
+from distillery.data.tokenizers import load_tokenizer, padding_token
 from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch, tokenised
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
@@ -72,20 +73,37 @@ class TextData(Data):
     def vocab_size(self) -> int:
         return len(self.loaded_tokenizer)
 
-    @property
-    def pad_token_id(self) -> int:
-        """What texts are padded with: where the tokenizer has no padding token, as GPT-2's, its end of text."""
-        tokenizer = self.loaded_tokenizer
-        choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # the mask excludes it anyway
-        return next(choice for choice in choices if choice is not None)
+    @cached_property
+    def others(self) -> dict[str, Self]:
+        """The same texts for networks with other tokenizers, by the tokenizer, see `add_tokenizer`."""
+        return {}
+
+    def add_tokenizer(self, name: str) -> Self:
+        """Serve each batch with the tokens of this tokenizer, too, as `<name>/input_ids` and so on.
+
+        Returns: the same texts with that tokenizer alone.
+        """
+        if name not in self.others:
+            _ = self.raw  # to be read once
+            other = copy(self)
+            for cached in ("loaded_tokenizer", "limit", "masking", "splits", "fingerprint", "others"):
+                other.__dict__.pop(cached, None)
+            other.tokenizer = name
+            self.others[name] = other
+        return self.others[name]
 
     @property
     def remarks(self) -> tuple[str, ...]:
         _ = self.splits  # tokenises the texts, which shows the ones that are too long
+        found = list(self._cut)
         if self.loaded_tokenizer.pad_token_id is None:
-            padding = f"the tokenizer has no padding token: texts are padded with token {self.pad_token_id}"
-            return (*super().remarks, *self._cut, padding)
-        return super().remarks + self._cut
+            padding = padding_token(self.loaded_tokenizer)
+            found.append(f"the tokenizer has no padding token: texts are padded with token {padding}")
+        for name, other in self.others.items():
+            _ = other.splits
+            found.append(f"each text has the tokens of {name}, too: a teacher's tokenizer")
+            found += [f"tokenizer {name}: {remark}" for remark in other._cut]
+        return (*super().remarks, *found)
 
     @property
     def input(self) -> dict[str, Any]:
@@ -115,7 +133,10 @@ class TextData(Data):
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
         seed = self.seed if stage == "train" else None
-        return partial(token_batch, self.splits[stage].inputs, self.masking, seed)
+        own = partial(token_batch, self.splits[stage].inputs, self.masking, seed)
+        if not self.others:
+            return own
+        return partial(_several, own, {name: other.splits[stage].inputs for name, other in self.others.items()})
 
     @cached_property
     def masking(self) -> Masking | None:
@@ -186,7 +207,7 @@ class TextData(Data):
         lengths[indices] = found.pop("lengths").long()
         starts = torch.zeros(len(texts), dtype=torch.int64)
         starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
-        padding = {"input_ids": self.pad_token_id, "target": IGNORED}
+        padding = {"input_ids": padding_token(tokenizer), "target": IGNORED}
         return Tokens(found, starts, lengths, {name: padding.get(name, 0) for name in found}, identity)
 
     def _tokenised(self, texts: Texts, order: list[int]) -> dict[str, Tensor]:
@@ -236,6 +257,15 @@ class TextData(Data):
                 "must have as many positions), or truncate them with data.too_long=truncate."
             )
         self._cut = (f"{found}: truncated (data.max_length)",)
+
+
+def _several(own: Callable[..., Any], others: Mapping[str, Tokens], index: Tensor, key: BatchKey) -> dict[str, Tensor]:
+    """A batch with the tokens of several tokenizers: those of the others by `<tokenizer>/<column>`."""
+    batch: dict[str, Tensor] = own(index, key)
+    for tokenizer, tokens in others.items():
+        columns = tokens.batch(index, int(tokens.lengths[index].max()))
+        batch |= {f"{tokenizer}/{name}": values for name, values in columns.items()}
+    return batch
 
 
 def _labels(words: list[int | None], labels: Any) -> list[int]:

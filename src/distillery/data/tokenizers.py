@@ -41,8 +41,14 @@ def load_tokenizer(name: str, setting: str) -> Any:
         ) from error
 
 
-def refuse_other_tokenizer(ours: Any, theirs: Any, who: str, name: str, texts: Sequence[Any]) -> None:
-    """Raise UserError unless both tokenizers give the same ids for each of `texts`.
+def padding_token(tokenizer: Any) -> int:
+    """What texts are padded with: where the tokenizer has no padding token, as GPT-2's, its end of text."""
+    choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # the mask excludes it anyway
+    return next(choice for choice in choices if choice is not None)
+
+
+def difference(ours: Any, theirs: Any, who: str, name: str, texts: Sequence[Any]) -> str | None:
+    """Three of `texts` that become other ids, and how many; None if both tokenizers give the same for each.
 
     Args:
         ours: the data's tokenizer.
@@ -50,21 +56,19 @@ def refuse_other_tokenizer(ours: Any, theirs: Any, who: str, name: str, texts: S
         who: the network's role.
     """
     if ours is theirs:
-        return
+        return None
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     pairs = ((text, ours(text)["input_ids"], theirs(text)["input_ids"]) for text in texts)
     other = [(text, a, b) for text, a, b in pairs if a != b]
     if not other:
-        return
+        return None
     shown = "\n".join(
         f"  {text[:60]!r}\n    data: {_pieces(ours, a)}\n    {who}: {_pieces(theirs, b)}"
         for text, a, b in other[:SHOWN]
     )
-    raise UserError(
+    return (
         f"The {who} network was made for the tokenizer {name}, which differs from that of the data: {len(other)} of "
-        f"{len(texts)} texts become other tokens:\n{shown}\nSet data.tokenizer={name}, and train the other network "
-        "with it too. All networks of a run read the same tokens; loss/response=[uld] compares networks of other "
-        "classes or vocabulary sizes, and not of other tokens."
+        f"{len(texts)} texts become other tokens:\n{shown}\n"
     )
 
 

@@ -57,14 +57,21 @@ class TextAdapter(Adapter):
 
     Args:
         net: the network; only its signature is read.
+        tokenizer: its name. In a batch with `<tokenizer>/input_ids` these are the network's tokens.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, tokenizer: str | None = None) -> None:
         super().__init__()
+        self.tokenizer = tokenizer
         self.taken: Collection[str] = inspect.signature(net.forward).parameters.keys() & set(TOKENS)
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[()], dict[str, Tensor]]:
-        return (), {name: batch[name] for name in TOKENS if name in self.taken and name in batch}
+        own = self._own(batch)
+        return (), {name: batch[own + name] for name in TOKENS if name in self.taken and own + name in batch}
 
     def mask(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return batch["attention_mask"]
+        return batch[f"{self._own(batch)}attention_mask"]
+
+    def _own(self, batch: Mapping[str, Tensor]) -> str:
+        """What the names of the network's tokens begin with."""
+        return f"{self.tokenizer}/" if f"{self.tokenizer}/input_ids" in batch else ""

@@ -67,6 +67,8 @@ def wire(
         own = [(name, term) for name, term in single if term.teacher == teacher_name]
         taps = [(term, term.teacher_taps) for _, term in own]
         of_teacher = of_student if teacher is student else _tap(teacher, taps, batch)
+        if teacher.adapter.mask(batch) is not student.adapter.mask(batch):
+            _refuse_tokens(own, of_student, of_teacher)
         read = any(term.needs_logits for term in terms.values() if teacher_name in term.by_teacher)
         if stop and isinstance(teacher, Teacher) and not read:
             teacher.stop_early(batch)
@@ -86,6 +88,26 @@ def _tap(
     for term, own in wanted:
         taps[term.contract.needs == "attention"] += own
     return {True: network.tap_attention(taps[True], batch), False: network.tap(taps[False], batch)}
+
+
+def _refuse_tokens(
+    terms: Sequence[tuple[str, Term]],
+    of_student: Mapping[bool, Mapping[str, torch.Size]],
+    of_teacher: Mapping[bool, Mapping[str, torch.Size]],
+) -> None:
+    """Refuse losses on the tokens of a teacher that has another tokenizer than the student."""
+    for name, term in terms:
+        on_attention = term.contract.needs == "attention"
+        sides = ((term.student_taps, of_student[on_attention]), (term.teacher_taps, of_teacher[on_attention]))
+        read = [(tap, shapes[tap]) for taps, shapes in sides for tap in taps]
+        if tokens := [(tap, shape) for tap, shape in read if len(shape) > 2]:
+            tap, shape = tokens[0]
+            raise UserError(
+                f"loss.{name} compares tokens (layer {tap!r} gives {tuple(shape)}), and teacher {term.teacher!r} has "
+                "another tokenizer than the data: their tokens do not correspond. Use losses on logits "
+                "(loss/response=[kd]) or on one vector for each text (layers: {embedding: embedding}, as in "
+                "loss/relation=[rkd]); or set data.tokenizer to the teacher's, and train the student with it."
+            )
 
 
 def _found_layers(
