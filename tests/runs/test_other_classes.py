@@ -20,6 +20,7 @@ from distillery.models.weights import save_weights
 from distillery.results.layout import PREDICTIONS
 from distillery.results.report.write import write_report
 from distillery.runs.run import train
+from distillery.teachers.linear_probe import probe_of
 from fixtures.building import build
 from fixtures.composing import Compose
 
@@ -95,3 +96,11 @@ def test_teachers_that_are_weighted_by_the_label_need_them_too(composed: Compose
     build(composed(*two, "loss.uld.teacher=[main,b]"))
     with pytest.raises(UserError, match=r"main network gives logits \(8, 7\)"):
         build(composed(*two, "loss.uld.teacher=[main,b]", "+loss.uld.combine=best"))
+
+
+def test_a_probe_learns_from_labelled_samples_alone(composed: Compose) -> None:
+    parts = build(composed("loss/response=[uld]", "data.labelled_size=40"))
+    assert parts.data.sizes["train"] == 100
+    probe = probe_of(parts.distiller.frozen["main"], parts.data, parts.distiller.task)
+    assert probe is not None
+    assert probe.samples == 40

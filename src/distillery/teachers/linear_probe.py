@@ -67,11 +67,10 @@ def probe_of(teacher: Teacher, data: Data, task: Task) -> LinearProbe | None:
 
 
 def _embeddings(teacher: Teacher, data: Data) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Of the training samples, with their labels."""
-    indices = data.splits["train"].indices
-    if len(indices) > MOST:
-        drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:MOST]
-        data = data.narrowed(indices[drawn.sort().values])
+    """Of the labelled training samples, with their labels."""
+    indices = data.splits["train"].labelled_indices
+    drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:MOST]
+    data = data.narrowed(indices[drawn.sort().values])
     keys, dataset = data.plain(data.eval_batch_size)
     features, targets = [], []
     for key in keys:
