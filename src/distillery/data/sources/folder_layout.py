@@ -36,7 +36,7 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     for folder in _folders(root):
         named.setdefault(_split(folder.name), []).append(folder)
     known = "train" if "train" in named or "unlabelled" not in named else "test"
-    if known not in named or not all(map(_holds_classes, named[known])):
+    if known not in named or any(map(_holds_pictures, named[known])):
         _refuse_unnamed(root)
         parts = {"train": root}
         if unlabelled := named.get("unlabelled"):
@@ -108,6 +108,9 @@ def _folders(root: Path) -> list[Path]:
 
 def _holds_classes(folder: Path) -> bool:
     """Whether a folder holds folders, and no picture beside them."""
+    return bool(_folders(folder)) and not _holds_pictures(folder)
+
+
+def _holds_pictures(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        suffixes = (Path(entry.name).suffix.lower() for entry in entries if not hidden(entry.name))
-        return not any(suffix in EXTENSIONS for suffix in suffixes) and bool(_folders(folder))
+        return any(Path(entry.name).suffix.lower() in EXTENSIONS for entry in entries if not hidden(entry.name))

@@ -126,8 +126,9 @@ def _decodable(found: Found, part: str, skip: bool, notes: list[str]) -> Found:
     answers = np.array(remembered(error_in_decoding, found.files.files(), "Checking pictures"))
     broken = np.flatnonzero(answers != "").tolist()
     if broken and not skip:
+        path = found.files.path(broken[0])
         more = [f" There are {len(broken) - 1:,} more, such as '{found.files.path(one)}'." for one in broken[1:2]]
-        raise UserError("".join([answers[broken[0]], *more]))
+        raise UserError("".join([answers[broken[0]].replace(str(path.absolute()), str(path)), *more]))
     if broken:
         named = ", ".join(os.fsdecode(found.files.names[position]) for position in broken[:SHOWN])
         notes.append(f"{part}: {len(broken):,} broken pictures left out ({named}{', …' if broken[SHOWN:] else ''})")
