@@ -1,6 +1,7 @@
 """What is refused before anything is built, what is not, and what a run is called."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -278,14 +279,14 @@ def test_a_setting_that_some_target_takes_by_any_name_is_let_through(compose_tra
     check(cfg)
 
 
-def test_a_tilde_is_the_home_folder(compose_train: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder(compose_train: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No shell expands it after `key=`."""
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", str(tmp_path))
     spec = check(
         compose_train("data=image_folder", "data.root='~/pictures'", "teachers.main.weights='~/t.safetensors'")
     )
-    assert spec.cfg.data.root == spec.stages[0].cfg.data.root == "/home/somebody/pictures"
-    assert spec.cfg.teachers.main.weights == "/home/somebody/t.safetensors"
+    assert spec.cfg.data.root == spec.stages[0].cfg.data.root == str(tmp_path / "pictures")
+    assert spec.cfg.teachers.main.weights == str(tmp_path / "t.safetensors")
 
 
 def test_precision_auto_is_what_the_device_computes(compose_train: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
