@@ -361,7 +361,7 @@ def test_a_plan_counts_the_steps_that_will_be_done(
 ) -> None:
     given = [*STUDENT, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1", SHORT[-1], setting]
     (row,) = (line for line in command(train, *given, "plan=true").out.splitlines() if "│   100 │" in line)
-    assert int(row.split("│")[-2]) == steps
+    assert int(row.split("│")[-3]) == steps
     assert command(train, *given).code == 0
     assert pd.read_csv(run_folder(tmp_path) / "metrics/version_0/metrics.csv")["step"].max() == steps
 
