@@ -145,7 +145,9 @@ TWINS |= {"fashion_mnist_vit_teacher", "leaderboard_vit"}
 
 
 def marks(name: str, small: Small) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.long] if small.long or name in TWINS else []
+    if small.long or name in TWINS:
+        return [pytest.mark.long]
+    return [] if name in ("digits_demo", "movie_reviews") else [pytest.mark.slow]
 
 
 NAMES = [pytest.param(name, marks=marks(name, small)) for name, small in EXPERIMENTS.items()]
@@ -322,7 +324,7 @@ def test_glue_is_trained_on_whole_and_scored_on_its_validation_split(composed: C
         assert split.targets.tolist() == rows["label"].tolist()
 
 
-@pytest.mark.parametrize("experiment", ["digits_demo", "fashion_mnist"])
+@pytest.mark.parametrize("experiment", ["digits_demo", pytest.param("fashion_mnist", marks=pytest.mark.slow)])
 def test_every_loss_beside_the_experiment(composed: Composed, experiment: str) -> None:
     """Their studies choose among the losses; here all of them are active at once."""
     assert_works(composed(experiment, "loss/response=[kd,dkd]", *EVERY_LOSS), EVERY_TERM)

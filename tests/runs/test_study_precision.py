@@ -20,7 +20,7 @@ SHORT = ("trainer.max_epochs=1", "min_teacher_score=0")
 @pytest.mark.parametrize(
     ("all_runs", "student"),
     [
-        (["trainer.precision=bf16-true"], []),
+        pytest.param(["trainer.precision=bf16-true"], [], marks=pytest.mark.slow),
         ([], ["trainer.precision=bf16-true"]),
         pytest.param(["trainer.precision=64-true"], [], marks=pytest.mark.slow),
     ],

@@ -293,7 +293,7 @@ def test_it_is_still_met_after_a_stop(composed: Compose, monkeypatch: pytest.Mon
 
 
 @untrained
-@pytest.mark.parametrize("after", [8, 11])
+@pytest.mark.parametrize("after", [pytest.param(8, marks=pytest.mark.slow), 11])
 def test_a_resumed_run_ends_bit_equal(after: int, composed: Compose) -> None:
     """Also from the middle of an epoch."""
     each = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=1")
