@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.distributed as dist
+from annotated_types import Gt, Le
 from lightning.pytorch import LightningDataModule
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -66,7 +67,7 @@ class Data(LightningDataModule):
     train_fraction: float | None = None
     train_index: str | None = None
     labelled_size: PositiveInt | None = None
-    labelled_share: float | None = None
+    labelled_share: Annotated[float, Gt(0), Le(1)] | None = None
     subset_seed: NonNegativeInt | None = None
     val_size: NonNegativeInt | NonNegativeFloat | None = None
     num_workers: NonNegativeInt = 0

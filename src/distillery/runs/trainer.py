@@ -51,7 +51,8 @@ def make_trainer(
     callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
     try:
         settings = dict(instantiate(cfg.trainer))
-        settings["enable_progress_bar"] &= moving
+        if not moving:
+            settings["enable_progress_bar"] = False
         plugins = [WholeCheckpoints(), *settings.pop("plugins", [])]
         return L.Trainer(
             **settings,
