@@ -75,8 +75,10 @@ def test_validation_sizes(cifar_data: Make) -> None:
     assert none.sizes == {"train": 500, "val": 0, "test": 100}
     assert none.val_dataloader() == []
     assert cifar_data(val_size=0.4).sizes["val"] == 200
-    with pytest.raises(UserError, match="Cannot draw 50 of 500"):  # the default tenth has too few for 100 classes
-        cifar_data(val_size=None).setup()
+    smallest = cifar_data(val_size=None).splits["val"]  # a tenth is too few for 100 classes
+    assert torch.bincount(smallest.targets[smallest.indices]).tolist() == [1] * 100
+    with pytest.raises(UserError, match=r"data\.val_size=50: Cannot draw 50 of 500"):
+        cifar_data(val_size=50).setup()
 
 
 def test_impossible_settings_are_refused_at_setup(cifar_data: Make) -> None:

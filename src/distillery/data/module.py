@@ -47,7 +47,7 @@ class Data(LightningDataModule):
             has as many batches as with None. None: an epoch serves all samples once, as they come.
         subset_seed: draws the subset of `train_size`, `train_fraction` or `labelled_size`; None: `seed` does.
         val_size: the number (below 1: the fraction) of training samples held out for validation, always the same
-            ones; 0: none. None: the data set's own validation split, or else a tenth.
+            ones; 0: none. None: the data set's own validation split, or else a tenth, at least one of each class.
         num_workers: processes that make batches; data in memory need none.
         drop_last: leave out an incomplete last training batch.
 
@@ -116,12 +116,17 @@ class Data(LightningDataModule):
         share = 0.1 if self.val_size is None else self.val_size
         available = len(train.labelled_indices)
         size = round(share * available) if 0 < share < 1 else int(share)
+        if self.val_size is None and size and not train.targets.is_floating_point():
+            size = max(size, len(train.targets[train.labelled_indices].unique()))  # one of each class at least
         if size == 0:
             return train, replace(train, indices=train.indices[:0])
         if size >= available:
             labelled = "" if train.mask is None else "labelled "
             raise UserError(f"data.val_size={share} leaves none of {available} {labelled}samples to train on.")
-        val, rest = train.divided(size)
+        try:
+            val, rest = train.divided(size)
+        except UserError as error:
+            raise UserError(f"data.val_size={share}: {error}") from error
         return rest, val
 
     def _subset(self, train: Split) -> Split:
