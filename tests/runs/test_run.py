@@ -27,8 +27,10 @@ from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
 from distillery.runs import progress_lines
 from distillery.runs.checkpoints import last_checkpoint
+from distillery.runs.folder_lock import FolderLock
 from distillery.runs.run import Result, train
-from fixtures.runs import STUDENT, Died, Dies, Forgets, config, metrics, sha256, train_student, train_teacher
+from distillery.runs.run_folder import RunFolder
+from fixtures.runs import STUDENT, Died, Dies, Forgets, config, contents, metrics, sha256, train_student, train_teacher
 
 DEBUG = ("default", "fdr", "limit", "overfit", "profiler")
 EVERY_FAMILY = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
@@ -347,3 +349,14 @@ def test_a_run_without_a_terminal_prints_lines(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 1, "the next is due in a minute"
     assert re.fullmatch(r"epoch 1/3, step 1(, [\w/]+ -?\d+\.\d{3})*, 0:00:\d\d left", lines[0])
+
+
+def test_a_folder_that_was_taken_meanwhile_stays_as_it_is(tmp_path: Path, finished: Result) -> None:
+    folder, record = tmp_path / "run", replace(finished.record, status="running")
+    folder.mkdir()
+    with FolderLock(folder):
+        finished.record.write(folder)
+        before = contents(folder)
+        with pytest.raises(UserError, match="run is in use"), RunFolder(folder, record, FolderLock(folder)) as own:
+            own.begin(OmegaConf.create({"resume": None}))
+        assert contents(folder) == before

@@ -44,14 +44,15 @@ class RunFolder:
         """Take over the folder and save the config. Unless the run is resumed, results of a former run are removed.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or another process runs a job in it.
         """
-        self._begun = True
         if not is_main():
+            self._begun = True
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock.take()
+            self._lock.take()  # before: another process may write here
+            self._begun = True
             remove_unfinished(self._folder)
             if not cfg.resume:
                 remove_results(self._folder)
