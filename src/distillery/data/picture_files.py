@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distillery.core.files import sha256_of
 from distillery.data.decoding import EXTENSIONS
 from distillery.data.file_memory import File, remembered
 
@@ -110,7 +111,7 @@ def content_keys(groups: Sequence[PictureFiles]) -> list[list[Hashable]]:
     """
     files = [file for group in groups for file in group.files()]
     keys: list[Hashable] = [file.size for file in files]
-    for question in (sha256_of_edges, sha256):
+    for question in (sha256_of_edges, sha256_of):
         counts = Counter(keys)
         places = [place for place, key in enumerate(keys) if counts[key] > 1]
         answers = remembered(question, [files[place] for place in places], "Comparing pictures")
@@ -126,9 +127,3 @@ def sha256_of_edges(path: Path) -> str:
         first = file.read(EDGE)
         file.seek(max(0, path.stat().st_size - EDGE))
         return hashlib.sha256(first + file.read(EDGE)).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

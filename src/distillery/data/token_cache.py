@@ -1,8 +1,6 @@
 """Tokenised texts, kept in the cache folder for later runs and for the other processes of a run."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from distillery.core.files import atomic_write
 from distillery.core.paths import cache_folder
 
 SETTINGS = ("model_input_names", "truncation_side", "special_tokens_map", "add_prefix_space")
@@ -50,16 +49,8 @@ def save_tokens(key: str | None, tensors: Mapping[str, Tensor]) -> None:
     """Keep `tensors`; where the folder cannot be written, nothing."""
     if key is None:
         return
-    file = _file(key)
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(dir=file.parent)  # other processes see a whole file or none
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(save(dict(tensors), {CHECKSUM: _checksum(tensors)}))
-            Path(part).replace(file)
-        finally:
-            Path(part).unlink(missing_ok=True)
+    with suppress(OSError), atomic_write(_file(key)) as unfinished:
+        unfinished.write_bytes(save(dict(tensors), {CHECKSUM: _checksum(tensors)}))
 
 
 def _file(key: str) -> Path:

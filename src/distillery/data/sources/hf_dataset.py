@@ -48,9 +48,8 @@ def hf_dataset(
     columns = Columns(text, label, second, words, None, regression, drop_empty)
     called = path if name is None else f"{path}/{name}"
     remarks: list[str] = []
-    files = None if data_files is None else dict(data_files)
     names = {"train": train, "val": val, "test": test}
-    sets = load_splits(called, path, names, label, remarks, name=name, revision=revision, data_files=files)
+    sets = load_splits(called, path, names, label, remarks, name=name, revision=revision, data_files=data_files)
     tables: dict[str, Table] = {}
     for part, (data, where) in sets.items():
         tables[part], classes = _table(data, where, label, keep=part == "train")

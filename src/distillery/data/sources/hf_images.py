@@ -96,9 +96,8 @@ def hf_images(
     refuse_colour(background)
     called = path if name is None else f"{path}/{name}"
     notes: list[str] = []
-    files = None if data_files is None else dict(data_files)
     names = {"train": train, "val": val, "test": test}
-    sets = load_splits(called, path, names, label, notes, name=name, revision=revision, data_files=files)
+    sets = load_splits(called, path, names, label, notes, name=name, revision=revision, data_files=data_files)
     pictures: dict[str, DatasetPictures] = {}
     labels: dict[str, list[str] | None] = {}
     classes: Sequence[str] | None = None

@@ -19,7 +19,13 @@ CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 
 
 def load_splits(
-    called: str, path: str, splits: Mapping[str, str | None], label: str | None, remarks: list[str], **options: Any
+    called: str,
+    path: str,
+    splits: Mapping[str, str | None],
+    label: str | None,
+    remarks: list[str],
+    data_files: Mapping[str, Any] | None,
+    **options: Any,
 ) -> dict[str, tuple[Dataset, str]]:
     """The splits train, val and test, each with its name in messages.
 
@@ -27,7 +33,7 @@ def load_splits(
 
     Args:
         called: the data set's name in messages.
-        path, options: arguments of `load_dataset`.
+        path, data_files, options: arguments of `load_dataset`.
         splits: what the data set calls its splits; None: it has none.
         label: the column of the labels, if there is one.
         remarks: to which this adds.
@@ -36,7 +42,9 @@ def load_splits(
         UserError: the data set cannot be loaded, or has nothing to test on.
     """
     names = {part: name for part, name in splits.items() if name is not None}
-    sets = dict(zip(names, _load(called, path, split=list(names.values()), **options), strict=True))
+    files = None if data_files is None else dict(data_files)  # of a config it is no dict
+    loaded = _load(called, path, split=list(names.values()), data_files=files, **options)
+    sets = dict(zip(names, loaded, strict=True))
     if "test" not in sets or _hidden(sets["test"], label):
         if "val" not in sets:
             raise UserError(
