@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from filelock import FileLock
@@ -50,6 +51,13 @@ def ctrl_c() -> None:
 def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the user's own cache holds plays no part, and is left alone."""
     os.environ["DISTILLERY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline() -> None:
+    """No test asks the hub, here or in a process of its own, nor meets what another has found out about it."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,6 @@ class TestLoading:
 
     def test_a_name_that_is_not_in_the_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Offline: the cache and the flag are named, for the hub cannot be asked."""
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(UserError, match=rf"^data\.tokenizer=user/net: .*{tmp_path}.*HF_HUB_OFFLINE=1.*set HF_HOME"):
             load_tokenizer("user/net", "data.tokenizer")

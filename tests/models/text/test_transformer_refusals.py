@@ -78,7 +78,6 @@ class TestHub:
     @pytest.fixture(autouse=True)
     def offline(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """The hub's cache, and no asking the hub."""
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         return tmp_path / "hub"
 
