@@ -114,11 +114,12 @@ def test_a_panel_is_there_where_there_is_something_for_it(drawn: Callable[..., F
         return 0.2 - 0.01 * epoch
 
     beta = timeline(5, numbers=lambda epoch: {"task.weight": 1.0, "dkd.weight": 1.0, "dkd.beta": float(epoch)})
-    figure = drawn(plain=[timeline(10, lr=falling)], dkd=[beta], blind=[timeline(3, lr=falling, score=lambda _: None)])
+    blind = [{**line, "lr": falling(line["epoch"]), "score": None} for line in beta]
+    figure = drawn(plain=[timeline(10, lr=falling)], dkd=[beta], blind=[blind])
     found = columns(figure)
     assert labels(found["plain"]) == ["val. score (%)", "learning rate"]  # no stage, and no weight changes
     assert labels(found["dkd"]) == ["", "other"]  # a row is named once; neither its rate nor its weights change
-    assert len(found["blind"]) == 2
+    assert len(found["blind"]) == 3
     assert [text.get_text() for text in found["blind"][0].texts] == ["no validation"]
     assert {ax.get_xlim() for ax in figure.axes} == {(0, 10)}
     assert {ax.get_yscale() for ax in figure.axes} == {"linear"}
@@ -156,7 +157,9 @@ def test_nothing_overlaps_with_long_names_of_stages(drawn: Callable[..., Figure]
 
 
 def test_no_picture_where_nothing_changes(make_run: MakeRun, tmp_path: Path) -> None:
+    once = timeline(5, lr=lambda epoch: 1 / epoch, score=lambda epoch: 0.9 if epoch == 5 else None)
     make_run("kd", 0, 0.9, timeline=timeline(5))
+    make_run("dkd", 0, 0.9, timeline=once)  # a point above a schedule
     make_run("baseline", 0, 0.8)  # a record of before
     out = tmp_path / "out"
     out.mkdir()

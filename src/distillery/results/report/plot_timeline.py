@@ -98,12 +98,16 @@ def plot_timeline(students: Sequence[Run], path: Path) -> list[str]:
 
 
 def methods_of(students: Sequence[Run]) -> list[Method]:
-    """Those in whose first seed something changes, in order of appearance."""
+    """Those in whose first seed something changes, in order of appearance.
+
+    A learning rate alone, without at least two scores beside it, is a schedule that everybody knows.
+    """
     methods = []
     for name in dict.fromkeys(run.label for run in students):
         records = sorted((run.record for run in students if run.label == name), key=lambda each: each.seed)
         timelines = [[Epoch(**entry) for entry in record.timeline] for record in records]
-        states = [(each.stage, each.lr, each.numbers) for each in timelines[0]]
+        curve = sum(each.score is not None for each in timelines[0]) > 1
+        states = [(each.stage, each.numbers, curve and each.lr) for each in timelines[0]]
         if any(state != states[0] for state in states):
             scores = [
                 pd.Series({(each.stage, each.epoch): each.score for each in epochs}, dtype="float64")
