@@ -495,6 +495,24 @@ def test_what_does_not_work_on_several_processes_is_refused(
 
 
 @pytest.mark.slow
+def test_partly_labelled_data_are_those_of_one_process(teacher: str, tmp_path: Path) -> None:
+    """15 of 200 samples have a label: at times none on one rank, or on both."""
+    job = [*STUDENT, "student.net.norm=group", "data.train_size=200", "data.labelled_size=15", "data.batch_size=25"]
+    job += ["loss/response=[kd,dkd]", "loss/relation=[rkd]", "loss.rkd.gather=true", "task.weight=1", teacher]
+    job += ["loss/feature=[crd]", "loss.crd.num_negatives=20", "loss.crd.weight=1", "trainer.max_epochs=2", PRECISION]
+    job += [f"optim.optimizer.lr={LR}", "trainer.enable_progress_bar=false"]
+    code, output = ended(started(tmp_path, SCRIPT, *job, *TWO, f"paths.run='{tmp_path / 'two'}'"), 180)
+    assert code == 0, output
+    train(config(tmp_path / "one", *job))
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+    found, expected = figures(tmp_path / "two"), figures(tmp_path / "one")
+    assert {"train/crd", "train/dkd", "train/rkd"} < set(expected)
+    assert (expected["train/task"] == 0).any()  # a batch without a label
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["ema", "peer"])
 def test_a_teacher_that_moves_is_that_of_one_process(role: str, tmp_path: Path) -> None:
     """Each rank teaches its own share of the samples: with other weights on one of them the student would differ."""

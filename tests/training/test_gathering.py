@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.core.process import world_size
 from distillery.data.sampler import SeededBatchSampler
+from distillery.losses.feature.crd import CRD
 from distillery.losses.feature.hint import Hint
 from distillery.losses.functional import pkt, rkd
 from distillery.losses.relation.correlation_congruence import CorrelationCongruence
 from distillery.losses.relation.rkd import RKD
+from distillery.losses.response.dist import DIST
+from distillery.losses.response.dkd import DKD
+from distillery.losses.response.kd import KD
 from distillery.losses.signals import Signals
 from distillery.tasks.classification import Classification
 from distillery.training.gathering import all_rows
@@ -26,6 +30,8 @@ from fixtures.random import draw
 RANKS = 2
 SHARES = [(4, 3), (3, 3), (1, 4), (0, 2)]  # rows of each rank; the sampler deals the first two kinds
 BATCH = 7
+# Which samples have a label: some of both ranks' (which take turns), of the first rank's alone, of neither's.
+LABELLED = {"both": (1, 0, 1, 1, 0, 0, 1), "first": (1, 0, 1, 0, 0, 0, 1), "none": (0,) * 7}
 
 
 def positions(shares: tuple[int, ...]) -> list[list[int]]:
@@ -61,25 +67,41 @@ def objective(gather: bool) -> Objective:
     return Objective(Classification(), terms).double()
 
 
+def partly_labelled() -> Objective:
+    """Losses that read labels beside losses that do not: of relations, of rows, and with buffers."""
+    torch.manual_seed(1)
+    crd = CRD(3.0, layers={"x": "y"}, samples=BATCH, num_negatives=3, dimension=4)
+    crd.build({"x": torch.Size([2, 4])}, {"y": torch.Size([2, 5])})
+    rkd_term = RKD(2.0, layers={"x": "y"}, gather=True)
+    return Objective(
+        Classification(), {"crd": crd, "dkd": DKD(), "rkd": rkd_term, "dist": DIST(gather=True), "kd": KD()}
+    ).double()
+
+
 @dataclass
 class Step:
     """What one process computes on its share of a batch."""
 
     losses: dict[str, Tensor]
     gradients: list[Tensor]
+    buffers: dict[str, Tensor]
 
 
-def step(rows: list[int], gather: bool) -> Step:
-    student, made = network(), objective(gather)
+def step(rows: list[int], made: Objective, labelled: tuple[int, ...] | None = None) -> Step:
+    student = network()
     features, target = student(draw(BATCH, 3)[rows]), torch.arange(BATCH)[rows] % 4
+    batch = {"target": target, "index": torch.tensor(rows)}
+    if labelled is not None:
+        known = torch.tensor(labelled, dtype=torch.bool)[rows]
+        batch |= {"target": target.where(known, -1), "labelled": known}
     losses = made(
         Signals(features, {"x": features}),
         {"main": Signals(draw(BATCH, 4, seed=2)[rows], {"y": draw(BATCH, 5, seed=1)[rows]})},
-        {"target": target, "index": torch.tensor(rows)},
+        batch,
     )
     losses.total.backward()
     gradients = [p.grad for p in (*student.parameters(), *made.parameters()) if p.grad is not None]
-    return Step(losses.terms, gradients)
+    return Step(losses.terms, gradients, dict(made.named_buffers()))
 
 
 def work(rank: int, folder: Path) -> None:
@@ -99,7 +121,9 @@ def work(rank: int, folder: Path) -> None:
         results[shares] = {"value": value.detach(), "numbers": numbers, "half": half, "gradients": gradients}
     for gather in (True, False):
         rows = torch.arange(BATCH)[rank::RANKS].tolist()
-        results["objective", gather] = vars(step(rows, gather))
+        results["objective", gather] = vars(step(rows, objective(gather)))
+    for name, labelled in LABELLED.items():
+        results[name] = vars(step(rows, partly_labelled(), labelled))
     try:
         all_rows([torch.zeros(2, 3 + rank)])
     except ValueError as error:
@@ -154,7 +178,7 @@ def test_rows_of_all_ranks_with_the_gradient_of_one_process(
 @pytest.mark.slow
 def test_objective_of_two_processes_is_that_of_one(results: list[dict[Any, Any]]) -> None:
     """Also of the projector, and of a loss of rows beside; without `gather` the relations are others."""
-    alone = step(list(range(BATCH)), gather=True)
+    alone = step(list(range(BATCH)), objective(gather=True))
     for result in results:
         for name in ("rkd", "cc"):
             torch.testing.assert_close(result["objective", True]["losses"][name], alone.losses[name])
@@ -165,6 +189,23 @@ def test_objective_of_two_processes_is_that_of_one(results: list[dict[Any, Any]]
     found = mean_gradients(results, ("objective", True))
     assert len(found) == 6  # of the network, and of two projectors
     torch.testing.assert_close(found, alone.gradients)
+
+
+@pytest.mark.slow
+def test_partly_labelled_batches_of_two_processes_are_that_of_one(results: list[dict[Any, Any]]) -> None:
+    """Also where the labelled samples are all on one process, or on none."""
+    for case, labelled in LABELLED.items():
+        alone = step(list(range(BATCH)), partly_labelled(), labelled)
+        for name, expected in alone.losses.items():
+            assert (expected == 0) == (case == "none" and name in ("task", "crd", "dkd")), (case, name)
+            ranks = torch.stack([result[case]["losses"][name] for result in results])
+            torch.testing.assert_close(ranks.mean(), expected, msg=f"{case}: {name}")
+        for result in results:
+            torch.testing.assert_close(result[case]["losses"]["rkd"], alone.losses["rkd"])
+            torch.testing.assert_close(result[case]["buffers"], alone.buffers, equal_nan=True)
+        found = mean_gradients(results, case)
+        assert len(found) == len(alone.gradients) == 6  # of the network, and of the two embeddings of crd
+        torch.testing.assert_close(found, alone.gradients)
 
 
 @pytest.mark.slow
