@@ -78,3 +78,26 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     raw = hf_images("parquet", val=None, data_files=files, drop_duplicates=False)
     with pytest.raises(UserError, match=r"'parquet', split train, row 2 a\.png' cannot be decoded"):
         raw.train.inputs.batch(torch.tensor([2]), None, 0, 0)
+
+
+def test_a_train_split_without_labels(tmp_path: Path) -> None:
+    """They are unlabelled images, if the test split has labels; a set without any is refused."""
+    write_image_folder(tmp_path, {"train": 4, "test": 2}, shape=(28, 28))
+    (tmp_path / "set").mkdir()
+    for part in ("train", "test"):
+        rows = [
+            {"image": {"bytes": p.read_bytes(), "path": None}, "label": p.parent.name} for p in pictures(tmp_path, part)
+        ]
+        data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+        data = data.remove_columns("label") if part == "train" else data
+        data.to_parquet(str(tmp_path / "set" / f"{part}.parquet"))
+    files = {part: str(tmp_path / "set" / f"{part}.parquet") for part in ("train", "test")}
+    raw = hf_images("parquet", size=28, val=None, data_files=files)
+    assert raw.classes == ("ant", "bee", "cat")
+    assert (len(raw.train.inputs), raw.train.unlabelled_indices.tolist()) == (12, list(range(12)))
+    assert len(raw.test.unlabelled_indices) == 0
+    assert raw.remarks == ("train: without a column 'label', so that none of its pictures has a label",)
+    with pytest.raises(UserError, match=r"source\.label=label: .*no such column. Choose from: image.* test split do"):
+        hf_images("parquet", val=None, data_files={**files, "test": files["train"]})
+    with pytest.raises(UserError, match=r"files of its splits have different columns.*source\.data_files={train: "):
+        hf_images(str(tmp_path / "set"), val=None)

@@ -78,8 +78,9 @@ def hf_images(
     """Images and classes, loaded by `datasets.load_dataset`.
 
     Without labels in the test split, or without a test split, the validation split becomes the test split; the remarks
-    say so. Rows of train without a label are unlabelled images; those of val and test are left out and counted. The
-    classes are those that the data set declares, else the labels of the training images, sorted.
+    say so. Rows of train without a label are unlabelled images, all of them where only test has a column of labels;
+    those of val and test are left out and counted. The classes are those that the data set declares, else the labels
+    of the training images (of the test images, if none has one), sorted.
 
     Args:
         path, name, revision, data_files: arguments of `load_dataset`: a data set of the hub or a folder, its
@@ -101,12 +102,19 @@ def hf_images(
     pictures: dict[str, DatasetPictures] = {}
     labels: dict[str, list[str] | None] = {}
     classes: Sequence[str] | None = None
+    without_labels = label not in sets["train"][0].column_names and label in sets["test"][0].column_names
+    if without_labels:
+        notes.append(f"train: without a column '{label}', so that none of its pictures has a label")
     for part, (data, where) in sets.items():
-        for option, column in (("image", image), ("label", label)):
+        unknown = part == "train" and without_labels
+        for option, column in (("image", image), *([] if unknown else [("label", label)])):
             if column not in data.column_names:
                 hint = did_you_mean(column, data.column_names)
+                if option == "label":
+                    hint += " Training images need no labels, but those of the test split do."
                 raise UserError(f"data.source.{option}={column}: {where} has no such column.{hint}")
-        values, classes = labels_of(data, label)
+        values, declared = ([None] * len(data), None) if unknown else labels_of(data, label)
+        classes = classes if unknown else declared
         rows = [row for row, value in enumerate(values) if value is not None]
         encoded = data.select_columns(image).cast_column(image, Image(decode=False))
         pictures[part], labels[part] = DatasetPictures(encoded, image, rows, where), [str(values[row]) for row in rows]

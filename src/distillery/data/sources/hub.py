@@ -42,8 +42,13 @@ def load_splits(
         UserError: the data set cannot be loaded, or has nothing to test on.
     """
     names = {part: name for part, name in splits.items() if name is not None}
-    files = None if data_files is None else dict(data_files)  # of a config it is no dict
-    loaded = _load(called, path, split=list(names.values()), data_files=files, **options)
+    if data_files is None:
+        loaded = _load(called, path, split=list(names.values()), **options)
+    else:  # each with its own files alone: train may lack the column of labels that test has
+        loaded = [
+            _load(called, path, split=split, data_files=_files_of(data_files, split), **options)
+            for split in names.values()
+        ]
     sets = dict(zip(names, loaded, strict=True))
     if "test" not in sets or _hidden(sets["test"], label):
         if "val" not in sets:
@@ -70,7 +75,14 @@ def labels_of(data: Dataset, label: str) -> tuple[list[Any], list[str] | None]:
     return [_named(value, names) for value in labels], names
 
 
-def _load(called: str, path: str, **options: Any) -> list[Dataset]:
+def _files_of(data_files: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The files of a split, which may be a part of one ("train[:90%]"); all of them if none is called so."""
+    whole = split.partition("[")[0]
+    return {key: files for key, files in data_files.items() if key == whole} or dict(data_files)
+
+
+def _load(called: str, path: str, **options: Any) -> Any:
+    """What `load_dataset` returns: the split, or a list of several."""
     if not datasets.config.HF_HUB_OFFLINE and not Path(path).exists() and path not in _PACKAGED_DATASETS_MODULES:
         read_cache_if_offline()
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE
@@ -85,6 +97,11 @@ def _load(called: str, path: str, **options: Any) -> list[Dataset]:
             "the hub first."
         ) from error
     except (OSError, ValueError, DatasetsError) as error:
+        if "column names don't match" in str(error.__cause__):
+            raise UserError(
+                f"'{called}': the files of its splits have different columns. Name those of each split: "
+                "data.source.path=parquet (csv, json) data.source.data_files={train: …, test: …}"
+            ) from error
         cause = f" ({str(error.__cause__).strip().splitlines()[0]})" if str(error.__cause__ or "").strip() else ""
         raise UserError(
             f"'{called}' cannot be loaded: {error}{cause}. See data.source.path, name, train, val and test; val=null "
