@@ -150,7 +150,7 @@ class TestTokenizer:
         write_tokenizer(model, TURNED)
         with pytest.raises(UserError, match=r"The student network was made for the tokenizer"):
             build(compose_train(*given))
-        with pytest.raises(UserError, match=r"^There is no folder .*nowhere"):
+        with pytest.raises(UserError, match=r"^student.net: There is no folder .*nowhere"):
             build(compose_train(*given, "student.net.model=./nowhere", f"student.input.tokenizer={folder}"))
 
 

@@ -21,7 +21,10 @@ def test_networks(compose_train: Compose, tmp_path: Path) -> None:
     for overrides, message in (
         (["student.net=null"], "The student network is taken from a run folder: set student.weights to one."),
         (["model/student=bilstm"], "The student network reads texts, but the data set 'digits' has images."),
-        (["student.net.widths=[0]"], "SmallCNN needs positive widths, one per stage, as [16, 32]; got [0]."),
+        (
+            ["student.net.widths=[0]"],
+            "student.net.widths=[0]: SmallCNN needs positive widths, one per stage, as [16, 32].",
+        ),
         (
             ["model/student=timm", "student.net.model_name=resnet10t", "+student.net.layers=3"],
             "student.net: timm.create_model cannot be made with these settings",
@@ -33,6 +36,36 @@ def test_networks(compose_train: Compose, tmp_path: Path) -> None:
         (["student.net=null", "student.weights=no.safetensors"], "student.weights: there is no file no.safetensors"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
+            build(compose_train(*BASELINE, *overrides))
+
+
+def test_every_refusal_of_a_network_names_the_setting(compose_train: Compose) -> None:
+    timm, vision, cifar = (f"model/student={name}" for name in ("timm", "hf_vision", "cifar"))
+    for overrides, message in (
+        (["student.net.widths=[]"], r"student\.net\.widths=\[\]: SmallCNN needs positive widths"),
+        (["student.net.norm=layer"], r"student\.net\.norm=layer\. Choose from: batch"),
+        (["student.net.widths=[2,2,2,2,2]"], r".*\(8, 1, 8, 8\)(.|\n)*reads images of 16x16: student\.input\.size=16"),
+        (["+student.net.num_classes=5"], r".*gives logits \(8, 5\) .* set student\.net\.num_classes"),
+        ([cifar, "student.net.name=resnet21"], r"student\.net\.name=resnet21: .*'resnet20'"),
+        ([cifar, "student.weights=pretrained"], r"student\.weights=pretrained: .*cifar\.create has no pretrained"),
+        ([timm, "student.net.model_name=resnet8"], r"student\.net\.model_name=resnet8: timm has no network"),
+        ([timm, "student.net.model_name=null"], r"student\.net\.model_name=null: it must be text"),
+        ([timm, "student.net.model_name=test_vit"], r"(.|\n)*reads images of 16x16: student\.input\.size=16"),
+        ([vision, "student.net.model=bert"], r"student\.net: 'bert' is a 'bert', which reads no images"),
+        (
+            [vision, "student.net.model=vit", "+student.net.config.hidden=8"],
+            r"student\.net\.config\.hidden=8: 'vit' has no such setting\. Did you mean .*'hidden_size'",
+        ),
+        (
+            [vision, "student.net.model=clip", "+student.net.config.vision_config.hidden=8"],
+            r"student\.net\.config\.vision_config\.hidden=8: .*'hidden_size'",
+        ),
+        (
+            [vision, "student.net.model=vit", "+student.net.config.num_attention_heads=0"],
+            r"student\.net\.config\.num_attention_heads=0: it must be at least 1",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"^{message}"):
             build(compose_train(*BASELINE, *overrides))
 
 

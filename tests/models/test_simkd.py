@@ -203,5 +203,5 @@ def test_classifier_without_bias_is_reused() -> None:
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(UserError, match=r"reuses a teacher's classifier, and there is none. Name the teacher"):
         SimKD(10, SmallCNN)
-    with pytest.raises(UserError, match="factor=25 must be from 1 to the teacher's width, 24"):
+    with pytest.raises(UserError, match="factor=25: it must be from 1 to the teacher's width, 24"):
         simkd(factor=25)

@@ -48,9 +48,9 @@ def test_norms(norm: str, layer: type[nn.Module], per_sample: bool) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"no norm 'bach'. Did you mean 'batch'"):
+    with pytest.raises(UserError, match=r"^norm=bach: .*Did you mean 'batch'"):
         SmallCNN(num_classes=2, norm="bach")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"positive widths, one per stage.*got \[\]"):
+    with pytest.raises(UserError, match=r"^widths=\[\]: .*positive widths, one per stage"):
         SmallCNN(num_classes=2, widths=())
-    with pytest.raises(UserError, match=r"got \[16, 0\]"):
+    with pytest.raises(UserError, match=r"^widths=\[16, 0\]"):
         SmallCNN(num_classes=2, widths=(16, 0))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
-from distillery.config.networks import build_moving, build_student, complete, complete_teacher
+from distillery.config.networks import build_moving, build_student, complete, complete_teacher, setting_of
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.config.stages import Stage
@@ -22,6 +23,7 @@ from distillery.core.errors import UserError
 from distillery.core.roles import FROZEN, SELF, role_of
 from distillery.data.module import Data
 from distillery.losses.term import Term
+from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
@@ -32,6 +34,8 @@ from distillery.training.distiller import VALIDATED, Distiller, Optim
 from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.objective import Objective
 from distillery.training.wiring import wire
+
+SIDES = (16, 32, 64, 96, 128, 224, 256, 299, 384, 448, 512)  # of the images that networks are made for
 
 
 @dataclass
@@ -205,7 +209,7 @@ def _refuse_networks(
         if outputs is not None and logits[-1] != outputs:
             raise UserError(
                 f"The {network.name} network gives logits {tuple(logits)} where the task has {outputs} classes or "
-                "values. Train it on these classes, or set `net.num_classes`."
+                f"values. Train it on these classes, or set {setting_of(network.name)}.net.num_classes."
             )
     if data.kind == "texts":
         from distillery.config.check_texts import check_lengths  # transformers takes seconds: only for texts
@@ -243,10 +247,16 @@ def _logits(network: Network, batch: Mapping[str, Tensor], kind: str) -> torch.S
         raise
     except Exception as error:  # networks of others fail in many ways; timm asserts the size of the images
         given = {key: tuple(value.shape) for key, value in batch.items() if key in ("image", "input_ids")}
-        fix = {
-            "images": "Do `net.in_chans` and `input` (mean, std, size) fit the data?",
-            "texts": "Has its vocabulary as many entries as the tokenizer, and does it read a text of this length?",
-        }[kind]
+        path = setting_of(network.name)
+        if kind == "texts":
+            fix = (
+                f"Has its vocabulary ({path}.net) as many entries as the tokenizer, and does it read a text of this "
+                "length?"
+            )
+        elif side := _readable_side(network, batch):
+            fix = f"It reads images of {side}x{side}: {path}.input.size={side}"
+        else:
+            fix = f"Do {path}.net.in_chans and {path}.input (mean, std, size) fit the data?"
         if getattr(getattr(network.net, "config", None), "is_encoder_decoder", False):
             fix = (
                 "It has an encoder and a decoder: it needs config.decoder_start_token_id, and a tokenizer that ends "
@@ -255,3 +265,13 @@ def _logits(network: Network, batch: Mapping[str, Tensor], kind: str) -> torch.S
         raise UserError(
             f"The {network.name} network cannot read a batch of {kind} {next(iter(given.values()))}: {error}\n{fix}"
         ) from error
+
+
+def _readable_side(network: Network, batch: Mapping[str, Tensor]) -> int | None:
+    """The smallest usual side of images that the network reads; None if it reads none."""
+    (image,), _ = network.adapter(batch)
+    for side in SIDES:
+        with evaluating(network), suppress(Exception):
+            network.net(image.new_zeros(1, image.shape[1], side, side))
+            return side
+    return None

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.several_teachers import COMBINE
 from distillery.config.stages import Schedules
-from distillery.core.errors import UserError
+from distillery.core.errors import UserError, named
 from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.training.schedules import Progress
@@ -30,7 +30,7 @@ def make_term(
     try:
         return Several(terms, config.get(COMBINE, "mean"), seed)
     except UserError as error:
-        raise _at(path, error) from None
+        raise named(path, error) from None
 
 
 def make_scheduled(path: str, config: DictConfig, schedules: Schedules) -> Any:
@@ -61,14 +61,7 @@ def make(path: str, config: DictConfig, **numbers: float) -> Any:
         return instantiate(config, **numbers)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
-            raise _at(path, error.__cause__) from None
+            raise named(path, error.__cause__) from None
         if isinstance(error.__cause__, REFUSALS):
             raise UserError(f"{path}: {config._target_} refuses these settings: {error.__cause__}") from error
         raise
-
-
-def _at(path: str, error: UserError) -> UserError:
-    """The error with the path of its setting (`temperature=0: …`), or else of the whole node."""
-    message = str(error)
-    of_setting = message.partition("=")[0].isidentifier()
-    return UserError(f"{path}{'.' if of_setting else ': '}{message}")

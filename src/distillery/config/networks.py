@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from distillery.core.errors import UserError
+from distillery.core.errors import UserError, named
 from distillery.core.offline import read_cache_if_offline, why_offline
 from distillery.core.paths import CONFIGS
 from distillery.core.roles import EMA, FROZEN, PEER, role_of
@@ -44,12 +44,12 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
     OmegaConf.resolve(cfg)  # now, as a baseline leaves out the teachers that settings may refer to
     with open_dict(cfg):
         if cfg.net is None and cfg.weights is None:
-            raise UserError(f"The {name} network is taken from a run folder: set {_setting(name)}.weights to one.")
+            raise UserError(f"The {name} network is taken from a run folder: set {setting_of(name)}.weights to one.")
         if cfg.net is None:
             folder = run_folder_of(cfg.weights)
             # the run of a checkpoint need not be finished
             read = trained_config if folder == cfg.weights else run_config
-            own = read(folder, f"{_setting(name)}.weights").student
+            own = read(folder, f"{setting_of(name)}.weights").student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
         _complete_input(cfg, data, name)
@@ -62,18 +62,21 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         if cfg.net.get("head", task.head) is None:
             cfg.net.head = task.head
         if cfg.net.get("head") == "sequence_classification" and "model" in cfg.net:
-            _complete_padding(cfg)
+            _complete_padding(cfg, name)
     return cfg
 
 
-def _complete_padding(cfg: DictConfig) -> None:
+def _complete_padding(cfg: DictConfig, name: str) -> None:
     """Name the padding token to a causal model that has none: it classifies by the last token before the padding."""
     # transformers takes seconds: only for texts
     from distillery.data.tokenizers import load_tokenizer, padding_token
     from distillery.models.text.transformer import transformer_config
 
     settings = {key: cfg.net.get(key) for key in ("model", "head", "num_classes", "config")}
-    made = transformer_config(**OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
+    try:
+        made = transformer_config(**OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
+    except UserError as error:
+        raise named(f"{setting_of(name)}.net", error) from None
     if made.pad_token_id is None:
         token = padding_token(load_tokenizer(cfg.input.tokenizer, "input.tokenizer"))
         cfg.net.config = {**(cfg.net.get("config") or {}), "pad_token_id": token}
@@ -91,7 +94,10 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
     if str(cfg.net._target_).startswith(OF_TRANSFORMERS):
         from distillery.models.hf_vision import image_input  # transformers takes seconds: only where it is asked for
 
-        own = image_input(cfg.net.model, cfg.net.get("config"), trained=cfg.weights is not None)
+        try:
+            own = image_input(cfg.net.model, cfg.net.get("config"), trained=cfg.weights is not None)
+        except UserError as error:
+            raise named(f"{setting_of(name)}.net", error) from None
         for key, value in own.items():
             cfg.input[key] = cfg.input[key] or value
     for key, value in data.input.items():
@@ -226,7 +232,7 @@ def _other_statistics(cfg: DictConfig, net: nn.Module) -> list[str]:
     return [f"its images are normalised by {given}, and its weights were trained with {theirs}: see its `input`"]
 
 
-def _setting(name: str) -> str:
+def setting_of(name: str) -> str:
     """The path of a network's settings in the config."""
     return name if name.startswith("student") else f"teachers.{name}"  # student.initialise.source has one, too
 
@@ -306,9 +312,9 @@ def _fill(net: nn.Module, cfg: DictConfig, name: str) -> Loaded:
             else f"Fine-tune it on your classes first, as a student (student.weights={source} student.new_head=true), "
             f"or set teachers.{name}.net.num_classes to the file's (0: none), and use losses on layers."
         )
-        raise UserError(f"{_setting(name)}.weights: {error} {mend}") from error
+        raise UserError(f"{setting_of(name)}.weights: {error} {mend}") from error
     except UserError as error:
-        raise UserError(f"{_setting(name)}.weights: {error}") from error
+        raise UserError(f"{setting_of(name)}.weights: {error}") from error
 
 
 def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
@@ -321,12 +327,17 @@ def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
-            raise cause from None
+            raise named(f"{setting_of(name)}.net", cause) from None
+        if pretrained and "'pretrained'" in str(cause):
+            raise UserError(
+                f"{setting_of(name)}.weights=pretrained: {cfg.net._target_} has no pretrained weights. Give a file or "
+                "a run folder, or null for a student from scratch."
+            ) from error
         if pretrained:
             raise UserError(
                 f"The pretrained weights of the {name} network could not be fetched: {cause}\n"
                 f"If they are not in the cache: {why_offline()}, or give a file: weights=path/to/model.safetensors"
             ) from error
         raise UserError(
-            f"{_setting(name)}.net: {cfg.net._target_} cannot be made with these settings: {cause}"
+            f"{setting_of(name)}.net: {cfg.net._target_} cannot be made with these settings: {cause}"
         ) from error

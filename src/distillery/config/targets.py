@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hydra.errors import HydraException
 from hydra.utils import get_object
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean, named
 from distillery.core.kinds import conform
 from distillery.models.timm_names import check_timm
 
@@ -36,12 +36,16 @@ def check_target(path: str, node: Mapping[str, Any], kinds: Kinds | None = None)
         UserError: the target cannot be imported, takes no such setting, or no such value; with the full path.
     """
     target = imported(f"{path}._target_", node["_target_"])
-    if node["_target_"] == "timm.create_model":
-        check_timm(node.get("model_name", ""))
     names, takes_any = parameters(target)
     if not takes_any:
         refuse_unknown(path, node, [*names, *HYDRA])
-    return check_settings(path, node, {**names, **HYDRA, **(kinds or {})})
+    checked = check_settings(path, node, {**names, **HYDRA, **(kinds or {})})
+    if node["_target_"] == "timm.create_model":
+        try:
+            check_timm(checked.get("model_name", ""))
+        except UserError as error:
+            raise named(path, error) from None
+    return checked
 
 
 def check_settings(path: str, node: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:

@@ -1,11 +1,20 @@
 """Errors that the user can fix, and suggestions for misspelt names."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+SETTING = re.compile(r"[a-z_]\w*(\.\w+)*=")
 
 
 class UserError(Exception):
     """A mistake that the user can fix. The message says what is wrong, where, and how; no traceback is shown."""
+
+
+def named(path: str, error: UserError) -> UserError:
+    """The error with the path of the setting that its message begins with (`temperature=0: …`), or else of the node."""
+    message = str(error)
+    return UserError(f"{path}{'.' if SETTING.match(message) else ': '}{message}")
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ def clip_zero_shot(
     if not pretrained:
         raise UserError("Zero-shot CLIP is not trained here: set weights=pretrained.")
     if prompt.count("{}") != 1:
-        raise UserError(f"prompt={prompt!r}: it must have one {{}}, the place of the class's name.")
+        raise UserError(f"prompt={prompt}: it must have one {{}}, the place of the class's name.")
     if not classes:
         raise UserError("The data have no classes whose names CLIP could read.")
     with quiet():

@@ -31,9 +31,9 @@ class SmallCNN(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
-            raise UserError(f"SmallCNN needs positive widths, one per stage, as [16, 32]; got {list(widths)}.")
+            raise UserError(f"widths={list(widths)}: SmallCNN needs positive widths, one per stage, as [16, 32].")
         if norm not in get_args(Norm):
-            raise UserError(f"SmallCNN has no norm {norm!r}." + did_you_mean(norm, get_args(Norm)))
+            raise UserError(f"norm={norm}: there is no such norm." + did_you_mean(norm, get_args(Norm)))
         inputs = [in_chans, *widths[:-1]]
         self.stages = nn.ModuleList(_stage(i, o, norm) for i, o in zip(inputs, widths, strict=True))
         self.head = nn.Linear(widths[-1], num_classes)

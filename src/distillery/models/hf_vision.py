@@ -17,6 +17,7 @@ from transformers import (
 
 from distillery.core.errors import UserError
 from distillery.core.hub import FAILURES, find_config, folder_or_name, is_type, quiet, why_not
+from distillery.models.hf_settings import refuse_sizes, refuse_unknown
 
 CLASSIFIES = "ForImageClassification"  # the end of the name of an architecture with a classifier
 
@@ -102,6 +103,7 @@ def vision_config(
     kind = CONFIG_MAPPING[given["model_type"]]
     nested = "vision_config" in kind.sub_configs
     changes: dict[str, Any] = {**(config or {})}
+    refuse_unknown(kind.from_dict({**given}), changes)
     if in_chans is not None:
         changes = (
             {"vision_config": {"num_channels": in_chans} | {**changes.pop("vision_config", {})}, **changes}
@@ -117,6 +119,7 @@ def vision_config(
         raise UserError(f"The settings of model type {kind.model_type!r} are invalid: {error}") from error
     if not hasattr(getattr(made, "vision_config", made), "num_channels"):
         raise UserError(f"{model!r} is a {kind.model_type!r}, which reads no images. Choose model/…=transformer.")
+    refuse_sizes(getattr(made, "vision_config", made))
     return made
 
 

@@ -50,7 +50,7 @@ class SimKD(nn.Module):
                 "or the folder of a finished run of SimKD."
             )
         if not 1 <= factor <= teacher_width:
-            raise UserError(f"SimKD: factor={factor} must be from 1 to the teacher's width, {teacher_width}.")
+            raise UserError(f"factor={factor}: it must be from 1 to the teacher's width, {teacher_width}.")
         self.backbone = backbone(num_classes=num_classes, in_chans=in_chans)
         self.backbone.set_submodule(head, nn.Identity())
         self.backbone.get_submodule(features).register_forward_hook(self._keep)

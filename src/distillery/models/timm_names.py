@@ -19,7 +19,9 @@ def check_timm(model_name: str) -> None:
         return
     name, _, tag = model_name.partition(".")
     if not timm.is_model(name):
-        raise UserError(f"timm has no network {name!r}." + did_you_mean(name, timm.list_models()))
+        raise UserError(
+            f"model_name={model_name}: timm has no network {name!r}." + did_you_mean(name, timm.list_models())
+        )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
     if tag and tag not in tags:
-        raise UserError(f"timm's {name} has no weights {tag!r}." + did_you_mean(tag, tags))
+        raise UserError(f"model_name={model_name}: timm's {name} has no weights {tag!r}." + did_you_mean(tag, tags))

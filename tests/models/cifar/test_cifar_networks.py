@@ -163,5 +163,5 @@ def test_the_sum_of_a_residual_block_can_be_tapped_before_its_relu() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match=r"no CIFAR network 'resnet_20'.* Did you mean .*'resnet20'"):
+    with pytest.raises(UserError, match=r"^name=resnet_20: .*CIFAR network. Did you mean .*'resnet20'"):
         create("resnet_20", num_classes=10)

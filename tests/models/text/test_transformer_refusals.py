@@ -27,12 +27,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("model", "head", "classes", "config", "message"),
         [
-            ("bert", "sequence", 2, {}, "no head 'sequence'. Did you mean 'sequence_classification'"),
-            ("bert", CLASSIFY, 2, {"hidden_siz": 8}, r"no setting config.hidden_siz=8. Did you mean 'hidden_size'"),
-            ("bert", CLASSIFY, 2, {"dim": 8}, "'bert' has no setting config.dim=8"),
-            ("bert", CLASSIFY, 2, {"num_labels": 3}, "config.num_labels: the number of classes is net.num_classes"),
+            ("bert", "sequence", 2, {}, "head=sequence: .* Did you mean 'sequence_classification'"),
+            ("bert", CLASSIFY, 2, {"hidden_siz": 8}, r"config.hidden_siz=8: .*. Did you mean 'hidden_size'"),
+            ("bert", CLASSIFY, 2, {"dim": 8}, "config.dim=8: 'bert' has no such setting"),
+            ("bert", CLASSIFY, 2, {"num_labels": 3}, "config.num_labels=3: the number of classes is net.num_classes"),
             ("bert", CLASSIFY, 2, {"hidden_size": "big"}, "'bert' are invalid: .*'hidden_size'"),
-            ("bert", CLASSIFY, 2, {"vocab_size": None}, "config.vocab_size is null"),
+            ("bert", CLASSIFY, 2, {"vocab_size": None}, "config.vocab_size=null: "),
             (
                 "bert",
                 CLASSIFY,
@@ -40,6 +40,7 @@ class TestRefusals:
                 {"hidden_size": 100},
                 "=100 is not a multiple of the 12 attention heads: .* 96 or 108",
             ),
+            ("bert", CLASSIFY, 2, {"num_hidden_layers": -1}, "config.num_hidden_layers=-1: it must be at least 1"),
             ("bert", "masked_lm", 50, {"vocab_size": 60}, "vocab_size=60, and masked_lm predicts 50 tokens"),
             ("bert", "sentence_embedding", 5, {}, "have the width 768, not 5"),
             ("vit", CLASSIFY, 2, {}, "no sequence_classification for the model type 'vit'"),

@@ -42,5 +42,5 @@ def create(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
         UserError: no such name.
     """
     if name not in NAMES:
-        raise UserError(f"There is no CIFAR network {name!r}." + did_you_mean(name, NAMES))
+        raise UserError(f"name={name}: there is no such CIFAR network." + did_you_mean(name, NAMES))
     return NAMES[name](num_classes, in_chans)

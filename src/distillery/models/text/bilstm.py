@@ -5,6 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from distillery.losses.settings import Fraction, PositiveInt
+
 
 class BiLSTM(nn.Module):
     """Word vectors, one bidirectional LSTM, its two last states → hidden layer (ReLU) → logits [B, num_classes].
@@ -21,7 +23,12 @@ class BiLSTM(nn.Module):
     """
 
     def __init__(
-        self, vocab_size: int, num_classes: int, embedding_width: int = 300, hidden: int = 150, dropout: float = 0.1
+        self,
+        vocab_size: PositiveInt,
+        num_classes: int,
+        embedding_width: PositiveInt = 300,
+        hidden: PositiveInt = 150,
+        dropout: Fraction = 0.1,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding_width)

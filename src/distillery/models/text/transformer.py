@@ -18,6 +18,7 @@ from transformers import (
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.hub import FAILURES, find_config, folder_or_name, is_type, quiet, why_not
+from distillery.models.hf_settings import refuse_sizes, refuse_unknown
 from distillery.models.text.sentence_encoder import SentenceEncoder
 
 HEADS: dict[str, Any] = {
@@ -26,8 +27,6 @@ HEADS: dict[str, Any] = {
     "masked_lm": AutoModelForMaskedLM,
     "sentence_embedding": AutoModel,  # inside a SentenceEncoder
 }
-LABELS = ("num_labels", "id2label", "label2id")  # what num_classes says
-OURS = frozenset((*LABELS, "model_type", "architectures", "transformers_version", "dtype", "return_dict"))
 
 
 def transformer(
@@ -73,18 +72,20 @@ def transformer_config(
         UserError: no such head, model or setting; a hub that cannot be reached; settings that exclude each other.
     """
     if head not in HEADS:
-        raise UserError(f"There is no head {head!r}." + did_you_mean(head, HEADS))
+        raise UserError(f"head={head}: there is no such head." + did_you_mean(head, HEADS))
     with quiet():
         given = find_config(model)
         kind = CONFIG_MAPPING[given["model_type"]]
         if kind not in HEADS[head]._model_mapping:
-            raise UserError(f"transformers has no {head} for the model type {given['model_type']!r} ({model}).")
+            raise UserError(f"model={model}: transformers has no {head} for the model type {given['model_type']!r}.")
         default = _built(kind, given)
         settings = {**(config or {})}
-        _refuse_unknown(default, settings)
+        refuse_unknown(default, settings)
+        if settings.get("vocab_size", 0) is None:
+            raise UserError("config.vocab_size=null: it must be the number of the tokenizer's tokens.")
         settings = {default.attribute_map.get(key, key): value for key, value in settings.items()}
         made = _built(kind, given | settings | _size(default, head, num_classes, settings))
-    _refuse_heads(made)
+    refuse_sizes(made)
     if head == "sentence_embedding" and num_classes not in (None, made.hidden_size):
         raise UserError(
             f"The sentences' embeddings of {model} have the width {made.hidden_size}, not {num_classes}: set "
@@ -98,19 +99,6 @@ def _built(kind: type[PreTrainedConfig], settings: Mapping[str, Any]) -> PreTrai
         return kind.from_dict({**settings})
     except FAILURES as error:
         raise UserError(f"The settings of model type {kind.model_type!r} are invalid: {error}") from error
-
-
-def _refuse_unknown(default: PreTrainedConfig, settings: Mapping[str, Any]) -> None:
-    known = {key for key in vars(default) if not key.startswith("_")} | default.attribute_map.keys()
-    for key, value in settings.items():
-        if key in LABELS:
-            raise UserError(f"config.{key}: the number of classes is net.num_classes, which the data fill in.")
-        if key not in known - OURS:
-            raise UserError(
-                f"{default.model_type!r} has no setting config.{key}={value}." + did_you_mean(key, known - OURS)
-            )
-        if key == "vocab_size" and value is None:
-            raise UserError("config.vocab_size is null: it is the number of the tokenizer's tokens.")
 
 
 def _size(default: PreTrainedConfig, head: str, num_classes: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,16 +115,6 @@ def _size(default: PreTrainedConfig, head: str, num_classes: int | None, setting
     if num_classes == default.num_labels:
         return {}  # the model keeps its own class names
     return {"num_labels": num_classes, "id2label": None, "label2id": None}
-
-
-def _refuse_heads(config: PreTrainedConfig) -> None:
-    width, heads = (getattr(config, key, None) for key in ("hidden_size", "num_attention_heads"))
-    if width and heads and getattr(config, "head_dim", None) is None and width % heads:
-        raise UserError(
-            f"config.hidden_size={width} is not a multiple of the {heads} attention heads: "
-            f"set it to {width - width % heads or heads} or {width - width % heads + heads}, or set "
-            f"config.num_attention_heads to one of {', '.join(str(n) for n in range(1, width + 1) if width % n == 0)}."
-        )
 
 
 def _new(head: str, config: PreTrainedConfig) -> PreTrainedModel:
