@@ -82,6 +82,8 @@ def _section(loss: Loss) -> str:
         "reference": contract.values_of,
         "short name": f"`{contract.short_name}`",
     }
+    if contract.bias:
+        rows["bias"] = contract.bias
     facts = "".join(markdown_row(name, value) for name, value in rows.items())
     settings = "".join(markdown_row(f"`{s.name}`", f"`{s.default}`", s.comment) for s in loss.settings)
     return f"""

@@ -41,6 +41,7 @@ class Contract:
     form: Literal["divergence", "cross_entropy", "learned"] = "divergence"
     per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
+    bias: str = ""  # how its settings differ from the divergence that they stand for, where they do
     reads_labels: bool = False  # runs on the labelled rows alone, where some samples have no label
 
 

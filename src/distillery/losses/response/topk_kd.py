@@ -14,10 +14,11 @@ from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, re
 from distillery.core.random import hash_pairs, uniforms
 from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
+from distillery.losses.sparse import Direction, TopK, check_direction, sampled_kl_rows, sparse_kl
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Term
 
-Missing = Literal["renormalise", "uniform", "sample"]
+Missing = Literal["tail", "truncate", "renormalise_teacher", "renormalise", "uniform", "sample"]
 STREAM = -4000  # the `view` of these random numbers, which no other draw has
 
 
@@ -29,48 +30,65 @@ def topk_kd(
     missing: Missing = "renormalise",
     t_squared: bool = False,
     draws: Tensor | None = None,
+    direction: Direction = "forward",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """KL(teacher ‖ student) from k classes of the teacher, in nats. `missing` decides how the other classes count.
+    """KL(teacher ‖ student), or in reverse, from the teacher's k likeliest classes K. `missing` says what of the rest.
 
-    - 'renormalise': both softmaxes are over the teacher's k likeliest classes only (Model-Optimizer's
-      `TopKLogitsKLLoss`). The student learns nothing about the others. 0 if the networks agree.
+    - 'tail': all other classes together are one more class, whose mass is summed in log space. The student learns how
+      much mass they have, but not which of them has it. A lower bound of the full divergence, equal to it if and only
+      if the ratio of the two networks' probabilities is the same for all of them. 0 if the networks agree. Both ways.
+    - 'renormalise': both softmaxes are over K only (Model-Optimizer's `TopKLogitsKLLoss`). Biased: the student learns
+      nothing about the others, and may have any mass there. 0 if the networks agree. Both ways.
+    - 'renormalise_teacher': the teacher's softmax is over K only, the student's over all classes. Biased: its minimum,
+      0, has no mass outside of K, so the student becomes overconfident. Forward only.
+    - 'truncate': the sum is over K only (verl's `forward_kl_topk`). Biased: forward, it has the gradient of
+      'renormalise_teacher' times the teacher's mass in K. In reverse it falls as the student moves mass out of K, and
+      is least at 1/e of the teacher's probabilities. It may be negative, and its gradient is not 0 at agreement.
     - 'uniform': the teacher keeps its k probabilities, and the rest of its mass is spread evenly over the other
-      classes (TinyViT, https://arxiv.org/abs/2207.10666, whose loss adds the entropy of that target). Not 0 if the
-      networks agree, since it pulls the student's other classes towards uniform.
+      classes (TinyViT, https://arxiv.org/abs/2207.10666, whose loss adds the entropy of that target). Biased: it pulls
+      the student's other classes towards uniform, also if the networks agree. Both ways.
     - 'sample': k classes are drawn from the teacher with replacement, and the mean of log p_t - log p_s over them is
       taken (Sparse Logit Sampling, https://arxiv.org/abs/2503.16870, with the teacher's own probabilities to draw
-      from). Value and gradient are unbiased estimates of `kd` with all classes, unlike the other two. They are noisy,
-      and the value may be negative.
+      from). Value and gradient are unbiased estimates of `kd` with all classes, unlike all others. They are noisy,
+      and the value may be negative. Forward only.
+
+    The forms that need no more than k classes and the tail are also in `distillery.losses.sparse`, without logits.
 
     Args:
         student_logits: [N,C].
         teacher_logits: [N,C].
         k: number of classes, at most C. With 'sample' it is the number of `draws` instead.
         temperature: T; all softmaxes are of logits / T.
-        missing: 'renormalise', 'uniform' or 'sample'.
+        missing: one of the above.
         t_squared: multiply by T².
         draws: [N,k], uniform in [0, 1), at which 'sample' inverts the teacher's cumulative distribution.
+        direction: 'forward', KL(teacher ‖ student), or 'reverse', KL(student ‖ teacher), of the teacher's k classes.
         reduction: 'mean' over rows, or 'none': [N].
 
     Raises:
-        UserError: k is larger than the number of classes.
+        UserError: k is larger than the number of classes, or the form has no reverse.
         ValueError: 'sample' without draws.
     """
     require_same_shape(student_logits, teacher_logits)
     conform("missing", missing, Missing)
+    check_direction(missing, direction)
     if missing != "sample" and k > student_logits.shape[-1]:
         raise UserError(f"topk_kd.k={k}: there are only {student_logits.shape[-1]} classes. Set a smaller k.")
-    if missing == "renormalise":
+    if missing == "renormalise":  # of k logits only, without the softmax over all classes
         teacher_logits, classes = teacher_logits.topk(k)
-        student = log_softmax(student_logits.gather(-1, classes), temperature)
-        rows = kl(log_softmax(teacher_logits, temperature), student)
-    else:
-        student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
-        if missing == "uniform":
-            rows = kl(_rest_uniform(teacher, k), student)
-        else:
-            rows = (teacher - student).gather(-1, _drawn(teacher, draws)).mean(-1)
+        student_logits = student_logits.gather(-1, classes)
+    student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
+    match missing:
+        case "sample":
+            drawn = _drawn(teacher, draws)
+            rows = sampled_kl_rows(student.gather(-1, drawn), teacher.gather(-1, drawn))
+        case "renormalise" | "uniform":
+            teacher = _rest_uniform(teacher, k) if missing == "uniform" else teacher
+            rows = kl(teacher, student) if direction == "forward" else kl(student, teacher)
+        case _:
+            classes = teacher.topk(k).indices
+            rows = sparse_kl(TopK.of(student, classes), TopK.of(teacher, classes), missing, direction)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
@@ -96,14 +114,20 @@ class TopKKD(Term, function=topk_kd):
 
     With missing=sample the draws are a pure function of `seed`, the training batch, the sample and, for tokens, the
     position in the text. Every row has its own draws, the same in a resumed run and on any number of processes.
+
+    Raises:
+        UserError: `missing` has no reverse form.
     """
 
     contract = Contract(
         short_name="topk",
-        scale="0.1 to 3 with an untrained student",
+        scale="0.1 to 3 with an untrained student; truncate and sample may be negative",
         paper="https://arxiv.org/abs/2503.16870",
         formula=r"\mathrm{KL}\big(p_T(z_t)|_K \,\|\, p_T(z_s)|_K\big), \quad K = \mathrm{top}_k(z_t)",
         values_of="Model-Optimizer; missing=uniform: TinyViT; missing=sample: Sparse Logit Sampling",
+        bias="tail: a lower bound of the divergence. renormalise: blind to the student's mass outside of K. "
+        "renormalise_teacher, truncate: overconfident, no mass outside of K at the minimum (truncate in reverse: ever "
+        "more mass outside of K). uniform: towards uniform outside of K. sample: none",
     )
 
     k: PositiveInt = 5
@@ -111,7 +135,12 @@ class TopKKD(Term, function=topk_kd):
     missing: Missing = "renormalise"
     t_squared: bool = False
     seed: int = 0
+    direction: Direction = "forward"
     steps: Steps = field(default_factory=Steps, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_direction(self.missing, self.direction)
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         draws = None
