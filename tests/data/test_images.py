@@ -35,7 +35,7 @@ def test_split_folder(tmp_path: Path) -> None:
 def test_single_folder_is_split_by_class_always_alike(tmp_path: Path) -> None:
     write_image_folder(tmp_path, {"": 10})
     data = image_folder(tmp_path)
-    assert data.remarks == ("test: 6 of the pictures, always the same",)
+    assert data.remarks == ("test: 6 pictures drawn from all, always the same ones",)
     assert torch.bincount(data.test.targets[data.test.indices]).tolist() == [2, 2, 2]
     assert sorted(data.train.indices.tolist() + data.test.indices.tolist()) == list(range(30))
     torch.manual_seed(9)

@@ -92,7 +92,7 @@ def image_folder(
         splits["train"] = Split.whole(images, torch.cat([targets, rest.targets]), labelled)
     if "test" not in splits:
         splits["test"], splits["train"] = splits["train"].divided(round(test_fraction * len(parts["train"].targets)))
-        notes.append(f"test: {len(splits['test'].indices):,} of the pictures, always the same")
+        notes.append(f"test: {len(splits['test'].indices):,} pictures drawn from all, always the same ones")
     return RawData(root.resolve().name, classes, splits["train"], splits["test"], splits.get("val"), tuple(notes))
 
 

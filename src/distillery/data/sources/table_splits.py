@@ -60,7 +60,7 @@ def table_data(
         splits["train"] = _followed_by(splits["train"], unlabelled)
     if "test" not in splits:
         splits["train"], splits["test"] = _cut(splits["train"], test_fraction)
-        notes.append(f"test: {len(splits['test'].indices):,} of the texts of train, always the same")
+        notes.append(f"test: {len(splits['test'].indices):,} texts drawn from train, always the same ones")
     return RawData(name, classes, splits["train"], splits["test"], splits.get("val"), tuple(notes))
 
 
