@@ -59,8 +59,10 @@ def test_a_teacher_of_other_classes_teaches_and_a_probe_is_scored(
     data = result.parts.data
     embeddings, labels = {}, {}
     main = result.parts.distiller.teachers["main"]
-    for split, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader())):
-        batches = [*loader]
+    train_split = data.splits["train"]
+    images = train_split.inputs.batch(train_split.indices, None, 0, 0)  # not augmented
+    plain = {"image": images, "target": train_split.targets[train_split.indices]}
+    for split, batches in (("train", [plain]), ("test", [*data.test_dataloader()])):
         with torch.no_grad():
             last = nn.Sequential(main.net.stages[0], nn.MaxPool2d(2), main.net.stages[1])
             embeddings[split] = torch.cat([last(*main.adapter(batch)[0]).mean((2, 3)) for batch in batches])

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextvars import Context
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
+from distillery.data.module import Data
 from distillery.losses.signals import Signals
 from distillery.models.adapters import ImageAdapter
 from distillery.models.cnn import SmallCNN
@@ -400,3 +402,25 @@ def test_the_guard_scores_the_teacher_on_the_validation_split(good: dict[str, Te
     start(score - 1e-3)
     with pytest.raises(UserError, match=f"scores {score:.3f}"):
         start(score + 1e-3)
+
+
+def test_without_a_validation_split_the_labelled_training_samples_are_scored(
+    good: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each once, not augmented; where no training sample has a label, this is said."""
+    few = ["data.train_size=null", "data.labelled_size=30", "data.labelled_share=0.5"]
+    parts = build(configured(tmp_path / "run", *SMALL, saved(good, tmp_path), *few, "data.augment={crop: 3}"))
+    parts.data.splits = {**parts.data.splits, "val": replace(parts.data.splits["val"], indices=torch.tensor([]))}
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=1)
+
+    def started(data: Data) -> str:
+        trainer.datamodule = data
+        Context().run(TeacherGuard(0.5).on_train_start, trainer, parts.distiller)
+        return capsys.readouterr().out
+
+    train, teacher = parts.data.splits["train"], parts.distiller.teachers["main"]
+    known = train.labelled_indices
+    right = teacher({"image": train.inputs.batch(known, None, 0, 0)}).logits.argmax(1) == train.targets[known]
+    assert f"accuracy {right.double().mean():.4f} on the 30 labelled training samples" in started(parts.data)
+    none = parts.data.narrowed(train.unlabelled_indices)
+    assert "not scored before training, and min_teacher_score=0.5 is not checked: only the test" in started(none)

@@ -324,10 +324,19 @@ class Data(LightningDataModule):
             "repeats": self._repeats,
         }
 
-    def plain(self, size: int) -> tuple[list[BatchKey], BatchDataset]:
-        """Batches of `size` that hold every training sample once, the same batches on every process."""
-        sampler = SeededBatchSampler(self.splits["train"].indices, size, **self.order("train"))
-        return list(sampler), self.dataset("train")
+    def plain(self, size: int, augmented: bool = True) -> tuple[list[BatchKey], BatchDataset]:
+        """Batches of `size` that hold every training sample once, the same batches on every process.
+
+        Args:
+            augmented: the samples are as in the first epoch; False: as those of the validation split are.
+        """
+        train = self.splits["train"]
+        keys = list(SeededBatchSampler(train.indices, size, **self.order("train")))
+        if augmented:
+            return keys, self.dataset("train")
+        other = copy(self)
+        other.splits = {**self.splits, "val": train}
+        return keys, other.dataset("val")
 
     def dataset(self, stage: Stage) -> BatchDataset:
         """Makes the batches of a split."""

@@ -71,7 +71,7 @@ def _embeddings(teacher: Teacher, data: Data) -> tuple[np.ndarray[Any, Any], np.
     indices = data.splits["train"].labelled_indices
     drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:MOST]
     data = data.narrowed(indices[drawn.sort().values])
-    keys, dataset = data.plain(data.eval_batch_size)
+    keys, dataset = data.plain(data.eval_batch_size, augmented=False)
     features, targets = [], []
     for key in keys:
         batch = {name: value.to(teacher.device) for name, value in dataset[key].items()}

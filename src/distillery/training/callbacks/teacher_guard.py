@@ -7,9 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from distillery.core.errors import UserError
 from distillery.core.terminal import say, telling
+from distillery.data.module import Data
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.cache import evaluated_once
 from distillery.teachers.frozen import Teacher
@@ -22,6 +25,7 @@ FEW = 1000  # classes: finding the best order of more takes too long
 class TeacherGuard(L.Callback):
     """Scores each frozen teacher on the student's validation batches before the first step of each stage.
 
+    Without a validation split it is scored on the labelled training samples, and where there are none not at all.
     A teacher that several stages share is scored once for each task and data set. One with other classes than the data
     is scored by a linear probe, and not at all where the task predicts no class. At the end of a stage the teachers'
     hashes are compared. Other teachers change with the student and know nothing at first: they are left alone.
@@ -50,7 +54,7 @@ class TeacherGuard(L.Callback):
                 limit = f", and min_teacher_score={self.min_score:g} is not checked" if self.min_score else ""
                 say(f"The teachers are not scored before training{limit}: only the test samples have labels.")
             return
-        loader, split = (val, "validation") if val else (data.train_dataloader(), "training")
+        loader, split = (val, "validation split") if val else _labelled(data, trainer)
         task, outputs = module.task, module.outputs
         asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
         for name, teacher in module.frozen.items():
@@ -66,7 +70,7 @@ class TeacherGuard(L.Callback):
             found = evaluated_once(teacher.training_signals, f"guard {type(task)} {vars(task)}", judge)
             by = f" ({judged.name})" if isinstance(judged, LinearProbe) else ""
             if trainer.is_global_zero and telling():
-                say(f"Teacher {name!r}: {task.score} {found.score:.4f} on the {split} split{by}")
+                say(f"Teacher {name!r}: {task.score} {found.score:.4f} on the {split}{by}")
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
             chance = 1 / outputs if outputs else 0.0
             near_chance = accuracy < chance + 0.1 * (1 - chance)
@@ -92,6 +96,14 @@ class TeacherGuard(L.Callback):
 
     on_stage_start = on_train_start
     on_stage_end = on_fit_end
+
+
+def _labelled(data: Data, trainer: L.Trainer) -> tuple[DataLoader[dict[str, Tensor]], str]:
+    """This process's share of the labelled training samples, not augmented, and what they are called."""
+    keys, dataset = data.narrowed(data.splits["train"].labelled_indices).plain(data.eval_batch_size, augmented=False)
+    own = keys[trainer.global_rank :: trainer.world_size] or keys[:1]
+    name = f"{data.labelled:,} labelled training samples" if data.unlabelled else "training split"
+    return DataLoader(dataset, sampler=own, batch_size=None, num_workers=data.num_workers), name
 
 
 def likely_cause(found: Evaluation) -> str:
