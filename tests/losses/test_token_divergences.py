@@ -1,6 +1,7 @@
 """Divergences of the literature of language models: jsd, reverse_kl, skewed_kl, skewed_reverse_kl, akl, tvd."""
 
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.special import rel_entr, softmax
 from torch import Tensor
 
 from distillery.core.errors import UserError
-from distillery.losses.functional import akl, jsd, kd, reverse_kl, skewed_kl, skewed_reverse_kl, tvd
+from distillery.losses.functional import akl, jsd, kd, reverse_kl, skewed_kl, skewed_reverse_kl, tvd, uld
 from distillery.losses.response.jsd import JSD
 from distillery.losses.term import Term
 from fixtures import formulas
@@ -95,6 +96,112 @@ def test_logits_of_200_stay_finite(loss: Loss) -> None:
 def test_jsd_jumps_at_both_ends_of_beta(logits: tuple[Tensor, Tensor], end: float) -> None:
     assert jsd(*logits, beta=end) > 0.5
     assert jsd(*logits, beta=abs(end - 1e-6)) < 1e-4
+
+
+T, S = np.array([[0.5, 0.3, 0.15, 0.05]]), np.array([[0.2, 0.5, 0.2, 0.1]])
+
+
+def test_fixtures() -> None:
+    student, teacher = torch.from_numpy(np.log(S) + 2), torch.from_numpy(np.log(T) - 1)
+    values = [
+        (kd(student, teacher, 1.0), 0.227088009),
+        (reverse_kl(student, teacher), 0.199005798),
+        (jsd(student, teacher, 0.1), 0.019967947),
+        (jsd(student, teacher, 0.5), 0.051880048),
+        (jsd(student, teacher, 0.9), 0.018005210),
+        (skewed_kl(student, teacher, 0.1), 0.175816),
+        (skewed_reverse_kl(student, teacher, 0.1), 0.163023),
+        (uld(student, teacher), 0.2),
+    ]
+    values += [(kd(student, teacher, t), at_t) for t, at_t in ((1.0, 0.227088), (2.0, 0.219049), (4.0, 0.210340))]
+    values += [
+        (jsd(student, teacher, beta, divided=True), expected)
+        for beta, expected in ((0.001, 0.227031), (0.1, 0.221866), (0.5, 0.207520), (0.9, 0.200058), (0.999, 0.199015))
+    ]
+    for found, expected in values:
+        assert found.item() == pytest.approx(expected, abs=6e-7)
+
+
+def test_gradients_are_those_by_hand() -> None:
+    """With T they carry 1 / T: s - t of kd, s · (log s/t - RKL) of reverse_kl. Skewed forms by the chain rule."""
+    expected: list[tuple[Loss, dict[str, float], list[float] | np.ndarray]] = [
+        (kd, {"temperature": 1.0}, [-0.3, 0.2, 0.05, 0.05]),
+        (reverse_kl, {}, [-0.223059, 0.155910, 0.017735, 0.049414]),
+    ]
+    s, t = S[0], T[0]
+    s3, t3 = (p ** (1 / 3) / (p ** (1 / 3)).sum() for p in (s, t))
+    expected += [
+        (kd, {"temperature": 3.0, "t_squared": False}, (s3 - t3) / 3),
+        (kd, {"temperature": 3.0}, 3 * (s3 - t3)),
+    ]
+    gap = np.log(s3 / t3)
+    expected += [(reverse_kl, {"temperature": 3.0}, s3 * (gap - (s3 * gap).sum()) / 3)]
+    of_p = -0.9 * t / (0.1 * t + 0.9 * s)  # ∂/∂s of -Σ t · log(0.1 t + 0.9 s)
+    expected += [(skewed_kl, {"lam": 0.1}, s * (of_p - (s * of_p).sum()))]
+    m = 0.9 * t + 0.1 * s
+    of_p = np.log(s / m) + 1 - 0.1 * s / m
+    expected += [(skewed_reverse_kl, {"lam": 0.1}, s * (of_p - (s * of_p).sum()))]
+    for loss, settings, gradient in expected:
+        student = torch.from_numpy(np.log(S)).requires_grad_()
+        (found,) = torch.autograd.grad(loss(student, torch.from_numpy(np.log(T)), **settings), student)
+        np.testing.assert_allclose(found[0].numpy(), gradient, atol=6e-7)
+        assert found.sum().item() == pytest.approx(0, abs=1e-12)
+
+
+def divided_by_hand(student: Tensor, teacher: Tensor, beta: float) -> list[float]:
+    """With 50 digits, from the logits as they are."""
+    rows = []
+    with localcontext(prec=50):
+        b = Decimal(beta)
+        for pair in zip(student.tolist(), teacher.tolist(), strict=True):
+            s, t = ([Decimal(x).exp() for x in row] for row in pair)
+            s, t = [x / sum(s) for x in s], [x / sum(t) for x in t]
+            m = [b * q + (1 - b) * p for p, q in zip(s, t, strict=True)]
+            of_t, of_s = (sum(x * (x / y).ln() for x, y in zip(p, m, strict=True)) for p in (t, s))
+            parts = [of_t / (1 - b) if b < 1 else Decimal(0), of_s / b if b > 0 else Decimal(0)]
+            rows.append(float(sum(parts)))
+    return rows
+
+
+def test_divided_jsd_is_exact_near_both_ends_in_float32() -> None:
+    """There the plain form, divided, has lost all its digits."""
+    student, teacher = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(0))
+    for scale in (1.0, 5.0, 30.0):
+        s, t = scale * student, scale * teacher
+        exact_ends = kd(s.double(), t.double(), 1.0), reverse_kl(s.double(), t.double())
+        for beta in (0.0, 1e-9, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1 - 1e-3, 1 - 1e-6, 1.0):
+            expected = divided_by_hand(s, t, beta)
+            found = jsd(s, t, beta, divided=True, reduction="none")
+            np.testing.assert_allclose(found.numpy(), expected, rtol=2e-6)
+            exact = jsd(s.double(), t.double(), beta, divided=True, reduction="none")
+            np.testing.assert_allclose(exact.numpy(), expected, rtol=1e-12)
+            leaf, exact_leaf = s.clone().requires_grad_(), s.double().requires_grad_()
+            (gradient,) = torch.autograd.grad(jsd(leaf, t, beta, divided=True), leaf)
+            (exact_gradient,) = torch.autograd.grad(jsd(exact_leaf, t.double(), beta, divided=True), exact_leaf)
+            torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=5e-6)
+        for beta, end in ((0.0, exact_ends[0]), (1.0, exact_ends[1])):
+            torch.testing.assert_close(jsd(s, t, beta, divided=True).double(), end, rtol=1e-6, atol=0)
+            if scale < 30:  # there log(1/β) bounds it: it reaches the 64 nats at β = exp(-64)
+                near = jsd(s.double(), t.double(), abs(beta - 1e-12), divided=True)
+                torch.testing.assert_close(near, end, rtol=1e-4, atol=0)
+
+
+def test_divided_jsd_keeps_to_the_contract() -> None:
+    for beta in (0.0, 1e-6, 0.05, 0.5, 0.95, 1 - 1e-6, 1.0):
+        student, teacher = 2 * torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+        def value(z: Tensor, beta: float = beta, teacher: Tensor = teacher) -> Tensor:
+            return jsd(z, teacher, beta, 2.0, True, True)
+
+        assert torch.autograd.gradcheck(value, student.requires_grad_()), beta
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for scale in (1.0, 1e4):
+                s, t = (scale * torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(1))).to(dtype)
+                for leaf in (s.requires_grad_(), t.clone().requires_grad_()):
+                    rows = jsd(leaf, t, beta, divided=True, reduction="none")
+                    (gradient,) = torch.autograd.grad(rows.sum(), leaf)
+                    assert gradient.isfinite().all()
+                    assert (rows > 1e-3).all() if leaf is s else rows.abs().max() < 1e-6
 
 
 @each_case("lam", [0.1, 0.5])
