@@ -154,7 +154,7 @@ def test_the_test_split_is_cut_by_class_always_alike(tmp_path: Path) -> None:
     assert sorted(data.train.indices.tolist() + data.test.indices.tolist()) == list(range(100))
     assert torch.bincount(data.test.targets[data.test.indices]).tolist() == [18, 2]
     assert torch.equal(text_csv(path).test.indices, data.test.indices)
-    assert "20 of the texts of train" in data.remarks[0]
+    assert "20 texts drawn from train" in data.remarks[0]
     with pytest.raises(UserError, match=r"test_fraction=0\.01: Cannot draw 1 of 100"):
         text_csv(path, test_fraction=0.01)
     with pytest.raises(UserError, match=r"data\.source\.test"):

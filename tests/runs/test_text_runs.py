@@ -114,7 +114,7 @@ class TestClassification:
         tokenizer = whole.parts.data.loaded_tokenizer  # type: ignore[attr-defined]
         longer = sum(len(ids) > CUT for ids in tokenizer([text for text, _ in ROWS])["input_ids"])
         split, cut = whole.record.data["remarks"]
-        assert "28 of the texts of train" in split
+        assert "28 texts drawn from train" in split
         assert cut.startswith(f"{longer} of 140 texts have more than {CUT} tokens")
         assert {part: whole.record.data[part] for part in ("train", "val", "test")} == {
             "train": 101,
