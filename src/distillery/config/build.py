@@ -20,8 +20,9 @@ from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.config.stages import Stage
 from distillery.config.teacher_classes import fit_classes
 from distillery.core.errors import UserError
-from distillery.core.roles import FROZEN, SELF, role_of
+from distillery.core.roles import FROZEN, SELF, STORED, role_of
 from distillery.data.module import Data
+from distillery.data.stored_targets import with_stored_targets
 from distillery.losses.term import Term
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.network import Network
@@ -29,6 +30,7 @@ from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
+from distillery.teachers.without_network import StoredTeacher, TeacherWithoutNetwork, training_score
 from distillery.training.check_task import check_task
 from distillery.training.distiller import VALIDATED, Distiller, Optim
 from distillery.training.logged_metrics import refuse_unlogged
@@ -73,6 +75,19 @@ def stage_data(stage: Stage, data: Data) -> Data:
     return data.labelled_alone()
 
 
+def stored_teachers(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The configs of the teachers whose outputs were stored before the run, by name."""
+    return {str(name): teacher for name, teacher in cfg.teachers.items() if role_of(teacher) == STORED}
+
+
+def with_targets(cfg: DictConfig, data: Data) -> Data:
+    """The data with the outputs of these teachers, see `with_stored_targets`."""
+    for name, teacher in stored_teachers(cfg).items():
+        if name not in data.targets:
+            data = with_stored_targets(data, name, teacher.path, teacher.temperature, teacher.missing)
+    return data
+
+
 def build(
     stage: Stage, data: Data | None = None, former: Parts | None = None, loaded: LoadedTeachers | None = None
 ) -> Parts:
@@ -90,7 +105,7 @@ def build(
         UserError: data, networks or losses do not fit together; says which, and how to fix it.
     """
     cfg = stage.cfg.copy()
-    data = stage_data(stage, build_data(cfg)) if data is None else data
+    data = with_targets(cfg, stage_data(stage, build_data(cfg)) if data is None else data)
     loaded = LoadedTeachers() if loaded is None else loaded
     task = make_scheduled("task", cfg.task, stage.schedules["task"])
     outputs = task.outputs(data)
@@ -105,10 +120,16 @@ def build(
         student = former.distiller.student
     student.tap((), batch)  # an average of a former student would record into the former's taps
     student.tap_attention((), batch)
-    frozen = loaded.load_all(cfg.teachers)
+    frozen = loaded.load_all(cfg.teachers) | {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
     for name, teacher in frozen.items():
+        if task.per_token and isinstance(teacher, StoredTeacher):
+            raise UserError(
+                f"teachers.{name}: stored targets are of samples, and this task has a label for each token."
+            )
         logits = _logits(teacher, batch, data.kind)
         fit_classes(teacher, cfg.teachers[name], data, task, outputs, logits, batch)
+        if isinstance(teacher, StoredTeacher) and not teacher.other_classes:
+            teacher.remarks += training_score(teacher, data, task, outputs)
     if former is None:
         reuse_classifier(student, frozen, batch)
     teachers: dict[str, Network] = {
@@ -201,6 +222,11 @@ def _refuse_networks(
         if isinstance(network, Teacher) and network.other_classes:
             if network.name in with_own_classes:
                 continue
+            if isinstance(network, TeacherWithoutNetwork):
+                raise UserError(
+                    f"Teacher {network.name!r} ({network.source}) {network.other_classes}. Choose its columns with "
+                    f"teachers.{network.name}.classes, or learn from it by loss/response=[uld]."
+                )
             raise UserError(
                 f"The {network.name} network {network.other_classes}. Fine-tune it on these classes, say which are the "
                 f"data's (teachers.{network.name}.classes), or learn from it by losses that compare no classes: those "
@@ -215,7 +241,8 @@ def _refuse_networks(
         from distillery.config.check_texts import check_lengths  # transformers takes seconds: only for texts
 
         for network in networks:
-            check_lengths(network, data)
+            if not isinstance(network, TeacherWithoutNetwork):
+                check_lengths(network, data)
 
 
 def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:

@@ -10,6 +10,7 @@ from distillery.config.spec import (
     ImageInput,
     PeerTeacher,
     SelfTeacher,
+    StoredTeacher,
     Student,
     TextInput,
     check_section,
@@ -18,10 +19,17 @@ from distillery.config.spec import (
 from distillery.config.targets import Kinds, check_settings, check_target, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import shown
-from distillery.core.roles import EMA, FROZEN, PEER, SELF, role_of
+from distillery.core.roles import EMA, FROZEN, PEER, SELF, STORED, role_of
 
-ROLES = {FROZEN: kinds(FrozenTeacher), EMA: kinds(EmaTeacher), PEER: kinds(PeerTeacher), SELF: kinds(SelfTeacher)}
+ROLES = {
+    FROZEN: kinds(FrozenTeacher),
+    STORED: kinds(StoredTeacher),
+    EMA: kinds(EmaTeacher),
+    PEER: kinds(PeerTeacher),
+    SELF: kinds(SelfTeacher),
+}
 WHY = {
+    STORED: "The outputs of this teacher were stored before the run, and there is no network",
     EMA: "An ema teacher is an average of the student, and starts as a copy of it",
     PEER: "A peer is trained beside the student from the start",
     SELF: "This teacher is the student itself",

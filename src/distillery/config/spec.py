@@ -72,6 +72,14 @@ class FrozenTeacher(TypedDict, total=False):
     cache: bool
 
 
+class StoredTeacher(TypedDict, total=False):
+    role: Literal["stored"]
+    path: str | None
+    classes: Classes | None
+    temperature: Annotated[FiniteFloat, Gt(0)]
+    missing: Literal["refuse", "skip"]
+
+
 class EmaTeacher(TypedDict, total=False):
     role: Literal["ema"]
     decay: Annotated[float, Ge(0), Lt(1), Says("a number of at least 0 and less than 1; 0.999 is usual")]

@@ -51,7 +51,7 @@ def fit_classes(
         index = _chosen(path, chosen, ours, theirs, logits[-1])
         _choose(teacher, index, ours, theirs, batch, f"by {path}")
         return
-    if cfg.net.get("num_classes") == 0 or missing_classifier(teacher.net):
+    if (cfg.get("net") or {}).get("num_classes") == 0 or missing_classifier(teacher.net):
         teacher.other_classes = f"has no classifier: it gives {logits[-1]} features"
     elif outputs is not None and logits[-1] != outputs:
         teacher.other_classes = (
@@ -67,7 +67,9 @@ def fit_classes(
 
 def class_names(cfg: DictConfig, teacher: Teacher) -> list[str] | None:
     """What the teacher's own classes are called, in the order of its logits; None: unknown."""
-    folder = Path(run_folder_of(str(cfg.weights)))
+    if teacher.class_names is not None:
+        return list(teacher.class_names)
+    folder = Path(run_folder_of(str(cfg.get("weights"))))
     if (folder / RECORD).is_file():
         return [str(name) for name in RunRecord.read(folder).data["classes"]] or None
     config = getattr(teacher.net, "config", None)

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -24,11 +24,13 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
         inputs_of: makes the inputs from the positions [B] and the key. A `target` among them replaces `targets`.
         targets: those of all samples.
         labelled: which samples have a label, bool [N]; None: all of them.
+        extra: more tensors of all samples, by the names under which a batch has its own.
     """
 
     inputs_of: Callable[[Tensor, BatchKey], Mapping[str, Tensor]]
     targets: Tensor
     labelled: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -41,6 +43,7 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
             )
         index = torch.tensor(key.positions)
         batch = {"target": self.targets[index], "index": index} | dict(self.inputs_of(index, key))
+        batch |= {name: values[index] for name, values in self.extra.items()}
         if self.labelled is None:
             return batch
         labelled = self.labelled[index]

@@ -19,6 +19,7 @@ from distillery.core.errors import UserError
 from distillery.data.loader import BatchDataset, ResumableLoader
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sampler import BatchKey, SeededBatchSampler
+from distillery.data.soft_labels import StoredTargets
 from distillery.data.splits import read_index
 
 Stage = Literal["train", "val", "test"]
@@ -75,6 +76,7 @@ class Data(LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.targets: dict[str, StoredTargets] = {}  # by the teacher's name, see `stored_targets.py`
         self._whole: Split | None = None  # the training split, where its unlabelled samples are left out
 
     @cached_property
@@ -194,6 +196,18 @@ class Data(LightningDataModule):
         other.splits = {**self.splits, "train": replace(self.splits["train"], indices=indices)}
         return other
 
+    def with_targets(self, teacher: str, targets: StoredTargets) -> Self:
+        """The same data with a teacher's outputs: batches of splits that have them hold `stored/<teacher>` [B, C]."""
+        other = copy(self)
+        other.fingerprint, other.targets = self.fingerprint, {**self.targets, teacher: targets}
+        other.splits = {
+            stage: replace(split, extra={**split.extra, f"stored/{teacher}": targets.logits[stage]})
+            if stage in targets.logits
+            else split
+            for stage, split in self.splits.items()
+        }
+        return other
+
     def labelled_alone(self) -> Self:
         """The same data without the unlabelled training samples, and with as many batches in an epoch."""
         other = self.narrowed(self.splits["train"].labelled_indices)
@@ -261,6 +275,15 @@ class Data(LightningDataModule):
             sha.update(stage.encode() + contents[id(split.inputs)])
             for values in (split.targets, split.indices):
                 sha.update(values.numpy().tobytes())
+        return sha.hexdigest()
+
+    @cached_property
+    def soft_labels_sha256(self) -> str:
+        """SHA-256 of the source's soft labels. They are no part of the fingerprint: a baseline does not read them."""
+        sha = hashlib.sha256()
+        for split in (self.raw.train, self.raw.val, self.raw.test):
+            if split is not None and split.soft_labels is not None:
+                sha.update(split.soft_labels.numpy().tobytes())
         return sha.hexdigest()
 
     def setup(self, stage: str | None = None) -> None:
@@ -341,7 +364,14 @@ class Data(LightningDataModule):
     def dataset(self, stage: Stage) -> BatchDataset:
         """Makes the batches of a split."""
         split = self.splits[stage]
-        return BatchDataset(self.inputs_of(stage), split.targets, split.mask)
+        return BatchDataset(self.inputs_of(stage), split.targets, split.mask, split.extra)
+
+    def without_inputs(self, stage: Stage) -> Iterator[dict[str, Tensor]]:
+        """The batches of a split without the inputs, which take time to make; in the order in which it is evaluated."""
+        split = self.splits[stage]
+        dataset = BatchDataset(lambda *_: {}, split.targets, split.mask, split.extra)
+        train = SeededBatchSampler(split.indices, self.eval_batch_size)
+        return (dataset[key] for key in (train if stage == "train" else self.sampler(stage)))
 
     def example(self, samples: int = 8) -> dict[str, Tensor]:
         """A few training samples, on which shapes, layers and costs are measured."""

@@ -1,8 +1,8 @@
 """What a source returns: samples with targets, and the split each belongs to."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class Split:
     targets: Tensor  # classes int64 [N], zeros if there are none; or float32 [N], the targets of a regression
     indices: Tensor  # int64, at most N
     labelled: Tensor | None = None  # bool [N]; None: every sample has its label, if the data have any
+    soft_labels: Tensor | None = None  # float32 [N, C], NaN where a sample has none; see `soft_labels.py`
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # [N, ...], served with each batch by these names
 
     @classmethod
     def whole(cls, inputs: Any, targets: Tensor, labelled: Tensor | None = None) -> "Split":

@@ -22,12 +22,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.config.build import build_data
+from distillery.config.build import build_data, stored_teachers
 from distillery.config.networks import run_config
 from distillery.config.stages import RunSpec
 from distillery.core.errors import UserError
 from distillery.core.files import sha256_of
 from distillery.core.process import is_main
+from distillery.data.target_files import SUFFIXES
 from distillery.models.weight_files import is_weights_file
 from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
@@ -47,13 +48,14 @@ class Job:
         spec: its checked config; `paths.run` is its folder.
         overrides: the part of the config that was given on the command line.
         label: what a study calls it.
-        fingerprints: SHA-256 of the data sets read so far, by their settings. The jobs of a study share them.
+        fingerprints: SHA-256 of the data sets read so far, and of the soft labels in them, by their settings. The jobs
+            of a study share them.
     """
 
     spec: RunSpec
     overrides: Sequence[str] = ()
     label: str = ""
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def cfg(self) -> DictConfig:
@@ -126,16 +128,18 @@ class Job:
             record.write(self.folder)
 
     def _has_same_data(self, record: RunRecord) -> bool:
-        """Whether the data of each stage are those that the run in the folder was trained on."""
+        """Whether the data of each stage, and soft labels in them, are those that the run in the folder had."""
         for stage in self.spec.stages:
-            sha256 = record.sources.get(f"{stage.name}:data")
-            if sha256 is None:
-                continue
             settings = OmegaConf.to_yaml(stage.cfg.data, resolve=True)
-            if settings not in self.fingerprints:
-                self.fingerprints[settings] = build_data(stage.cfg).fingerprint
-            if self.fingerprints[settings] != sha256:
-                return False
+            columns = [name for name, teacher in stored_teachers(stage.cfg).items() if teacher.path is None]
+            for source in ("data", *(f"teachers.{name}" for name in columns)):
+                if (sha256 := record.sources.get(f"{stage.name}:{source}")) is None:
+                    continue
+                if settings not in self.fingerprints:
+                    data = build_data(stage.cfg)
+                    self.fingerprints[settings] = data.fingerprint, data.soft_labels_sha256
+                if self.fingerprints[settings][source != "data"] != sha256:
+                    return False
         return True
 
     def _differences(self) -> str:
@@ -204,8 +208,8 @@ def _by_content(value: Any) -> Any:
 
 
 def _weights_sha256(path: Path) -> str | None:
-    """SHA-256 of the weights of a finished run, in a file, or in the folder of a transformer; None if it has none."""
-    if is_weights_file(path) and path.is_file():
+    """SHA-256 of the weights of a finished run, in a file, or in the folder of a transformer; or of stored targets."""
+    if (is_weights_file(path) or path.suffix in SUFFIXES) and path.is_file():
         return sha256_of(path)
     if (path / RECORD).is_file():
         return RunRecord.read(path).student_sha256

@@ -25,6 +25,9 @@ from distillery.teachers.ensemble import Ensemble
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.linear_probe import probe_of
 from distillery.teachers.peer import Peer
+from distillery.teachers.without_network import StoredTeacher, TeacherWithoutNetwork
+
+NO_COST = dict.fromkeys(("params", "embedding_params", "flops", "latency_ms"))
 
 
 def score_run(
@@ -90,8 +93,12 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
         "source": teacher.source,
         "sha256": teacher.sha256 if loaded else weights_hash(teacher.net),
         "score": None,
-        **_cost(teacher, parts.example),
+        **(NO_COST if isinstance(teacher, TeacherWithoutNetwork) else _cost(teacher, parts.example)),
     }
+    if isinstance(teacher, StoredTeacher):
+        if (batches := teacher.batches(parts.data, "test")) is None:
+            return entry | {"scored_by": "nothing: some test samples have no stored target"}, None
+        judge = partial(_evaluate, parts, teacher, batches)
     if isinstance(teacher, Teacher) and teacher.other_classes:
         entry["scored_by"] = f"nothing: it {teacher.other_classes}"
         linear = probe_of(teacher, parts.data, parts.distiller.task)

@@ -10,7 +10,7 @@ from distillery.config.check import check
 from distillery.config.command_line import quoted
 from distillery.config.loss_catalogue import loss_choices
 from distillery.config.names import BASELINE
-from distillery.core.roles import EMA, PEER, SELF
+from distillery.core.roles import EMA, PEER, SELF, STORED
 from distillery.core.terminal import plain_console, say
 from distillery.results.layout import report_files
 from distillery.results.report.write import terminal_table, write_report
@@ -32,8 +32,9 @@ def run_study(cfg: DictConfig) -> None:
     """
     out, console = Path(cfg.out), plain_console()
     teacher, students = jobs(cfg, out)
-    with StudyBar(console, 1 + len(students)) as bar:
-        run(teacher, bar)
+    with StudyBar(console, (teacher is not None) + len(students)) as bar:
+        if teacher is not None:
+            run(teacher, bar)
         for job in students:
             job.found()  # refuses the folder of another job
         for job in students:
@@ -42,16 +43,20 @@ def run_study(cfg: DictConfig) -> None:
             except Exception as error:  # out of memory, say: no reason to lose the other runs
                 job.record_failure(error)
                 bar.failed(job.label, error)
-    shared = [] if teacher.folder.is_relative_to(out) else [teacher.folder]
+    shared = [] if teacher is None or teacher.folder.is_relative_to(out) else [teacher.folder]
     report = write_report([out, *shared], out, cfg.title)
     console.print(terminal_table(report, cfg.title))
     say("Report: " + "  ".join(str(out / name) for name in report_files(out)))
     loggers.log_report(students[0].cfg, report, out)
 
 
-def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
-    """The teacher's job and the students', seed by seed, so that a study cut short still compares whole seeds."""
-    fingerprints: dict[str, str] = {}
+def jobs(cfg: DictConfig, out: Path) -> tuple[Job | None, list[Job]]:
+    """The teacher's job and the students', seed by seed, so that a study cut short still compares whole seeds.
+
+    With `teacher: null` the study trains none: the students say which they have. Of several choices of model/teacher
+    for a student the last one counts.
+    """
+    fingerprints: dict[str, tuple[str, str]] = {}
 
     def job(label: str, folder: Path, overrides: Sequence[str], role: str | None = None) -> Job:
         given = [*cfg.both, *overrides, f"paths.run={quoted(folder)}", "trainer.enable_progress_bar=false"]
@@ -60,13 +65,17 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job, list[Job]]:
         loggers.join_study(own, cfg.name, role)
         return Job(check(own, given), given, label, fingerprints)
 
-    teacher = job("teacher", Path(cfg.teacher_folder), [*cfg.teacher, *cfg.overrides], role="teacher")
+    teacher = None
+    if cfg.teacher is not None:
+        teacher = job("teacher", Path(cfg.teacher_folder), [*cfg.teacher, *cfg.overrides], role="teacher")
     students = []
     methods = methods_of(cfg)
     for seed in cfg.seeds:
         for method, overrides in methods.items():
             given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
-            if not any(f"model/teacher={role}" in given for role in (EMA, PEER, SELF)):
+            choices = [override for override in given if override.startswith("model/teacher=")][-1:]
+            given = [*(override for override in given if not override.startswith("model/teacher=")), *choices]
+            if teacher is not None and not {f"model/teacher={role}" for role in (EMA, PEER, SELF, STORED)} & {*choices}:
                 # also for a baseline, which may begin with layers of it
                 given.append(f"++teachers.main.weights={quoted(teacher.folder)}")
             students.append(job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", given))

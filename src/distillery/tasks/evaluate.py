@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class Evaluation:
 
 
 def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None) -> Evaluation:
-    """Score `network` in evaluation mode, on the device of its parameters.
+    """Score `network` in evaluation mode, on the device of its parameters and buffers.
 
     It is not run by a Trainer, whose distributed loaders may count a sample twice to fill a batch.
 
@@ -31,7 +32,7 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
         loader: batches with `target` and `index`.
         outputs: see `Task.outputs`.
     """
-    device = next(network.parameters()).device
+    device = next(chain(network.parameters(), network.buffers())).device
     metric = task.metric(outputs).to(device)
     found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
     with evaluating(network):

@@ -21,9 +21,10 @@ BatchNormMode = Literal["eval", "train"]
 
 
 class SignalSource(Protocol):
-    """Gives the signals of a teacher for training batches in place of its network, as a `TeacherCache` does.
+    """Gives the signals of a teacher in place of its network.
 
-    Assign it to `Teacher.training_signals`.
+    Assigned to `Teacher.training_signals` it is asked for training batches, as a `TeacherCache` is. A
+    `TeacherWithoutNetwork` has nothing else.
     """
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
@@ -68,6 +69,7 @@ class Teacher(Network):
         self._per_batch = [m for m in self.modules() if isinstance(m, BatchNorm)] if bn_mode == "train" else []
         for module in self._per_batch:
             module.track_running_stats = False  # in train mode: use the batch's statistics, update nothing
+        self.class_names: Sequence[str] | None = None  # of its own classes, where it is no network that knows them
         self.other_classes = ""  # what it has in place of the data's classes; only a linear probe scores it then
         self.probes: dict[str, Any] = {}  # the linear probes, by the data's fingerprint
         self._replaced: dict[str, nn.Module] = {}  # heads with all of its classes, by path; see `choose_classes`

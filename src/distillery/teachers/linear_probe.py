@@ -14,6 +14,7 @@ from distillery.data.module import Data
 from distillery.losses.signals import Signals
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import Teacher
+from distillery.teachers.without_network import TeacherWithoutNetwork
 
 MOST = 10_000  # training samples of a probe
 ABSENT = -1e4  # the logit of a class without training samples
@@ -58,8 +59,16 @@ class LinearProbe(nn.Module):
 
 
 def probe_of(teacher: Teacher, data: Data, task: Task) -> LinearProbe | None:
-    """The probe of a teacher, fitted once for each data set; None: the samples do not have one class each."""
-    if task.prediction != "class" or task.per_token or data.splits["train"].targets.is_floating_point():
+    """The probe of a teacher, fitted once for each data set.
+
+    None: it has no embeddings, or the samples do not have one class each.
+    """
+    if (
+        isinstance(teacher, TeacherWithoutNetwork)
+        or task.prediction != "class"
+        or task.per_token
+        or data.splits["train"].targets.is_floating_point()
+    ):
         return None
     if data.fingerprint not in teacher.probes:
         teacher.probes[data.fingerprint] = LinearProbe(teacher, data)

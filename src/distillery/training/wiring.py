@@ -14,6 +14,7 @@ from distillery.models.taps.network import Network
 from distillery.models.taps.pooled_map import pooled_map
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
+from distillery.teachers.without_network import TeacherWithoutNetwork
 
 Stages = Callable[[Network], Mapping[str, torch.Size]]
 
@@ -44,6 +45,8 @@ def wire(
     for name, term in single:
         if term.teacher not in teachers:
             raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
+        if isinstance(teachers[term.teacher], TeacherWithoutNetwork):
+            _refuse_layers(name, term)
         try:
             if isinstance(term.layers, Mapping):
                 networks = student.net, teachers[term.teacher].net
@@ -78,6 +81,15 @@ def wire(
                 term.build(of_student[on_attention], of_teacher[on_attention])
             except UserError as error:
                 raise UserError(f"loss.{name}: {error}") from None
+
+
+def _refuse_layers(name: str, term: Term) -> None:
+    """Refuse a loss on the layers of a teacher that has none."""
+    if not term.needs_logits or term.layers or term.teacher_layers or term.own_teacher_taps:
+        raise UserError(
+            f"loss.{name} compares layers, and of teacher {term.teacher!r} only the logits are known. Use losses on "
+            "logits, as loss/response=[kd], or run the teacher's network here (model/teacher=timm, hf_vision, …)."
+        )
 
 
 def _tap(

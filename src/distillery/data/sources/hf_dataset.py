@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from distillery.data.raw_data import RawData
 from distillery.data.sources.hub import labels_of, load_splits
-from distillery.data.sources.table import Columns, Table
+from distillery.data.sources.table import Columns, SoftLabel, Table
 from distillery.data.sources.table_splits import table_data
 
 
@@ -26,6 +26,7 @@ def hf_dataset(
     drop_duplicates: bool = True,
     revision: str | None = None,
     data_files: Mapping[str, str] | None = None,
+    soft_label: SoftLabel | None = None,
 ) -> RawData:
     """Texts, pairs of texts or lists of words, loaded by `datasets.load_dataset`.
 
@@ -37,7 +38,7 @@ def hf_dataset(
     Args:
         path, name, revision, data_files: arguments of `load_dataset`: a data set of the hub or a folder, its
             configuration, its commit; or a file type ("csv", "json", "parquet") and the files of each split.
-        text, second, words, label, regression, drop_empty: see `Columns`.
+        text, second, words, label, regression, drop_empty, soft_label: see `Columns`.
         train, val, test: the names of the splits; part of a split is written as "train[:90%]".
         drop_duplicates: leave out repeated texts; False: only count them, for scores that are compared with those
             of a paper that kept them.
@@ -45,7 +46,7 @@ def hf_dataset(
     Raises:
         UserError: the data set is unavailable or has no such configuration or split, or what `table_data` refuses.
     """
-    columns = Columns(text, label, second, words, None, regression, drop_empty)
+    columns = Columns(text, label, second, words, None, regression, drop_empty, soft_label)
     called = path if name is None else f"{path}/{name}"
     remarks: list[str] = []
     names = {"train": train, "val": val, "test": test}

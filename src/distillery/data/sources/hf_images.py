@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.data.decoding import refuse_colour
 from distillery.data.images import EncodedImages
 from distillery.data.raw_data import UNLABELLED, RawData, Split
+from distillery.data.soft_labels import read_soft_labels
 from distillery.data.sources.duplicates import apart
 from distillery.data.sources.hub import labels_of, load_splits
 from distillery.data.sources.table_splits import in_class_order
@@ -74,6 +76,7 @@ def hf_images(
     background: str = "white",
     revision: str | None = None,
     data_files: Mapping[str, Any] | None = None,
+    soft_label: str | None = None,
 ) -> RawData:
     """Images and classes, loaded by `datasets.load_dataset`.
 
@@ -87,6 +90,7 @@ def hf_images(
             configuration, its commit; or "webdataset" (tar files) or "parquet", and the files of each split.
         size: side of the served squares.
         image, label: the columns.
+        soft_label: the column of the class probabilities that a teacher gave, see `read_soft_labels`.
         train, val, test: the names of the splits; part of a split is written as "train[:90%]".
         drop_duplicates, background: see `image_folder`.
 
@@ -101,18 +105,24 @@ def hf_images(
     sets = load_splits(called, path, names, label, notes, name=name, revision=revision, data_files=data_files)
     pictures: dict[str, DatasetPictures] = {}
     labels: dict[str, list[str] | None] = {}
+    soft: dict[str, Sequence[Any]] = {}
     classes: Sequence[str] | None = None
     without_labels = label not in sets["train"][0].column_names and label in sets["test"][0].column_names
     if without_labels:
         notes.append(f"train: without a column '{label}', so that none of its pictures has a label")
     for part, (data, where) in sets.items():
         unknown = part == "train" and without_labels
-        for option, column in (("image", image), *([] if unknown else [("label", label)])):
+        wanted = {"image": image} if unknown else {"image": image, "label": label}
+        if soft_label is not None and part == "train":
+            wanted["soft_label"] = soft_label
+        for option, column in wanted.items():
             if column not in data.column_names:
                 hint = did_you_mean(column, data.column_names)
                 if option == "label":
                     hint += " Training images need no labels, but those of the test split do."
                 raise UserError(f"data.source.{option}={column}: {where} has no such column.{hint}")
+        if soft_label in data.column_names:
+            soft[part] = data[soft_label]
         values, declared = ([None] * len(data), None) if unknown else labels_of(data, label)
         classes = classes if unknown else declared
         rows = [row for row, value in enumerate(values) if value is not None]
@@ -143,4 +153,11 @@ def hf_images(
         targets = torch.tensor(classes_of + [UNLABELLED] * (len(rows) - labelled), dtype=torch.int64)
         images = EncodedImages(replace(own, rows=rows), size, background)
         splits[part] = Split.whole(images, targets, torch.arange(len(rows)) < labelled)
+        if part in soft:
+            own_soft, place = [soft[part][row] for row in rows], partial(_place, own.where, rows, soft_label)
+            splits[part] = replace(splits[part], soft_labels=read_soft_labels(own_soft, known, place))
     return RawData(called, known, splits["train"], splits["test"], splits.get("val"), tuple(notes))
+
+
+def _place(where: str, rows: Sequence[int], soft_label: str | None, position: int) -> str:
+    return f"{where}, row {rows[position]}, data.source.soft_label={soft_label}"

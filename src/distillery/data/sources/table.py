@@ -16,7 +16,11 @@ EXCLUDING = (
     ("classes", "label=null"),
     ("words", "label=null"),
     ("words", "second"),
+    ("words", "soft_label"),
 )
+
+
+SoftLabel = str | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Columns:
         classes: the allowed labels, in order; None: the labels of the training texts, sorted.
         regression: the labels are numbers.
         drop_empty: leave out rows with an empty text; False: refuse them.
+        soft_label: the column of the class probabilities that a teacher gave (see `read_soft_labels`), or the column of
+            each class; None: there are none.
 
     Raises:
         UserError: two options exclude each other.
@@ -44,6 +50,7 @@ class Columns:
     classes: Sequence[Any] | None = None
     regression: bool = False
     drop_empty: bool = False
+    soft_label: SoftLabel | None = None
 
     def __post_init__(self) -> None:
         given = {
@@ -52,6 +59,7 @@ class Columns:
             "label=null": self.label is None,
             "words": self.words is not None,
             "second": self.second is not None,
+            "soft_label": self.soft_label is not None,
         }
         for one, other in EXCLUDING:
             if given[one] and given[other]:
@@ -109,10 +117,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Samples(Table):
-    """Checked rows of a table, in up to three columns.
+    """Checked rows of a table, in up to four columns.
 
     `first`: the texts, or lists of words; `second`: the other texts of pairs; `labels`: strings, numbers or, for lists
-    of words, tuples of strings.
+    of words, tuples of strings; `soft`: soft labels as they are written.
     """
 
     @property
@@ -147,6 +155,8 @@ def read_samples(table: Table, columns: Columns, need_labels: bool = True) -> tu
         )
     if columns.label is not None:
         read["labels"] = table.column("label", columns.label)
+    if columns.soft_label is not None:
+        read["soft"] = _soft_labels(table, columns.soft_label)
     samples = Samples(table.where, read, table.lines, table.unit).take(sorted({*range(len(table))} - {*empty}))
     if columns.label is not None:
         labels = samples.columns["labels"]
@@ -158,6 +168,14 @@ def read_samples(table: Table, columns: Columns, need_labels: bool = True) -> tu
         labels = [None if _is_missing(label) else next(read_labels) for label in labels]
         samples = replace(samples, columns={**samples.columns, "labels": labels})
     return samples, len(empty)
+
+
+def _soft_labels(table: Table, names: SoftLabel) -> list[Any]:
+    """The soft labels of the rows as they are written; of several columns a mapping from the classes to the numbers."""
+    if isinstance(names, str):
+        return table.column("soft_label", names)
+    columns = [table.column(f"soft_label.{label}", name) for label, name in names.items()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def class_remarks(columns: Columns, classes: Sequence[str], texts: int) -> list[str]:

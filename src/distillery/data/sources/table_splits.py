@@ -1,6 +1,7 @@
 """Turns tables of texts into splits: without duplicates, disjoint, with numbered labels."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.raw_data import UNLABELLED, RawData, Split, Texts
+from distillery.data.soft_labels import read_soft_labels
 from distillery.data.sources.duplicates import apart
 from distillery.data.sources.table import SHOWN, Columns, Samples, Table, class_remarks, read_samples
 
@@ -33,7 +35,7 @@ def table_data(
         UserError: what `read_samples` refuses, a label outside the classes, fewer than two classes, or an empty split.
     """
     notes = list(remarks)
-    tables = _with_label_column(tables, columns, notes)
+    tables = _with_soft_labels(_with_label_column(tables, columns, notes), columns, notes)
     parts: dict[str, Samples] = {}
     for part, table in tables.items():
         parts[part], empty = read_samples(table, columns, need_labels=part not in ("train", "unlabelled"))
@@ -55,9 +57,9 @@ def table_data(
             raise UserError(f"{samples.where} has no text left for the {part} split. " + ". ".join(notes))
     classes = _classes(columns, parts["train"] or parts["test"])
     notes += class_remarks(columns, classes, len(parts["train"] or parts["test"]))
-    splits = {part: Split.whole(*_encode(samples, columns, classes)) for part, samples in parts.items()}
+    splits = {part: _split(samples, columns, classes) for part, samples in parts.items()}
     if unlabelled:
-        splits["train"] = _followed_by(splits["train"], unlabelled)
+        splits["train"] = _followed_by(splits["train"], unlabelled, _soft_labels(unlabelled, columns, classes))
     if "test" not in splits:
         splits["train"], splits["test"] = _cut(splits["train"], test_fraction)
         notes.append(f"test: {len(splits['test'].indices):,} texts drawn from train, always the same ones")
@@ -85,6 +87,19 @@ def _with_label_column(tables: Mapping[str, Table], columns: Columns, notes: lis
     return found
 
 
+def _with_soft_labels(tables: Mapping[str, Table], columns: Columns, notes: list[str]) -> dict[str, Table]:
+    """The tables, with empty columns of soft labels for splits that lack them; train must have them."""
+    given = columns.soft_label
+    names = [] if given is None else [given] if isinstance(given, str) else list(given.values())
+    found = dict(tables)
+    for part, table in tables.items():
+        if part != "train" and names and not table.columns.keys() & set(names):
+            notes.append(f"{part}: without soft labels ({', '.join(names)})")
+            for name in names:
+                found[part] = found[part].with_column(name, None)
+    return found
+
+
 def _unlabelled_apart(parts: Mapping[str, Samples]) -> dict[str, Samples]:
     """The parts, with the texts of train that have no label among those of `unlabelled`, if there are any."""
     train, found = parts["train"], dict(parts)
@@ -99,7 +114,7 @@ def _unlabelled_apart(parts: Mapping[str, Samples]) -> dict[str, Samples]:
     return found
 
 
-def _followed_by(train: Split, unlabelled: Samples) -> Split:
+def _followed_by(train: Split, unlabelled: Samples, soft_labels: Tensor | None) -> Split:
     """The training split with unlabelled texts after the labelled ones."""
     texts: Texts = train.inputs
     first, count = unlabelled.columns["first"], len(unlabelled)
@@ -109,7 +124,10 @@ def _followed_by(train: Split, unlabelled: Samples) -> Split:
         None if texts.labels is None else [*texts.labels, *([UNLABELLED] * len(words) for words in first)],
     )
     targets = torch.cat([train.targets, train.targets.new_zeros(count)])
-    return Split.whole(joined, targets, torch.arange(len(targets)) < len(train.targets))
+    whole = Split.whole(joined, targets, torch.arange(len(targets)) < len(train.targets))
+    if train.soft_labels is None or soft_labels is None:
+        return whole
+    return replace(whole, soft_labels=torch.cat([train.soft_labels, soft_labels]))
 
 
 def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:
@@ -137,6 +155,21 @@ def in_class_order(labels: Collection[str]) -> tuple[str, ...]:
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     except ValueError:
         return tuple(sorted(labels))
+
+
+def _split(samples: Samples, columns: Columns, classes: Sequence[str]) -> Split:
+    split = Split.whole(*_encode(samples, columns, classes))
+    return replace(split, soft_labels=_soft_labels(samples, columns, classes))
+
+
+def _soft_labels(samples: Samples, columns: Columns, classes: Sequence[str]) -> Tensor | None:
+    if "soft" not in samples.columns:
+        return None
+
+    def where(row: int) -> str:
+        return f"{samples.where}, {samples.unit} {samples.lines[row]}, data.source.soft_label={columns.soft_label}"
+
+    return read_soft_labels(samples.columns["soft"], classes, where)
 
 
 def _encode(samples: Samples, columns: Columns, classes: Sequence[str]) -> tuple[Texts, Tensor]:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.data.raw_data import RawData
-from distillery.data.sources.table import Columns, Table
+from distillery.data.sources.table import Columns, SoftLabel, Table
 from distillery.data.sources.table_splits import table_data
 
 Given = str | Path
@@ -45,6 +45,7 @@ def text_csv(
     separator: str | None = None,
     quotes: bool = True,
     encoding: str | None = None,
+    soft_label: SoftLabel | None = None,
 ) -> RawData:
     """Texts, or pairs of texts, from a CSV or TSV file with a header row.
 
@@ -53,7 +54,7 @@ def text_csv(
     Args:
         path, test, val: the files; without `test` the test split is `test_fraction` of the labelled texts of `path`.
         unlabelled: a file of unlabelled training texts, besides the rows of `path` whose label is empty.
-        text, second, label, classes, regression, drop_empty: see `Columns`.
+        text, second, label, classes, regression, drop_empty, soft_label: see `Columns`.
         separator: between the fields; None: a tab in files that end in .tsv, else a comma.
         quotes: fields may be enclosed in double quotes; False: a quote is an ordinary character, as in GLUE's files.
         encoding: of all files; None: as the byte order mark says, else UTF-8.
@@ -61,7 +62,7 @@ def text_csv(
     Raises:
         UserError: a file cannot be read or parsed, or what `table_data` refuses.
     """
-    columns = Columns(text, label, second, None, classes, regression, drop_empty)
+    columns = Columns(text, label, second, None, classes, regression, drop_empty, soft_label)
     files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
     tables = _tables(lambda file: _read_csv(file, separator, quotes, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)
@@ -81,19 +82,20 @@ def jsonl(
     test_fraction: float = 0.2,
     drop_empty: bool = False,
     encoding: str | None = None,
+    soft_label: SoftLabel | None = None,
 ) -> RawData:
     """Texts, pairs of texts or lists of words from a file with one JSON object per line.
 
     Args:
         path, test, val: the files; without `test` the test split is `test_fraction` of the labelled texts of `path`.
         unlabelled: a file of unlabelled training texts, besides the rows of `path` whose label is empty.
-        text, second, words, label, classes, regression, drop_empty: see `Columns`.
+        text, second, words, label, classes, regression, drop_empty, soft_label: see `Columns`.
         encoding: of all files; None: as the byte order mark says, else UTF-8.
 
     Raises:
         UserError: a file cannot be read, a line is not a JSON object, or what `table_data` refuses.
     """
-    columns = Columns(text, label, second, words, classes, regression, drop_empty)
+    columns = Columns(text, label, second, words, classes, regression, drop_empty, soft_label)
     files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
     tables = _tables(lambda file: _read_jsonl(file, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)

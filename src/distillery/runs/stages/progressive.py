@@ -162,14 +162,6 @@ class StagedData(L.LightningDataModule):
         assert self.trainer is not None
         return self.progress.data(self.trainer.current_epoch)
 
-    @property
-    def fingerprint(self) -> str:
-        return self.now.fingerprint
-
-    @property
-    def labelled(self) -> int:
-        return self.now.labelled
-
     def train_dataloader(self) -> Any:
         return self.now.train_dataloader()
 

@@ -3,7 +3,7 @@
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from distillery.config.build import build_data, stage_data
+from distillery.config.build import build_data, stage_data, stored_teachers, with_targets
 from distillery.config.instantiate import make_scheduled
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import complete_teacher
@@ -36,6 +36,11 @@ class StageData:
         if data is not self._data[key]:
             key += "labelled"
             data = self._data.setdefault(key, data)
+        if stored := stored_teachers(stage.cfg):
+            key += OmegaConf.to_yaml(stored, resolve=True)
+            if key not in self._data:
+                self._data[key] = with_targets(stage.cfg, data)
+            data = self._data[key]
         if stage.easiest is None:
             return data
         judged = key + OmegaConf.to_yaml(stage.cfg.teachers, resolve=True)

@@ -17,6 +17,7 @@ from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.cache import evaluated_once
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.linear_probe import LinearProbe, probe_of
+from distillery.teachers.without_network import StoredTeacher
 from distillery.training.distiller import Distiller
 
 FEW = 1000  # classes: finding the best order of more takes too long
@@ -25,10 +26,11 @@ FEW = 1000  # classes: finding the best order of more takes too long
 class TeacherGuard(L.Callback):
     """Scores each frozen teacher on the student's validation batches before the first step of each stage.
 
-    Without a validation split it is scored on the labelled training samples, and where there are none not at all.
-    A teacher that several stages share is scored once for each task and data set. One with other classes than the data
-    is scored by a linear probe, and not at all where the task predicts no class. At the end of a stage the teachers'
-    hashes are compared. Other teachers change with the student and know nothing at first: they are left alone.
+    Without a validation split, or stored targets for it, it is scored on the labelled training samples, and where there
+    are none not at all. A teacher that several stages share is scored once for each task and data set. One with other
+    classes than the data is scored by a linear probe, and not at all where the task predicts no class. At the end of a
+    stage the teachers' hashes are compared. Other teachers change with the student and know nothing at first: they are
+    left alone.
 
     Args:
         min_score: refuse a teacher whose score is worse; 0: refuse none. The student of an earlier stage may have any
@@ -47,14 +49,15 @@ class TeacherGuard(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
         self._fingerprints = {name: teacher.expected_fingerprint() for name, teacher in module.frozen.items()}
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        own_data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Data = getattr(own_data, "now", own_data)  # of a run with stages: that of the stage
         val = data.val_dataloader()
         if not val and not data.labelled:
             if trainer.is_global_zero and telling():
                 limit = f", and min_teacher_score={self.min_score:g} is not checked" if self.min_score else ""
                 say(f"The teachers are not scored before training{limit}: only the test samples have labels.")
             return
-        loader, split = (val, "validation split") if val else _labelled(data, trainer)
+        loader, usual = (val, "validation split") if val else _labelled(data, trainer)
         task, outputs = module.task, module.outputs
         asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
         for name, teacher in module.frozen.items():
@@ -62,11 +65,19 @@ class TeacherGuard(L.Callback):
                 continue
             self._scored.add((teacher, asked))
             judged = probe_of(teacher, data, task) if teacher.other_classes else teacher
-            if judged is None:
+            batches, split, reason = loader, usual, teacher.other_classes if judged is None else ""
+            if isinstance(teacher, StoredTeacher) and not reason:
+                if own := val and teacher.batches(data, "val"):
+                    batches = own
+                elif data.labelled:
+                    batches, split = data.without_inputs("train"), _name(data)
+                else:
+                    reason = "has no targets for the validation samples, and no other sample has a label"
+            if judged is None or reason:
                 if trainer.is_global_zero:
-                    say(f"Teacher {name!r} is not scored: it {teacher.other_classes}")
+                    say(f"Teacher {name!r} is not scored: it {reason}")
                 continue
-            judge = partial(evaluate, judged, loader, task, outputs)
+            judge = partial(evaluate, judged, batches, task, outputs)
             found = evaluated_once(teacher.training_signals, f"guard {type(task)} {vars(task)}", judge)
             by = f" ({judged.name})" if isinstance(judged, LinearProbe) else ""
             if trainer.is_global_zero and telling():
@@ -78,7 +89,7 @@ class TeacherGuard(L.Callback):
             worse = found.score < self.min_score if task.higher_is_better else found.score > self.min_score
             if self.min_score and worse and name not in module.stage_teachers:
                 raise UserError(
-                    f"Teacher {name!r} scores {found.score:.3f} on the validation split, worse than "
+                    f"Teacher {name!r} scores {found.score:.3f} on the {split}, worse than "
                     f"min_teacher_score={self.min_score}." + (cause or " Train it longer, or change min_teacher_score.")
                 )
             if near_chance:
@@ -102,8 +113,11 @@ def _labelled(data: Data, trainer: L.Trainer) -> tuple[DataLoader[dict[str, Tens
     """This process's share of the labelled training samples, not augmented, and what they are called."""
     keys, dataset = data.narrowed(data.splits["train"].labelled_indices).plain(data.eval_batch_size, augmented=False)
     own = keys[trainer.global_rank :: trainer.world_size] or keys[:1]
-    name = f"{data.labelled:,} labelled training samples" if data.unlabelled else "training split"
-    return DataLoader(dataset, sampler=own, batch_size=None, num_workers=data.num_workers), name
+    return DataLoader(dataset, sampler=own, batch_size=None, num_workers=data.num_workers), _name(data)
+
+
+def _name(data: Data) -> str:
+    return f"{data.labelled:,} labelled training samples" if data.unlabelled else "training split"
 
 
 def likely_cause(found: Evaluation) -> str:

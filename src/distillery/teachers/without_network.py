@@ -1,0 +1,104 @@
+"""Teachers that are no networks here: their logits were stored, or are asked of something else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillery.data.module import Data, Stage
+from distillery.losses.signals import Signals
+from distillery.models.adapters import Adapter
+from distillery.tasks.evaluate import evaluate
+from distillery.tasks.task import Task
+from distillery.teachers.frozen import SignalSource, Teacher
+
+
+class NoNetwork(nn.Module):
+    """Takes the place of a teacher's network: gives those of the logits that belong to the data's classes."""
+
+    classes: Tensor
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("classes", torch.arange(outputs))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[..., self.classes]
+
+
+class FromSource(Adapter):
+    """Hands the logits of a source to a `NoNetwork`."""
+
+    def __init__(self, signals: SignalSource) -> None:
+        super().__init__()
+        self.signals = signals
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[Tensor], dict[str, Any]]:
+        return (self.signals.signals(batch).logits,), {}
+
+    def mask(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        return batch.get("attention_mask")
+
+
+class TeacherWithoutNetwork(Teacher):
+    """A teacher of which only the logits are known: losses on layers are refused, and it has no costs.
+
+    Args:
+        signals: gives its logits for every batch.
+        name, source: see `Teacher`.
+        sha256: identifies what it gives.
+        outputs: the number of logits in a row.
+    """
+
+    def __init__(self, signals: SignalSource, name: str, source: str, sha256: str, outputs: int) -> None:
+        super().__init__(NoNetwork(outputs), FromSource(signals), name, source)
+        self.sha256 = sha256
+
+    def fingerprint(self) -> str:
+        return self.sha256
+
+    def choose_classes(self, index: Sequence[int], batch: Mapping[str, Tensor]) -> None:
+        assert isinstance(self.net, NoNetwork)
+        self.net.classes = self.net.classes[torch.tensor(index)]
+        self._shapes.clear()
+
+
+@dataclass(frozen=True)
+class InBatch:
+    """A `SignalSource` of logits that come with each batch, by this name."""
+
+    name: str
+
+    def signals(self, batch: Mapping[str, Tensor]) -> Signals:
+        """See `SignalSource`."""
+        return Signals(batch[self.name])
+
+
+class StoredTeacher(TeacherWithoutNetwork):
+    """A teacher whose outputs for the samples were stored before the run.
+
+    Args:
+        name: see `Network`; `data.targets` has its outputs by this name.
+        data: whose batches hold them.
+    """
+
+    def __init__(self, name: str, data: Data) -> None:
+        targets = data.targets[name]
+        outputs = targets.logits["train"].shape[1]
+        super().__init__(InBatch(f"stored/{name}"), name, targets.source, targets.sha256, outputs)
+        self.class_names = targets.classes
+        self.remarks += targets.remarks
+
+    def batches(self, data: Data, stage: Stage) -> Iterator[Mapping[str, Tensor]] | None:
+        """What it is scored on: the batches of a split, without inputs; None: some samples have no stored target."""
+        return data.without_inputs(stage) if f"stored/{self.name}" in data.splits[stage].extra else None
+
+
+def training_score(teacher: StoredTeacher, data: Data, task: Task, outputs: int | None) -> list[str]:
+    """For the user: the teacher's score on the training samples that have a label."""
+    if not data.labelled:
+        return []
+    found = evaluate(teacher, data.without_inputs("train"), task, outputs)
+    return [f"{task.score} {found.score:.4f} on the {len(found.target):,} labelled training samples"]
