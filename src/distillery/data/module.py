@@ -374,8 +374,13 @@ class Data(LightningDataModule):
         return (dataset[key] for key in (train if stage == "train" else self.sampler(stage)))
 
     def example(self, samples: int = 8) -> dict[str, Tensor]:
-        """A few training samples, on which shapes, layers and costs are measured."""
-        return {key: value[:samples] for key, value in next(iter(self.train_dataloader())).items()}
+        """A few training samples, on which shapes, layers and costs are measured.
+
+        They are the same whether or not the unlabelled ones are left out: costs are compared.
+        """
+        data = copy(self)
+        data.splits, data._whole = {**self.splits, "train": self._whole or self.splits["train"]}, None
+        return {key: value[:samples] for key, value in next(iter(data.train_dataloader())).items()}
 
     def _loader(self, stage: Stage) -> DataLoader[dict[str, Tensor]]:
         return (ResumableLoader if stage == "train" else DataLoader)(

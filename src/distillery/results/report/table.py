@@ -16,6 +16,8 @@ COLUMNS = (
 )  # fmt: skip
 # Of texts, whose embeddings are many parameters that cost no time: what a student saves of its teacher.
 TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up")
+# Of data with unlabelled samples: how many samples each network was trained on.
+SAMPLE_COLUMNS = ("labelled", "unlabelled")
 PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
 TEACHER, BASELINE = "teacher", "baseline"
 MAIN = "main"  # the teacher of this name is the one that all methods are compared with
@@ -26,6 +28,7 @@ OVER_SEEDS = {
     "agreement": ("agreement", "mean"), PERPLEXITY: (PERPLEXITY, "mean"),
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), "speed_up": ("speed_up", "median"),
+    **{column: (column, "first") for column in SAMPLE_COLUMNS},
 }  # fmt: skip
 
 
@@ -48,12 +51,13 @@ def mean_and_ci95(values: Sequence[float] | pd.Series) -> tuple[float, float]:
     return float(series.mean()), float(stats.t.ppf(0.975, len(series) - 1) * series.sem())
 
 
-def method_table(students: Sequence[Run]) -> pd.DataFrame:
+def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
     """One row for each teacher, baseline, and method with its settings; NaN where a figure is not defined.
 
-    The columns are `COLUMNS`. Where a network has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, and
-    of language models their `PERPLEXITY`. What they mean is said in each report (`write.DEFINITIONS`). Scores,
-    agreement, retention and gap are fractions here. Ratios and gaps relate to the first teacher's row.
+    The columns are `COLUMNS`. Where a network has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of
+    language models their `PERPLEXITY`, and where a student saw unlabelled samples `SAMPLE_COLUMNS`. What they mean is
+    said in each report (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here. Ratios and gaps
+    relate to the first teacher's row.
 
     Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
     none. `retention` and `gap_recovered` are ratios of means. `speed_up` divides latencies that one run has measured,
@@ -61,15 +65,17 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
 
     Args:
         students: the runs that are compared, as `select` gives them.
+        others: runs of the same experiment, among them those that trained the teachers.
     """
+    trained = {run.record.student_sha256: _samples(run) for run in others}
     baselines = [run for run in students if run.record.method == BASELINE]
-    others = [run for run in students if run.record.method != BASELINE]
-    teachers = _teachers(students, baselines)
+    methods = [run for run in students if run.record.method != BASELINE]
+    teachers = _teachers(students, baselines, trained)
     teacher = next(iter(teachers.to_dict("records")), None)
-    table = _over_seeds([_figures(run) for run in (*baselines, *others)])
+    table = _over_seeds([_figures(run) for run in (*baselines, *methods)])
     settings = differing(baselines)
-    for label in dict.fromkeys(run.label for run in others):
-        runs = [run for run in others if run.label == label]
+    for label in dict.fromkeys(run.label for run in methods):
+        runs = [run for run in methods if run.label == label]
         like = [run for run in baselines if all(run.settings.get(s) == runs[0].settings.get(s) for s in settings)]
         baseline = _scores(like)
         table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95((_scores(runs) - baseline).dropna())
@@ -80,13 +86,16 @@ def method_table(students: Sequence[Run]) -> pd.DataFrame:
                 table.loc[label, "gap_recovered"] = gained / (teacher["score_mean"] - baseline.mean())
     table = pd.concat([teachers, table]).rename_axis("method").reset_index()
     table["retention"] = table["score_mean"] / (teacher["score_mean"] if teacher else NAN)
-    table = table.astype({"n_seeds": "int64", "params": "Int64", "flops": "Int64", "embedding_params": "Int64"})
+    counts = ("params", "flops", "embedding_params", *SAMPLE_COLUMNS)
+    table = table.astype({"n_seeds": "int64", **dict.fromkeys(counts, "Int64")})
     columns = [*COLUMNS]
     if table["embedding_params"].any():
         _add_text_columns(table)
         columns += TEXT_COLUMNS
     if table[PERPLEXITY].notna().any():
         columns.append(PERPLEXITY)
+    if table["unlabelled"].any():
+        columns += SAMPLE_COLUMNS
     return table.reindex(columns=columns)
 
 
@@ -96,12 +105,19 @@ def _figures(run: Run) -> dict[str, Any]:
     theirs = pd.Series([teacher.get("latency_ms") for teacher in teachers], dtype="float64").mean()
     return {
         **cost,
+        **_samples(run),
         "method": run.label,
         "score": run.score,
         "agreement": run.agreement,
         PERPLEXITY: run.record.metrics["last"].get(PERPLEXITY),
         "speed_up": theirs / (cost.get("latency_ms") or NAN),
     }
+
+
+def _samples(run: Run) -> dict[str, int | None]:
+    """How many training samples with and without a label the run's student saw."""
+    data = run.record.data
+    return {"labelled": data.get("labelled", data.get("train")), "unlabelled": data.get("unlabelled", 0)}
 
 
 def _over_seeds(figures: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -112,12 +128,14 @@ def _over_seeds(figures: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return rows.assign(diff_mean=NAN, diff_ci95=NAN, gap_recovered=NAN)
 
 
-def _teachers(students: Sequence[Run], baselines: Sequence[Run]) -> pd.DataFrame:
+def _teachers(
+    students: Sequence[Run], baselines: Sequence[Run], trained: Mapping[str | None, Mapping[str, int | None]]
+) -> pd.DataFrame:
     """The row of the teacher that the methods are compared with, then those of the others; or none.
 
     The first is the teacher called `main` in most runs, over the seeds: each may have one of its own. A teacher that
     only some methods have besides is `teacher <its name>`; another `main` is `teacher of <method>`. `by_seed` are the
-    scores.
+    scores; `trained` says by SHA-256 on how many samples those were trained whose runs are known.
     """
     reference = _reference(students)
     compared = any(run.agreement is not None for run in students)
@@ -128,7 +146,8 @@ def _teachers(students: Sequence[Run], baselines: Sequence[Run]) -> pd.DataFrame
             if teacher["sha256"] == reference.get(run.record.seed):
                 label = TEACHER
             agreement = 1.0 if compared and label == TEACHER else NAN
-            own.append({**teacher, "method": label, "seed": run.record.seed, "agreement": agreement})
+            samples = trained.get(teacher["sha256"], {})
+            own.append({**teacher, **samples, "method": label, "seed": run.record.seed, "agreement": agreement})
     own.sort(key=lambda teacher: teacher["method"] != TEACHER)
     distinct = {(teacher["method"], teacher["sha256"]): teacher for teacher in own}
     table = _over_seeds([*distinct.values()])

@@ -11,13 +11,12 @@ from rich.console import Group
 from rich.table import Table
 
 from distillery.results.layout import TIMELINE
-from distillery.results.record import RunRecord
 from distillery.results.report.collect import Run, collect
 from distillery.results.report.formats import Column, best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.report.plot import plot
 from distillery.results.report.plot_timeline import MOST, plot_timeline
 from distillery.results.report.selection import Selection, select
-from distillery.results.report.table import PERPLEXITY, is_teacher, method_table
+from distillery.results.report.table import PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -49,7 +48,7 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
         UserError: what `collect` or `select` refuse.
     """
     selection = select(collect(run_folders))
-    table = method_table(selection.students)
+    table = method_table(selection.students, [run for run, _ in selection.left_out])
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "report.csv", index=False)
     plot(table, selection.students, out / "report.png")
@@ -62,12 +61,14 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
 def terminal_table(table: pd.DataFrame, title: str) -> Group:
     """The table for a terminal of 80 columns, the best method in bold; below it what the networks cost.
 
-    Costs are a table of their own: beside the scores, no cell would fit on one line.
+    Costs are a table of their own: beside the scores, no cell would fit on one line. Where they differ, the numbers of
+    training samples follow.
     """
     scores, costs = ([column for column in columns(table) if column.is_cost is cost] for cost in (False, True))
     best = best_method(table)
     bold = {best: "bold"} | {name: "dim" for name in table["method"] if is_teacher(name)}
-    return Group(_rows(table, scores, title, bold), _rows(_distinct_costs(table), costs, "Cost", {}))
+    seen = [f"Training samples: {'; '.join(samples)}\n"] if (samples := _samples(table)) else []
+    return Group(_rows(table, scores, title, bold), _rows(_distinct_costs(table), costs, "Cost", {}), *seen)
 
 
 def _rows(table: pd.DataFrame, shown: Sequence[Column], title: str, styles: Mapping[str, str]) -> Table:
@@ -99,6 +100,7 @@ def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str
         markdown_table(table).rstrip(),
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
+        _list("## Training samples", _samples(table)),
         _list("## Teachers of other classes", _scored_otherwise(selection.students)),
         _list("## Not in the table", _left_out(selection)),
         _timeline(timelines),
@@ -133,7 +135,7 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
 def _setting(students: Sequence[Run]) -> str:
     records = [run.record for run in students]
     data = records[0].data
-    sizes = _unique(map(_size, records))
+    sizes = " or ".join(dict.fromkeys(str(record.data.get("train")) for record in records))
     machines = [record.environment.get("gpu") or record.environment.get("cpu") for record in records]
     versions = [record.environment.get("packages", {}).get("torch") for record in records]
     return (
@@ -145,10 +147,15 @@ def _setting(students: Sequence[Run]) -> str:
     )
 
 
-def _size(record: RunRecord) -> str:
-    """How many samples a student saw in training."""
-    labelled, unlabelled = record.data.get("labelled"), record.data.get("unlabelled")
-    return f"{labelled} labelled and {unlabelled} unlabelled" if unlabelled else str(record.data.get("train"))
+def _samples(table: pd.DataFrame) -> list[str]:
+    """How many training samples each network saw, where some have no label."""
+    if not {*SAMPLE_COLUMNS} <= {*table.columns}:
+        return []
+    known = table[table["labelled"].notna()]
+    return [
+        f"{row.method}: {row.labelled:,} labelled" + (f" and {row.unlabelled:,} unlabelled" if row.unlabelled else "")
+        for row in known.itertuples()
+    ]
 
 
 def _commit(git: Mapping[str, Any]) -> str:
