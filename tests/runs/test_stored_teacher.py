@@ -105,6 +105,19 @@ def test_a_score_that_is_not_known_is_left_out(
     assert pd.read_csv(tmp_path / "report.csv")["retention"].isna().all()
 
 
+def test_columns_or_rows_in_another_order_are_noticed(logits: torch.Tensor, tmp_path: Path) -> None:
+    wrong = {
+        "with the classes in another order it would": logits.roll(1, 1),
+        "rows are of other samples": logits.roll(1, 0),
+    }
+    for cause, values in wrong.items():
+        path = saved(tmp_path / "p.npz", values.softmax(-1))
+        with pytest.warns(UserWarning, match=rf"'main' scores 0\.\d+ on the validation split of the student.*{cause}"):
+            train(config(tmp_path / cause[:4], *STORED, path, "trainer.max_epochs=1"))
+        with pytest.raises(UserError, match=rf"worse than min_teacher_score=0\.5\..*{cause}"):
+            train(config(tmp_path / "refused", *STORED, path, "min_teacher_score=0.5"))
+
+
 def test_what_the_targets_do_not_allow_is_refused(logits: torch.Tensor, tmp_path: Path) -> None:
     path = saved(tmp_path / "z.npz", logits, "logits")
     for losses in ("loss/feature=[hint]", "loss/relation=[rkd]", "loss/feature=[simkd]"):

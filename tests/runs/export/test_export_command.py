@@ -252,6 +252,9 @@ def test_a_card_with_teachers_of_other_roles_and_unknown_figures(described: Call
     assert card.count("(retention)") == 1
     assert "Compared with its teacher `a`, the student keeps 80.0 % of the score (retention) with 50 % of the" in card
     assert "at – times the speed" in card
+    elsewhere = {"a": {**teachers["a"], "params": None}}  # run elsewhere
+    card = described(teachers=elsewhere, metrics={"last": last}, cost={"params": 5}, overrides=[])
+    assert "the student keeps 80.0 % of the score (retention).\n" in card
     assert "```bash\ndistill-train\n```" in card
 
 

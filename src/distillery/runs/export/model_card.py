@@ -90,17 +90,20 @@ def _figures(network: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _comparison(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) -> str:
-    """Retention, share of the parameters, and speed-up."""
+    """Retention, share of the parameters, and speed-up; of a teacher that was run elsewhere retention alone."""
 
     def ratio(key: str, without: str | None = None) -> float:
         ours, theirs = (_number(e.get(key)) - (_number(e.get(without)) if without else 0) for e in (student, teacher))
         return ours / theirs if theirs else math.nan
 
+    kept = f"Compared with its teacher `{name}`, the student keeps {percent(ratio('score'))} % of the score (retention)"
+    if teacher.get("params") is None:
+        return f"{kept}."
     speed_up = 1 / ratio("latency_ms")
     return (
-        f"Compared with its teacher `{name}`, the student keeps {percent(ratio('score'))} % of the score (retention) "
-        f"with {percent(ratio('params'), 0)} % of the parameters ({percent(ratio('params', 'embedding_params'), 0)} % "
-        f"without the embeddings), at {NONE if math.isnan(speed_up) else f'{speed_up:.2f}'} times the speed."
+        f"{kept} with {percent(ratio('params'), 0)} % of the parameters "
+        f"({percent(ratio('params', 'embedding_params'), 0)} % without the embeddings), "
+        f"at {NONE if math.isnan(speed_up) else f'{speed_up:.2f}'} times the speed."
     )
 
 

@@ -85,7 +85,7 @@ class TeacherGuard(L.Callback):
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
             chance = 1 / outputs if outputs else 0.0
             near_chance = accuracy < chance + 0.1 * (1 - chance)
-            cause = f" {likely_cause(found)}" if near_chance and not by else ""
+            cause = f" {likely_cause(found, isinstance(teacher, StoredTeacher))}" if near_chance and not by else ""
             worse = found.score < self.min_score if task.higher_is_better else found.score > self.min_score
             if self.min_score and worse and name not in module.stage_teachers:
                 raise UserError(
@@ -94,7 +94,7 @@ class TeacherGuard(L.Callback):
                 )
             if near_chance:
                 warnings.warn(
-                    f"Teacher {name!r} scores {found.score:.3f} on the student's own validation batches: it predicts "
+                    f"Teacher {name!r} scores {found.score:.3f} on the {split} of the student: it predicts "
                     f"{accuracy:.1%} of the labels{by}, where chance predicts {chance:.1%}.{cause}",
                     stacklevel=1,
                 )
@@ -120,8 +120,12 @@ def _name(data: Data) -> str:
     return f"{data.labelled:,} labelled training samples" if data.unlabelled else "training split"
 
 
-def likely_cause(found: Evaluation) -> str:
-    """Why a teacher may predict few labels: its classes are in another order, or its inputs are not what it expects."""
+def likely_cause(found: Evaluation, stored: bool = False) -> str:
+    """Why a teacher may predict few labels: its classes are in another order, or its inputs are not what it expects.
+
+    Args:
+        stored: whether its outputs were stored before the run.
+    """
     labels, places = torch.cat([found.target, found.predicted]).unique(return_inverse=True)
     if len(labels) <= FEW:
         confusion = torch.zeros(len(labels), len(labels))
@@ -135,6 +139,8 @@ def likely_cause(found: Evaluation) -> str:
                 f"Likely the labels: with the classes in another order it would predict {relabelled:.1%}. "
                 "Compare the class lists of the teacher's data set and of yours."
             )
+    if stored:
+        return "Likely its rows are of other samples: compare their order, or the array `index`, with the data."
     return (
         f"It predicts {len(found.predicted.unique())} different labels. Likely the inputs: check the teacher's "
         "normalisation and resolution, or its tokenizer (teachers.<name>.input), and its weights."
