@@ -123,6 +123,9 @@ def test_what_the_targets_do_not_allow_is_refused(logits: torch.Tensor, tmp_path
     for losses in ("loss/feature=[hint]", "loss/relation=[rkd]", "loss/feature=[simkd]"):
         with pytest.raises(UserError, match=r"compares layers, and of teacher 'main' only the logits are known"):
             build(config(tmp_path / "run", *STORED, path, losses))
+    for losses in ("loss/relation=[rkd]", "loss/response=[ofa]", "loss/response=[teacher_free]"):
+        head = ["loss.rkd.layers={head: head}"] if "rkd" in losses else []
+        build(config(tmp_path / "run", *STORED, path, losses, *head))
     with pytest.raises(UserError, match=r"teachers.main.cache=true: The outputs .* it takes no cache"):
         check(config(tmp_path / "run", *STORED, path), ["teachers.main.cache=true"])
     with pytest.raises(UserError, match=r"'teachers\.main\.pth'.* Did you mean 'path'"):

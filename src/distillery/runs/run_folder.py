@@ -133,8 +133,8 @@ def continued(record: RunRecord, before: RunRecord, folder: Path) -> RunRecord:
         if before.sources.get(source, sha256) == sha256:
             continue
         stage, _, name = source.partition(":")
-        what = f"the data of {record.data['name']} are not those" if name == "data" else f"{name} is not the network"
-        setting = "data.root" if name == "data" else f"{name}.weights"
+        what = f"the data of {record.data['name']} are not those" if name == "data" else f"{name} is not the teacher"
+        setting = "data.root" if name == "data" else f"{name}.weights (of stored targets: path)"
         raise UserError(
             f"{folder} cannot be resumed: {f'in stage {stage!r} ' if stage else ''}{what} that it was started with. "
             f"Put back what was there, point {setting} of its config.yaml to it, or start a new run."

@@ -23,9 +23,10 @@ class NoNetwork(nn.Module):
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.register_buffer("classes", torch.arange(outputs))
+        self.head = nn.Identity()  # its output is the tap `head`
 
     def forward(self, logits: Tensor) -> Tensor:
-        return logits[..., self.classes]
+        return self.head(logits[..., self.classes])
 
 
 class FromSource(Adapter):
@@ -43,21 +44,26 @@ class FromSource(Adapter):
 
 
 class TeacherWithoutNetwork(Teacher):
-    """A teacher of which only the logits are known: losses on layers are refused, and it has no costs.
+    """A teacher of which only the logits are known, also as the tap `head`. It has no other layers, and no costs.
 
     Args:
         signals: gives its logits for every batch.
+        outputs: the number of logits in a row.
         name, source: see `Teacher`.
         sha256: identifies what it gives.
-        outputs: the number of logits in a row.
     """
 
-    def __init__(self, signals: SignalSource, name: str, source: str, sha256: str, outputs: int) -> None:
+    def __init__(
+        self, signals: SignalSource, outputs: int, name: str = "teacher", source: str = "", sha256: str = ""
+    ) -> None:
         super().__init__(NoNetwork(outputs), FromSource(signals), name, source)
         self.sha256 = sha256
 
     def fingerprint(self) -> str:
         return self.sha256
+
+    def head(self, batch: Mapping[str, Tensor]) -> str:
+        return "head"
 
     def choose_classes(self, index: Sequence[int], batch: Mapping[str, Tensor]) -> None:
         assert isinstance(self.net, NoNetwork)
@@ -87,7 +93,7 @@ class StoredTeacher(TeacherWithoutNetwork):
     def __init__(self, name: str, data: Data) -> None:
         targets = data.targets[name]
         outputs = targets.logits["train"].shape[1]
-        super().__init__(InBatch(f"stored/{name}"), name, targets.source, targets.sha256, outputs)
+        super().__init__(InBatch(f"stored/{name}"), outputs, name, targets.source, targets.sha256)
         self.class_names = targets.classes
         self.remarks += targets.remarks
 

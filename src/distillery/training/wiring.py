@@ -84,8 +84,11 @@ def wire(
 
 
 def _refuse_layers(name: str, term: Term) -> None:
-    """Refuse a loss on the layers of a teacher that has none."""
-    if not term.needs_logits or term.layers or term.teacher_layers or term.own_teacher_taps:
+    """Refuse a loss on other layers than the `head` of a teacher that has no others."""
+    layers = term.layers.values() if isinstance(term.layers, Mapping) else [term.teacher_tap] if term.layers else []
+    if term.contract.needs != "logits" and not layers:
+        layers = [None]
+    if {*layers, *term.teacher_layers, *term.own_teacher_taps} - {"head"}:
         raise UserError(
             f"loss.{name} compares layers, and of teacher {term.teacher!r} only the logits are known. Use losses on "
             "logits, as loss/response=[kd], or run the teacher's network here (model/teacher=timm, hf_vision, …)."

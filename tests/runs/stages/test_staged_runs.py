@@ -400,7 +400,7 @@ def test_another_teacher_from_outside_is_refused(staged: Staged, teacher: Path, 
         train(cfg, callbacks=[Dies(STEPS + 5)])
     place = own / "student.safetensors"
     save_file({name: value + 1 for name, value in read_weights(place).items()}, place)
-    told = r"cannot be resumed: in stage '[ab]' teachers\.main is not the network that it was started with.*weights"
+    told = r"cannot be resumed: in stage '[ab]' teachers\.main is not the teacher that it was started with.*weights"
     with pytest.raises(UserError, match=told):
         train(resumed(tmp_path / "run", []))
 
