@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import Context
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,17 +16,16 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from filelock import FileLock
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
-from distillery.core.paths import CONFIGS
 from distillery.core.terminal import hushed
+from distillery.models.cost import measure_latency
+from distillery.runs import score_run
 from fixtures.command_line import Answer, Cli, Command
 from fixtures.composing import Compose
-from fixtures.runs import Once, train_teacher
+from fixtures.runs import Once, config, train_teacher
 
 
 def pytest_collection_finish() -> None:
@@ -61,9 +61,25 @@ def offline() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def fast_yaml() -> Iterator[None]:
+    """OmegaConf reads YAML in pure Python, which takes four times as long as in C."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def quiet() -> Iterator[None]:
     """Plans and scale reports take time. `Context().run` shows them."""
     with hushed():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_repeats() -> Iterator[None]:
+    """A run measures each latency 100 times, which takes 8 % of a small run. No test depends on its precision."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score_run, "measure_latency", partial(measure_latency, repeats=3))
         yield
 
 
@@ -97,17 +113,9 @@ def teacher(once: Once) -> Path:
 
 
 @pytest.fixture
-def compose_train(tmp_path: Path) -> Iterator[Compose]:
+def compose_train(tmp_path: Path) -> Compose:
     """`compose_train("experiment=…", …)`: the config of `distill-train`, with its run folder under `tmp_path`."""
-    register_resolvers()
-
-    def composed(*overrides: str, run: str = "run") -> DictConfig:
-        return compose(
-            "train", overrides=[*overrides, f"paths.run='{tmp_path / run}'", "trainer.enable_progress_bar=false"]
-        )
-
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-        yield composed
+    return lambda *overrides, run="run": config(tmp_path / run, *overrides)
 
 
 @pytest.fixture

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
+from distillery.config.hydra_support import HYDRA_VERSION
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.losses.response.kd import KD
 from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
@@ -17,7 +21,7 @@ from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.objective import Objective
 from distillery.training.schedules import parse
 from fixtures.building import build
-from fixtures.composing import Compose
+from fixtures.composing import Compose, train_config
 
 Composed = Callable[..., DictConfig]
 
@@ -30,6 +34,20 @@ def composed(compose_train: Compose, tmp_path: Path) -> Composed:
     save_weights(SmallCNN(10, 1, (4, 6)), teacher)
     given = ["model/teacher=cnn", "teachers.main.net.widths=[4,6]", f"teachers.main.weights={teacher}"]
     return lambda *overrides: compose_train(*given, *overrides)
+
+
+def test_the_tests_compose_as_hydra_does() -> None:
+    """Groups, lists of them, a deletion, new keys, quotes, and an error."""
+    given = ["experiment=digits_demo", "loss/feature=[hint]", "logger=csv", "~callbacks.checkpoint_best"]
+    given += ["+stages={a: {epochs: 1}}", "++data.root=elsewhere", "paths.run='a b'", "seed=3", "loss.hint.weight=2"]
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        expected = compose("train", given)
+    for _ in range(2):  # what is kept for the next one is not changed
+        cfg = train_config(*given)
+        assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(expected)
+        cfg.trainer.max_epochs = 77
+    with pytest.raises(HydraException, match=r"Could not override 'lose\.kd'"):
+        train_config("lose.kd=1")
 
 
 @pytest.mark.parametrize("layers", ["null", "[stages.0]"])

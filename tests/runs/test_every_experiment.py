@@ -11,14 +11,12 @@ import datasets
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from distillery.config.build import Parts
-from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.config.instantiate import make
 from distillery.config.names import teachers_of
 from distillery.core.paths import CONFIGS
@@ -27,6 +25,7 @@ from distillery.models.weights import save_weights
 from distillery.runs.run import train
 from distillery.training.objective import Objective
 from fixtures.building import build
+from fixtures.composing import train_config
 from fixtures.datasets import GLUE, write_cifar100, write_fashion_mnist, write_glue, write_speeches
 from fixtures.texts import tiny_bert
 
@@ -157,7 +156,6 @@ Composed = Callable[..., DictConfig]
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     """`composed(experiment, overrides…)`: its config on small data, with a teacher that exists."""
-    register_resolvers()
     root = tmp_path_factory.mktemp("data")
     write_cifar100(root, train=32, test=16)
     write_fashion_mnist(root / "fashion")
@@ -176,7 +174,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
             "trainer.enable_progress_bar=false",
             "trainer.log_every_n_steps=1",
         ]
-        cfg = compose("train", overrides=[*own, *more])
+        cfg = train_config(*own, *more)
         if teachers_of(cfg):
             cfg.teachers.main.weights = str(teacher_of(experiment, cfg.teachers.main.net))
         return cfg
@@ -191,7 +189,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
                 teachers[key] = new_network(net, tmp_path_factory.mktemp("teacher") / "new.safetensors")
         return teachers[key]
 
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for source in (movie_reviews, wordnet):
             patch.setattr(source, "TEST_SIZE", 90)  # two classes, and 45
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")

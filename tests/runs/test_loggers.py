@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import wandb
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from wandb.proto.wandb_internal_pb2 import Record
 
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
+from distillery.core.paths import CONFIGS
 from distillery.runs import loggers
 from distillery.runs.job import resumed
 from distillery.runs.run import train
@@ -173,17 +175,20 @@ def test_a_sweep_is_a_group(compose_train: Any, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     assert compose_train(*TEACHER, "logger=wandb").logger.wandb.group == "digits_teacher"
     sweep = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{tmp_path / 'sweep_12-30'}'"]
-    HydraConfig.instance().set_config(compose("train", [*TEACHER, *sweep], return_hydra_config=True))
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        HydraConfig.instance().set_config(compose("train", [*TEACHER, *sweep], return_hydra_config=True))
     assert compose_train(*TEACHER, "logger=wandb").logger.wandb.group == "digits_teacher_sweep_12-30"
 
 
 @pytest.mark.slow
-def test_a_study_is_a_group_with_its_report(compose_train: Any, tmp_path: Path) -> None:
+def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
     every = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1", "min_teacher_score=0"]
-    cfg = compose("study", ["study=digits_demo", f"out='{tmp_path / 'study'}'", "seeds=[0]"])
-    cfg.overrides = every
-    cfg.methods = {"baseline": ["model/teacher=none"], "kd": []}
-    run_study(cfg)
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        cfg = compose("study", ["study=digits_demo", f"out='{tmp_path / 'study'}'", "seeds=[0]"])
+        cfg.overrides = every
+        cfg.methods = {"baseline": ["model/teacher=none"], "kd": []}
+        run_study(cfg)
     found = {run.name: run for run in runs(tmp_path / "study")}
     assert {name: run.job_type for name, run in found.items()} == {
         "teacher": "teacher",

@@ -11,14 +11,11 @@ import lightning as L
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
-from distillery.core.paths import CONFIGS
 from distillery.data.module import Data
 from distillery.losses.signals import Signals
 from distillery.models.adapters import ImageAdapter
@@ -28,6 +25,7 @@ from distillery.runs.run import Result, train
 from distillery.teachers.frozen import BatchNorm, Teacher
 from distillery.training.callbacks.teacher_guard import TeacherGuard
 from fixtures.building import build
+from fixtures.runs import config
 
 # Dropout before its head; BatchNorm and in-place ReLU throughout.
 RESNET = {"model_name": "test_resnet", "drop_rate": 0.5}
@@ -39,15 +37,12 @@ FIT = [
     "trainer.check_val_every_n_epoch=1",
     "callbacks.checkpoint_last.every_n_epochs=1",
     "logger=none",
-    "trainer.enable_progress_bar=false",
 ]
 SMALL = ["model/teacher=cnn", "teachers.main.net.widths=[16, 32]"]
 
 
 def configured(folder: Path, *overrides: str) -> DictConfig:
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-        return compose("train", overrides=[*FIT, *overrides, f"paths.run='{folder}'"])
+    return config(folder, *FIT, *overrides)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def git_state(root: Path) -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -48,6 +50,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")  # platform.processor() is empty or only the architecture on Linux
     if info.exists():
