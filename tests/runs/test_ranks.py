@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from distillery.core.process import NUMBERS, is_main, processes
 from distillery.models.weights import read_weights
 from distillery.results.record import RunRecord, config_hash
 from distillery.runs import ranks as module
-from distillery.runs.ranks import VARIABLES, ranks
+from distillery.runs.ranks import VARIABLES, Child, Ranks, SameJob, ranks
 from distillery.runs.run import train
 from distillery.runs.study import run_study
 from fixtures.runs import STUDENT, Once, config, train_teacher
@@ -437,6 +439,120 @@ def test_in_an_interactive_slurm_session_the_ranks_are_started(
     with ranks(config(tmp_path, "model/teacher=none", *TWO), no_failure):
         pass
     assert len(recorded) == 1
+
+
+Shell = Callable[..., Child]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """`shell(script, rank)`: another rank, for which a shell runs."""
+    running: list[Child] = []
+
+    def made(script: str, rank: int = 1) -> Child:
+        output = tmp_path / "ranks" / f"rank{rank}.txt"
+        output.parent.mkdir(exist_ok=True)
+        with output.open("wb") as file:
+            process = subprocess.Popen(["sh", "-c", script], stdout=file, stderr=subprocess.STDOUT)
+        running.append(Child(rank, process, output))
+        return running[-1]
+
+    yield made
+    for child in running:
+        child.process.kill()
+        child.process.wait()
+
+
+FAILS = "echo it has lost its disk; exit 3"
+FAILURE = "Rank 1 ended with exit code 3, and so the job:\nit has lost its disk"
+
+
+def test_the_end_of_the_other_ranks_is_waited_for(shell: Shell) -> None:
+    well = Ranks([shell("sleep 0.2"), shell("true", 2)], no_failure)
+    well.join()
+    assert [child.process.poll() for child in well._children] == [0, 0]
+    badly = Ranks([shell(FAILS), shell("exec sleep 60", 2)], no_failure)
+    with pytest.raises(UserError) as found:
+        badly.join()
+    badly.end()
+    assert str(found.value) == FAILURE
+    assert badly._children[1].process.poll() == -signal.SIGTERM
+
+
+def test_a_rank_that_does_not_end_is_killed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    child = shell("trap '' TERM; echo ready; while :; do sleep 0.05; done")
+    while not child.output.read_text():
+        time.sleep(0.01)
+    Ranks([child], no_failure).end()
+    assert child.process.poll() == -signal.SIGKILL
+
+
+def test_the_first_rank_names_the_one_that_made_it_fail(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    cfg, lost = config(tmp_path, "model/teacher=none", *TWO), OSError("connection closed by peer")
+    for script, expected in ((FAILS, FAILURE), ("exec sleep 60", "connection closed by peer")):
+        children = [shell(script)]
+        monkeypatch.setattr(module, "_start", lambda *_, children=children: children)
+        with pytest.raises((UserError, OSError)) as found, ranks(cfg, no_failure):
+            raise lost
+        assert str(found.value) == expected
+        assert lost in (found.value, found.value.__cause__)
+
+
+def test_a_rank_that_waits_for_one_that_failed_is_ended(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """This process may hang in a collective operation, which no exception reaches."""
+    ended, failures = threading.Event(), list[str]()
+    monkeypatch.setattr(module, "GRACE", 0.1)
+    monkeypatch.setattr(module.os, "_exit", lambda code: ended.set() if code == 1 else None)
+    other = shell("exec sleep 60", 2)
+    group = Ranks([shell(FAILS), other], failures.append)
+    assert ended.wait(10)
+    group._ended.set()
+    assert failures[0] == FAILURE
+    assert f"error {FAILURE}" in capfd.readouterr().err
+    assert other.process.wait(10) == -signal.SIGKILL
+    assert not other.output.parent.exists()
+
+
+def test_a_rank_ends_with_the_process_that_started_it(
+    recorded: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    watched: list[int] = []
+    monkeypatch.setenv(module.PARENT, "123")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_end_with", watched.append)
+        with ranks(config(tmp_path, "model/teacher=none", "trainer.devices=1"), no_failure):
+            assert module.PARENT not in os.environ  # a rank of this job's is not one of the next
+    assert watched == [123]
+
+    parents = iter([123, 123, 1])  # then init has taken over
+    codes: list[int] = []
+    monkeypatch.setattr(module.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(module.os, "_exit", codes.append)
+    module._end_with(123)
+    assert codes == [1]
+    assert list(parents) == []
+
+
+def test_no_process_group_is_left(recorded: list[Started], tmp_path: Path) -> None:
+    with ranks(config(tmp_path, "model/teacher=none", *TWO), no_failure):
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    assert not torch.distributed.is_initialized()
+
+
+def test_ranks_with_another_config_are_refused(tmp_path: Path) -> None:
+    first, other = (SameJob(config(tmp_path, "model/teacher=none", f"seed={seed}")) for seed in (0, 1))
+    sent = SimpleNamespace(broadcast=lambda _: first._identity)
+    trainer: Any = SimpleNamespace(strategy=sent, global_rank=1)
+    first.on_fit_start(trainer, None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"Rank 1 was started with another config than rank 0"):
+        other.on_fit_start(trainer, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

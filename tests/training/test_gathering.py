@@ -1,13 +1,10 @@
-"""Two processes that gather their rows compute what one computes: values, order and gradients."""
+"""Two ranks that gather their rows compute what one process computes: values, order and gradients."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
@@ -26,6 +23,7 @@ from distillery.tasks.classification import Classification
 from distillery.training.gathering import all_rows
 from distillery.training.objective import Objective
 from fixtures.random import draw
+from fixtures.thread_ranks import SEEDED, on_ranks
 
 RANKS = 2
 SHARES = [(4, 3), (3, 3), (1, 4), (0, 2)]  # rows of each rank; the sampler deals the first two kinds
@@ -44,8 +42,9 @@ def positions(shares: tuple[int, ...]) -> list[list[int]]:
 
 
 def network() -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(3, 4, dtype=torch.float64)
+    with SEEDED:
+        torch.manual_seed(0)
+        return nn.Linear(3, 4, dtype=torch.float64)
 
 
 def relations(features: Tensor, teacher: Tensor) -> Tensor:
@@ -56,22 +55,24 @@ def relations(features: Tensor, teacher: Tensor) -> Tensor:
 
 def objective(gather: bool) -> Objective:
     """A loss of pairs, one that depends on the order and has a projector, and one of rows."""
-    torch.manual_seed(1)
     terms = {
         "rkd": RKD(2.0, layers={"x": "y"}, gather=gather),
         "cc": CorrelationCongruence(0.5, layers={"x": "y"}, gather=gather),
         "hint": Hint(layers={"x": "y"}),
     }
-    for term in terms.values():
-        term.build({"x": torch.Size([2, 4])}, {"y": torch.Size([2, 5])})
+    with SEEDED:
+        torch.manual_seed(1)
+        for term in terms.values():
+            term.build({"x": torch.Size([2, 4])}, {"y": torch.Size([2, 5])})
     return Objective(Classification(), terms).double()
 
 
 def partly_labelled() -> Objective:
     """Losses that read labels beside losses that do not: of relations, of rows, and with buffers."""
-    torch.manual_seed(1)
-    crd = CRD(3.0, layers={"x": "y"}, samples=BATCH, num_negatives=3, dimension=4)
-    crd.build({"x": torch.Size([2, 4])}, {"y": torch.Size([2, 5])})
+    with SEEDED:
+        torch.manual_seed(1)
+        crd = CRD(3.0, layers={"x": "y"}, samples=BATCH, num_negatives=3, dimension=4)
+        crd.build({"x": torch.Size([2, 4])}, {"y": torch.Size([2, 5])})
     rkd_term = RKD(2.0, layers={"x": "y"}, gather=True)
     return Objective(
         Classification(), {"crd": crd, "dkd": DKD(), "rkd": rkd_term, "dist": DIST(gather=True), "kd": KD()}
@@ -80,7 +81,7 @@ def partly_labelled() -> Objective:
 
 @dataclass
 class Step:
-    """What one process computes on its share of a batch."""
+    """What one rank computes on its share of a batch."""
 
     losses: dict[str, Tensor]
     gradients: list[Tensor]
@@ -104,10 +105,8 @@ def step(rows: list[int], made: Objective, labelled: tuple[int, ...] | None = No
     return Step(losses.terms, gradients, dict(made.named_buffers()))
 
 
-def work(rank: int, folder: Path) -> None:
-    """One process: every case's results, in a file of its own."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+def work(rank: int) -> dict[Any, Any]:
+    """Every case's results on one rank."""
     results: dict[Any, Any] = {"world": world_size()}
     for shares in SHARES:
         rows = positions(shares)[rank]
@@ -124,19 +123,14 @@ def work(rank: int, folder: Path) -> None:
         results["objective", gather] = vars(step(rows, objective(gather)))
     for name, labelled in LABELLED.items():
         results[name] = vars(step(rows, partly_labelled(), labelled))
-    try:
+    with pytest.raises(ValueError, match=r"rows differ in shape, \[\[2, 3\], \[2, 4\]\]$"):
         all_rows([torch.zeros(2, 3 + rank)])
-    except ValueError as error:
-        results["error"] = str(error)
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    folder = tmp_path_factory.mktemp("gathering")
-    mp.spawn(work, (folder,), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+def results() -> list[dict[Any, Any]]:
+    return on_ranks(work, RANKS)
 
 
 def mean_gradients(results: list[dict[Any, Any]], case: Any) -> list[Tensor]:
@@ -149,7 +143,6 @@ def test_one_process_has_no_world() -> None:
     assert world_size() == 1
 
 
-@pytest.mark.slow
 def test_the_order_is_that_of_the_sampler(results: list[dict[Any, Any]]) -> None:
     for rank, result in enumerate(results):
         assert result["world"] == RANKS
@@ -157,7 +150,6 @@ def test_the_order_is_that_of_the_sampler(results: list[dict[Any, Any]]) -> None
         assert next(iter(sampler)).positions == positions((4, 3))[rank]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shares", SHARES)
 def test_rows_of_all_ranks_with_the_gradient_of_one_process(
     results: list[dict[Any, Any]], shares: tuple[int, int]
@@ -175,8 +167,7 @@ def test_rows_of_all_ranks_with_the_gradient_of_one_process(
         torch.testing.assert_close(found, parameter.grad)
 
 
-@pytest.mark.slow
-def test_objective_of_two_processes_is_that_of_one(results: list[dict[Any, Any]]) -> None:
+def test_the_objective_of_two_ranks_is_that_of_one_process(results: list[dict[Any, Any]]) -> None:
     """Also of the projector, and of a loss of rows beside; without `gather` the relations are others."""
     alone = step(list(range(BATCH)), objective(gather=True))
     for result in results:
@@ -191,9 +182,8 @@ def test_objective_of_two_processes_is_that_of_one(results: list[dict[Any, Any]]
     torch.testing.assert_close(found, alone.gradients)
 
 
-@pytest.mark.slow
-def test_partly_labelled_batches_of_two_processes_are_that_of_one(results: list[dict[Any, Any]]) -> None:
-    """Also where the labelled samples are all on one process, or on none."""
+def test_partly_labelled_batches_of_two_ranks_are_that_of_one_process(results: list[dict[Any, Any]]) -> None:
+    """Also where the labelled samples are all on one rank, or on none."""
     for case, labelled in LABELLED.items():
         alone = step(list(range(BATCH)), partly_labelled(), labelled)
         for name, expected in alone.losses.items():
@@ -206,11 +196,6 @@ def test_partly_labelled_batches_of_two_processes_are_that_of_one(results: list[
         found = mean_gradients(results, case)
         assert len(found) == len(alone.gradients) == 6  # of the network, and of the two embeddings of crd
         torch.testing.assert_close(found, alone.gradients)
-
-
-@pytest.mark.slow
-def test_rows_of_another_shape_are_refused(results: list[dict[Any, Any]]) -> None:
-    assert all(result["error"].endswith("rows differ in shape, [[2, 3], [2, 4]]") for result in results)
 
 
 def test_a_loss_with_a_value_for_each_sample_has_nothing_to_gather() -> None:
