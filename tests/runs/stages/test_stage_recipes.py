@@ -1,5 +1,6 @@
 """Every file in configs/stages is run, on small real data: each stage trains what it says it trains."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Teacher .* scores")
 VISION = ("fitnets", "teacher_assistant", "born_again", "layerwise", "curriculum", "annealed_kd", "route")
 TEXT = ("tinybert", "layerwise_bert", "shrink", "teacher_assistant_bert")
 CNN = (*STUDENT, "student.net.widths=[8,16,16]", "trainer.max_epochs=6", "logger=none", "data.augment=null")
-TEXTS = ("data.train_size=48", "data.val_size=20", "data.batch_size=16", "trainer.max_epochs=6", "threads=1")
-TEXTS += ("trainer.precision=32-true", "trainer.check_val_every_n_epoch=3", "min_teacher_score=0", "logger=none")
+TEXTS = ("data.train_size=48", "data.val_size=20", "data.batch_size=16", "data.max_length=16", "min_teacher_score=0")
+TEXTS += ("trainer.max_epochs=6", "trainer.check_val_every_n_epoch=3", "trainer.precision=32-true")
+TEXTS += ("threads=1", "logger=none")
 
 
 @dataclass
@@ -95,14 +97,20 @@ def test_a_recipe_for_images(recipe: str, route: Path, tmp_path: Path) -> None:
     assert result.record.metrics["last"]["val_score"] > 0.1
 
 
+@pytest.fixture(scope="module")
+def text_teacher(once: Once) -> Iterator[Path]:
+    """A teacher on a few short sentences. Within, the test split has 30."""
+    given = ["experiment=movie_reviews_teacher", *TEXTS, "trainer.max_epochs=3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(movie_reviews, "TEST_SIZE", 30)
+        yield once("text_teacher", lambda folder: train(config(folder, *given)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", TEXT)
-def test_a_recipe_for_texts(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(movie_reviews, "TEST_SIZE", 90)
-    torch.set_num_threads(1)
-    teacher = train(config(tmp_path / "teacher", "experiment=movie_reviews_teacher", *TEXTS, "trainer.max_epochs=3"))
+def test_a_recipe_for_texts(recipe: str, text_teacher: Path, tmp_path: Path) -> None:
     experiment = "tinybert" if recipe == "tinybert" else "movie_reviews"
-    own = [f"experiment={experiment}", *TEXTS, f"stages={recipe}", f"teachers.main.weights='{teacher.folder}'"]
+    own = [f"experiment={experiment}", *TEXTS, f"stages={recipe}", f"teachers.main.weights='{text_teacher}'"]
     moves = Moves()
     result = train(config(tmp_path / "run", *own, "teachers.main.cache=false"), callbacks=[moves])
     assert result.record.metrics["last"]["epoch"] == 6
