@@ -25,6 +25,7 @@ from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from distillery.runs.stages.sequence import StageSequence
 from fixtures.command_line import Cli
+from fixtures.composing import train_config
 from fixtures.datasets import write_fashion_mnist
 from fixtures.runs import config
 from fixtures.texts import tiny_bert, write_tokenizer
@@ -79,13 +80,14 @@ def test_every_command_composes(tmp_path: Path) -> None:
     register_resolvers()
     found = [command for page in (README, *GUIDES, RESULTS) for command in (*in_blocks(page), *in_text(page))]
     assert len(found) > 50
-    for name, *arguments in found:
+    for name, *arguments in dict.fromkeys(map(tuple, found)):
         if name == "distill-losses" or "--help" in arguments:
             continue
         overrides = first_of_sweep([a for a in arguments if a not in ("-m", "--cfg", "job")])
-        with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-            cfg = compose(name.removeprefix("distill-"), [*overrides, *(["paths.run=run"] if "train" in name else [])])
-        if name == "distill-train" and not OmegaConf.missing_keys(cfg):
+        if name != "distill-train":
+            with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+                compose(name.removeprefix("distill-"), overrides)
+        elif not OmegaConf.missing_keys(cfg := train_config(*overrides, "paths.run=run")):
             check(cfg, overrides)
 
 

@@ -1,6 +1,7 @@
 """Two ranks that gather their rows compute what one process computes: values, order and gradients."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from distillery.losses.response.dkd import DKD
 from distillery.losses.response.kd import KD
 from distillery.losses.signals import Signals
 from distillery.tasks.classification import Classification
-from distillery.training.gathering import all_rows
+from distillery.training.gathering import Given, all_rows, gathered
 from distillery.training.objective import Objective
 from fixtures.random import draw
 from fixtures.thread_ranks import SEEDED, on_ranks
@@ -28,6 +29,7 @@ from fixtures.thread_ranks import SEEDED, on_ranks
 RANKS = 2
 SHARES = [(4, 3), (3, 3), (1, 4), (0, 2)]  # rows of each rank; the sampler deals the first two kinds
 BATCH = 7
+PARAMETER = "head:weight"
 # Which samples have a label: some of both ranks' (which take turns), of the first rank's alone, of neither's.
 LABELLED = {"both": (1, 0, 1, 1, 0, 0, 1), "first": (1, 0, 1, 0, 0, 0, 1), "none": (0,) * 7}
 
@@ -196,6 +198,36 @@ def test_partly_labelled_batches_of_two_ranks_are_that_of_one_process(results: l
         found = mean_gradients(results, case)
         assert len(found) == len(alone.gradients) == 6  # of the network, and of the two embeddings of crd
         torch.testing.assert_close(found, alone.gradients)
+
+
+@pytest.mark.parametrize("needs_logits", [True, False])
+def test_a_term_is_given_what_it_reads_and_nothing_else(needs_logits: bool) -> None:
+    """Also the mask, which only one of the networks has, and the parameters, which are the same on every rank."""
+    taps = {"student_taps": ("x", PARAMETER), "teacher_taps": ("y",)}
+    term: Any = SimpleNamespace(**taps, needs_logits=needs_logits)
+    layers = {"x": draw(BATCH, 3), PARAMETER: draw(2, 2), "unread": draw(BATCH, 9)}
+    mask = draw(BATCH, 3, seed=4) > 0
+    target, logits, teacher_logits = torch.arange(BATCH), draw(BATCH, 4, seed=1), draw(BATCH, 5, seed=2)
+
+    def work(rank: int) -> Given:
+        rows = torch.arange(BATCH)[rank::RANKS]
+        own = {name: value if name == PARAMETER else value[rows] for name, value in layers.items()}
+        student = Signals(logits[rows], own, mask=mask[rows])
+        teacher = Signals(teacher_logits[rows], {"y": draw(BATCH, 6, seed=3)[rows]})
+        return gathered(term, student, teacher, {"target": target[rows], "image": draw(BATCH, 8)[rows]})
+
+    for rank, (student, teacher, batch) in enumerate(on_ranks(work, RANKS)):
+        own = slice(None) if needs_logits else slice(rank, None, RANKS)  # logits that it does not read stay as they are
+        torch.testing.assert_close(student.logits, logits[own])
+        torch.testing.assert_close(teacher.logits, teacher_logits[own])
+        assert student.layers.keys() == {"x", PARAMETER}
+        torch.testing.assert_close(student.layers["x"], layers["x"])
+        torch.testing.assert_close(student.layers[PARAMETER], layers[PARAMETER])
+        torch.testing.assert_close(teacher.layers["y"], draw(BATCH, 6, seed=3))
+        assert torch.equal(student.mask, mask)  # type: ignore[arg-type]
+        assert teacher.mask is None
+        assert batch.keys() == {"target"}
+        assert torch.equal(batch["target"], target)
 
 
 def test_a_loss_with_a_value_for_each_sample_has_nothing_to_gather() -> None:
