@@ -27,7 +27,7 @@ from distillery.runs.verify_run import finished, student_of, verify_run
 from fixtures.building import build
 from fixtures.command_line import Cli
 from fixtures.composing import Compose
-from fixtures.runs import STUDENT, Died, Dies, config
+from fixtures.runs import STUDENT, Died, Dies, config, sha256
 from fixtures.texts import sentences, write_csv, write_tokenizer
 
 GIVEN = (*STUDENT, "data.augment=null", "trainer.max_epochs=2", "logger=none")
@@ -102,6 +102,8 @@ def test_a_score_that_is_not_known_is_left_out(
     assert (
         "`main` is scored by nothing: some test samples have no stored target." in (tmp_path / "report.md").read_text()
     )
+    where = f"`main` was run elsewhere: its outputs are stored in {path}, SHA-256 `{sha256(path)}`."
+    assert where in (tmp_path / "report.md").read_text()
     assert pd.read_csv(tmp_path / "report.csv")["retention"].isna().all()
 
 

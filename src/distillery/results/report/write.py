@@ -101,7 +101,7 @@ def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
         _list("## Training samples", _samples(table)),
-        _list("## Teachers of other classes", _scored_otherwise(selection.students)),
+        _list("## Teachers", _about_teachers(selection.students)),
         _list("## Not in the table", _left_out(selection)),
         _timeline(timelines),
         f"## Definitions\n\n{_definitions(table, selection.students)}",
@@ -180,12 +180,15 @@ def _findings(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _scored_otherwise(students: Sequence[Run]) -> list[str]:
-    """How the teachers were scored whose own classes are not the data's."""
-    entries = [entry for run in students for entry in run.record.teachers.items()]
-    return list(
-        dict.fromkeys(f"`{name}` is scored by {each['scored_by']}." for name, each in entries if "scored_by" in each)
-    )
+def _about_teachers(students: Sequence[Run]) -> list[str]:
+    """Where the outputs of those come from that were no networks here, and how those of other classes were scored."""
+    found = []
+    for name, entry in (each for run in students for each in run.record.teachers.items()):
+        if entry.get("params", 0) is None:
+            found.append(f"`{name}` was run elsewhere: its outputs are {entry['source']}, SHA-256 `{entry['sha256']}`.")
+        if "scored_by" in entry:
+            found.append(f"`{name}` is scored by {entry['scored_by']}.")
+    return list(dict.fromkeys(found))
 
 
 def _left_out(selection: Selection) -> list[str]:
