@@ -285,8 +285,11 @@ def test_files_that_are_no_table_are_refused_with_the_line(tmp_path: Path) -> No
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for read in (text_csv, jsonl):
-        with pytest.raises(UserError, match=r"nowhere' cannot be read"):
-            read(tmp_path / "nowhere")
+        (tmp_path / "reviews.csv").touch()
+        with pytest.raises(UserError, match=r"reviws.csv' cannot be read: .*Did you mean 'reviews.csv'"):
+            read(tmp_path / "reviws.csv")
+        with pytest.raises(UserError, match=r"a' cannot be read: there is no such file\. Nor is there any in"):
+            read(tmp_path / "nowhere" / "a")
         (tmp_path / "latin").write_bytes("text,label\nné,a\n".encode("latin-1"))
         with pytest.raises(UserError, match=r"latin' .*line 2 is not UTF-8.*'né,a'.*data\.source\.encoding=cp1252"):
             read(tmp_path / "latin")
@@ -323,7 +326,7 @@ def test_encodings(tmp_path: Path) -> None:
 def test_another_separator_is_named(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     for separator, shown in [(";", r"\"data\.source\.separator=';'\""), ("\t", r"\"data\.source\.separator=\\t\"")]:
-        rows = [f"a, b, {i}{separator}{i % 2}" for i in range(10)]
+        rows = [*(f"a, b, {i}{separator}{i % 2}" for i in range(10)), f'"quoted"{separator}0']
         path.write_text("\n".join([f"text{separator}label", *rows]), encoding="utf-8")
         with pytest.raises(UserError, match=rf"single column, .*{shown}"):
             text_csv(path)

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -240,3 +241,8 @@ def test_the_mean_and_std_of_digits_are_those_of_the_training_images() -> None:
     pixels = train.inputs.batch(train.indices, None, 0, 0).double()
     assert cfg.mean == [pytest.approx(pixels.mean().item(), abs=5e-5)]
     assert cfg.std == [pytest.approx(pixels.std().item(), abs=1e-4)]
+
+
+def test_there_are_no_more_workers_than_cpus(cifar_data: Make) -> None:
+    """More are slower, and torch warns of them in every run."""
+    assert cifar_data(num_workers=1000).train_dataloader().num_workers == len(os.sched_getaffinity(0))

@@ -29,6 +29,6 @@ def why_offline() -> str:
     constants = huggingface_hub.constants
     reason = _silent.get(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE and not reason:
-        return "HF_HUB_OFFLINE=1 forbids to ask the hub. Set HF_HUB_OFFLINE=0 once, to download it"
+        return "HF_HUB_OFFLINE=1 forbids asking the hub. Set HF_HUB_OFFLINE=0 once, to download it"
     cause = f" ({reason})" if reason else ""
     return f"the hub cannot be reached{cause}. Run once on a machine with a network"

@@ -19,6 +19,11 @@ def is_main() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in NUMBERS)
 
 
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processes(trainer: Any) -> int:
     """How many processes the job has on this machine: one for each of the (checked) `trainer.devices`."""
     devices = trainer.devices

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from distillery.core.errors import UserError
+from distillery.core.process import cpus
 from distillery.data.loader import BatchDataset, ResumableLoader
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sampler import BatchKey, SeededBatchSampler
@@ -49,7 +50,7 @@ class Data(LightningDataModule):
         subset_seed: draws the subset of `train_size`, `train_fraction` or `labelled_size`; None: `seed` does.
         val_size: the number (below 1: the fraction) of training samples held out for validation, always the same
             ones; 0: none. None: the data set's own validation split, or else a tenth, at least one of each class.
-        num_workers: processes that make batches; data in memory need none.
+        num_workers: processes that make batches, at most one for each CPU; data in memory need none.
         drop_last: leave out an incomplete last training batch.
 
     Raises:
@@ -290,6 +291,11 @@ class Data(LightningDataModule):
         """Read and split the data, and check the settings."""
         self.inputs_of("train")
 
+    @property
+    def workers(self) -> int:
+        """The number of processes that make batches."""
+        return min(self.num_workers, cpus())
+
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("train")
 
@@ -387,8 +393,8 @@ class Data(LightningDataModule):
             self.dataset(stage),
             sampler=self.sampler(stage),
             batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise each iteration would draw from the global generator
         )

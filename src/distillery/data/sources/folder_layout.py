@@ -31,7 +31,9 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
             with names of their own.
     """
     if not root.is_dir():
-        raise UserError(f"The image folder '{root}' does not exist. Expected: {LAYOUT}.")
+        beside = [each.name for each in root.parent.iterdir() if each.is_dir()] if root.parent.is_dir() else []
+        near = did_you_mean(root.name, beside) if beside else ""
+        raise UserError(f"The image folder '{root}' does not exist.{near} Expected: {LAYOUT}.")
     named: dict[str, list[Path]] = {}
     for folder in _folders(root):
         named.setdefault(_split(folder.name), []).append(folder)

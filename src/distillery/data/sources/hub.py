@@ -102,9 +102,10 @@ def _load(called: str, path: str, **options: Any) -> Any:
                 f"'{called}': the files of its splits have different columns. Name those of each split: "
                 "data.source.path=parquet (csv, json) data.source.data_files={train: …, test: …}"
             ) from error
+        reason = str(error).rstrip(".")
         cause = f" ({str(error.__cause__).strip().splitlines()[0]})" if str(error.__cause__ or "").strip() else ""
         raise UserError(
-            f"'{called}' cannot be loaded: {error}{cause}. See data.source.path, name, train, val and test; val=null "
+            f"'{called}' cannot be loaded: {reason}{cause}. See data.source.path, name, train, val and test; val=null "
             "cuts the validation samples from train, test=null tests on val."
         ) from error
 

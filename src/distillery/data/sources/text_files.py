@@ -123,6 +123,7 @@ def _read_csv(path: Path, separator: str | None, quotes: bool, encoding: str | N
                     rows[line] = row
                 line = reader.line_num + 1
     except csv.Error as error:
+        _refuse_separator(path, next(iter(rows.values()), [""]))
         raise UserError(
             f"'{path}', line {line}: {error}. Double a quote within quotes; if quotes are ordinary characters, set "
             "data.source.quotes=false."
@@ -132,12 +133,7 @@ def _read_csv(path: Path, separator: str | None, quotes: bool, encoding: str | N
     header = rows.pop(next(iter(rows)))
     if len(set(header)) != len(header):
         raise UserError(f"'{path}' has two columns of the same name: {', '.join(header)}.")
-    other = max(SEPARATORS, key=header[0].count)
-    if len(header) == 1 and other in header[0]:
-        raise UserError(
-            f"'{path}' has a single column, {header[0]!r}. If {other!r} separates the fields, set "
-            f'"data.source.separator={SEPARATORS[other]}"'
-        )
+    _refuse_separator(path, header)
     for line, row in rows.items():
         if len(row) != len(header):
             raise UserError(
@@ -145,6 +141,16 @@ def _read_csv(path: Path, separator: str | None, quotes: bool, encoding: str | N
                 f"contains {separator!r} in quotes, or set data.source.separator."
             )
     return Table(f"'{path}'", dict(zip(header, zip(*rows.values(), strict=True), strict=True)), list(rows), notes=notes)
+
+
+def _refuse_separator(path: Path, header: list[str]) -> None:
+    """Refuse a file whose header looks as if another separator were meant."""
+    other = max(SEPARATORS, key=header[0].count)
+    if len(header) == 1 and other in header[0]:
+        raise UserError(
+            f"'{path}' has a single column, {header[0]!r}. If {other!r} separates the fields, set "
+            f'"data.source.separator={SEPARATORS[other]}"'
+        )
 
 
 def _read_jsonl(path: Path, encoding: str | None) -> Table:
@@ -206,6 +212,11 @@ def _opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO
         raise UserError(f"data.source.encoding={encoding}: there is no such encoding.{known}") from error
     except UnicodeError as error:
         raise UserError(f"'{path}' cannot be read: {_not_in_encoding(path, encoding, error)}") from error
+    except FileNotFoundError as error:
+        folder = path.parent
+        beside = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
+        near = did_you_mean(path.name, beside) if beside else f" Nor is there any in {folder.absolute()}."
+        raise UserError(f"'{path}' cannot be read: there is no such file.{near}") from error
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error}.") from error
 

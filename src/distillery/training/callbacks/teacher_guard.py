@@ -113,7 +113,7 @@ def _labelled(data: Data, trainer: L.Trainer) -> tuple[DataLoader[dict[str, Tens
     """This process's share of the labelled training samples, not augmented, and what they are called."""
     keys, dataset = data.narrowed(data.splits["train"].labelled_indices).plain(data.eval_batch_size, augmented=False)
     own = keys[trainer.global_rank :: trainer.world_size] or keys[:1]
-    return DataLoader(dataset, sampler=own, batch_size=None, num_workers=data.num_workers), _name(data)
+    return DataLoader(dataset, sampler=own, batch_size=None, num_workers=data.workers), _name(data)
 
 
 def _name(data: Data) -> str:
@@ -142,6 +142,7 @@ def likely_cause(found: Evaluation, stored: bool = False) -> str:
     if stored:
         return "Likely its rows are of other samples: compare their order, or the array `index`, with the data."
     return (
-        f"It predicts {len(found.predicted.unique())} different labels. Likely the inputs: check the teacher's "
-        "normalisation and resolution, or its tokenizer (teachers.<name>.input), and its weights."
+        f"Of {len(labels):,} labels it predicts {len(found.predicted.unique()):,}. Either it was trained too little, "
+        "or its inputs or weights are not those that it was trained with: check its normalisation and resolution, or "
+        "its tokenizer (teachers.<name>.input)."
     )
