@@ -230,13 +230,13 @@ name: own
 title: Digits from stored probabilities
 both: [data=digits, data.train_size=100, trainer.max_epochs=1, min_teacher_score=0]
 teacher: null
-student: [model/student=cnn, model/teacher=stored, ++teachers.main.path=p.npz]
+student: [model/student=cnn, ++teachers.main.path=p.npz]
 methods: [kd, dkd]
 seeds: [0]
 out: out
 """
     )
-    code, shown = cli("study", "--config-dir", "recipes", "study=own")
+    code, shown = cli("study", "--config-dir", "recipes", "study=own", 'overrides=["model/teacher=stored"]')
     assert code == 0, shown
     table = pd.read_csv(tmp_path / "out" / "report.csv").set_index("method")
     assert list(table.index) == ["teacher", "baseline", "kd", "dkd"]

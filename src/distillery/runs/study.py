@@ -19,6 +19,8 @@ from distillery.runs.job import Job
 from distillery.runs.run import run_job
 from distillery.runs.study_bar import StudyBar
 
+CHOICE = "model/teacher="
+
 
 def run_study(cfg: DictConfig) -> None:
     """Run the jobs of the study that are not finished; write `report.md`, `report.csv` and `report.png` into `cfg.out`.
@@ -54,7 +56,7 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job | None, list[Job]]:
     """The teacher's job and the students', seed by seed, so that a study cut short still compares whole seeds.
 
     With `teacher: null` the study trains none: the students say which they have. Of several choices of model/teacher
-    for a student the last one counts.
+    that of the method counts, then that of `overrides`, then that of `student`.
     """
     fingerprints: dict[str, tuple[str, str]] = {}
 
@@ -73,9 +75,9 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job | None, list[Job]]:
     for seed in cfg.seeds:
         for method, overrides in methods.items():
             given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
-            choices = [override for override in given if override.startswith("model/teacher=")][-1:]
-            given = [*(override for override in given if not override.startswith("model/teacher=")), *choices]
-            if teacher is not None and not {f"model/teacher={role}" for role in (EMA, PEER, SELF, STORED)} & {*choices}:
+            choices = [each for each in (*cfg.student, *cfg.overrides, *overrides) if each.startswith(CHOICE)][-1:]
+            given = [*(override for override in given if not override.startswith(CHOICE)), *choices]
+            if teacher is not None and not {CHOICE + role for role in (EMA, PEER, SELF, STORED)} & {*choices}:
                 # also for a baseline, which may begin with layers of it
                 given.append(f"++teachers.main.weights={quoted(teacher.folder)}")
             students.append(job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", given))
