@@ -40,6 +40,7 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start")  # an average of the student is
+    warnings.filterwarnings("ignore", message="Total length of `list` across")  # data without a validation split
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     own = [make(f"callbacks.{name}", config) for name, config in cfg.callbacks.items() if config is not None]
     objective = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
