@@ -16,7 +16,12 @@ NAMES = {"timm": {"model_name": "resnet10t"}, "hf_vision": {"model": "convnext"}
 WHOLE = {"clip_zero_shot"}  # built from weights alone: tests/models/test_hf_vision.py
 # What a student takes from its teacher, which there is none of here.
 REUSED = {"simkd": {"features": "stages.1", "head": "head", "width": 32, "teacher_width": 8}}
-MOVING = {"ema": {"role", "decay"}, "peer": {"role", "net", "input"}, "self": {"role"}}  # teachers without weights
+WITHOUT_WEIGHTS = {
+    "ema": {"role", "decay"},
+    "peer": {"role", "net", "input"},
+    "self": {"role"},
+    "stored": {"role", "path", "classes", "temperature", "missing"},
+}
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -38,8 +43,8 @@ def test_teacher(choice: str) -> None:
         assert teachers.main == {"none": True}  # leaves no network, whatever an experiment adds beside it
         return
     assert list(teachers) == ["main"]
-    if choice in MOVING:
-        assert teachers.main.keys() == MOVING[choice]
+    if choice in WITHOUT_WEIGHTS:
+        assert teachers.main.keys() == WITHOUT_WEIGHTS[choice]
         assert teachers.main.role == choice
         return
     assert teachers.main.keys() - {"prompt"} == {"net", "weights", "input", "bn_mode", "classes", "cache"}
