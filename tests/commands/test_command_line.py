@@ -156,6 +156,14 @@ TRAIN = [
         ["experiment=digits_demo", "plan=true"],
         r"teachers\.main\.weights: .* is not a run folder: .* Name another folder, or",
     ),
+    (
+        ["stages=fitnets", "trainer.max_steps=5", "teachers.main.weights=x"],
+        r"trainer\.max_steps: stages have lengths of their own, stages\.<name>\.steps",
+    ),
+    (
+        ["stages=fitnets", "stages.hint.los={}"],
+        r"Unknown setting 'stages\.hint\.los'\. Did you mean 'stages\.hint\.loss'\? .* plus: \+stages\.hint\.los=…$",
+    ),
 ]
 OTHERS = [
     (evaluate, [], r"Which run\? Name a run folder"),
@@ -166,6 +174,7 @@ OTHERS = [
     (export, ["run=x", "outt=y"], r"Unknown setting 'outt'\. Did you mean 'out'\?"),
     (report, [], r"Which runs\?"),
     (report, ["runs=nowhere"], r"nowhere is not a folder"),
+    (study, [], r"Which study\?.* digits_demo"),
     (study, ["study=digit_demo"], r"Unknown option 'digit_demo' for study\. Did you mean 'digits_demo'\?"),
     (study, ["study=digits_demo", "seed=1"], r"Unknown setting 'seed'\. Did you mean 'seeds'\?"),
 ]

@@ -83,6 +83,7 @@ def test_names_in_another_order_are_reordered() -> None:
         (["NEGATIVE", "Very_good"], ["very good", "negative"], [1, 0]),
         (["2", "10", "1"], ["1", "2", "10"], [2, 0, 1]),
         (["+", "-"], ["-", "+"], [1, 0]),
+        (["us", "US", "uk"], ["US", "uk", "us"], [1, 2, 0]),  # without case two of them would be one
     ]:
         made = fitted(theirs, ours)
         torch.testing.assert_close(made(BATCH).logits, made.before[:, index], rtol=0, atol=0)
@@ -133,6 +134,8 @@ def test_classes_that_are_chosen() -> None:
             fitted(many, ["ant", "bee"], classes=list(chosen))
     with pytest.raises(UserError, match=r"no class of the teacher for the data's bee"):
         fitted(many, ["ant", "bee"], classes={"ant": 2})
+    with pytest.raises(UserError, match=r"the data have no class 'bees'\. Did you mean 'bee'"):
+        fitted(many, ["ant", "bee"], classes={"ant": 2, "bee": 3, "bees": 3})
     with pytest.raises(UserError, match=r"names of the teacher's classes are unknown"):
         fitted(None, ["ant", "bee"], 4, ["ant", "bee"])
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distillery.core.errors import UserError
+from distillery.data.raw_data import RawData
 from distillery.data.sources.hf_images import hf_images
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
@@ -101,3 +102,28 @@ def test_a_train_split_without_labels(tmp_path: Path) -> None:
         hf_images("parquet", val=None, data_files={**files, "test": files["train"]})
     with pytest.raises(UserError, match=r"files of its splits have different columns.*source\.data_files={train: "):
         hf_images(str(tmp_path / "set"), val=None)
+
+
+def test_labels_that_cannot_work(tmp_path: Path) -> None:
+    """And pictures that are files beside the table, and rows of test without a label."""
+    write_image_folder(tmp_path, {"train": 3, "test": 2}, shape=(28, 28))
+    own = {part: [(str(p), p.parent.name) for p in pictures(tmp_path, part)] for part in ("train", "test")}
+
+    def read(**rows: list[tuple[str, str | None]]) -> RawData:
+        files = {}
+        for part, each in rows.items():
+            table = [{"image": {"bytes": None, "path": path}, "label": label} for path, label in each]
+            files[part] = str(tmp_path / f"{part}.parquet")
+            datasets.Dataset.from_list(table).to_parquet(files[part])
+        return hf_images("parquet", size=28, val=None, data_files=files)
+
+    raw = read(train=own["train"], test=[(own["test"][0][0], None), *own["test"][1:]])
+    assert (len(raw.train.inputs), len(raw.test.inputs)) == (9, 5)
+    assert raw.remarks == ("test: 1 rows without a label left out",)
+    index = torch.arange(9)
+    expected = image_folder(tmp_path, size=28, drop_duplicates=False).train.inputs.batch(index, None, 0, 0)
+    assert torch.equal(raw.train.inputs.batch(index, None, 0, 0), expected)
+    with pytest.raises(UserError, match=r"the labels are all \['ant'\]; at least two classes are needed"):
+        read(train=own["train"][:3], test=own["test"])
+    with pytest.raises(UserError, match=r"split test: train lacks the class 'be'\. Did you mean 'bee'"):
+        read(train=own["train"], test=[(own["test"][0][0], "be"), *own["test"]])

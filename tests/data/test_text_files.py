@@ -373,6 +373,17 @@ def test_jsonl(tmp_path: Path) -> None:
     assert data.train.inputs.first == ["a\u2028b", "null", "c"]
     assert data.classes == ("9", "10")
     assert data.train.targets.tolist() == [1, 0, 1]
+    spaced = tmp_path / "spaced.jsonl"
+    spaced.write_text(
+        "\n" + (tmp_path / "own.jsonl").read_text(encoding="utf-8").replace("\n", "\n \n"), encoding="utf-8"
+    )
+    assert jsonl(spaced, test_fraction=0.67).train.inputs.first == data.train.inputs.first
+    spaced.write_text("\n{}\n\n[]\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"spaced\.jsonl', line 4: it must be a JSON object"):
+        jsonl(spaced)
+    spaced.write_text("\n \n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"spaced\.jsonl' is empty: it must have a JSON object on each line"):
+        jsonl(spaced)
     pairs = [{"a": f"a{i}", "b": f"b{i}", "score": i / 2} for i in range(10)]
     data = jsonl(write_jsonl(tmp_path / "pairs.jsonl", pairs), "a", label="score", second="b", regression=True)
     assert data.train.inputs.second == [f"b{i}" for i in range(10)]
