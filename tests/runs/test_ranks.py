@@ -103,6 +103,12 @@ def assert_same_weights(folder: Path, other: Path) -> None:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the ranks that a run in this process starts."""
+    monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
+
+
 @pytest.fixture(scope="module")
 def teacher(once: Once) -> str:
     return f"teachers.main.weights='{once('teacher', train_teacher)}'"
@@ -159,9 +165,8 @@ def test_the_student_is_that_of_one_process(alone: Callable[[float], Path], toge
 def test_balanced_weights_are_those_of_one_process(teacher: str, tmp_path: Path) -> None:
     """The norms are those of the global batch's gradient, and every rank has the same weights."""
     job = (*JOB, teacher, "objective.balance=auto", "trainer.max_epochs=1")
-    code, output = ended(started(tmp_path, SCRIPT, *job, *TWO, f"paths.run='{tmp_path / 'two'}'"))
-    assert code == 0, output
-    train(config(tmp_path / "one", *job))
+    for name, hardware in (("one", ()), ("two", TWO)):
+        train(config(tmp_path / name, *job, *hardware))
     found, expected = (json.loads((tmp_path / name / "balance.json").read_text()) for name in ("two", "one"))
     assert len(expected) == 5
     assert found == pytest.approx(expected, rel=1e-5)
@@ -183,8 +188,7 @@ def test_stages_are_those_of_one_process(hardware: tuple[str, ...], teacher: str
     if hardware == SHARDED:  # which Lightning does not do in 64 bits; without Adam no last bit makes a difference
         job = (*job, "optim=sgd", "trainer.precision=32-true")
     hashes = f"+callbacks.hashes={{_target_: fixtures.two_ranks.Hashes, folder: '{tmp_path / 'hashes'}'}}"
-    code, output = ended(started(tmp_path, SCRIPT, *job, *hardware, hashes, f"paths.run='{tmp_path / 'two'}'"), 300)
-    assert code == 0, output
+    train(config(tmp_path / "two", *job, *hardware, hashes))
     train(config(tmp_path / "one", *job))
     for place in (".", "stages/hint", "stages/assistant", "stages/head"):
         assert_same_weights(tmp_path / "two" / place, tmp_path / "one" / place)
@@ -241,8 +245,7 @@ def test_each_job_of_a_sweep_has_two_ranks_of_its_own_config(
 
 
 @pytest.mark.slow
-def test_a_study_runs_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
+def test_a_study_runs_on_two_ranks(tmp_path: Path) -> None:
     register_resolvers()
     small = ["trainer.max_epochs=1", "min_teacher_score=0", *TWO, note(tmp_path / "notes")]
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
@@ -617,9 +620,8 @@ def test_partly_labelled_data_are_those_of_one_process(teacher: str, tmp_path: P
     job += ["loss/response=[kd,dkd]", "loss/relation=[rkd]", "loss.rkd.gather=true", "task.weight=1", teacher]
     job += ["loss/feature=[crd]", "loss.crd.num_negatives=20", "loss.crd.weight=1", "trainer.max_epochs=2", PRECISION]
     job += [f"optim.optimizer.lr={LR}", "trainer.enable_progress_bar=false"]
-    code, output = ended(started(tmp_path, SCRIPT, *job, *TWO, f"paths.run='{tmp_path / 'two'}'"), 180)
-    assert code == 0, output
-    train(config(tmp_path / "one", *job))
+    for name, hardware in (("one", ()), ("two", TWO)):
+        train(config(tmp_path / name, *job, *hardware))
     assert_same_weights(tmp_path / "two", tmp_path / "one")
     found, expected = figures(tmp_path / "two"), figures(tmp_path / "one")
     assert {"train/crd", "train/dkd", "train/rkd"} < set(expected)
@@ -642,12 +644,11 @@ def test_a_teacher_that_moves_is_that_of_one_process(role: str, tmp_path: Path) 
     ]
     job += [f"optim.optimizer.lr={LR}", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "logger=none"]
     alone = train(config(tmp_path / "alone", *job)).folder
-    code, output = ended(started(tmp_path, SCRIPT, *job, *TWO, f"paths.run='{tmp_path / 'together'}'"))
-    assert code == 0, output
-    assert_same_weights(tmp_path / "together", alone)
+    together = train(config(tmp_path / "together", *job, *TWO)).folder
+    assert_same_weights(together, alone)
     states = [
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (tmp_path / "together", alone)
+        for folder in (together, alone)
     ]
     moving = [key for key in states[0] if key.startswith("moving.main.")]
     assert moving
