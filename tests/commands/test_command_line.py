@@ -176,6 +176,8 @@ OTHERS = [
     (report, ["runs=nowhere"], r"nowhere is not a folder"),
     (study, [], r"Which study\?.* digits_demo"),
     (study, ["study=digit_demo"], r"Unknown option 'digit_demo' for study\. Did you mean 'digits_demo'\?"),
+    (study, ["study=own_texts"], r"These settings have no value yet: path=…, teacher_net=…"),
+    (study, ["study=own_images"], r"These settings have no value yet: data\.root=…"),
     (study, ["study=digits_demo", "seed=1"], r"Unknown setting 'seed'\. Did you mean 'seeds'\?"),
 ]
 

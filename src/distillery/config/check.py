@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import lightning as L
 from annotated_types import Ge, Lt
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import NonNegativeInt
 
 from distillery.config.check_networks import check_student, check_teachers
@@ -30,6 +30,7 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
 from distillery.core.paths import CONFIGS
 from distillery.core.roles import FROZEN, STORED, role_of
+from distillery.results.record import leaves
 from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
 
@@ -73,6 +74,17 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     return RunSpec(OmegaConf.create(whole), [check_stage(stage) for stage in stages_of(cfg)])
 
 
+def refuse_missing(cfg: DictConfig) -> None:
+    """Refuse settings whose value is `???`.
+
+    Raises:
+        UserError: names all of them.
+    """
+    given = leaves(OmegaConf.to_container(cfg, resolve=False))  # what refers to them would fail
+    if missing := sorted(key for key, value in given if value == MISSING):
+        raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
+
+
 def check_stage(stage: Stage) -> Stage:
     """The stage with its config checked."""
     with stage.named_in_errors():
@@ -82,8 +94,7 @@ def check_stage(stage: Stage) -> Stage:
 
 def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """The resolved config, and what was parsed of the task and the losses: `schedules`, `per_teacher` of a `Stage`."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError("These settings have no value yet: " + ", ".join(f"{key}=…" for key in missing))
+    refuse_missing(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     refuse_unknown("", plain, [*kinds(Run), *SECTIONS])
     _refuse_no_mapping(plain)

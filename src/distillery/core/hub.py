@@ -62,7 +62,9 @@ def why_not(model: str, what: str, error: BaseException) -> str:
             "download it again, whole."
         )
     causes = list(_causes(error))
-    hint = "" if "/" in model else f" It is no model type either.{did_you_mean(model, CONFIG_MAPPING.keys())}"
+    folders = {path.parent.name for path in Path().glob(f"*/{CONFIG}")}
+    near = did_you_mean(model, [*CONFIG_MAPPING.keys(), *folders])
+    hint = "" if "/" in model else f" It is no folder here and no model type either.{near}"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return (
             f"The hub has no model {model!r}, or it is a private one.{hint} Check the name on the hub's page; for a "

@@ -6,7 +6,7 @@ from pathlib import Path
 from hydra import compose
 from omegaconf import DictConfig, ListConfig
 
-from distillery.config.check import check
+from distillery.config.check import check, refuse_missing
 from distillery.config.command_line import quoted
 from distillery.config.loss_catalogue import loss_choices
 from distillery.config.names import BASELINE
@@ -32,6 +32,7 @@ def run_study(cfg: DictConfig) -> None:
     Raises:
         UserError: a config that does not compose or check, or a folder that holds another job and may not be replaced.
     """
+    refuse_missing(cfg)
     out, console = Path(cfg.out), plain_console()
     teacher, students = jobs(cfg, out)
     with StudyBar(console, (teacher is not None) + len(students)) as bar:

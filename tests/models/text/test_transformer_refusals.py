@@ -86,9 +86,11 @@ class TestHub:
         with pytest.raises(UserError, match=rf"'user/net': not in .*{offline}.*HF_HUB_OFFLINE=1 forbids.*set HF_HOME"):
             transformer_config("user/net", CLASSIFY, 2)
 
-    def test_misspelt_type(self) -> None:
-        with pytest.raises(UserError, match=r"'brt'.* It is no model type either. Did you mean .*'bert'"):
-            transformer_config("brt", CLASSIFY, 2)
+    def test_misspelt_type_or_folder(self, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(classifier.parent)
+        for name, meant in (("brt", "bert"), ("clasifier", "classifier")):
+            with pytest.raises(UserError, match=rf"'{name}'.* no folder here and no model type.* '{meant}'"):
+                transformer_config(name, CLASSIFY, 2)
 
     def test_cached_config_without_weights(self, offline: Path) -> None:
         snapshot = offline / "models--user--net" / "snapshots" / "abc"
