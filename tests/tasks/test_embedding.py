@@ -104,7 +104,7 @@ def test_any_number_of_dimensions() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"task.weight=0.5: .* Set task.weight=0 and .* loss/response=\[logit_mse\]"):
+    with pytest.raises(UserError, match=r"^weight=0.5: .* Set task.weight=0 and .* loss/response=\[logit_mse\]"):
         Embedding(weight=0.5)
     with pytest.raises(UserError, match=r"returns \[3, 5, 8\], not one vector .* head sentence_embedding"):
         Embedding().rows(Signals(torch.randn(3, 5, 8)), BATCH)

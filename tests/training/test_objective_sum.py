@@ -233,5 +233,5 @@ def test_a_wrong_weight_is_refused_before_training(weight: Any, compose_train: C
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
 def test_label_smoothing_is_a_share(smoothing: float) -> None:
-    with pytest.raises(UserError, match=r"task\.label_smoothing=.* between 0 and 1"):
+    with pytest.raises(UserError, match=r"^label_smoothing=.* between 0 and 1"):
         Classification(label_smoothing=smoothing)

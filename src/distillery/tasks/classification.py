@@ -28,7 +28,7 @@ class Classification(Task):
 
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing <= 1:
-            raise UserError(f"task.label_smoothing={label_smoothing}: it must be between 0 and 1.")
+            raise UserError(f"label_smoothing={label_smoothing}: it must be between 0 and 1.")
         self.weight = weight
         self.label_smoothing = label_smoothing
 

@@ -72,7 +72,7 @@ class Embedding(Task):
     def __init__(self, weight: float = 0.0) -> None:
         if weight != 0:
             raise UserError(
-                f"task.weight={weight}: task=embedding has no hard-label loss; the classes serve for the score only. "
+                f"weight={weight}: task=embedding has no hard-label loss; the classes serve for the score only. "
                 "Set task.weight=0 and let the student learn from a teacher: loss/response=[logit_mse]."
             )
         self.weight = weight
