@@ -46,6 +46,7 @@ CONTROLS = {  # named by what they are, not by their losses
     "born_again": ["kd"],
     "layerwise": ["kd", "hint"],
     "kd_labelled": ["kd"],
+    "logit_mse_labelled": ["logit_mse"],
     "kd_half": ["kd"],
 }
 ON_TEXTS = {"layerwise": ["kd", "hidden_mse"]}
