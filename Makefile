@@ -30,7 +30,7 @@ setup: .venv/.ready ## create .venv with the pinned versions (other targets do s
 demo: .venv/.ready ## distil on scikit-learn's digits; writes a report to outputs/demo
 	@$(BIN)/distill-study study=digits_demo $(OVERRIDES)
 
-demo-text: .venv/.ready ## distil a transformer on film reviews; writes a report to outputs/demo_text
+demo-text: .venv/.ready ## distil a transformer into a recurrent network on film reviews; writes a report to outputs/demo_text
 	@$(BIN)/distill-study study=demo_text $(OVERRIDES)
 
 test: .venv/.ready ## run the fast tests
