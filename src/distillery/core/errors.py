@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 SETTING = re.compile(r"[a-z_]\w*(\.\w+)*=")
 
@@ -26,3 +27,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
         return " There are none."
     shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return f" Choose from: {shown}."
+
+
+def did_you_mean_beside(path: Path, wanted: Callable[[Path], bool]) -> str:
+    """`did_you_mean` among the files or folders that lie where `path` does not; empty if none of them is `wanted`."""
+    beside = [each.name for each in path.parent.iterdir() if wanted(each)] if path.parent.is_dir() else []
+    return did_you_mean(path.name, beside) if beside else ""

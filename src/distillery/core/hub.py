@@ -11,7 +11,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean, did_you_mean_beside
 from distillery.core.offline import read_cache_if_offline, why_offline
 
 CONFIG = "config.json"
@@ -105,8 +105,7 @@ def _refuse_folder(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file: name the folder that it is in.")
     if not folder.is_dir():
-        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        near = did_you_mean(folder.name, beside) if beside else f" Nor is there a folder {folder.parent}."
+        near = did_you_mean_beside(folder, Path.is_dir) or f" Nor is there a folder {folder.parent}."
         raise UserError(f"There is no folder {folder}.{near}")
     config = folder / CONFIG
     if not config.is_file():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from distillery.data.soft_labels import StoredTargets
 from distillery.data.splits import read_index
 
 Stage = Literal["train", "val", "test"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 FEW = 4  # labelled samples in a batch
 
 

@@ -11,12 +11,11 @@ from torch import Tensor
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.files import sha256_of
 from distillery.data.images import EncodedImages
-from distillery.data.module import Data, Stage
+from distillery.data.module import STAGES, Data, Stage
 from distillery.data.raw_data import Split, Texts
 from distillery.data.soft_labels import StoredTargets
 from distillery.data.target_files import LOGITS, PROBABILITIES, SUFFIXES, TargetFile, read_targets
 
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 SHOWN = 3  # samples in a message
 
@@ -54,7 +53,7 @@ def with_stored_targets(
     else:
         file = read_targets(Path(path), f"{setting}.path")
         if file.kind == PROBABILITIES and not data.classes:
-            raise UserError(f"{setting}.path={path}: the data have no classes, of which there could be probabilities.")
+            raise UserError(f"{setting}.path={path}: the data have no classes. Call the array `logits`.")
         tables, notes = _placed(file, data, raw)
         source, sha256, classes, kind = path, sha256_of(file.path), file.classes, file.kind
     notes.insert(0, f"its {kind} are stored in {source} (SHA-256 {sha256[:12]}…)")

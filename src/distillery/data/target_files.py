@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean_beside
 from distillery.data.soft_labels import refuse_no_distribution
 
 Array = np.ndarray[Any, Any]
@@ -45,8 +45,7 @@ def read_targets(path: Path, setting: str) -> TargetFile:
     try:
         arrays, classes = _npz(path) if path.suffix == ".npz" else _parquet(path)
     except FileNotFoundError as error:
-        beside = [each.name for each in path.parent.glob("*") if each.suffix in SUFFIXES]
-        hint = did_you_mean(path.name, beside) if beside else ""
+        hint = did_you_mean_beside(path, lambda each: each.suffix in SUFFIXES)
         raise UserError(f"{setting}={path}: there is no such file.{hint}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         hint = " Save texts as arrays of strings: numpy.array(list)." if "pickle" in str(error) else ""

@@ -17,14 +17,13 @@ from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.core.errors import UserError
-from distillery.data.module import Data, Stage
+from distillery.data.module import STAGES, Data, Stage
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.token_cache import load_tokens, save_tokens, tokenizer_key
 from distillery.data.tokenizers import load_tokenizer, padding_token
 from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch, tokenised
 
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
 BAR = 20  # chunks from which tokenising shows a progress bar
 
 

@@ -82,6 +82,11 @@ def moved(value: Any, old: str, new: str) -> Any:
     return str(Path(new) / Path(value).relative_to(old)) if inside else value
 
 
+def written_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints in a run folder from which it may be resumed, damaged or not, the last one first."""
+    return [path for name in (LAST, BEFORE_LAST) if (path := run / CHECKPOINTS / name).is_file()]
+
+
 def last_checkpoint(run: Path) -> Path | None:
     """The checkpoint to resume the run in the folder `run` from: the last undamaged one; None if there is none yet.
 
@@ -90,7 +95,7 @@ def last_checkpoint(run: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, but all are damaged.
     """
-    found = [path for name in (LAST, BEFORE_LAST) if (path := run / CHECKPOINTS / name).is_file()]
+    found = written_checkpoints(run)
     damages = {path: damage for path in found if (damage := _damage(path))}
     whole = next((path for path in found if path not in damages), None)
     said = " and ".join(f"{path.name} is torn ({damage})" for path, damage in damages.items())

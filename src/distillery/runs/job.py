@@ -138,7 +138,8 @@ class Job:
                 if settings not in self.fingerprints:
                     data = build_data(stage.cfg)
                     self.fingerprints[settings] = data.fingerprint, data.soft_labels_sha256
-                if self.fingerprints[settings][source != "data"] != sha256:
+                fingerprint, soft_labels = self.fingerprints[settings]
+                if sha256 != (fingerprint if source == "data" else soft_labels):
                     return False
         return True
 

@@ -18,8 +18,8 @@ from distillery.core.paths import CONFIGS
 from distillery.core.process import is_main
 from distillery.core.terminal import say
 from distillery.results.environment import environment, git_state
-from distillery.results.layout import BEFORE_LAST, CHECKPOINTS, LAST
 from distillery.results.record import RunRecord
+from distillery.runs.checkpoints import written_checkpoints
 from distillery.runs.folder_lock import FolderLock
 from distillery.runs.job import remove_results
 from distillery.runs.stages.sequence import StageSequence, save_config
@@ -79,8 +79,7 @@ class RunFolder:
         interrupted = isinstance(error, SystemExit)  # Ctrl-C, SIGTERM
         reason = (error.__context__ or error) if interrupted else error
         self.fail(f"{type(reason).__name__}: {reason}")
-        saved = (self._folder / CHECKPOINTS / name for name in (LAST, BEFORE_LAST))
-        if interrupted and is_main() and any(path.is_file() for path in saved):
+        if interrupted and is_main() and written_checkpoints(self._folder):
             say("To resume it: " + pasteable("distill-train", "resume", str(self._folder)))
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(

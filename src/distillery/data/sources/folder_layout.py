@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean, did_you_mean_beside
 from distillery.data.decoding import EXTENSIONS
 from distillery.data.picture_files import hidden
 
@@ -31,8 +31,7 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
             with names of their own.
     """
     if not root.is_dir():
-        beside = [each.name for each in root.parent.iterdir() if each.is_dir()] if root.parent.is_dir() else []
-        near = did_you_mean(root.name, beside) if beside else ""
+        near = did_you_mean_beside(root, Path.is_dir)
         raise UserError(f"The image folder '{root}' does not exist.{near} Expected: {LAYOUT}.")
     named: dict[str, list[Path]] = {}
     for folder in _folders(root):

@@ -10,7 +10,7 @@ from encodings import aliases
 from pathlib import Path
 from typing import IO, Any
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError, did_you_mean, did_you_mean_beside
 from distillery.data.raw_data import RawData
 from distillery.data.sources.table import Columns, SoftLabel, Table
 from distillery.data.sources.table_splits import table_data
@@ -213,9 +213,7 @@ def _opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO
     except UnicodeError as error:
         raise UserError(f"'{path}' cannot be read: {_not_in_encoding(path, encoding, error)}") from error
     except FileNotFoundError as error:
-        folder = path.parent
-        beside = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
-        near = did_you_mean(path.name, beside) if beside else f" Nor is there any in {folder.absolute()}."
+        near = did_you_mean_beside(path, Path.is_file) or f" Nor is there any in {path.parent.absolute()}."
         raise UserError(f"'{path}' cannot be read: there is no such file.{near}") from error
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error}.") from error

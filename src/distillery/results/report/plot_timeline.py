@@ -100,7 +100,7 @@ def plot_timeline(students: Sequence[Run], path: Path) -> list[str]:
 def methods_of(students: Sequence[Run]) -> list[Method]:
     """Those in whose first seed something changes, in order of appearance.
 
-    A learning rate alone, without at least two scores beside it, is a schedule that everybody knows.
+    A learning rate alone, without at least two scores beside it, says nothing about a run.
     """
     methods = []
     for name in dict.fromkeys(run.label for run in students):
