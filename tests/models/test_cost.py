@@ -67,7 +67,10 @@ def test_latency_is_the_median_without_the_warm_up(monkeypatch: pytest.MonkeyPat
     durations = [50.0] * cost.WARM_UP + [1.0, 2.0, 3.0, 100.0, 2.5]
     ticks = iter([tick for i, duration in enumerate(durations) for tick in (1000.0 * i, 1000.0 * i + duration)])
     monkeypatch.setattr(cost, "perf_counter", lambda: next(ticks))
-    assert measure_latency(nn.Identity(), lambda: None, repeats=5) == pytest.approx(2500)
+    assert measure_latency(nn.Identity(), lambda: None, repeats=5, seconds=1000) == pytest.approx(2500)
+    durations = [9.0, 4.0, 3.0, 2.0, 3.0]  # of a slow network, which has been measured for ten seconds then
+    ticks = iter([tick for i, duration in enumerate(durations) for tick in (1000.0 * i, 1000.0 * i + duration)])
+    assert measure_latency(nn.Identity(), lambda: None) == pytest.approx(3000)
 
 
 def test_latency_is_measured_on_one_thread_in_evaluation_mode_and_leaves_no_trace() -> None:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillery.models.evaluation_mode import evaluating
 
 WARM_UP = 10
+FEWEST, LEAST = 5, 3  # forwards of a slow network: in all, and those that are measured
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -51,8 +52,8 @@ def _plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def measure_latency(net: nn.Module, forward: Callable[[], object], repeats: int = 100) -> float:
-    """Median milliseconds of `repeats` times `forward` of `net`, on one thread.
+def measure_latency(net: nn.Module, forward: Callable[[], object], repeats: int = 100, seconds: float = 10.0) -> float:
+    """Median milliseconds of `repeats` times `forward` of `net`, on one thread; fewer if they take over `seconds`.
 
     Runs on the device of `net`; on a GPU it waits until the device has finished.
     """
@@ -61,8 +62,10 @@ def measure_latency(net: nn.Module, forward: Callable[[], object], repeats: int 
     try:
         with evaluating(net):
             devices = {parameter.device for parameter in net.parameters()}
-            times = [_seconds(forward, devices) for _ in range(WARM_UP + repeats)]
-        return 1000 * statistics.median(times[WARM_UP:])
+            times: list[float] = []
+            while len(times) < WARM_UP + repeats and (len(times) < FEWEST or sum(times) < seconds):
+                times.append(_seconds(forward, devices))
+        return 1000 * statistics.median(times[min(WARM_UP, len(times) - LEAST) :])
     finally:
         torch.set_num_threads(threads)
 
