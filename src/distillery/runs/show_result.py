@@ -16,7 +16,8 @@ def show_result(record: RunRecord, folder: Path) -> None:
         return
     val = "" if last["val_score"] is None else f", validation {last['val_score']:.4f}"
     perplexity = f", perplexity {last['perplexity']:.2f}" if "perplexity" in last else ""
-    scores = f"test score {last['test_score']:.4f}{val}{perplexity}"
+    name = "score" if record.data.get("higher_is_better", True) else record.data["score_name"]
+    scores = f"test {name} {last['test_score']:.4f}{val}{perplexity}"
     line = Text.assemble((record.method, "bold"), f" seed {record.seed}: {scores}")
     plain_console().print(line, highlight=False, soft_wrap=True)
     if ensemble := record.metrics.get("ensemble"):

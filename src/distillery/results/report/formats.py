@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
+from distillery.results.report.score import FRACTION, Score
 from distillery.results.report.table import PERPLEXITY, TEXT_COLUMNS, is_baseline, is_teacher
 
 NONE = "–"
@@ -35,11 +36,18 @@ def percent(value: float, digits: int = 1) -> str:
     return NONE if math.isnan(value) else f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
-def points(mean: float, ci95: float) -> str:
-    """A difference of scores in percentage points with the half-width of its interval."""
+def points(mean: float, ci95: float, score: Score = FRACTION) -> str:
+    """A difference of scores with the half-width of its interval, of fractions in percentage points."""
     if math.isnan(mean):
         return NONE
-    return f"{100 * mean:+.2f}".replace("-", "−") + ("" if math.isnan(ci95) else f" ± {100 * ci95:.2f}")
+    mean, ci95 = score.factor * mean, score.factor * ci95
+    half = "" if math.isnan(ci95) else f" ± {ci95:.{score.digits}f}"
+    return f"{mean:+.{score.digits}f}".replace("-", "−") + half
+
+
+def in_unit(value: float, score: Score) -> str:
+    """A score as it is shown, of fractions in percent; a dash where it is not defined."""
+    return NONE if math.isnan(value) else f"{score.factor * value:z.{score.digits}f}".replace("-", "−")
 
 
 def si(value: float) -> str:
@@ -54,12 +62,15 @@ def is_of_texts(table: pd.DataFrame) -> bool:
 
 def columns(table: pd.DataFrame) -> list[Column]:
     """What is shown of a method table, in order; of texts, what the student saves stands beside what it keeps."""
+    score = Score.of_table(table)
+    heading = score.name if score.lower else "score %"
     scores = [
         Column("seeds", "seeds", lambda row: str(row.n_seeds)),
-        Column("score %", "score %", lambda row: percent(row.score_mean, 2) + _spread(row.score_std)),
-        Column("Δ baseline", "Δ baseline", lambda row: points(row.diff_mean, row.diff_ci95)),
-        Column("retention %", "retained\n%", lambda row: percent(row.retention)),
+        Column(heading, heading, lambda row: in_unit(row.score_mean, score) + _spread(row.score_std, score)),
+        Column("Δ baseline", "Δ baseline", lambda row: points(row.diff_mean, row.diff_ci95, score)),
     ]
+    if not score.lower:
+        scores.append(Column("retention %", "retained\n%", lambda row: percent(row.retention)))
     if PERPLEXITY in table:
         scores.insert(2, Column("perplexity", "perplexity", lambda row: _figure(row.perplexity, "{:.2f}")))
     fidelity = [
@@ -92,11 +103,12 @@ def columns(table: pd.DataFrame) -> list[Column]:
 
 def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:
     """The rows of the method table as text: the method, then the columns in their order."""
-    return [[str(row.method), *(column.cell(row) for column in shown)] for row in table.itertuples()]
+    rows = Score.of_table(table).generic(table).itertuples()
+    return [[str(row.method), *(column.cell(row) for column in shown)] for row in rows]
 
 
-def _spread(std: float) -> str:
-    return "" if math.isnan(std) else f" ± {percent(std, 2)}"
+def _spread(std: float, score: Score) -> str:
+    return "" if math.isnan(std) else f" ± {in_unit(std, score)}"
 
 
 def _figure(value: float, form: str) -> str:
@@ -108,13 +120,14 @@ def _share(ratio: float) -> str:
 
 
 def best_method(table: pd.DataFrame) -> str:
-    """The student with the highest mean score; that may be the baseline."""
-    students = table[~table["method"].map(is_teacher)]
-    return str(students.loc[students["score_mean"].idxmax(), "method"])
+    """The student with the best mean score; that may be the baseline."""
+    score = Score.of_table(table)
+    students = score.generic(table[~table["method"].map(is_teacher)])
+    return str(students.loc[(score.sign * students["score_mean"]).idxmax(), "method"])
 
 
 def verdict(mean: float, ci95: float) -> str:
-    """What a paired difference with its interval allows one to say."""
+    """What a paired difference, positive where it is better, with its interval allows one to say."""
     if math.isnan(mean):
         return "no seed in common with the baseline: not compared"
     if math.isnan(ci95):
@@ -129,5 +142,6 @@ def verdicts(table: pd.DataFrame) -> dict[str, str]:
     baselines = table["method"].map(is_baseline)
     if not baselines.any():
         return {}
-    methods = table[~baselines & ~table["method"].map(is_teacher)]
-    return {row.method: verdict(row.diff_mean, row.diff_ci95) for row in methods.itertuples()}
+    score = Score.of_table(table)
+    methods = score.generic(table[~baselines & ~table["method"].map(is_teacher)])
+    return {row.method: verdict(score.sign * row.diff_mean, row.diff_ci95) for row in methods.itertuples()}

@@ -13,7 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from distillery.results.report.collect import Run
-from distillery.results.report.formats import percent, points, si, verdicts
+from distillery.results.report.formats import in_unit, percent, points, si, verdicts
+from distillery.results.report.score import Score
 from distillery.results.report.table import BASELINE, TEACHER, is_teacher
 
 # Okabe and Ito's palette, told apart with any colour vision; what has no measurable gain is hollow besides
@@ -25,7 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": "#333333", "xtick.color": "#333333", "ytick.color": "#333333",
     "xtick.major.size": 3, "ytick.major.size": 0,
 }  # fmt: skip
-KEY = """test score (%)
+KEY = """{score}
 small: one seed · large: mean · hollow: no gain shown
 bar: 95 % interval of the gain, paired by seed"""
 LONGEST_NAME = 22
@@ -41,8 +42,12 @@ def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
         students: the runs it was made of, for the score of every seed.
         path: of the PNG.
     """
-    rows = table.astype({"flops": "float64", "params": "float64"}).set_index("method").to_dict("index")
-    methods = sorted((name for name in rows if not is_teacher(name)), key=lambda name: rows[name]["score_mean"])
+    score = Score.of_table(table)
+    plain = score.generic(table).astype({"flops": "float64", "params": "float64"})
+    rows = plain.set_index("method").to_dict("index")
+    methods = sorted(
+        (name for name in rows if not is_teacher(name)), key=lambda name: score.sign * rows[name]["score_mean"]
+    )
     said = verdicts(table)
     colours = {name: COLOURS.get(said.get(name, ""), GREY) for name in methods}
     with rc_context(STYLE):
@@ -55,14 +60,18 @@ def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
             left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
         else:
             left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
-        _score_against_cost(left, rows, methods, colours)
-        _gains(right, rows, methods, colours, said, students)
+        _score_against_cost(left, rows, methods, colours, score)
+        _gains(right, rows, methods, colours, said, students, score)
         figure.savefig(path)
 
 
-def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colours: dict[str, str]) -> None:
+def _score_against_cost(
+    ax: Axes, rows: dict[str, Any], methods: list[str], colours: dict[str, str], kind: Score
+) -> None:
     ax.set_title("Score against cost", pad=TITLE_PAD)
-    ax.set_ylabel("test score (%)")
+    ax.set_ylabel(_label(kind))
+    if kind.lower:
+        ax.yaxis.set_inverted(True)  # up is better
     costs = {name: row["flops"] for name, row in rows.items() if row["flops"] > 0}
     if not costs:
         ax.text(0.5, 0.5, "FLOPs were not measured", transform=ax.transAxes, ha="center", color=GREY)
@@ -71,42 +80,45 @@ def _score_against_cost(ax: Axes, rows: dict[str, Any], methods: list[str], colo
     for name in costs:
         if name in (best, BASELINE):
             # the best is the highest: its label goes up and the baseline's down, so that they never meet
-            up, score = name == best, 100 * rows[name]["score_mean"]
+            up, score = name == best, kind.factor * rows[name]["score_mean"]
             place = math.log(costs[name] / low) / math.log(high / low) if high > low else 0.0  # on the axis
             side = "center" if up and 0.1 < place < 0.9 else "right" if place > 0.5 else "left"
             ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
             ax.annotate(
-                f"{short(name, 16)} {percent(rows[name]['score_mean'])}", (costs[name], score),
+                f"{short(name, 16)} {_short_score(rows[name]['score_mean'], kind)}", (costs[name], score),
                 xytext=({"left": 7, "center": 0, "right": -7}[side], 6 if side == "center" else 1 if up else -1),
                 textcoords="offset points", ha=side, va="bottom" if up else "top",
                 color=colours[name], weight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )  # fmt: skip
         elif not is_teacher(name):
-            score = 100 * rows[name]["score_mean"]
+            score = kind.factor * rows[name]["score_mean"]
             ax.scatter(costs[name], score, s=16, color=colours[name], alpha=0.45, linewidths=0)
     if TEACHER in costs:
-        _teacher_and_gap(ax, rows, costs, best, colours[best])
+        _teacher_and_gap(ax, rows, costs, best, colours[best], kind)
     _cost_axis(ax, rows, costs)
     ax.margins(y=0.16)
 
 
-def _teacher_and_gap(ax: Axes, rows: dict[str, Any], costs: dict[str, float], best: str, colour: str) -> None:
+def _teacher_and_gap(
+    ax: Axes, rows: dict[str, Any], costs: dict[str, float], best: str, colour: str, kind: Score
+) -> None:
     """The teacher, the distance down to the baseline, and how much of it the best method recovers."""
-    score, cost = 100 * rows[TEACHER]["score_mean"], costs[TEACHER]
+    score, cost = kind.factor * rows[TEACHER]["score_mean"], costs[TEACHER]
     ax.axhline(score, color=BLUE, lw=0.8, ls=":", zorder=1)
     ax.scatter(cost, score, s=46, marker="s", color=BLUE, linewidths=0, zorder=3)
     ax.annotate(
-        f"teacher {percent(rows[TEACHER]['score_mean'])}", (cost, score), xytext=(0, 7),
+        f"teacher {_short_score(rows[TEACHER]['score_mean'], kind)}", (cost, score), xytext=(0, 7),
         textcoords="offset points", ha="center", color=BLUE, weight="bold",
     )  # fmt: skip
     gap = rows[best]["gap_recovered"]
     if math.isnan(gap) or gap <= 0 or abs(math.log(cost / costs.get(best, cost))) < math.log(2):
         return
-    floor, reached = 100 * rows[BASELINE]["score_mean"], 100 * rows[best]["score_mean"]
+    floor, reached = (kind.factor * rows[name]["score_mean"] for name in (BASELINE, best))
+    reached = max(reached, score) if kind.lower else min(reached, score)
     ax.plot([cost, cost], [floor, score], color="#DDDDDD", lw=5, solid_capstyle="butt", zorder=1)
-    ax.plot([cost, cost], [floor, min(reached, score)], color=colour, lw=5, solid_capstyle="butt", zorder=2)
+    ax.plot([cost, cost], [floor, reached], color=colour, lw=5, solid_capstyle="butt", zorder=2)
     ax.annotate(
-        f"{percent(gap, 0)} % of\nthe gap", (cost, (floor + min(reached, score)) / 2), xytext=(6, 0),
+        f"{percent(gap, 0)} % of\nthe gap", (cost, (floor + reached) / 2), xytext=(6, 0),
         textcoords="offset points", va="center", color=colour,
     )  # fmt: skip
 
@@ -147,25 +159,27 @@ def _savings(teacher: dict[str, Any], student: dict[str, Any]) -> str:
 
 def _gains(
     ax: Axes, rows: dict[str, Any], methods: list[str], colours: dict[str, str], said: dict[str, str],
-    students: Sequence[Run],
+    students: Sequence[Run], kind: Score,
 ) -> None:  # fmt: skip
     ax.set_title("Every method, every seed", pad=TITLE_PAD)
-    ax.set_xlabel(KEY)
-    baseline = 100 * rows[BASELINE]["score_mean"] if BASELINE in rows else math.nan
+    ax.set_xlabel(KEY.format(score=_label(kind)))
+    if kind.lower:
+        ax.xaxis.set_inverted(True)  # to the right is better
+    baseline = kind.factor * rows[BASELINE]["score_mean"] if BASELINE in rows else math.nan
     for height, name in enumerate(methods):
         row, colour = rows[name], colours[name]
-        scores = [100 * run.score for run in students if run.label == name and run.score is not None]
+        scores = [kind.factor * run.score for run in students if run.label == name and run.score is not None]
         ax.scatter(scores, [height - 0.24] * len(scores), s=7, color=colour, alpha=0.5, linewidths=0, zorder=2)
-        gain, ci95 = 100 * row["diff_mean"], 100 * row["diff_ci95"]
+        gain, ci95 = kind.factor * row["diff_mean"], kind.factor * row["diff_ci95"]
         if not math.isnan(ci95):  # around baseline + gain: the bar crosses the baseline's line if the gain may be 0
             low, high = baseline + gain - ci95, baseline + gain + ci95
             ax.plot([low, high], [height, height], color=colour, lw=2, zorder=3)
         face = colour if name == BASELINE or said.get(name) in COLOURS else "white"
-        ax.scatter(100 * row["score_mean"], height, s=38, color=face, edgecolors=colour, lw=1.4, zorder=4)
+        ax.scatter(kind.factor * row["score_mean"], height, s=38, color=face, edgecolors=colour, lw=1.4, zorder=4)
         if not math.isnan(gain):
             gap = "" if math.isnan(row["gap_recovered"]) else f"  ({percent(row['gap_recovered'], 0)} %)"
             ax.annotate(
-                points(row["diff_mean"], row["diff_ci95"]) + gap, (1.02, height),
+                points(row["diff_mean"], row["diff_ci95"], kind) + gap, (1.02, height),
                 xycoords=("axes fraction", "data"), va="center", color=colour, annotation_clip=False,
             )  # fmt: skip
     ax.set_yticks(range(len(methods)), [short(name) for name in methods])
@@ -177,12 +191,20 @@ def _gains(
             "Δ baseline" + (" (of gap)" if gap_known else ""), (1.02, 1), xytext=(0, TITLE_PAD),
             xycoords="axes fraction", textcoords="offset points", color="#333333", annotation_clip=False,
         )  # fmt: skip
-    _reference_lines(ax, rows)
+    _reference_lines(ax, rows, kind)
 
 
-def _reference_lines(ax: Axes, rows: dict[str, Any]) -> None:
+def _label(kind: Score) -> str:
+    return f"test {kind.name} (lower is better)" if kind.lower else "test score (%)"
+
+
+def _short_score(value: float, kind: Score) -> str:
+    return in_unit(value, kind) if kind.lower else percent(value)
+
+
+def _reference_lines(ax: Axes, rows: dict[str, Any], kind: Score) -> None:
     """Lines at baseline and teacher, named above the axes; names that would meet lean outwards."""
-    lines = {name: 100 * rows[name]["score_mean"] for name in (BASELINE, TEACHER) if name in rows}
+    lines = {name: kind.factor * rows[name]["score_mean"] for name in (BASELINE, TEACHER) if name in rows}
     looks: dict[str, dict[str, Any]] = {
         TEACHER: {"color": BLUE, "ls": ":"},
         BASELINE: {"color": GREY, "ls": "--"},
@@ -190,8 +212,8 @@ def _reference_lines(ax: Axes, rows: dict[str, Any]) -> None:
     for name, score in lines.items():
         ax.axvline(score, lw=1, zorder=1, **looks[name])
     low, high = ax.get_xlim()
-    close = len(lines) == 2 and abs(lines[TEACHER] - lines[BASELINE]) < 0.3 * (high - low)
-    lower = min(lines, key=lambda name: lines[name], default="")
+    close = len(lines) == 2 and abs(lines[TEACHER] - lines[BASELINE]) < 0.3 * abs(high - low)
+    lower = min(lines, key=lambda name: kind.sign * lines[name], default="")
     for name, score in lines.items():
         ax.annotate(
             name, (score, 1), xytext=(0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from distillery.results.report.collect import Run
 from distillery.results.report.plot import BLUE, GREEN, GREY, RED, STYLE, short
+from distillery.results.report.score import FRACTION, Score
 from distillery.results.timeline import Epoch
 
 MOST = 6  # methods in one picture
@@ -45,12 +46,14 @@ class Method:
 
     Attributes:
         epochs: of its first seed.
-        scores: on the validation split in percent, by stage and epoch, with a column for each seed.
+        scores: on the validation split as they are shown, by stage and epoch, with a column for each seed.
+        kind: of these scores.
     """
 
     name: str
     epochs: Sequence[Epoch]
     scores: pd.DataFrame
+    kind: Score = FRACTION
 
     @property
     def edges(self) -> list[int]:
@@ -114,7 +117,9 @@ def methods_of(students: Sequence[Run]) -> list[Method]:
                 for epochs in timelines
                 if epochs
             ]
-            methods.append(Method(name, timelines[0], 100 * pd.concat(scores, axis=1).dropna(how="all")))
+            kind = Score.of_record(records[0].data)
+            shown = kind.factor * pd.concat(scores, axis=1).dropna(how="all")
+            methods.append(Method(name, timelines[0], shown, kind))
     return methods
 
 
@@ -163,7 +168,8 @@ def _panels(
     tier: Sequence[Method], methods: Sequence[Method], looks: Mapping[str, dict[str, Any]], scale: float
 ) -> list[Panel]:
     """Those for which one of the tier has something, from top to bottom. `scale`: points for each epoch."""
-    scores = pd.concat([method.scores for method in methods]).stack()
+    scores, kind = pd.concat([method.scores for method in methods]).stack(), methods[0].kind
+    label = f"val. {kind.name}" if kind.lower else "val. score (%)"
     stages = [(_width(name), scale * (to - begin)) for method in tier for name, begin, to in method.stages]
     upright = any(width > room for width, room in stages)
     strip = max(width for width, _ in stages) if upright else 1.6 * STAGE_SIZE
@@ -174,7 +180,12 @@ def _panels(
     draw_numbers = partial(_numbers, looks=looks)
     panels = [
         Panel("", strip / 72, lambda _: bool(stages), partial(_stages, upright=upright, apart=LINE / scale)),
-        Panel("val. score (%)", 1.1, lambda _: not scores.empty, partial(_scores, low=scores.min(), high=scores.max())),
+        Panel(
+            label,
+            1.1,
+            lambda _: not scores.empty,
+            partial(_scores, low=scores.min(), high=scores.max()),
+        ),
         numbers("weight", partial(draw_numbers, kind="weight")),
         numbers(RATE, _learning_rate),
         numbers("temperature", partial(draw_numbers, kind="temperature")),

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from distillery.results.report.collect import Run
+from distillery.results.report.score import Score
 from distillery.results.report.settings import differing
 
 COLUMNS = (
@@ -54,10 +55,11 @@ def mean_and_ci95(values: Sequence[float] | pd.Series) -> tuple[float, float]:
 def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
     """One row for each teacher, baseline, and method with its settings; NaN where a figure is not defined.
 
-    The columns are `COLUMNS`. Where a network has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of
-    language models their `PERPLEXITY`, and where a student saw unlabelled samples `SAMPLE_COLUMNS`. What they mean is
-    said in each report (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here. Ratios and gaps
-    relate to the first teacher's row.
+    The columns are `COLUMNS`; those of a score of which lower is better have its name, see `Score`. Where a network
+    has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, and
+    where a student saw unlabelled samples `SAMPLE_COLUMNS`. What they mean is said in each report
+    (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here. Ratios and gaps relate to the first
+    teacher's row.
 
     Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
     none. `retention` and `gap_recovered` are ratios of means. `speed_up` divides latencies that one run has measured,
@@ -70,6 +72,7 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     trained = {run.record.student_sha256: _samples(run) for run in others}
     baselines = [run for run in students if run.record.method == BASELINE]
     methods = [run for run in students if run.record.method != BASELINE]
+    score = Score.of_record(students[0].record.data)
     teachers = _teachers(students, baselines, trained)
     teacher = next(iter(teachers.to_dict("records")), None)
     table = _over_seeds([_figures(run) for run in (*baselines, *methods)])
@@ -81,11 +84,11 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95((_scores(runs) - baseline).dropna())
         if teacher:
             gap, half = mean_and_ci95(_gaps(teacher, baseline))
-            if gap > half:
+            if score.sign * gap > half:
                 gained = table.loc[label, "score_mean"] - baseline.mean()
                 table.loc[label, "gap_recovered"] = gained / (teacher["score_mean"] - baseline.mean())
     table = pd.concat([teachers, table]).rename_axis("method").reset_index()
-    table["retention"] = table["score_mean"] / (teacher["score_mean"] if teacher else NAN)
+    table["retention"] = table["score_mean"] / (teacher["score_mean"] if teacher and not score.lower else NAN)
     counts = ("params", "flops", "embedding_params", *SAMPLE_COLUMNS)
     table = table.astype({"n_seeds": "int64", **dict.fromkeys(counts, "Int64")})
     columns = [*COLUMNS]
@@ -96,7 +99,7 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns.append(PERPLEXITY)
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
-    return table.reindex(columns=columns)
+    return table.reindex(columns=columns).rename(columns=score.columns)
 
 
 def _figures(run: Run) -> dict[str, Any]:

@@ -15,16 +15,17 @@ from distillery.results.report.collect import Run, collect
 from distillery.results.report.formats import Column, best_method, cells, columns, is_of_texts, points, verdicts
 from distillery.results.report.plot import plot
 from distillery.results.report.plot_timeline import MOST, plot_timeline
+from distillery.results.report.score import Score
 from distillery.results.report.selection import Selection, select
 from distillery.results.report.table import PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
   test.
-- **Δ baseline**: difference to the same student trained without a teacher, in percentage points, paired by
+- **Δ baseline**: difference to the same student trained without a teacher, {unit}, paired by
   seed: mean ± half-width of its 95 % t interval. The intervals are not corrected for the number of methods.
-- **retention**: student ÷ teacher. **Gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty
-  unless the teacher is above the baseline by more than the interval of that difference.
+- {retention}**Gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty
+  unless the teacher is better than the baseline by more than the interval of that difference.
 - **agreement**: share of the test {rows} for which student and teacher predict the same class.
 - **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread.
 - **seeds** of the teacher: how many teachers were trained."""
@@ -35,7 +36,7 @@ TEXT_DEFINITIONS = """
 
 
 PERPLEXITY_DEFINITION = """
-- **perplexity**: exp(mean loss in nats a masked token) on the test split, mean over seeds. It compares only where
+- **perplexity**: exp(mean loss in nats a predicted token) on the test split, mean over seeds. It compares only where
   vocabulary and masking are the same."""
 
 
@@ -124,8 +125,11 @@ def _timeline(methods: Sequence[str]) -> str:
 def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     name = students[0].record.data["score_name"]
     texts = is_of_texts(table)
+    lower = Score.of_table(table).lower
     definitions = DEFINITIONS.format(
-        score="" if name == "accuracy" else f"{name}, ",
+        score=f"{name}, lower is better, " if lower else "" if name == "accuracy" else f"{name}, ",
+        unit=f"in {name}, negative where it is better" if lower else "in percentage points",
+        retention="" if lower else "**retention**: student ÷ teacher. ",
         rows="samples (tokens, where these are predicted)" if texts else "samples",
     )
     perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
@@ -172,10 +176,10 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def _findings(table: pd.DataFrame) -> list[str]:
-    found = verdicts(table)
+    found, score = verdicts(table), Score.of_table(table)
     return [
-        f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95)} points)."
-        for row in table.itertuples()
+        f"`{row.method}`: {found[row.method]} ({points(row.diff_mean, row.diff_ci95, score)} {score.unit})."
+        for row in score.generic(table).itertuples()
         if row.method in found
     ]
 

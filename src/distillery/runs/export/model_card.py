@@ -18,7 +18,8 @@ from distillery.config.loss_catalogue import Loss
 from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.results.layout import BALANCE
 from distillery.results.record import RunRecord
-from distillery.results.report.formats import NONE, percent, si
+from distillery.results.report.formats import NONE, in_unit, percent, points, si
+from distillery.results.report.score import Score
 from distillery.runs.export.loading_snippet import loading_snippet
 from distillery.runs.job import plain
 from distillery.tasks.task import Task
@@ -33,6 +34,7 @@ def model_card(
 ) -> str:
     """The card of the student `net` of a run, exported with the tokenizer, in Markdown with YAML metadata."""
     task, head, last = task_of(cfg), head_of(cfg), record.metrics["last"]
+    kind = Score.of_record(record.data)
     result = EvalResult(
         task_type=task.pipeline_tag,
         dataset_type=record.data["name"],
@@ -60,9 +62,9 @@ def model_card(
         teachers=[f"`{name}` ({entry.get('source') or entry['role']})" for name, entry in record.teachers.items()],
         made_by=MADE_BY,
         snippet=loading_snippet(task, head, net, tokenizer, cfg.data.get("max_length")),
-        score=task.score,
-        figures=[_figures(name, entry) for name, entry in {"student": student, **scored}.items()],
-        comparisons=[_comparison(student, entry, name) for name, entry in record.scored_teachers.items()],
+        score=task.score if kind.lower else f"{task.score} %",
+        figures=[_figures(name, entry, kind) for name, entry in {"student": student, **scored}.items()],
+        comparisons=[_comparison(student, entry, name, kind) for name, entry in record.scored_teachers.items()],
         method=list(_method(cfg, run)),
         data=[*_data(record.data), *record.remarks],
         command=["distill-train", *map(shell_quoted, record.overrides)],
@@ -81,22 +83,26 @@ def task_of(cfg: DictConfig) -> type[Task]:
     return get_class(cfg.task._target_)
 
 
-def _figures(network: str, entry: Mapping[str, Any]) -> list[str]:
+def _figures(network: str, entry: Mapping[str, Any], kind: Score) -> list[str]:
     """A row of the table of scores and costs."""
-    scores = [percent(_number(entry.get(key)), 2) for key in ("score", "val_score")]
+    scores = [in_unit(_number(entry.get(key)), kind) for key in ("score", "val_score")]
     counts = [si(_number(entry.get(key))) for key in ("params", "embedding_params", "flops")]
     latency = _number(entry.get("latency_ms"))
     return [network, *scores, *counts, NONE if math.isnan(latency) else f"{latency:.3g}"]
 
 
-def _comparison(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) -> str:
+def _comparison(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str, kind: Score) -> str:
     """Retention, share of the parameters, and speed-up; of a teacher that was run elsewhere retention alone."""
 
     def ratio(key: str, without: str | None = None) -> float:
         ours, theirs = (_number(e.get(key)) - (_number(e.get(without)) if without else 0) for e in (student, teacher))
         return ours / theirs if theirs else math.nan
 
-    kept = f"Compared with its teacher `{name}`, the student keeps {percent(ratio('score'))} % of the score (retention)"
+    kept = f"keeps {percent(ratio('score'))} % of the score (retention)"
+    if kind.lower:
+        difference = _number(student.get("score")) - _number(teacher.get("score"))
+        kept = f"is at {points(difference, math.nan, kind)} {kind.unit} (lower is better)"
+    kept = f"Compared with its teacher `{name}`, the student {kept}"
     if teacher.get("params") is None:
         return f"{kept}."
     speed_up = 1 / ratio("latency_ms")
