@@ -60,8 +60,8 @@ VALUES: list[tuple[str, Any, str]] = [
     ("optim.optimizer.lr", -1, r"^optim\.optimizer\.lr=-1: it must be a finite number of at least 0\.$"),
     ("optim.optimizer.lr", "fast", r"^optim\.optimizer\.lr=fast: it must be a finite number"),
     ("optim.interval", "steps", r"^optim\.interval=steps\. Did you mean 'step'\?$"),
-    ("min_teacher_score", None, r"^min_teacher_score=null: it must be a score between 0 and 1"),
-    ("min_teacher_score", "high", r"^min_teacher_score=high: it must be a score between 0 and 1"),
+    ("min_teacher_score", None, r"^min_teacher_score=null: it must be a score; 0 accepts any"),
+    ("min_teacher_score", "high", r"^min_teacher_score=high: it must be a score; 0 accepts any"),
     ("min_teacher_score", 90, r"^min_teacher_score=90: it must be a score between 0 and 1"),
 ]
 

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from distillery.config.check import check
 from distillery.config.names import method_name, teachers_of
+from distillery.config.spec import Until
 from distillery.config.stages import GENERATION, Stage, expanded, stages_of
 from distillery.core.errors import UserError
 from distillery.results.record import config_hash
@@ -164,7 +165,7 @@ REFUSED = [
     ("{a: {epochs: 2, until: 3}}", r"stages\.a\.until=3: it must be a mapping \{metric"),
     ("{a: {epochs: 2, until: {patient: 3}}}", r"'stages\.a\.until\.patient'.*'patience'"),
     ("{a: {epochs: 2, until: {patience: 0}}}", r"stages\.a\.until\.patience=0"),
-    ("{a: {epochs: 2, until: {mode: high}}}", r"stages\.a\.until\.mode=high\. Choose from: max, min"),
+    ("{a: {epochs: 2, until: {mode: high}}}", r"stages\.a\.until\.mode=high\. Choose from: auto, max, min"),
     ("{a: {epochs: 2, until: {min_delta: x}}}", r"stages\.a\.until\.min_delta=x"),
     ("{a: {epochs: 2, until: {min_delta: -1}}}", r"stages\.a\.until\.min_delta=-1: .* at least 0"),
     ("{a: {epochs: 2, train: head}}", r"stages\.a\.train=head: it must be a list"),
@@ -249,3 +250,18 @@ def test_what_sharded_networks_cannot_do_is_refused(override: str, told: str, co
 def test_balanced_weights_are_for_one_stage(compose_train: Compose) -> None:
     with pytest.raises(UserError, match=r"objective\.balance=auto finds one weight.*stages=none"):
         check(composed(compose_train, "{a: {epochs: 2}}", "objective.balance=auto"))
+
+
+def test_what_a_stage_takes_for_better() -> None:
+    """By default, of the score what the task says."""
+    for given, mode, expected in (
+        ({}, "max", [True, False]),
+        ({}, "min", [False, True]),
+        ({"mode": "max"}, "min", [True, False]),
+        ({"metric": "val/loss", "mode": "min"}, "max", [False, True]),
+        ({"metric": "other"}, "min", [True, False]),
+        ({"min_delta": 0.2}, "min", [False, False]),
+    ):
+        until = Until(**given)  # type: ignore[arg-type]
+        assert [until.better(value, 1.0, mode) for value in (1.1, 0.9)] == expected, given  # type: ignore[arg-type]
+        assert until.better(5.0, None, "min")

@@ -115,6 +115,10 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     schedules = {f"loss.{name}": losses[name][1] for name in checked["loss"]}
     taught = {name: losses[name][2] for name in checked["loss"]}
     checked["task"], schedules["task"] = _scheduled("task", plain["task"])
+    best = imported("task._target_", plain["task"]["_target_"]).score_range[1]  # type: ignore[attr-defined]
+    if checked["min_teacher_score"] > best:
+        given = shown(checked["min_teacher_score"])
+        raise UserError(f"min_teacher_score={given}: it must be a score between 0 and {best:g}; 0 accepts any teacher.")
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
         nodes = plain.get(section) or {}

@@ -147,18 +147,23 @@ class TrainerSettings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Until:
-    """A stage ends when `metric` has not improved by more than `min_delta` in `patience` validations in a row."""
+    """A stage ends when `metric` has not improved by more than `min_delta` in `patience` validations in a row.
+
+    `mode` says whether it improves upwards; auto: as the task's score does, if it is that, else upwards.
+    """
 
     metric: str = "val/score"
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["auto", "max", "min"] = "auto"
     patience: PositiveInt = 3
     min_delta: Annotated[float, Ge(0), Lt(math.inf), Says("a finite number of at least 0")] = 0.0
 
-    def better(self, value: float, best: float | None) -> bool:
-        """Whether `value` improves on the best one so far."""
+    def better(self, value: float, best: float | None, score_mode: Literal["max", "min"]) -> bool:
+        """Whether `value` improves on the best one so far; `score_mode`: that of the task's score."""
         if best is None or math.isnan(best):
             return True
-        return value > best + self.min_delta if self.mode == "max" else value < best - self.min_delta
+        auto = score_mode if self.metric == "val/score" else "max"
+        mode = auto if self.mode == "auto" else self.mode
+        return value > best + self.min_delta if mode == "max" else value < best - self.min_delta
 
 
 Changes = Annotated[Mapping[str, Any], Says("a mapping {name: value}")] | None
@@ -200,7 +205,7 @@ class Run(TypedDict, total=False):
     plan: bool
     resume: str | None
     replace: bool
-    min_teacher_score: Annotated[float, Ge(0), Le(1), Says("a score between 0 and 1; 0 accepts any teacher")]
+    min_teacher_score: Annotated[float, Ge(0), Says("a score; 0 accepts any teacher")]
     ensemble: Annotated[list[str], MinLen(1), Says("a list of stages")] | None
 
 

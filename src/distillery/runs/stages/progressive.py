@@ -79,6 +79,7 @@ class ProgressiveDistillation(L.Callback):
             self._enter_next(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Distiller)
         until = self.sequence.stage.until
         if until is None or trainer.sanity_checking:
             return
@@ -89,7 +90,8 @@ class ProgressiveDistillation(L.Callback):
                 f"Choose from: {known}."
             )
         value = float(trainer.callback_metrics[until.metric])
-        better = not math.isnan(value) and until.better(value, self.position.best)
+        mode: Literal["max", "min"] = "max" if module.task.higher_is_better else "min"
+        better = not math.isnan(value) and until.better(value, self.position.best, mode)
         self.position.best = value if better else self.position.best
         self.position.waited = 0 if better else self.position.waited + 1
 
