@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.core.errors import UserError
+from distillery.data.documents import blocks_of, causal_batch, document_chunks, document_columns
 from distillery.data.module import STAGES, Data, Stage
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
@@ -34,21 +35,29 @@ class TextData(Data):
     L is the length of the longest text of the global batch. If words have labels or tokens are masked, `target` is
     [B,L], with -100 for tokens that do not count (only the first token of a word counts).
 
+    For causal language models (`pack`) the texts are whole documents, and a sample is a block of tokens with
+    `position_ids` and `bytes` besides, see `causal_batch`. `index` is the number of a block in its split: the same for
+    the same documents, tokenizer and `max_length`. `train_size` counts documents.
+
     Args, besides those of `Data`:
         tokenizer: a name on the hub, or a folder.
         max_length: maximum number of tokens per sample; None: the number of positions of the tokenizer's model.
-        too_long: whether longer samples are truncated, and counted in the remarks, or refused.
+        too_long: whether longer samples are truncated, and counted in the remarks, refused, or (with `pack`) split into
+            several samples.
         bucket: how many batches are sorted by length together (see `SeededBatchSampler`); 0: none.
         mask: the fraction of tokens to mask and predict (task=masked_lm); None: no masking.
+        pack: whether several documents share a block (task=causal_lm), none of which attends to another; False: each
+            sample is of one document. None: the texts are for other tasks.
     """
 
     kind = "texts"
 
     tokenizer: str
     max_length: int | None = 128
-    too_long: Literal["truncate", "refuse"] = "truncate"
+    too_long: Literal["truncate", "refuse", "split"] = "truncate"
     bucket: NonNegativeInt = 50
     mask: float | None = None
+    pack: bool | None = None
 
     @cached_property
     def loaded_tokenizer(self) -> Any:
@@ -91,6 +100,11 @@ class TextData(Data):
             self.others[name] = other
         return self.others[name]
 
+    def training_texts(self) -> list[str]:
+        """The training texts, which need no tokenizer."""
+        train = self._subset(self._validation()[0])
+        return [train.inputs.first[position] for position in train.indices.tolist()]
+
     @property
     def remarks(self) -> tuple[str, ...]:
         _ = self.splits  # tokenises the texts, which shows the ones that are too long
@@ -115,6 +129,7 @@ class TextData(Data):
     def served(self, splits: dict[str, Split]) -> dict[str, Split]:
         """The splits with their texts tokenised, each text once."""
         texts: Texts = self.raw.train.inputs
+        self._refuse_settings(texts)
         self._longer: list[int] = []
         self._cut: tuple[str, ...] = ()
         if all(split.inputs is texts for split in splits.values()):
@@ -124,13 +139,46 @@ class TextData(Data):
             stores = {stage: self._tokens(split.inputs, split.indices) for stage, split in splits.items()}
         if self._longer:
             self._report_too_long(sum(len(split.indices) for split in splits.values()))
+        if self.pack is not None:
+            return {stage: self._in_blocks(stage, split, stores[stage]) for stage, split in splits.items()}
         # Masked tokens are the labels of every text.
         labelled = {stage: None if self.mask else split.labelled for stage, split in splits.items()}
         return {
             stage: replace(split, inputs=stores[stage], labelled=labelled[stage]) for stage, split in splits.items()
         }
 
+    def _refuse_settings(self, texts: Texts) -> None:
+        """Refuse settings of documents without `pack`, and those that it excludes."""
+        if self.pack is None:
+            if self.too_long == "split":
+                raise UserError("data.too_long=split is for causal language models: set data.pack, or truncate.")
+            return
+        if self.mask is not None:
+            raise UserError(f"data.pack={self.pack} and data.mask={self.mask} exclude each other: set one to null.")
+        if texts.second is not None or texts.labels is not None:
+            raise UserError("data.pack is for plain documents, and these texts are pairs, or lists of words.")
+        if self.limit is None or self.limit < 2:
+            raise UserError(
+                f"data.max_length={self.max_length}: with data.pack it is the number of tokens in a block, 2 or more."
+            )
+
+    def _in_blocks(self, stage: str, split: Split, tokens: Tokens) -> Split:
+        """The documents of a split in blocks, which are its samples."""
+        assert self.pack is not None
+        assert self.limit is not None
+        if not len(split.indices):
+            return replace(split, inputs=tokens)
+        too_long = "split" if self.too_long == "refuse" else self.too_long  # none is
+        made = blocks_of(tokens, split.indices, self.limit, self.pack, too_long)
+        self._cut += (made.remark(stage, self.limit),)
+        samples = torch.arange(len(made.tokens.lengths))
+        if not len(samples):
+            raise UserError(f"'{self.raw.name}': no document of the {stage} split has two tokens.")
+        return Split(made.tokens, torch.zeros_like(samples), samples)
+
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
+        if self.pack is not None:
+            return partial(causal_batch, self.splits[stage].inputs)
         seed = self.seed if stage == "train" else None
         own = partial(token_batch, self.splits[stage].inputs, self.masking, seed)
         if not self.others:
@@ -192,7 +240,8 @@ class TextData(Data):
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
         """The texts at `indices`, tokenised, or what an earlier run has kept of them."""
         tokenizer, content = self.loaded_tokenizer, texts.content()
-        key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes())
+        kind = () if self.pack is None else (b"documents",)
+        key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes(), *kind)
         found = load_tokens(key)
         if found is None:
             found = self._tokenised(texts, indices.tolist())
@@ -212,7 +261,10 @@ class TextData(Data):
     def _tokenised(self, texts: Texts, order: list[int]) -> dict[str, Tensor]:
         """The concatenated columns of the texts, `lengths` of each, and the positions of the `longer` ones."""
         columns: dict[str, list[Tensor]] = {"lengths": [], "longer": []}
-        chunks = [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
+        if self.pack is None:
+            chunks = [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
+        else:
+            chunks = list(document_chunks(texts.first, order))  # type: ignore[arg-type]
         silent = len(chunks) < BAR or not Console().is_terminal
         for positions in track(chunks, "Tokenising", transient=True, disable=silent):
             samples, longer = self._samples(texts, positions)
@@ -227,6 +279,10 @@ class TextData(Data):
     def _samples(self, texts: Texts, positions: list[int]) -> tuple[dict[str, list[list[int]]], list[int]]:
         """The columns of these texts, without the mask, which is all ones before padding; and the truncated ones."""
         first = [texts.first[position] for position in positions]
+        if self.pack is not None:
+            found = document_columns(self.loaded_tokenizer, first)  # type: ignore[arg-type]
+            longer = [p for p, ids in zip(positions, found["input_ids"], strict=True) if len(ids) > (self.limit or 0)]
+            return found, longer
         second = None if texts.second is None else [texts.second[position] for position in positions]
         given = tokenised(self.loaded_tokenizer, first, second, None)
         samples = {name: given[name] for name in given if name != "attention_mask"}
@@ -255,7 +311,8 @@ class TextData(Data):
                 f"{found}, for instance the one at position {self._longer[0]}. Set data.max_length higher (the model "
                 "must have as many positions), or truncate them with data.too_long=truncate."
             )
-        self._cut = (f"{found}: truncated (data.max_length)",)
+        if self.pack is None:  # blocks say it themselves
+            self._cut = (f"{found}: truncated (data.max_length)",)
 
 
 def _several(own: Callable[..., Any], others: Mapping[str, Tokens], index: Tensor, key: BatchKey) -> dict[str, Tensor]:

@@ -5,12 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distillery.core.errors import UserError
-from distillery.core.hub import find_config, folder_or_name, quiet
+from distillery.core.hub import find_config, quiet, source_of
 
 SHOWN = 3
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's
 
 
 @cache
@@ -18,17 +20,18 @@ def load_tokenizer(name: str, setting: str) -> Any:
     """The tokenizer `name`.
 
     Args:
-        name: a model on the hub, or a folder.
+        name: a model on the hub, a folder, or a GGUF file.
         setting: the setting of the config that names it, for error messages.
 
     Raises:
         UserError: there is no such tokenizer, or the hub cannot be reached.
     """
     try:
-        if not Path(place := folder_or_name(name)).is_dir():
+        place, file = source_of(name)
+        if file or not Path(place).is_dir():
             find_config(name)  # asks the hub once; loading a tokenizer asks for each of its files, with retries
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(place, **file)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # made from nothing but a model's config.json
             raise ValueError("the files of the vocabulary are missing")
         return tokenizer
@@ -39,6 +42,30 @@ def load_tokenizer(name: str, setting: str) -> Any:
             f"{setting}={name}: there is no tokenizer that transformers can load (tokenizer.json, or vocab.txt and "
             f"tokenizer_config.json): {error}"
         ) from error
+
+
+def train_bpe(texts: Sequence[str], size: int, folder: str | Path) -> int:
+    """Write a byte-level BPE tokenizer of these texts to `folder`; returns how many tokens it has, `size` at most.
+
+    Its tokens are the bytes, the end of a text, and merges (Sennrich et al. 2016; Radford et al. 2019). The same texts
+    give the same tokenizer.
+
+    Raises:
+        UserError: a size that leaves no room for the bytes.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if size <= len(alphabet):
+        raise UserError(f"size={size}: {len(alphabet)} of the tokens are bytes and one is the end of a text: set more.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END_OF_TEXT], initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+    made.save_pretrained(str(folder))
+    return len(made)
 
 
 def padding_token(tokenizer: Any) -> int:
@@ -70,6 +97,16 @@ def difference(ours: Any, theirs: Any, who: str, name: str, texts: Sequence[Any]
         f"The {who} network was made for the tokenizer {name}, which differs from that of the data: {len(other)} of "
         f"{len(texts)} texts become other tokens:\n{shown}\n"
     )
+
+
+def other_vocabulary(ours: Any, theirs: Any) -> str | None:
+    """Three of the ids of `ours` that stand for other tokens in `theirs`, and how many; None if there are none."""
+    tokens = {id_: token for token, id_ in theirs.get_vocab().items()}
+    other = [(id_, token, tokens.get(id_)) for token, id_ in ours.get_vocab().items() if tokens.get(id_) != token]
+    if not other:
+        return None
+    shown = ", ".join(f"{id_} is {token!r} and {theirs_!r}" for id_, token, theirs_ in sorted(other)[:SHOWN])
+    return f"{len(other):,} of {len(ours):,} ids stand for other tokens: {shown}"
 
 
 def _pieces(tokenizer: Any, ids: list[int]) -> str:

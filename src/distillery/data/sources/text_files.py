@@ -64,7 +64,7 @@ def text_csv(
     """
     columns = Columns(text, label, second, None, classes, regression, drop_empty, soft_label)
     files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
-    tables = _tables(lambda file: _read_csv(file, separator, quotes, encoding), files)
+    tables = _tables(lambda file: read_csv(file, separator, quotes, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)
 
 
@@ -97,7 +97,7 @@ def jsonl(
     """
     columns = Columns(text, label, second, words, classes, regression, drop_empty, soft_label)
     files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
-    tables = _tables(lambda file: _read_jsonl(file, encoding), files)
+    tables = _tables(lambda file: read_jsonl(file, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)
 
 
@@ -105,7 +105,8 @@ def _tables(read: Callable[[Path], Table], files: Mapping[str, Given | None]) ->
     return {part: read(Path(file)) for part, file in files.items() if file is not None}
 
 
-def _read_csv(path: Path, separator: str | None, quotes: bool, encoding: str | None) -> Table:
+def read_csv(path: Path, separator: str | None = None, quotes: bool = True, encoding: str | None = None) -> Table:
+    """The rows of a CSV or TSV file with a header; see `text_csv`."""
     separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
     separator = "\t" if separator == r"\t" else separator
     if len(separator) != 1 or separator in "\r\n":
@@ -114,7 +115,7 @@ def _read_csv(path: Path, separator: str | None, quotes: bool, encoding: str | N
     rows: dict[int, list[str]] = {}  # by the line at which each begins
     line = 1
     try:
-        with _opened(path, encoding, "") as (file, notes):
+        with opened(path, encoding, "") as (file, notes):
             reader = csv.reader(
                 file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
             )
@@ -153,10 +154,11 @@ def _refuse_separator(path: Path, header: list[str]) -> None:
         )
 
 
-def _read_jsonl(path: Path, encoding: str | None) -> Table:
+def read_jsonl(path: Path, encoding: str | None = None) -> Table:
+    """The objects of a JSON Lines file; see `jsonl`."""
     rows: dict[int, dict[str, Any]] = {}  # by line
     halves: list[int] = []
-    with _opened(path, encoding, "\n") as (file, notes):
+    with opened(path, encoding, "\n") as (file, notes):
         for number, line in enumerate(file, 1):
             if line.strip():
                 rows[number], halved = _json_object(line, f"'{path}', line {number}")
@@ -194,7 +196,7 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO[str], tuple[str, ...]]]:
+def opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO[str], tuple[str, ...]]]:
     """The file as text, and what is to be said of its encoding."""
     try:
         with path.open("rb") as file:
