@@ -17,6 +17,7 @@ from distillery.models.taps.network import Network, probe
 from distillery.models.text.bilstm import BiLSTM
 from distillery.models.text.transformer import transformer
 from distillery.models.weights import save_weights
+from distillery.tasks.classification import Classification
 from fixtures.building import build
 from fixtures.composing import Compose
 from fixtures.texts import (
@@ -53,13 +54,13 @@ def longer(data: TextData, positions: int) -> int:
 class TestTokenizer:
     def test_the_data_s_own_and_an_equal_one(self, folder: str, tmp_path: Path) -> None:
         data = text_data(folder, Texts(TEXTS))
-        check_tokenizer("main", folder, data)
-        check_tokenizer("main", write_tokenizer(tmp_path), data)
+        check_tokenizer("main", folder, data, Classification())
+        check_tokenizer("main", write_tokenizer(tmp_path), data, Classification())
 
     def test_another_one(self, folder: str, tmp_path: Path) -> None:
         other = write_tokenizer(tmp_path, TURNED)
         with pytest.raises(UserError) as caught:
-            check_tokenizer("main", other, text_data(folder, Texts(TEXTS)))
+            check_tokenizer("main", other, text_data(folder, Texts(TEXTS)), Classification())
         lines = str(caught.value).split("\n")
         assert f"The main network was made for the tokenizer {other}" in lines[0]
         assert "40 of 40 texts" in lines[0]
@@ -69,7 +70,7 @@ class TestTokenizer:
 
     def test_one_that_is_not_there(self, folder: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"the main network's input\.tokenizer=.*nowhere"):
-            check_tokenizer("main", str(tmp_path / "nowhere"), text_data(folder, Texts(TEXTS)))
+            check_tokenizer("main", str(tmp_path / "nowhere"), text_data(folder, Texts(TEXTS)), Classification())
 
     def test_in_a_build(self, folder: str, compose_train: Compose, tmp_path: Path) -> None:
         rows = write_csv(tmp_path / "own.csv", sentences(60))

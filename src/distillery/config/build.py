@@ -142,7 +142,7 @@ def build(
         own = stage.schedules[f"loss.{name}"]
         terms[name] = make_term(f"loss.{name}", loss, stage.per_teacher[name], own, cfg.seed)
         schedules |= {f"{name}.{setting}": each for setting, each in own.items()}
-    _refuse_networks(networks, batch, data, outputs, _with_own_classes(terms))
+    _refuse_networks(networks, batch, data, task, outputs, _with_own_classes(terms))
     if any(SELF in term.by_teacher for term in terms.values()):
         teachers[SELF] = student
     check_task(task, data, terms, schedules, student, teachers, batch)
@@ -183,7 +183,7 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
         for name, network in {"student": cfg.student, **cfg.teachers}.items():
             if "input" in network:  # an average of the student has the student's
                 frozen = name != "student" and role_of(network) == FROZEN
-                check_tokenizer(name, network.input.tokenizer, data, frozen, task.per_token)
+                check_tokenizer(name, network.input.tokenizer, data, task, frozen)
 
 
 def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:
@@ -191,7 +191,7 @@ def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:
 
     `samples` is an upper bound of `index` (memory banks), `batch_size` the size of the largest batch.
     """
-    sizes = {"samples": len(data.raw.train.targets), "batch_size": data.batch_size}
+    sizes = {"samples": len(data.splits["train"].targets), "batch_size": data.batch_size}
     for name in sizes.keys() & loss.keys():
         if loss[name] is None:
             loss[name] = sizes[name]
@@ -209,6 +209,7 @@ def _refuse_networks(
     networks: Sequence[Network],
     batch: Mapping[str, Tensor],
     data: Data,
+    task: Task,
     outputs: int | None,
     with_own_classes: Collection[str],
 ) -> None:
@@ -232,17 +233,22 @@ def _refuse_networks(
                 f"data's (teachers.{network.name}.classes), or learn from it by losses that compare no classes: those "
                 "on features, relations and attention, and loss/response=[uld]."
             )
-        if outputs is not None and logits[-1] != outputs:
+        if not task.fits(logits[-1], outputs):
             raise UserError(
                 f"The {network.name} network gives logits {tuple(logits)} where the task has {outputs} classes or "
                 f"values. Train it on these classes, or set {setting_of(network.name)}.net.num_classes."
             )
+        if outputs is not None and logits[-1] > outputs and task.padded_outputs:
+            note = f"of its {logits[-1]:,} logits the first {outputs:,} count: the tokenizer has no more tokens"
+            network.remarks += [note] if note not in network.remarks else []
     if data.kind == "texts":
-        from distillery.config.check_texts import check_lengths  # transformers takes seconds: only for texts
+        # transformers takes seconds: only for texts
+        from distillery.config.check_texts import check_lengths, check_one_way
 
         for network in networks:
             if not isinstance(network, TeacherWithoutNetwork):
                 check_lengths(network, data)
+                check_one_way(network, data)
 
 
 def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:

@@ -1,42 +1,85 @@
 """Refuses networks that were made for another tokenizer, or that have too few positions for the texts."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from distillery.config.networks import setting_of
 from distillery.core.errors import UserError
 from distillery.data.module import Data
 from distillery.data.text import TextData
-from distillery.data.tokenizers import difference, load_tokenizer
-from distillery.models.taps.network import Network
+from distillery.data.tokenizers import difference, load_tokenizer, other_vocabulary
+from distillery.models.adapters import POSITIONS
+from distillery.models.taps.network import Network, probe
 from distillery.models.text.sentence_encoder import pretrained_model
+from distillery.tasks.task import Task
 
 COMPARED = 200  # texts on which two tokenizers are compared
+BEGINNING = 2000  # characters of each
+FEW = 8  # tokens of a document on which it is tried what a network reads
 
 
-def check_tokenizer(name: str, tokenizer: str, data: Data, frozen: bool = False, per_token: bool = False) -> None:
+def check_tokenizer(name: str, tokenizer: str, data: Data, task: Task, frozen: bool = False) -> None:
     """Give the network `name` its own tokens if it was made for another tokenizer than the data's.
 
     Args:
         tokenizer: what the network was made for: a name of the hub, or a folder.
+        task: where it has a label for each token, all networks read the data's; where it predicts tokens, each id must
+            also stand for the same token.
         frozen: whether it is a frozen teacher. Others read the data's tokens.
-        per_token: whether the task has a label for each token.
 
     Raises:
-        UserError: with three texts that become other tokens, where the network must read the data's.
+        UserError: with three texts that become other tokens, or three ids, where the network must read the data's.
     """
     assert isinstance(data, TextData)
     if tokenizer == data.tokenizer:
         return
     theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
-    texts = data.raw.train.inputs.first[:COMPARED]
-    if (found := difference(data.loaded_tokenizer, theirs, name, tokenizer, texts)) is None:
+    texts = [text[:BEGINNING] for text in data.raw.train.inputs.first[:COMPARED]]
+    found = difference(data.loaded_tokenizer, theirs, name, tokenizer, texts)
+    if found is None and task.prediction == "token" and (ids := other_vocabulary(data.loaded_tokenizer, theirs)):
+        found = f"The {name} network was made for the tokenizer {tokenizer}. Of the data's, {ids} there. "
+    if found is None:
         return
-    if frozen and not per_token:
+    if frozen and not task.per_token:
         data.add_tokenizer(tokenizer)
         return
     why = (
         "The labels are those of tokens" if frozen else "Only a frozen teacher can have another tokenizer than the data"
     )
     raise UserError(f"{found}{why}. Set data.tokenizer={tokenizer}, and train the other network with it too.")
+
+
+def check_one_way(network: Network, data: Data) -> None:
+    """Refuse a network that reads the tokens it is to predict, or, in a packed block, other documents.
+
+    One token is replaced: the logits of places that must not depend on it stay the same, bit for bit.
+
+    Raises:
+        UserError: they do not.
+    """
+    assert isinstance(data, TextData)
+    if data.pack is None:
+        return
+    half = min(FEW, data.longest()["input_ids"].shape[1] // 2)
+    batch = {key: value[:1, : 2 * half] for key, value in data.longest().items() if value.dim() == 2}
+
+    def reaches(place: int, places: slice, positions: Tensor) -> bool:
+        ids = batch["input_ids"].clone()
+        ids[0, place] = (ids[0, place] + 1) % data.vocab_size
+        given = batch | {POSITIONS: positions[None]}
+        before, after = (probe(network, {**given, "input_ids": each}).logits for each in (batch["input_ids"], ids))
+        return not torch.equal(before[0, places], after[0, places])
+
+    if reaches(-1, slice(0, -1), torch.arange(2 * half)):
+        raise UserError(
+            f"The {network.name} network reads the tokens that it is to predict: it is no causal model. Of a model "
+            f"type with both kinds, as BERT, set +{setting_of(network.name)}.net.config.is_decoder=true"
+        )
+    if data.pack and reaches(0, slice(half, None), torch.arange(half).repeat(2)):
+        raise UserError(
+            f"The {network.name} network attends from one document of a block to another, as its kind does not tell "
+            "them apart by their positions. Set data.pack=false."
+        )
 
 
 def check_lengths(network: Network, data: Data) -> None:
@@ -47,10 +90,15 @@ def check_lengths(network: Network, data: Data) -> None:
     """
     assert isinstance(data, TextData)
     data = data.others.get(str(getattr(network.adapter, "tokenizer", None)), data)
+    positions = _positions(network.net)
+    if data.pack is not None and positions and data.limit is not None and data.limit > positions:
+        raise UserError(
+            f"data.max_length={data.max_length}: the {network.name} network was made for {positions} positions. Set it "
+            "to that at most, or choose a network that reads more (net.config.max_position_embeddings of a new one)."
+        )
     try:
         network.shapes(data.longest())
     except (IndexError, RuntimeError) as error:
-        positions = _positions(network.net)
         lengths = data.used_lengths()
         longer = f"{int((lengths > positions).sum()):,} of {len(lengths):,}" if positions else "some"
         raise UserError(

@@ -56,8 +56,9 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         if "classes" in cfg.net:  # they are the teacher's texts
             cfg.net.classes = cfg.net.classes or list(data.classes)
             return cfg
-        # a pretrained teacher keeps its head, since a new one would be untrained
-        if name == "student" or cfg.weights != "pretrained" or task.prediction != "class":
+        # a pretrained teacher keeps its head, since a new one would be untrained, and any network its padded vocabulary
+        keeps = task.padded_outputs or (name != "student" and task.prediction == "class")
+        if cfg.weights != "pretrained" or not keeps:
             cfg.net.setdefault("num_classes", task.outputs(data))
         if cfg.net.get("head", task.head) is None:
             cfg.net.head = task.head
@@ -156,7 +157,7 @@ def _source(source: str, cfg: DictConfig) -> nn.Module:
         own.pop("initialise", None)
         return _net(own, "student.initialise.source")
     net = OmegaConf.create({"_target_": cfg.net._target_, "model": source, "head": cfg.net.head})
-    net.num_classes = cfg.net.num_classes
+    net.num_classes = cfg.net.get("num_classes")
     return instantiate(net, pretrained=True)
 
 

@@ -53,7 +53,7 @@ def fit_classes(
         return
     if (cfg.get("net") or {}).get("num_classes") == 0 or missing_classifier(teacher.net):
         teacher.other_classes = f"has no classifier: it gives {logits[-1]} features"
-    elif outputs is not None and logits[-1] != outputs:
+    elif not task.fits(logits[-1], outputs):
         teacher.other_classes = (
             f"gives logits {tuple(logits)} where the task has {outputs} classes or values" + _subset(path, ours, theirs)
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from distillery.core.errors import UserError, did_you_mean, did_you_mean_beside
 from distillery.core.offline import read_cache_if_offline, why_offline
 
 CONFIG = "config.json"
+GGUF = ".gguf"  # a file with config, quantised weights and tokenizer of a language model, as llama.cpp reads it
 # What transformers raises where a config or weights cannot be had, or do not fit.
 FAILURES = (OSError, ValueError, TypeError, AssertionError, RuntimeError, KeyError, StrictDataclassError)
 
@@ -32,12 +34,15 @@ def find_config(model: str) -> dict[str, Any]:
     """
     if is_type(model):
         return {"model_type": model}
-    if _is_path(model):
+    place, file = source_of(model)
+    if file:
+        _refuse_gguf(Path(place, file["gguf_file"]))
+    elif _is_path(model):
         _refuse_folder(Path(model).expanduser())
     else:
         read_cache_if_offline()
     try:
-        given, _ = PreTrainedConfig.get_config_dict(folder_or_name(model))  # runs no code from the repository
+        given, _ = PreTrainedConfig.get_config_dict(place, **file)  # runs no code from the repository
     except FAILURES as error:
         raise UserError(why_not(model, CONFIG, error)) from error
     kind = str(given.get("model_type")) if isinstance(given, dict) else "none"
@@ -52,6 +57,14 @@ def find_config(model: str) -> dict[str, Any]:
 def folder_or_name(model: str) -> str:
     """What transformers is given: a folder with `~` replaced, or the name itself."""
     return str(Path(model).expanduser()) if _is_path(model) else model
+
+
+def source_of(model: str) -> tuple[str, dict[str, str]]:
+    """What transformers is given: the folder or name, and by the name of the argument which GGUF file in the folder."""
+    if model.endswith(GGUF):
+        path = Path(model).expanduser()
+        return str(path.parent), {"gguf_file": path.name}
+    return folder_or_name(model), {}
 
 
 def why_not(model: str, what: str, error: BaseException) -> str:
@@ -99,6 +112,14 @@ def _is_path(model: str) -> bool:
     path = Path(model)
     beside = "/" in model and path.parent.is_dir()  # a folder misspelt, rather than a name `user/model`
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or path.exists() or beside
+
+
+def _refuse_gguf(file: Path) -> None:
+    if not file.is_file():
+        near = did_you_mean(file.name, [path.name for path in file.parent.glob(f"*{GGUF}")])
+        raise UserError(f"There is no file {file}.{near}")
+    if find_spec("gguf") is None:
+        raise UserError(f"{file}: transformers reads GGUF with a package that is not installed: pip install gguf")
 
 
 def _refuse_folder(folder: Path) -> None:

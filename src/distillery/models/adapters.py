@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")  # of a text batch: what networks may ask for
+POSITIONS = "position_ids"
 
 
 class Adapter(nn.Module):
@@ -55,6 +56,10 @@ class ImageAdapter(Adapter):
 class TextAdapter(Adapter):
     """Passes a network those tensors of `TOKENS` by name that its `forward` accepts.
 
+    In blocks of documents `position_ids` begin anew at each; transformers' causal models find the documents by them,
+    and let no token attend to another document, if they are given neither a mask nor a cache. (Padding then is one
+    document for each token: nothing attends to it.)
+
     Args:
         net: the network; only its signature is read.
         tokenizer: its name. In a batch with `<tokenizer>/input_ids` these are the network's tokens.
@@ -63,10 +68,14 @@ class TextAdapter(Adapter):
     def __init__(self, net: nn.Module, tokenizer: str | None = None) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.taken: Collection[str] = inspect.signature(net.forward).parameters.keys() & set(TOKENS)
+        accepted = inspect.signature(net.forward).parameters.keys()
+        self.taken: Collection[str] = accepted & set(TOKENS)
+        self.finds_documents = {POSITIONS, "use_cache"} <= accepted
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[()], dict[str, Tensor]]:
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[()], dict[str, Any]]:
         own = self._own(batch)
+        if POSITIONS in batch and self.finds_documents:
+            return (), {"input_ids": batch["input_ids"], POSITIONS: batch[POSITIONS], "use_cache": False}
         return (), {name: batch[own + name] for name in TOKENS if name in self.taken and own + name in batch}
 
     def mask(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -210,7 +210,7 @@ def _by_content(value: Any) -> Any:
 
 def _weights_sha256(path: Path) -> str | None:
     """SHA-256 of the weights of a finished run, in a file, or in the folder of a transformer; or of stored targets."""
-    if (is_weights_file(path) or path.suffix in SUFFIXES) and path.is_file():
+    if (is_weights_file(path) or path.suffix in (*SUFFIXES, ".gguf")) and path.is_file():
         return sha256_of(path)
     if (path / RECORD).is_file():
         return RunRecord.read(path).student_sha256

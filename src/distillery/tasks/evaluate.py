@@ -42,11 +42,12 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
             target = labelled["target"]
             if not len(target):
                 continue  # no token that counts, or no label
-            metric.update(rows.logits, target)
+            loss = task.loss(rows.logits, target)
+            task.score_rows(metric, rows.logits, loss, labelled)
             found["index"].append(labelled["index"])
             found["target"].append(target)
             found["predicted"].append(task.predict(rows.logits))
-            found["loss"].append(task.loss(rows.logits, target))
+            found["loss"].append(loss)
     joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
-    loss = joined.pop("loss").mean().item()
-    return Evaluation(metric.compute().item(), loss, **joined)
+    mean = joined.pop("loss").mean().item()
+    return Evaluation(metric.compute().item(), mean, **joined)

@@ -42,6 +42,7 @@ class Task(Protocol):
     prediction: ClassVar[Literal["class", "token", "number", "vector"]] = "class"
     per_token: ClassVar[bool] = False  # whether each token is a row, instead of each sample
     masked: ClassVar[bool] = False  # whether it predicts masked tokens (`data.mask`)
+    padded_outputs: ClassVar[bool] = False  # whether a network may give more logits than `outputs`: `rows` cuts them
     head: ClassVar[str]  # of a transformer: a key of `distillery.models.text.transformer.HEADS`
     pipeline_tag: ClassVar[str]  # what the Hugging Face hub calls the task
     weight: float  # of the hard-label loss in the objective
@@ -50,6 +51,11 @@ class Task(Protocol):
     def is_distribution(cls) -> bool:
         """Whether the softmax of a row of logits is a distribution, which teachers and students can compare."""
         return cls.prediction in ("class", "token")
+
+    @classmethod
+    def fits(cls, width: int, outputs: int | None) -> bool:
+        """Whether networks may give `width` logits in a row where the task has `outputs`."""
+        return outputs is None or width == outputs or (cls.padded_outputs and width > outputs)
 
     def outputs(self, data: Labelled) -> int | None:
         """The number of logits in a row for these data; None: any number.
@@ -74,8 +80,17 @@ class Task(Protocol):
         raise NotImplementedError
 
     def metric(self, outputs: int | None) -> Metric:
-        """Computes the score from the rows' logits and targets. It is updated with batches of at least one row."""
+        """Computes the score. It is updated by `score_rows`, with batches of at least one row."""
         raise NotImplementedError
+
+    def score_rows(self, metric: Metric, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        """Update the metric with rows: by default with their logits and targets.
+
+        Args:
+            loss: of each row, as `loss` gives it.
+            batch: what `rows` says of them.
+        """
+        metric.update(logits, batch["target"])
 
     def predict(self, logits: Tensor) -> Tensor:
         """The prediction of each row, [N, ...]."""
@@ -107,5 +122,6 @@ def labelled_rows(rows: Signals, batch: Batch, samples: Batch) -> tuple[Signals,
 
 
 def labelled_part(batch: Batch) -> Batch:
-    """What a batch says of its labelled rows or samples: `target`, `index` and `position`."""
-    return {key: batch[key][batch["labelled"]] for key in ("target", "index", "position") if key in batch}
+    """What a batch says of its labelled rows or samples: `target`, `index` and, of tokens, `position` and `bytes`."""
+    known = [key for key in ("target", "index", "position", "bytes") if key in batch]
+    return {key: batch[key][batch["labelled"]] for key in known}

@@ -155,14 +155,13 @@ class Distiller(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         rows, labelled = labelled_rows(*self.task.rows(self.student(batch), batch), batch)
-        target = labelled["target"]
-        count = len(target)
+        loss = self.task.loss(rows.logits, labelled["target"])
+        count = len(loss)
         if count:  # a batch of texts may have no labelled token
-            self.val_score.update(rows.logits, target)
+            self.task.score_rows(self.val_score, rows.logits, loss, labelled)
         # The attribute is named, since each stage has a metric of its own.
         self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")
-        loss = self.task.loss(rows.logits, target).sum() / max(1, count)
-        self.log("val/loss", loss, batch_size=count, sync_dist=True)
+        self.log("val/loss", loss.sum() / max(1, count), batch_size=count, sync_dist=True)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # FSDP2's

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -61,3 +62,23 @@ def test_teacher(minilm: str, tokens: Mapping[str, Tensor]) -> None:
     teacher.net.model = minilm
     net = instantiate(teacher.net, head="masked_lm", num_classes=30522, pretrained=True)
     assert net(**tokens).logits.shape == (2, 7, 30522)
+
+
+def test_causal_lm(tokens: Mapping[str, Tensor]) -> None:
+    """A new Llama by its sizes, and a pretrained teacher by its name."""
+    student = composed("+model/student=causal_lm", "student.net.config.hidden_size=32").student
+    assert student.keys() == {"net", "weights", "initialise", "input"}
+    net = instantiate(student.net, num_classes=60)
+    given = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    assert net(**given).logits.shape == (2, 7, 60)
+    assert type(net).__name__ == "LlamaForCausalLM"
+    assert net.lm_head.weight is net.model.embed_tokens.weight
+    padded = composed("+model/student=causal_lm", "+student.net.config.vocab_size=64").student  # to be a round number
+    assert instantiate(padded.net, num_classes=60)(**given).logits.shape == (2, 7, 64)
+    padded.net.config.vocab_size = 50
+    with pytest.raises(InstantiationException, match=r"vocab_size=50, and causal_lm predicts 60 tokens"):
+        instantiate(padded.net, num_classes=60)
+    teacher = composed("+model/teacher=causal_lm").teachers.main
+    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "cache"}
+    assert (teacher.weights, teacher.net.head) == ("pretrained", "causal_lm")
+    assert OmegaConf.is_missing(teacher.net, "model")

@@ -147,10 +147,11 @@ class TestNew:
 
     @pytest.mark.parametrize("head", HEADS)
     def test_heads(self, head: str, tokens: Mapping[str, Tensor]) -> None:
-        classes = {"masked_lm": 50, "sentence_embedding": 12}.get(head, 3)
+        classes = {"masked_lm": 50, "causal_lm": 50, "sentence_embedding": 12}.get(head, 3)
         output = transformer("bert", head, classes, SMALL)(**tokens)
         logits = output if isinstance(output, Tensor) else output.logits
-        expected = {CLASSIFY: (2, 3), "token_classification": (2, 7, 3), "masked_lm": (2, 7, 50)}
+        of_tokens = dict.fromkeys(("masked_lm", "causal_lm"), (2, 7, 50))
+        expected = {CLASSIFY: (2, 3), "token_classification": (2, 7, 3), **of_tokens}
         assert logits.shape == expected.get(head, (2, 12))
 
     def test_settings_of_a_folder_and_what_differs(self, classifier: Path) -> None:

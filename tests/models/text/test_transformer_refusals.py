@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedConfig
 
+from distillery.core import hub
 from distillery.core.errors import UserError
 from distillery.models.text.transformer import transformer, transformer_config
 from fixtures.small_transformers import SMALL
@@ -73,6 +74,14 @@ class TestRefusals:
             (classifier / "config.json").write_text(content)
         with pytest.raises(UserError, match=message):
             transformer_config(str(classifier.parent / name), CLASSIFY, 2)
+
+    def test_gguf_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "small.gguf").write_bytes(b"GGUF")
+        with pytest.raises(UserError, match=r"There is no file .*smal\.gguf\. Did you mean 'small\.gguf'"):
+            transformer_config(str(tmp_path / "smal.gguf"), "causal_lm")
+        monkeypatch.setattr(hub, "find_spec", lambda _: None)
+        with pytest.raises(UserError, match=r"a package that is not installed: pip install gguf"):
+            transformer_config(str(tmp_path / "small.gguf"), "causal_lm")
 
 
 class TestHub:

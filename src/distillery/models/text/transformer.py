@@ -9,6 +9,7 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.core.hub import FAILURES, find_config, folder_or_name, is_type, quiet, why_not
+from distillery.core.hub import FAILURES, find_config, is_type, quiet, source_of, why_not
 from distillery.models.hf_settings import refuse_sizes, refuse_unknown
 from distillery.models.text.sentence_encoder import SentenceEncoder
 
@@ -25,6 +26,7 @@ HEADS: dict[str, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,
     "token_classification": AutoModelForTokenClassification,
     "masked_lm": AutoModelForMaskedLM,
+    "causal_lm": AutoModelForCausalLM,
     "sentence_embedding": AutoModel,  # inside a SentenceEncoder
 }
 
@@ -45,9 +47,11 @@ def transformer(
     list is empty.
 
     Args:
-        model: a name on the hub, a folder with config.json, or a model type ('bert'), which has no weights.
+        model: a name on the hub, a folder with config.json, a GGUF file (whose quantised weights become float32), or a
+            model type ('bert'), which has no weights.
         head: a key of `HEADS`.
-        num_classes: of classification; the size of the vocabulary for masked_lm; the width for sentence_embedding.
+        num_classes: of classification; the size of the vocabulary for masked_lm and causal_lm (where `config` may have
+            a larger vocab_size); the width for sentence_embedding.
             None: what the model's own config says.
         config: settings of the model's config class that differ.
         pretrained: with the weights of the hub or of the folder.
@@ -105,13 +109,14 @@ def _size(default: PreTrainedConfig, head: str, num_classes: int | None, setting
     """The settings that `num_classes` stands for."""
     if num_classes is None or head == "sentence_embedding":
         return {}
-    if head == "masked_lm":
-        if settings.get("vocab_size", num_classes) != num_classes:
+    if head in ("masked_lm", "causal_lm"):
+        size = settings.get("vocab_size", num_classes)
+        if size < num_classes or (size > num_classes and head == "masked_lm"):
             raise UserError(
-                f"config.vocab_size={settings['vocab_size']}, and masked_lm predicts {num_classes} tokens: "
-                "they are the same. Leave config.vocab_size out."
+                f"config.vocab_size={size}, and {head} predicts {num_classes} tokens: they are the same. Leave "
+                "config.vocab_size out."
             )
-        return {"vocab_size": num_classes}
+        return {"vocab_size": size}
     if num_classes == default.num_labels:
         return {}  # the model keeps its own class names
     return {"num_labels": num_classes, "id2label": None, "label2id": None}
@@ -137,11 +142,13 @@ def _with_attention(make: Callable[..., Any]) -> Any:
 
 
 def _pretrained(model: str, head: str, config: PreTrainedConfig) -> PreTrainedModel:
+    place, file = source_of(model)
     try:
         net, info = _with_attention(
             partial(
                 HEADS[head].from_pretrained,
-                folder_or_name(model),
+                place,
+                **file,
                 config=config,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # a head for other classes is new; other mismatches are refused below

@@ -1,0 +1,130 @@
+"""Causal language modelling: each token of a text is predicted from those before it."""
+
+import math
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from distillery.core.errors import UserError
+from distillery.core.numerics import at_least_float32
+from distillery.data.tokens import IGNORED
+from distillery.losses.signals import Signals
+from distillery.tasks.task import Batch, Labelled, Task, Usage
+from distillery.tasks.tokens import token_rows
+
+
+@runtime_checkable
+class Documents(Protocol):
+    """A data set that can serve whole documents."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pack(self) -> bool | None: ...  # None: it serves texts for other tasks
+
+
+class BitsPerByte(Metric):
+    """Σ loss of the tokens that are text ÷ (ln 2 · Σ their bytes), over all batches and processes, in float64.
+
+    Takes the loss of each row in nats [N], and how many bytes of UTF-8 the row's token stands for [N]. Rows of no byte,
+    as the end of a text, count neither above nor below. NaN without any text.
+    """
+
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = False
+    nats: Tensor
+    bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("bytes", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, bytes: Tensor) -> None:
+        self.nats += loss.double()[bytes > 0].sum()
+        self.bytes += bytes.sum()
+
+    def compute(self) -> Tensor:
+        return self.nats / (math.log(2) * self.bytes)
+
+
+class CausalLM(Task):
+    """Predicts each token of a text from those before it. Score: bits per byte; lower is better.
+
+    It does not depend on the tokenizer, as a loss per token and its exponential, the perplexity, do. The loss is in
+    nats per token.
+
+    Args:
+        weight: weight of the loss on the tokens of the texts in the objective.
+    """
+
+    score = "bits per byte"
+    higher_is_better = False
+    score_range = (0.0, math.inf)
+    prediction = "token"
+    per_token = True
+    perplexity = True
+    padded_outputs = True
+    head = "causal_lm"
+    pipeline_tag = "text-generation"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+        self._vocabulary: int | None = None  # the tokenizer's size; networks may have more logits
+
+    def outputs(self, data: Labelled) -> int:
+        if not isinstance(data, Documents):
+            raise UserError(f"task=causal_lm: '{data.name}' has no texts. Choose others, as data=plain_text.")
+        if data.pack is None:
+            raise UserError(
+                f"task=causal_lm: '{data.name}' is served for other tasks. Set data.pack=true data.mask=null "
+                "data.too_long=split, and the source to whole documents (data.source.label=null, of sotu "
+                "data.source.words=null)."
+            )
+        self._vocabulary = data.vocab_size
+        return self._vocabulary
+
+    def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
+        """The tokens that bear loss, each with the logits of the token before it: [B,L,V] → rows [N,V].
+
+        The data's `target` [B,L] is the token itself; this is the one place where it is shifted. `position` is where a
+        row's logits stand, one before its target. `bytes` says what the target stands for. Logits beyond the
+        tokenizer's vocabulary are left out, so that softmaxes are over the same tokens in every network.
+        """
+        if batch["target"].dim() != 2 or "bytes" not in batch:
+            raise UserError("task=causal_lm: this batch has no documents. Set data.pack.")
+        shifted = {**batch, "target": _next(batch["target"], IGNORED)}
+        rows, labelled = token_rows("causal_lm", signals, shifted)
+        if self._vocabulary is not None:
+            rows = replace(rows, logits=rows.logits[..., : self._vocabulary])
+        sizes = _next(batch["bytes"], 0)[shifted["target"] != IGNORED]
+        return rows, {**labelled, "bytes": sizes}
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of each row [N], in at least float32."""
+        return nn.functional.cross_entropy(at_least_float32(logits), target, reduction="none")
+
+    def metric(self, outputs: int | None) -> BitsPerByte:
+        return BitsPerByte()
+
+    def score_rows(self, metric: Metric, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        metric.update(loss, batch["bytes"])
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return logits.argmax(-1)
+
+    @classmethod
+    def usage(cls, net: Any, tokenizer: Any) -> Usage:
+        return Usage(
+            '"The beginning of a text"',
+            ["tokens = model.generate(**inputs, max_new_tokens=50)", "print(tokenizer.decode(tokens[0]))"],
+        )
+
+
+def _next(values: Tensor, last: int) -> Tensor:
+    """[B, L] → at each place what stands at the next one; `last` at the end."""
+    return torch.cat([values[:, 1:], values.new_full((len(values), 1), last)], 1)
