@@ -112,13 +112,17 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
     write_own_data(tmp_path)
     once = ["trainer.max_epochs=1", "min_teacher_score=0"]
     small = [*once, "data.val_size=50", "data.train_size=100", f"data.root={tmp_path / 'fashion'}"]
-    # composed above; the last needs the hub
+    # composed above; the last needs the hub, and language models the speeches
     elsewhere = {
         "model/teacher=stored",
         "--cfg",
         "hardware=ddp",
         "experiment=fashion_mnist_vit",
         "study=digits_demo",
+        "data=sotu",
+        "experiment=sotu_lm_teacher",
+        "experiment=sotu_lm",
+        "task=causal_lm",
         "data.root=pets",
     }
     for name, *arguments in dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page)):

@@ -1,0 +1,230 @@
+"""Whole runs of causal language models: teacher, student, record, resume, proof and report."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from distillery.config.check import check
+from distillery.core.errors import UserError
+from distillery.results.record import RunRecord
+from distillery.results.report.write import write_report
+from distillery.runs.export.export import export
+from distillery.runs.job import resumed
+from distillery.runs.run import Result, train
+from distillery.runs.verify_run import verify_run
+from fixtures.building import build
+from fixtures.command_line import Cli
+from fixtures.documents import TINY, documents, tiny_llama, write_bpe
+from fixtures.runs import Died, Dies, config, sha256
+from fixtures.texts import write_jsonl
+
+TEXTS = documents(30, longest=40)
+pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("documents")
+    write_bpe(folder / "bpe")
+    (folder / "texts").mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(folder: Path) -> list[str]:
+    return [
+        "data=plain_text",
+        f"data.source.path='{folder / 'texts'}'",
+        "data.source.test_fraction=0.2",
+        f"data.tokenizer='{folder / 'bpe'}'",
+        "data.max_length=32",
+        "data.batch_size=2",
+        "task=causal_lm",
+        "model/student=causal_lm",
+        *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
+        "optim=adamw",
+        "optim.optimizer.lr=1e-2",
+        "logger=none",
+        "callbacks.scale_report=null",
+        "trainer.max_epochs=2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path, texts: list[str]) -> Result:
+    own = [*texts, "model/teacher=none", "student.net.config.hidden_size=32"]
+    return train(config(folder / "teacher", *own), own)
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher: Result, texts: list[str]) -> list[str]:
+    return [*texts, "model/teacher=run", f"teachers.main.weights='{teacher.folder}'", "seed=1"]
+
+
+@pytest.fixture(scope="module")
+def student(folder: Path, distilled: list[str]) -> Result:
+    return train(config(folder / "student", *distilled), distilled)
+
+
+def bits_per_byte(net: torch.nn.Module, tokenizer: object, held_out: Sequence[str], length: int) -> tuple[float, float]:
+    """And the loss per token: of each document by itself, with transformers alone."""
+    nats = lost = 0.0
+    sizes = tokens = 0
+    for text in held_out:
+        ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]  # type: ignore[operator, attr-defined]
+        for start in range(0, len(ids) - 1, length - 1):
+            piece = torch.tensor([ids[start : start + length]])
+            with torch.no_grad():
+                chances = net(input_ids=piece).logits[0, :-1].double().log_softmax(-1)
+            own = -chances.gather(1, piece[0, 1:, None]).squeeze(1)
+            lost, tokens = lost + own.sum().item(), tokens + len(own)
+            nats += own[: len(own) - (start + length >= len(ids))].sum().item()
+        sizes += len(text.encode()) - len(tokenizer.convert_ids_to_tokens(ids[0]))  # type: ignore[attr-defined]
+    return nats / math.log(2) / sizes, lost / tokens
+
+
+def test_the_record_has_the_score_that_transformers_gives(
+    folder: Path, teacher: Result, student: Result, tmp_path: Path
+) -> None:
+    """Of the exported folders, in a plain loop; the teacher's as well."""
+    data = student.parts.data
+    split = data.raw.test
+    held_out = [split.inputs.first[position] for position in split.indices.tolist()]
+    assert len(held_out) == 6
+    record = RunRecord.read(student.folder)
+    for run, given in ((teacher, record.teachers["main"]), (student, record.metrics["last"])):
+        out = export(run.folder, tmp_path / run.folder.name)
+        net, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+        score, loss = bits_per_byte(net.eval(), tokenizer, held_out, 32)
+        assert given.get("score", given.get("test_score")) == pytest.approx(score, rel=1e-5)
+        assert given["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+        assert (out / "README.md").read_text().count("bits per byte") >= 2
+    keys = ("score_name", "higher_is_better", "score_range")
+    assert [record.data[key] for key in keys] == ["bits per byte", False, [0.0, None]]
+    with np.load(student.folder / "predictions.npz") as saved:
+        assert len(saved["student"]) == len(saved["main"]) == len(saved["target"])
+
+
+def test_it_learns_and_the_best_checkpoint_is_the_lowest(student: Result, teacher: Result) -> None:
+    for result in (student, teacher):
+        scores = [entry["score"] for entry in result.record.timeline]
+        assert scores[-1] < scores[0] < 8
+        best = torch.load(result.folder / "checkpoints" / "best.ckpt", weights_only=True)
+        assert scores[best["epoch"]] == min(scores)
+    assert (student.record.method, student.record.status) == ("kd", "finished")
+    saved = OmegaConf.load(student.folder / "config.yaml").student
+    assert (saved.net.head, saved.net.num_classes) == ("causal_lm", student.parts.data.vocab_size)
+
+
+def test_a_resumed_run_ends_bit_equal(distilled: list[str], student: Result, tmp_path: Path) -> None:
+    """In the middle of an epoch of packed blocks."""
+    often = ["callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=3"]
+    with pytest.raises(Died):
+        train(config(tmp_path / "run", *distilled, *often), callbacks=[Dies(14)])
+    steps = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    epoch = len(student.parts.data.train_dataloader())
+    assert steps == 12
+    assert steps % epoch
+    torch.manual_seed(99)
+    assert train(resumed(tmp_path / "run", [])).record.status == "finished"
+    for file in ("student.safetensors", "predictions.npz"):
+        assert sha256(tmp_path / "run" / file) == sha256(student.folder / file), file
+
+
+def test_a_cached_teacher_gives_the_same_run(distilled: list[str], student: Result, tmp_path: Path) -> None:
+    """Its logits of each token are kept by block; other batches round otherwise."""
+    result = train(config(tmp_path / "run", *distilled, "teachers.main.cache=true"))
+    mine, theirs = (dict(each.parts.distiller.student.named_parameters()) for each in (result, student))
+    for name, parameter in mine.items():
+        torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_a_file_of_texts_are_documents(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text, "label": "a"} for text in TEXTS])
+    own = [f"data.source.path='{path}'", "data.source.label=null", "data.pack=false", "data.too_long=truncate"]
+    rest = [each for each in texts if not each.startswith(("data=", "data.source"))]
+    parts = build(config(tmp_path / "run", "data=jsonl", *own, *rest, "model/teacher=none"))
+    assert parts.data.sizes == {"train": 22, "val": 2, "test": 6}
+    assert "truncated, by" in "".join(parts.data.remarks)
+
+
+def test_it_is_verified_and_reported(
+    student: Result, distilled: list[str], texts: list[str], folder: Path, tmp_path: Path
+) -> None:
+    assert verify_run(student.folder).score == pytest.approx(student.record.metrics["last"]["test_score"], rel=1e-9)
+    own = [*texts, "model/teacher=none", "seed=1"]
+    baseline = train(config(tmp_path / "baseline", *own), own)
+    table = write_report([student.folder, baseline.folder], tmp_path / "out", "Documents").set_index("method")
+    assert table.loc["kd", "bits_per_byte_mean"] == student.record.metrics["last"]["test_score"]
+    difference = student.record.metrics["last"]["test_score"] - baseline.record.metrics["last"]["test_score"]
+    assert table.loc["kd", "bits_per_byte_diff_mean"] == pytest.approx(difference)
+    with np.load(student.folder / "predictions.npz") as saved:
+        assert table.loc["kd", "agreement"] == (saved["student"] == saved["main"]).mean()
+
+
+def test_a_pretrained_teacher_with_a_padded_vocabulary(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    """From a folder, as a name on the hub would be; its own tokenizer lies beside it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bpe")
+    net = tiny_llama(len(tokenizer) + 11)
+    with torch.no_grad():
+        net.get_output_embeddings().weight[len(tokenizer) :] = 9.0  # would take all probability
+    net.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    given = ["model/teacher=causal_lm", f"teachers.main.net.model='{tmp_path / 'teacher'}'", "trainer.max_epochs=1"]
+    result = train(config(tmp_path / "run", *texts, *given))
+    score = result.record.teachers["main"]["score"]
+    assert any("logits the first" in remark for remark in result.record.remarks)
+    held_out = [result.parts.data.raw.test.inputs.first[p] for p in result.parts.data.raw.test.indices.tolist()]
+    net.get_output_embeddings().weight.data = net.get_output_embeddings().weight.data[: len(tokenizer)]
+    assert score == pytest.approx(bits_per_byte(net, tokenizer, held_out, 32)[0], rel=1e-5)
+
+
+def test_what_does_not_fit_is_refused(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    write_bpe(tmp_path / "other", size=310)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bpe")
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "teacher")
+    teacher = ["model/teacher=causal_lm", f"teachers.main.net.model='{tmp_path / 'teacher'}'"]
+
+    def refused(message: str, *given: str) -> None:
+        with pytest.raises(UserError, match=message):
+            build(config(tmp_path / "run", *texts, *given))
+
+    other = [*teacher, f"teachers.main.input.tokenizer='{tmp_path / 'other'}'"]
+    refused(r"(?s)made for the tokenizer .*other.*texts become other tokens.*The labels are those of tokens", *other)
+    # the same tokens for the same texts, but one more that none of them has
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    changed = AutoTokenizer.from_pretrained(tmp_path / "teacher")
+    changed.add_tokens(["<tool>"])
+    changed.save_pretrained(tmp_path / "data_tokenizer")
+    more = [f"data.tokenizer='{tmp_path / 'data_tokenizer'}'"]
+    refused(r"1 of 321 ids stand for other tokens: 320 is '<tool>' and None", *teacher, *more)
+    refused(r"'texts' is served for other tasks", "data.pack=null", "data.too_long=truncate", "model/teacher=none")
+    refused(r"data\.max_length=65: the student network was made for 64", "data.max_length=65", "model/teacher=none")
+    with pytest.raises(UserError, match=r"min_teacher_score=2: it must be a score between 0 and 1"):
+        check(config(tmp_path / "run", "min_teacher_score=2", "model/teacher=none"))
+    check(config(tmp_path / "run", *texts, "min_teacher_score=2", "model/teacher=none"))
+
+
+def test_the_commands(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """A tokenizer of the documents, a run on it, and its proof."""
+    source = ["data=plain_text", f"data.source.path='{folder / 'texts'}'"]
+    code, said = cli("tokenizer", *source, "size=300", "out=made")
+    assert code == 0
+    assert "made: a tokenizer of 300 tokens, made of 24 texts" in said.replace("\n", " ")
+    sizes = [f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"]
+    own = ["task=causal_lm", "model/student=causal_lm", "model/teacher=none", *sizes, "data.max_length=32"]
+    small = ["trainer.max_epochs=1", "optim=adamw", "logger=none", "data.tokenizer=made", "hydra.run.dir=run"]
+    code, said = cli("train", *source, *own, *small)
+    assert code == 0, said
+    assert "test bits per byte" in said
+    assert "perplexity" in said
+    code, said = cli("evaluate", "run=run")
+    assert code == 0, said
