@@ -198,7 +198,7 @@ class TextData(Data):
         if tokenizer.mask_token_id is None:
             raise UserError(
                 f"data.mask={self.mask}: the tokenizer {self.tokenizer} has no mask token. Choose the tokenizer "
-                "of a masked language model, such as BERT."
+                "of a masked language model, such as BERT. For a causal one set data.mask=null data.pack=true."
             )
         return Masking(self.mask, tokenizer.mask_token_id, self.vocab_size, tuple(tokenizer.all_special_ids))
 

@@ -36,7 +36,8 @@ def load_tokenizer(name: str, setting: str) -> Any:
             raise ValueError("the files of the vocabulary are missing")
         return tokenizer
     except UserError as error:
-        raise UserError(f"{setting}={name}: {error}") from None
+        made = " distill-tokenizer makes one of your own texts." if setting == "data.tokenizer" else ""
+        raise UserError(f"{setting}={name}: {error}{made}") from None
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON errors and its own
         raise UserError(
             f"{setting}={name}: there is no tokenizer that transformers can load (tokenizer.json, or vocab.txt and "
