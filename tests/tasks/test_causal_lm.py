@@ -249,8 +249,8 @@ class Kept(L.Callback):
         self.terms.append({name: value.item() for name, value in outputs["terms"].items()})
 
 
-def update(data: TextData, size: int, batch: int) -> tuple[list[Tensor], dict[str, float]]:
-    """The gradient and the losses of one update on all blocks, in batches of `batch` of them."""
+def update(data: TextData, size: int, batch: int, ranks: int = 1) -> tuple[list[Tensor], dict[str, float]]:
+    """The gradient and, of one process, the losses of one update on all blocks, in batches of `batch` of them."""
     student, net = network(tiny_llama(size).double()), tiny_llama(size, seed=1).double()
     teacher, task = Teacher(net, TextAdapter(net)), CausalLM(0.7)
     data.batch_size = batch
@@ -269,6 +269,8 @@ def update(data: TextData, size: int, batch: int) -> tuple[list[Tensor], dict[st
         max_epochs=1,
         accumulate_grad_batches=-(-blocks // batch),
         accelerator="cpu",
+        devices=ranks,
+        strategy="ddp_fork" if ranks > 1 else "auto",
         precision="64-true",
         use_distributed_sampler=False,
         limit_val_batches=0,
@@ -279,9 +281,9 @@ def update(data: TextData, size: int, batch: int) -> tuple[list[Tensor], dict[st
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
-    assert trainer.global_step == 1
+    assert trainer.global_step == 1 or ranks > 1
     gradients = [old - new.detach() for old, new in zip(before, student.parameters(), strict=True)]
-    names = kept.terms[0]
+    names = kept.terms[0] if ranks == 1 else ()
     return gradients, {name: sum(line[name] for line in kept.terms) / len(kept.terms) for name in names}
 
 
@@ -301,6 +303,17 @@ def test_an_update_is_the_same_in_any_batches_packed_or_not(bpe: str, size: int)
     for others, values in found.values():
         assert values == pytest.approx(losses, rel=1e-6)
         torch.testing.assert_close(others, gradients, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_update_of_two_processes_is_that_of_one(bpe: str, size: int) -> None:
+    """Whose shares of the tokens are unequal."""
+    texts = documents(8, seed=4, longest=16)
+    expected, _ = update(document_data(bpe, texts, pack=False), size, 8)
+    for pack, batch in ((False, 8), (False, 4), (True, 4)):
+        found, _ = update(document_data(bpe, texts, pack=pack), size, batch, ranks=2)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_one_document_in_a_batch_counts_as_in_one_of_many(bpe: str, size: int) -> None:
