@@ -17,7 +17,7 @@ from distillery.models.adapters import ImageAdapter
 from distillery.runs.run import train
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers import cache
-from distillery.teachers.cache import TeacherCache, evaluated_once
+from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from fixtures.building import build
 from fixtures.composing import Compose, with_hint
@@ -105,12 +105,10 @@ def test_a_cached_teacher_is_scored_once_for_each_name() -> None:
 
     for _ in range(2):  # two runs of a study
         for name in ("val", "test"):
-            assert evaluated_once(TeacherCache(Seen({}), "scored", data), name, partial(judge, name)).score == 0.5
+            assert TeacherCache(Seen({}), "scored", data).evaluated(name, partial(judge, name)).score == 0.5
     assert calls == ["val", "test"]
-    evaluated_once(TeacherCache(Seen({}), "another", data), "val", partial(judge, "another teacher's"))
-    evaluated_once(None, "val", partial(judge, "not cached"))
-    evaluated_once(None, "val", partial(judge, "not cached"))
-    assert calls[2:] == ["another teacher's", "not cached", "not cached"]
+    TeacherCache(Seen({}), "another", data).evaluated("val", partial(judge, "another teacher's"))
+    assert calls[2:] == ["another teacher's"]
 
 
 def test_augmented_images_are_refused() -> None:

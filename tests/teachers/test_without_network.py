@@ -9,10 +9,11 @@ from distillery import Classification, Distiller, Network, Objective, Optim, Tea
 from distillery.losses.relation.rkd import RKD
 from distillery.losses.response.kd import KD
 from distillery.losses.signals import Signals
+from distillery.teachers.frozen import SignalSource
 from distillery.teachers.without_network import InBatch, TeacherWithoutNetwork
 
 
-class Served:
+class Served(SignalSource):
     """Computes elsewhere."""
 
     def __init__(self, net: nn.Module) -> None:

@@ -30,7 +30,7 @@ from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
-from distillery.teachers.without_network import StoredTeacher, TeacherWithoutNetwork, training_score
+from distillery.teachers.without_network import StoredTeacher, training_score
 from distillery.training.check_task import check_task
 from distillery.training.distiller import VALIDATED, Distiller, Optim
 from distillery.training.logged_metrics import refuse_unlogged
@@ -122,13 +122,13 @@ def build(
     student.tap_attention((), batch)
     frozen = loaded.load_all(cfg.teachers) | {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
     for name, teacher in frozen.items():
-        if task.per_token and isinstance(teacher, StoredTeacher):
+        if task.per_token and name in data.targets:
             raise UserError(
                 f"teachers.{name}: stored targets are of samples, and this task has a label for each token."
             )
         logits = _logits(teacher, batch, data.kind)
         fit_classes(teacher, cfg.teachers[name], data, task, outputs, logits, batch)
-        if isinstance(teacher, StoredTeacher) and not teacher.other_classes:
+        if name in data.targets and not teacher.other_classes:
             teacher.remarks += training_score(teacher, data, task, outputs)
     if former is None:
         reuse_classifier(student, frozen, batch)
@@ -223,7 +223,7 @@ def _refuse_networks(
         if isinstance(network, Teacher) and network.other_classes:
             if network.name in with_own_classes:
                 continue
-            if isinstance(network, TeacherWithoutNetwork):
+            if not network.has_network:
                 raise UserError(
                     f"Teacher {network.name!r} ({network.source}) {network.other_classes}. Choose its columns with "
                     f"teachers.{network.name}.classes, or learn from it by loss/response=[uld]."
@@ -246,7 +246,7 @@ def _refuse_networks(
         from distillery.config.check_texts import check_lengths, check_one_way
 
         for network in networks:
-            if not isinstance(network, TeacherWithoutNetwork):
+            if not isinstance(network, Teacher) or network.has_network:
                 check_lengths(network, data)
                 check_one_way(network, data)
 

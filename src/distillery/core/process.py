@@ -14,6 +14,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """The number of this process among them."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def is_main() -> bool:
     """Whether this process is the job's first: the one that writes the run folder."""
     return all(int(os.environ.get(name, 0)) == 0 for name in NUMBERS)

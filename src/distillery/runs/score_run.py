@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ from distillery.models.weights import save_weights, unwrap, weights_hash
 from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
-from distillery.teachers.cache import evaluated_once
 from distillery.teachers.ensemble import Ensemble
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.linear_probe import probe_of
 from distillery.teachers.peer import Peer
-from distillery.teachers.without_network import StoredTeacher, TeacherWithoutNetwork
 
 NO_COST = dict.fromkeys(("params", "embedding_params", "flops", "latency_ms"))
 
@@ -85,30 +82,29 @@ def score_run(
 def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor | None]:
     """What the record says of a teacher, and its predictions on the test split; None if its own classes are others."""
     assert isinstance(teacher, Teacher | Peer)
-    judge = partial(_evaluate, parts, teacher, parts.data.test_dataloader())
     loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
-    source = teacher.training_signals if isinstance(teacher, Teacher) else None
     entry = {
         "role": teacher.role,
         "source": teacher.source,
         "sha256": teacher.sha256 if loaded else weights_hash(teacher.net),
         "score": None,
-        **(NO_COST if isinstance(teacher, TeacherWithoutNetwork) else _cost(teacher, parts.example)),
+        **(_cost(teacher, parts.example) if not isinstance(teacher, Teacher) or teacher.has_network else NO_COST),
     }
-    if isinstance(teacher, StoredTeacher):
-        if (batches := teacher.batches(parts.data, "test")) is None:
-            return entry | {"scored_by": "nothing: some test samples have no stored target"}, None
-        judge = partial(_evaluate, parts, teacher, batches)
+    linear = None
     if isinstance(teacher, Teacher) and teacher.other_classes:
         entry["scored_by"] = f"nothing: it {teacher.other_classes}"
         linear = probe_of(teacher, parts.data, parts.distiller.task)
         if linear is None:
             return entry, None
         entry["scored_by"] = f"{linear.name}, as it {teacher.other_classes}"
-        judge = partial(_evaluate, parts, linear, parts.data.test_dataloader())
-    found = evaluated_once(source, f"test {type(parts.distiller.task)} {vars(parts.distiller.task)}", judge)
-    entry |= {"score": found.score, **_perplexity(parts, found)}
-    return entry, None if "scored_by" in entry else found.predicted
+    if isinstance(teacher, Teacher):
+        evaluation = teacher.evaluation(parts.data, "test", parts.distiller.task, parts.distiller.outputs, linear)
+    else:
+        evaluation = _evaluate(parts, teacher, parts.data.test_dataloader())
+    if isinstance(evaluation, str):
+        return entry | {"scored_by": f"nothing: {evaluation}"}, None
+    entry |= {"score": evaluation.score, **_perplexity(parts, evaluation)}
+    return entry, None if "scored_by" in entry else evaluation.predicted
 
 
 def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:

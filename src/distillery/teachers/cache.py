@@ -32,7 +32,7 @@ def _held(teacher: str, data: str, batch_size: int) -> Held:
     return Held()
 
 
-class TeacherCache:
+class TeacherCache(SignalSource):
     """The signals of a teacher for the training samples, computed once.
 
     The first call computes the signals of all training samples and keeps them in memory. Later runs of this process
@@ -70,6 +70,13 @@ class TeacherCache:
         row = self._row[index.cpu()]
         found = {name: values.rows(row, mask).to(index.device) for name, values in self._values.items()}
         return _like(self._first, found, mask)
+
+    def evaluated(self, key: str, judge: Callable[[], Evaluation]) -> Evaluation:
+        """See `SignalSource`. Each is judged once."""
+        known = self.held().evaluations
+        if key not in known:
+            known[key] = judge()
+        return known[key]
 
     @property
     def _batch_size(self) -> int:
@@ -122,16 +129,6 @@ class TeacherCache:
                 f"The teacher's signals for {samples:,} samples would take {size / 2**30:.0f} GiB, and this machine "
                 f"has {memory / 2**30:.0f}. Set the teacher's cache=false, or choose fewer or smaller layers."
             )
-
-
-def evaluated_once(source: SignalSource | None, name: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
-    """The result of `evaluate`. If the teacher is cached, it is called once for each `name`."""
-    if not isinstance(source, TeacherCache):
-        return evaluate()
-    known = source.held().evaluations
-    if name not in known:
-        known[name] = evaluate()
-    return known[name]
 
 
 def _flat(signals: Signals) -> dict[str, Tensor]:

@@ -1,20 +1,25 @@
 """The teacher: a network that stays frozen, whatever is done to the module that holds it."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.process import rank, world_size
 from distillery.core.roles import FROZEN
+from distillery.data.module import Data, Stage
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.models.taps.network import Network, probe
 from distillery.models.weights import weights_hash
+from distillery.tasks.evaluate import Evaluation, evaluate
+from distillery.tasks.task import Task
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BatchNormMode = Literal["eval", "train"]
@@ -30,6 +35,10 @@ class SignalSource(Protocol):
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
         """The signals of the batch's samples, on the device of the batch: every tap that the losses read, no graph."""
         ...
+
+    def evaluated(self, key: str, judge: Callable[[], Evaluation]) -> Evaluation:
+        """The teacher's evaluation that `key` identifies: the result of `judge`, unless it is known already."""
+        return judge()
 
 
 class Teacher(Network):
@@ -49,6 +58,7 @@ class Teacher(Network):
     """
 
     role = FROZEN
+    has_network: ClassVar[bool] = True  # False: only its logits are known. It has no layers, no lengths and no costs
 
     def __init__(
         self,
@@ -127,6 +137,38 @@ class Teacher(Network):
         if training and self.training_signals is not None:
             return self.training_signals.signals(batch)
         return self.compute(batch, training, stop=training and self.stops)
+
+    def batches(self, data: Data, stage: Stage) -> Iterable[Mapping[str, Tensor]] | str:
+        """What it is scored on: the batches of a split; of train this process's share of those with a label.
+
+        Training samples are not augmented. A text instead says why it cannot be scored there.
+        """
+        if stage == "test":
+            return data.test_dataloader()
+        if stage == "val":
+            return data.val_dataloader() or "there are no validation samples"
+        if not data.labelled:
+            return "no training sample has a label"
+        own = data.narrowed(data.splits["train"].labelled_indices)
+        keys, dataset = own.plain(data.eval_batch_size, augmented=False)
+        mine = keys[rank() :: world_size()] or keys[:1]
+        return DataLoader(dataset, sampler=mine, batch_size=None, num_workers=data.workers)
+
+    def evaluation(
+        self, data: Data, stage: Stage, task: Task, outputs: int | None, judged: nn.Module | None = None
+    ) -> Evaluation | str:
+        """Its evaluation on its `batches`, or why there is none.
+
+        Args:
+            outputs: see `Task.outputs`.
+            judged: the network that is scored in its place, as a linear probe.
+        """
+        batches = self.batches(data, stage)
+        if isinstance(batches, str):
+            return batches
+        judge = partial(evaluate, judged or self, batches, task, outputs)
+        key = f"{stage} {type(task).__name__} {vars(task) | {'weight': None}}"  # the weight changes no score
+        return judge() if self.training_signals is None else self.training_signals.evaluated(key, judge)
 
     def choose_classes(self, index: Sequence[int], batch: Mapping[str, Tensor]) -> None:
         """Give logits of some of its classes from now on: the rows of its classifier are chosen.

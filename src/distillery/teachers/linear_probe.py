@@ -14,7 +14,6 @@ from distillery.data.module import Data
 from distillery.losses.signals import Signals
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.without_network import TeacherWithoutNetwork
 
 MOST = 10_000  # training samples of a probe
 ABSENT = -1e4  # the logit of a class without training samples
@@ -64,7 +63,7 @@ def probe_of(teacher: Teacher, data: Data, task: Task) -> LinearProbe | None:
     None: it has no embeddings, or the samples do not have one class each.
     """
     if (
-        isinstance(teacher, TeacherWithoutNetwork)
+        not teacher.has_network
         or task.prediction != "class"
         or task.per_token
         or data.splits["train"].targets.is_floating_point()

@@ -1,6 +1,6 @@
 """Teachers that are no networks here: their logits were stored, or are asked of something else."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distillery.data.module import Data, Stage
+from distillery.data.stored_targets import NAMES
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
-from distillery.tasks.evaluate import evaluate
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import SignalSource, Teacher
 
@@ -53,6 +53,8 @@ class TeacherWithoutNetwork(Teacher):
         sha256: identifies what it gives.
     """
 
+    has_network = False
+
     def __init__(
         self, signals: SignalSource, outputs: int, name: str = "teacher", source: str = "", sha256: str = ""
     ) -> None:
@@ -72,7 +74,7 @@ class TeacherWithoutNetwork(Teacher):
 
 
 @dataclass(frozen=True)
-class InBatch:
+class InBatch(SignalSource):
     """A `SignalSource` of logits that come with each batch, by this name."""
 
     name: str
@@ -97,14 +99,18 @@ class StoredTeacher(TeacherWithoutNetwork):
         self.class_names = targets.classes
         self.remarks += targets.remarks
 
-    def batches(self, data: Data, stage: Stage) -> Iterator[Mapping[str, Tensor]] | None:
-        """What it is scored on: the batches of a split, without inputs; None: some samples have no stored target."""
-        return data.without_inputs(stage) if f"stored/{self.name}" in data.splits[stage].extra else None
+    def batches(self, data: Data, stage: Stage) -> Iterable[Mapping[str, Tensor]] | str:
+        """See `Teacher`: the batches without inputs, which take time to make."""
+        if stage == "train" and not data.labelled:
+            return "no training sample has a label"
+        if not data.sizes[stage] or f"stored/{self.name}" not in data.splits[stage].extra:
+            return f"some {NAMES[stage]} samples have no stored target"
+        return data.without_inputs(stage)
 
 
-def training_score(teacher: StoredTeacher, data: Data, task: Task, outputs: int | None) -> list[str]:
+def training_score(teacher: Teacher, data: Data, task: Task, outputs: int | None) -> list[str]:
     """For the user: the teacher's score on the training samples that have a label."""
-    if not data.labelled:
+    found = teacher.evaluation(data, "train", task, outputs)
+    if isinstance(found, str):
         return []
-    found = evaluate(teacher, data.without_inputs("train"), task, outputs)
     return [f"{task.score} {found.score:.4f} on the {len(found.target):,} labelled training samples"]

@@ -14,7 +14,6 @@ from distillery.models.taps.network import Network
 from distillery.models.taps.pooled_map import pooled_map
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
-from distillery.teachers.without_network import TeacherWithoutNetwork
 
 Stages = Callable[[Network], Mapping[str, torch.Size]]
 
@@ -45,7 +44,8 @@ def wire(
     for name, term in single:
         if term.teacher not in teachers:
             raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
-        if isinstance(teachers[term.teacher], TeacherWithoutNetwork):
+        teacher = teachers[term.teacher]
+        if isinstance(teacher, Teacher) and not teacher.has_network:
             _refuse_layers(name, term)
         try:
             if isinstance(term.layers, Mapping):

@@ -1,23 +1,18 @@
 """Checks that a teacher is good enough before training, and that training has not changed it."""
 
 import warnings
-from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from distillery.core.errors import UserError
 from distillery.core.terminal import say, telling
 from distillery.data.module import Data
-from distillery.tasks.evaluate import Evaluation, evaluate
-from distillery.teachers.cache import evaluated_once
+from distillery.tasks.evaluate import Evaluation
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.linear_probe import LinearProbe, probe_of
-from distillery.teachers.without_network import StoredTeacher
 from distillery.training.distiller import Distiller
 
 FEW = 1000  # classes: finding the best order of more takes too long
@@ -51,13 +46,11 @@ class TeacherGuard(L.Callback):
         self._fingerprints = {name: teacher.expected_fingerprint() for name, teacher in module.frozen.items()}
         own_data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data: Data = getattr(own_data, "now", own_data)  # of a run with stages: that of the stage
-        val = data.val_dataloader()
-        if not val and not data.labelled:
+        if not data.sizes["val"] and not data.labelled:
             if trainer.is_global_zero and telling():
                 limit = f", and min_teacher_score={self.min_score:g} is not checked" if self.min_score else ""
                 say(f"The teachers are not scored before training{limit}: only the test samples have labels.")
             return
-        loader, usual = (val, "validation split") if val else _labelled(data, trainer)
         task, outputs = module.task, module.outputs
         asked = f"{type(task)} {vars(task) | {'weight': None}} {data.fingerprint}"  # the weight changes no score
         for name, teacher in module.frozen.items():
@@ -65,27 +58,23 @@ class TeacherGuard(L.Callback):
                 continue
             self._scored.add((teacher, asked))
             judged = probe_of(teacher, data, task) if teacher.other_classes else teacher
-            batches, split, reason = loader, usual, teacher.other_classes if judged is None else ""
-            if isinstance(teacher, StoredTeacher) and not reason:
-                if own := val and teacher.batches(data, "val"):
-                    batches = own
-                elif data.labelled:
-                    batches, split = data.without_inputs("train"), _name(data)
-                else:
-                    reason = "has no targets for the validation samples, and no other sample has a label"
-            if judged is None or reason:
+            found: Evaluation | str = f"it {teacher.other_classes}"
+            split = "validation split"
+            if judged is not None:
+                found = teacher.evaluation(data, "val", task, outputs, judged)
+                if isinstance(found, str):
+                    found, split = teacher.evaluation(data, "train", task, outputs, judged), _name(data)
+            if isinstance(found, str):
                 if trainer.is_global_zero:
-                    say(f"Teacher {name!r} is not scored: it {reason}")
+                    say(f"Teacher {name!r} is not scored: {found}")
                 continue
-            judge = partial(evaluate, judged, batches, task, outputs)
-            found = evaluated_once(teacher.training_signals, f"guard {type(task)} {vars(task)}", judge)
             by = f" ({judged.name})" if isinstance(judged, LinearProbe) else ""
             if trainer.is_global_zero and telling():
                 say(f"Teacher {name!r}: {task.score} {found.score:.4f} on the {split}{by}")
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
             chance = 1 / outputs if outputs else 0.0
             near_chance = accuracy < chance + 0.1 * (1 - chance)
-            cause = f" {likely_cause(found, isinstance(teacher, StoredTeacher))}" if near_chance and not by else ""
+            cause = f" {likely_cause(found, not teacher.has_network)}" if near_chance and not by else ""
             worse = found.score < self.min_score if task.higher_is_better else found.score > self.min_score
             if self.min_score and worse and name not in module.stage_teachers:
                 raise UserError(
@@ -107,13 +96,6 @@ class TeacherGuard(L.Callback):
 
     on_stage_start = on_train_start
     on_stage_end = on_fit_end
-
-
-def _labelled(data: Data, trainer: L.Trainer) -> tuple[DataLoader[dict[str, Tensor]], str]:
-    """This process's share of the labelled training samples, not augmented, and what they are called."""
-    keys, dataset = data.narrowed(data.splits["train"].labelled_indices).plain(data.eval_batch_size, augmented=False)
-    own = keys[trainer.global_rank :: trainer.world_size] or keys[:1]
-    return DataLoader(dataset, sampler=own, batch_size=None, num_workers=data.workers), _name(data)
 
 
 def _name(data: Data) -> str:
