@@ -33,11 +33,17 @@ def document_chunks(texts: Sequence[str], order: Sequence[int]) -> Iterator[list
         yield chunk
 
 
-def document_columns(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[list[int]]]:
+def document_columns(
+    tokenizer: Any, texts: Sequence[str], completions: Sequence[str] | None = None
+) -> dict[str, list[list[int]]]:
     """`input_ids` and `bytes` of each whole document.
 
     A document ends with the tokenizer's end-of-text token, if there is one. `bytes` is the number of UTF-8 bytes that a
     token stands for, 0 for tokens that are no text; those of a document add up to its own.
+
+    Args:
+        completions: what follows each text, which is then a prompt. Both are tokenised by themselves, so that the
+            tokens of a prompt do not depend on what follows. Only what follows bears loss: `target`, besides.
 
     Raises:
         UserError: a tokenizer written in Python, which does not tell what part of the text a token covers.
@@ -47,17 +53,36 @@ def document_columns(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[lis
             f"data.pack: {type(tokenizer).__name__} does not tell which part of a text each token covers, which bits "
             "per byte need. Choose a tokenizer with a tokenizer.json."
         )
-    given = tokenised(tokenizer, texts, None, None)
     end = tokenizer.eos_token_id
     found: dict[str, list[list[int]]] = {"input_ids": [], "bytes": []}
+    if completions is not None:
+        found["target"] = []
+        for (prompt, before), (ids, sizes) in zip(
+            _tokens_with_bytes(tokenizer, texts), _tokens_with_bytes(tokenizer, completions, special=False), strict=True
+        ):
+            start = len(prompt) - (end is not None and prompt[-1:] == [end])  # a tokenizer may end each text itself
+            last = [] if end is None else [end]
+            found["input_ids"].append([*prompt[:start], *ids, *last])
+            found["bytes"].append([*before[:start], *sizes, *(0 for _ in last)])
+            found["target"].append([*(IGNORED for _ in range(start)), *ids, *last])
+        return found
+    for ids, sizes in _tokens_with_bytes(tokenizer, texts):
+        ended = end is None or (len(ids) > 0 and ids[-1] == end)
+        found["input_ids"].append(ids if ended else [*ids, end])
+        found["bytes"].append([*sizes, *([] if ended else [0])])
+    return found
+
+
+def _tokens_with_bytes(
+    tokenizer: Any, texts: Sequence[str], special: bool = True
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The tokens of each text, and the bytes that each stands for; `special`: with those that the tokenizer adds."""
+    given = tokenised(tokenizer, texts, None, None) if special else tokenizer(list(texts), add_special_tokens=False)
     for text, ids, encoding in zip(texts, given["input_ids"], given.encodings, strict=True):
         added = np.array(encoding.special_tokens_mask, dtype=bool)
         sizes = np.zeros(len(ids), dtype=np.int64)
         sizes[~added] = token_bytes(text, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[~added, 1])
-        ended = end is None or (len(ids) > 0 and ids[-1] == end)
-        found["input_ids"].append(ids if ended else [*ids, end])
-        found["bytes"].append([*sizes.tolist(), *([] if ended else [0])])
-    return found
+        yield ids, sizes.tolist()
 
 
 def token_bytes(text: str, ends: Integers) -> Integers:

@@ -84,12 +84,14 @@ class RawData:
 class Texts:
     """N texts, or N pairs of texts, addressed by their position.
 
-    With `labels` (token classification), each text is a list of words, with one label per word.
+    With `labels` (token classification), each text is a list of words, with one label per word. With `completions`
+    (causal language models) each text is a prompt, and only what follows it is learnt.
     """
 
     first: Sequence[str] | Sequence[Sequence[str]]
     second: Sequence[str] | None = None
     labels: Sequence[Sequence[int]] | None = None
+    completions: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -97,7 +99,7 @@ class Texts:
     def content(self) -> bytes:
         """What identifies the texts, for the fingerprint."""
         sha = hashlib.sha256()
-        for part in (self.first, self.second, self.labels):
+        for part in (self.first, self.second, self.labels, self.completions):
             for item in part or ():
                 sha.update(repr(item).encode() + b"\n")
         return sha.digest()

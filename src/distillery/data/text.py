@@ -103,7 +103,12 @@ class TextData(Data):
     def training_texts(self) -> list[str]:
         """The training texts, which need no tokenizer."""
         train = self._subset(self._validation()[0])
-        return [train.inputs.first[position] for position in train.indices.tolist()]
+        texts: Texts = train.inputs
+        after = texts.completions
+        return [
+            str(texts.first[position]) + ("" if after is None else after[position])
+            for position in train.indices.tolist()
+        ]
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -152,6 +157,8 @@ class TextData(Data):
         if self.pack is None:
             if self.too_long == "split":
                 raise UserError("data.too_long=split is for causal language models: set data.pack, or truncate.")
+            if texts.completions is not None:
+                raise UserError(f"'{self.raw.name}' has prompts and completions, for task=causal_lm: set data.pack.")
             return
         if self.mask is not None:
             raise UserError(f"data.pack={self.pack} and data.mask={self.mask} exclude each other: set one to null.")
@@ -240,7 +247,7 @@ class TextData(Data):
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
         """The texts at `indices`, tokenised, or what an earlier run has kept of them."""
         tokenizer, content = self.loaded_tokenizer, texts.content()
-        kind = () if self.pack is None else (b"documents",)
+        kind = () if self.pack is None else (b"documents" if texts.completions is None else b"completions",)
         key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes(), *kind)
         found = load_tokens(key)
         if found is None:
@@ -280,7 +287,8 @@ class TextData(Data):
         """The columns of these texts, without the mask, which is all ones before padding; and the truncated ones."""
         first = [texts.first[position] for position in positions]
         if self.pack is not None:
-            found = document_columns(self.loaded_tokenizer, first)  # type: ignore[arg-type]
+            after = None if texts.completions is None else [texts.completions[position] for position in positions]
+            found = document_columns(self.loaded_tokenizer, first, after)  # type: ignore[arg-type]
             longer = [p for p, ids in zip(positions, found["input_ids"], strict=True) if len(ids) > (self.limit or 0)]
             return found, longer
         second = None if texts.second is None else [texts.second[position] for position in positions]
