@@ -35,8 +35,9 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
     import torch
     import torch.nn.functional as F
 
-    from distillery.losses.chunked import Batch, Headed, sum_over_rows
+    from distillery.losses.chunked import Batch, sum_over_rows
     from distillery.losses.functional import kd
+    from distillery.losses.levels import Headed
 
     def loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: Batch) -> torch.Tensor:
         assert teacher_logits is not None

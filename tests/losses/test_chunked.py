@@ -11,8 +11,9 @@ from torch import Tensor
 
 from distillery.config.loss_catalogue import losses
 from distillery.core.errors import UserError
-from distillery.losses.chunked import Batch, Headed, RowLoss, sum_over_rows, weighted_sum
+from distillery.losses.chunked import Batch, RowLoss, sum_over_rows, weighted_sum
 from distillery.losses.functional import kd
+from distillery.losses.levels import Headed
 from distillery.losses.response.jsd import JSD
 from distillery.losses.response.kd import KD
 from distillery.losses.response.topk_kd import TopKKD

@@ -31,7 +31,7 @@ from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 from distillery.teachers.without_network import StoredTeacher, training_score
-from distillery.training.check_task import check_task
+from distillery.training.check_task import check_levels, check_task
 from distillery.training.distiller import VALIDATED, Distiller, Optim
 from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.objective import Objective
@@ -155,6 +155,7 @@ def build(
     for name, teacher in frozen.items():
         if cfg.teachers[name].get("cache"):
             teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
+    check_levels(terms, teachers)
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in VALIDATED else 1

@@ -5,7 +5,7 @@ of a chunk and of the gradients themselves.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32, full_precision
+from distillery.losses.levels import Headed
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Term
@@ -22,32 +23,6 @@ Batch = Mapping[str, Tensor]
 # (student's logits [n,V], teacher's logits [n,V'] or None, batch of the n rows) → the weighted loss of each row, [n]
 RowLoss = Callable[[Tensor, Tensor | None, Batch], Tensor]
 ROWS = 64
-
-
-@dataclass(frozen=True)
-class Headed:
-    """Rows before a network's head, and the head.
-
-    Attributes:
-        hidden: [N,H].
-        weight: [V,H], also where it is the embedding.
-        bias: [V].
-        softcap: c of c · tanh(logits / c), the last step of Gemma 2.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
-
-    def logits(self) -> Tensor:
-        """[N,V] in at least float32. Low precision is widened before the product, which is not rounded."""
-        with full_precision(self.hidden):
-            product = at_least_float32(self.hidden) @ at_least_float32(self.weight).mT
-            return self.capped(product if self.bias is None else product + self.bias)
-
-    def capped(self, logits: Tensor) -> Tensor:
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
 def sum_over_rows(

@@ -3,13 +3,14 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from types import ModuleType
 
 from torch import Tensor
 
 import distillery.losses
 from distillery.losses import FAMILIES
+from distillery.losses.levels import Level
 from distillery.losses.term import Term
 
 
@@ -25,6 +26,18 @@ def term_of(module: ModuleType) -> type[Term]:
     """The term that a loss's module defines."""
     (term,) = (member for member in _own(module) if inspect.isclass(member) and issubclass(member, Term))
     return term
+
+
+def losses_for(levels: Container[Level]) -> list[str]:
+    """What a user sets to learn from teachers that give no more than this of their distributions."""
+    found = []
+    for module in loss_modules():
+        loss = term_of(module)
+        name = module.__name__.rpartition(".")[2]
+        for level, setting in loss.contract.below_logits.items():
+            if level in levels:
+                found.append(f"loss/response=[{name}]" + (f" with loss.{name}.{setting}" if setting else ""))
+    return found
 
 
 def functions_of(module: ModuleType) -> dict[str, Callable[..., Tensor]]:

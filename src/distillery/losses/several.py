@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.numerics import at_least_float32
 from distillery.core.random import uniforms
+from distillery.losses.levels import Available, Level
 from distillery.losses.signals import Signals
 from distillery.losses.steps import Steps
 from distillery.losses.term import Term
@@ -113,6 +114,14 @@ class Several(Term):
     @property
     def needs_logits(self) -> bool:
         return self.combine in BY_LABEL or any(term.needs_logits for term in self.by_teacher.values())
+
+    @property
+    def least_level(self) -> Level | None:
+        return "logits" if self.combine in BY_LABEL else cast(Term, self.copies[0]).least_level
+
+    def check_available(self, available: Available) -> None:
+        for term in self.by_teacher.values():
+            term.check_available(available)
 
     def combined(
         self, values: Mapping[str, Tensor], teachers: Mapping[str, Signals], batch: Mapping[str, Tensor]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from distillery.core.numerics import at_least_float32, full_precision
+from distillery.losses.levels import Available, Headed, Level, SparseLogits
 from distillery.losses.tokens import among
 
 INPUT = "input"
@@ -80,12 +81,29 @@ class Signals:
     """`logits` [B, C] (or the rows of them that count, [N, C]); `layers` and `attention` by tap.
 
     `mask` [B, L] is non-zero where a token counts; None: all tokens count.
+
+    Where logits are not given, or not computed yet, they are [B, 0]. Then `headed` or `sparse` may have what is known
+    of them, with the same leading dimensions that they would have.
     """
 
     logits: Tensor
     layers: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, Attention] = field(default_factory=dict)
     mask: Tensor | None = None
+    headed: Headed | None = None
+    sparse: SparseLogits | None = None
+
+    @property
+    def available(self) -> Available:
+        """What is known of the distributions."""
+        if self.logits.shape[-1] or self.headed is not None:
+            return Available()
+        return Available(frozenset()) if self.sparse is None else self.sparse.available
+
+    @property
+    def level(self) -> Level | None:
+        """The highest level of them, see `LEVELS`."""
+        return self.available.level
 
     def detach(self) -> "Signals":
         """The same values, detached from the graph."""
@@ -94,7 +112,16 @@ class Signals:
             for tap, a in self.attention.items()
         }
         layers = {tap: tensor.detach() for tap, tensor in self.layers.items()}
-        return Signals(self.logits.detach(), layers, attention, self.mask)
+        headed = None if self.headed is None else self.headed.detach()
+        return replace(self, logits=self.logits.detach(), layers=layers, attention=attention, headed=headed)
+
+    def rows(self, which: Tensor) -> "Signals":
+        """The rows of logits, or of what stands for them, where a mask is true. All else stays as it is."""
+        logits = self.logits[which] if self.logits.shape[-1] else self.logits
+        headed = None if self.headed is None else self.headed.rows(which)
+        return replace(
+            self, logits=logits, headed=headed, sparse=None if self.sparse is None else self.sparse.rows(which)
+        )
 
     def take(self, rows: Tensor, samples: Tensor) -> "Signals":
         """The signals of some samples alone.
@@ -108,8 +135,10 @@ class Signals:
             for tap, a in self.attention.items()
         }
         layers = {tap: tensor if is_parameter(tap) else tensor[samples] for tap, tensor in self.layers.items()}
-        logits = self.logits[rows if self.logits.shape[-1] else samples]  # [B, 0] of a network that was stopped early
-        return Signals(logits, layers, attention, None if self.mask is None else self.mask[samples])
+        own = self.rows(rows)
+        logits = own.logits if own.logits.shape[-1] else self.logits[samples]  # [B, 0]
+        mask = None if self.mask is None else self.mask[samples]
+        return replace(own, logits=logits, layers=layers, attention=attention, mask=mask)
 
 
 def _of(mask: Tensor | None, samples: Tensor) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says
+from distillery.losses.levels import Available, Level
 from distillery.losses.settings import check_settings
 from distillery.losses.signals import Signals
 
@@ -42,6 +43,8 @@ class Contract:
     per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
     bias: str = ""  # how its settings differ from the divergence that they stand for, where they do
+    # {a level below "logits" that is enough: the setting with which it is, or ""}; see `Term.least_level`
+    below_logits: Mapping[Level, str] = field(default_factory=dict)
     reads_labels: bool = False  # runs on the labelled rows alone, where some samples have no label
 
 
@@ -204,6 +207,20 @@ class Term(nn.Module):
     def needs_logits(self) -> bool:
         """Whether `forward` reads the teacher's logits."""
         return self.contract.needs == "logits"
+
+    @property
+    def least_level(self) -> Level | None:
+        """What it must know of the teacher's distributions to be exact; None: nothing."""
+        return "logits" if self.needs_logits else None
+
+    def check_available(self, available: Available) -> None:
+        """Refuse settings that cannot be computed from what is available of the teacher's distributions.
+
+        Called before training with what the teacher will give, of which `least_level` is a part.
+
+        Raises:
+            UserError: says which setting to change.
+        """
 
 
 def hard_target(batch: Mapping[str, Tensor], name: str) -> Tensor:

@@ -100,7 +100,7 @@ class CausalLM(Task):
         shifted = {**batch, "target": _next(batch["target"], IGNORED)}
         rows, labelled = token_rows("causal_lm", signals, shifted)
         if self._vocabulary is not None:
-            rows = replace(rows, logits=rows.logits[..., : self._vocabulary])
+            rows = _first_classes(rows, self._vocabulary)
         sizes = _next(batch["bytes"], 0)[shifted["target"] != IGNORED]
         return rows, {**labelled, "bytes": sizes}
 
@@ -123,6 +123,17 @@ class CausalLM(Task):
             '"The beginning of a text"',
             ["tokens = model.generate(**inputs, max_new_tokens=50)", "print(tokenizer.decode(tokens[0]))"],
         )
+
+
+def _first_classes(rows: Signals, number: int) -> Signals:
+    """The rows without logits of the classes beyond. Raises UserError if a teacher that gives few names one of them."""
+    if rows.sparse is not None and rows.sparse.classes.numel() and int(rows.sparse.classes.max()) >= number:
+        raise UserError(
+            f"task=causal_lm: a teacher gives the probability of token {int(rows.sparse.classes.max())}, and the "
+            f"tokenizer has {number}. Its signals are of another tokenizer, or of logits that no token has."
+        )
+    headed = None if rows.headed is None else rows.headed.first_classes(number)
+    return replace(rows, logits=rows.logits[..., :number], headed=headed)
 
 
 def _next(values: Tensor, last: int) -> Tensor:

@@ -1,7 +1,5 @@
 """The rows of a task that has one target for each token."""
 
-from dataclasses import replace
-
 import torch
 
 from distillery.core.errors import UserError
@@ -14,7 +12,8 @@ def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batc
     """The tokens with a target, in the order of the batch: logits [B,L,C] and targets [B,L] → rows [N,C] and [N].
 
     Each row's `index` is that of its sample, and so is `labelled`; its `position` is its place in the sample. Logits
-    [B,0], of a network that was stopped before its head, are returned as they are.
+    [B,0], of a network that was stopped before its head, are returned as they are; of what stands for them, `headed`
+    and `sparse`, the same rows are taken.
 
     Args:
         task: the name of the task in error messages.
@@ -34,11 +33,17 @@ def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batc
     labelled = {**batch, "target": target[counts], "index": index[counts], "position": position[counts]}
     if "labelled" in batch:
         labelled["labelled"] = batch["labelled"].unsqueeze(1).expand_as(target)[counts]
+    given = logits
     if logits.dim() == 2 and logits.shape[1] == 0:
-        return signals, labelled
-    if logits.dim() != 3 or logits.shape[:2] != target.shape:
+        if signals.headed is not None:
+            given = signals.headed.hidden
+        elif signals.sparse is not None:
+            given = signals.sparse.log_p
+        else:
+            return signals, labelled
+    if given.dim() != 3 or given.shape[:2] != target.shape:
         raise UserError(
-            f"task={task}: the network returns logits {list(logits.shape)} for targets {list(target.shape)}, and this "
+            f"task={task}: the network returns logits {list(given.shape)} for targets {list(target.shape)}, and this "
             f"task needs a row of logits for each token. Choose a network with the head {task}."
         )
-    return replace(signals, logits=logits[counts]), labelled
+    return signals.rows(counts), labelled

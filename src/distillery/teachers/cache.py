@@ -13,6 +13,7 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.core.process import world_size
 from distillery.data.module import Data
+from distillery.losses.levels import Available
 from distillery.losses.signals import Attention, Signals, is_parameter
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers.frozen import SignalSource
@@ -61,6 +62,8 @@ class TeacherCache(SignalSource):
         self._fingerprint = fingerprint
         self._data = data
         self._first: Signals | None = None  # an example of the signals
+
+    available = Available()
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
         """See `SignalSource`."""

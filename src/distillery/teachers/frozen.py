@@ -14,6 +14,7 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.core.process import rank, world_size
 from distillery.core.roles import FROZEN
 from distillery.data.module import Data, Stage
+from distillery.losses.levels import Available
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.models.taps.network import Network, probe
@@ -31,6 +32,11 @@ class SignalSource(Protocol):
     Assigned to `Teacher.training_signals` it is asked for training batches, as a `TeacherCache` is. A
     `TeacherWithoutNetwork` has nothing else.
     """
+
+    @property
+    def available(self) -> Available:
+        """What its signals tell of the teacher's distributions; losses that need more are refused before training."""
+        ...
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
         """The signals of the batch's samples, on the device of the batch: every tap that the losses read, no graph."""
@@ -91,6 +97,10 @@ class Teacher(Network):
         if stored is not None:
             self.sha256 = weights_hash(net, stored)
             self._hashed_dtypes = _float_dtypes(stored.values())
+
+    @property
+    def available(self) -> Available:
+        return Available() if self.training_signals is None else self.training_signals.available
 
     @cached_property
     def sha256(self) -> str:

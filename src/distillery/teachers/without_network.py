@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from distillery.data.module import Data, Stage
 from distillery.data.stored_targets import NAMES
+from distillery.losses.levels import Available
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.tasks.task import Task
@@ -61,6 +62,11 @@ class TeacherWithoutNetwork(Teacher):
         super().__init__(NoNetwork(outputs), FromSource(signals), name, source)
         self.sha256 = sha256
 
+    @property
+    def available(self) -> Available:
+        assert isinstance(self.adapter, FromSource)
+        return self.adapter.signals.available
+
     def fingerprint(self) -> str:
         return self.sha256
 
@@ -78,6 +84,7 @@ class InBatch(SignalSource):
     """A `SignalSource` of logits that come with each batch, by this name."""
 
     name: str
+    available: ClassVar[Available] = Available()
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
         """See `SignalSource`."""

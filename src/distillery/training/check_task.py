@@ -6,10 +6,19 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.data.module import Data
+from distillery.losses.discovery import losses_for
+from distillery.losses.levels import Level
 from distillery.losses.several import BY_LABEL, Several
 from distillery.losses.term import Term
 from distillery.models.taps.network import Network, probe
 from distillery.tasks.task import Task
+
+NEEDED: dict[Level, str] = {
+    "logits": "its teacher's logits of all classes",
+    "topk": "its teacher's likeliest classes and the mass of the others",
+    "sampled": "classes that are drawn from its teacher",
+    "token": "its teacher's probability of each target",
+}
 
 
 def check_task(
@@ -68,6 +77,29 @@ def check_task(
                 f"loss.{name}.combine={term.combine} weights the teachers of each sample by their logits, and this "
                 "task has logits for each token. Use combine=mean or combine=random for a loss on layers."
             )
+
+
+def check_levels(terms: Mapping[str, Term], teachers: Mapping[str, Network]) -> None:
+    """Refuse losses that must know more of a teacher's distributions than it gives of training batches.
+
+    To be called when the teachers have their caches.
+
+    Raises:
+        UserError: names the losses that would do.
+    """
+    for name, term in terms.items():
+        for teacher in term.by_teacher:
+            available, least = teachers[teacher].available, term.least_level
+            if least is not None and least not in available.levels:
+                others = losses_for(available.levels)
+                raise UserError(
+                    f"loss.{name} needs {NEEDED[least]}, and teacher {teacher!r} gives {available}."
+                    + (f" Choose {' or '.join(others)}." if others else " Choose a loss on layers.")
+                )
+            try:
+                term.check_available(available)
+            except UserError as error:
+                raise UserError(f"loss.{name}: {error}") from None
 
 
 def _refuse_without_labels(data: Data, terms: Mapping[str, Term], by_task: bool) -> None:

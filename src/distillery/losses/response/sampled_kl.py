@@ -7,8 +7,9 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.kinds import conform
-from distillery.core.numerics import Reduction, log_softmaxes, reduce_rows
+from distillery.core.numerics import Reduction, log_softmax, log_softmaxes, reduce_rows
 from distillery.losses import on_policy
+from distillery.losses.levels import Available, Level
 from distillery.losses.settings import Fraction, Positive
 from distillery.losses.signals import Signals
 from distillery.losses.term import OF_CLASSES, Contract, Term, hard_target
@@ -62,6 +63,13 @@ def sampled_kl(
         log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
         for log_p in log_softmaxes(student_logits, teacher_logits, temperature)
     )
+    return reduce_rows(_estimates(student, teacher, estimator, clip, log_sampled), reduction)
+
+
+def _estimates(
+    student: Tensor, teacher: Tensor, estimator: Estimator, clip: float, log_sampled: Tensor | None
+) -> Tensor:
+    """The estimate of each row [N], from both networks' log-probabilities of its token."""
     if estimator == "policy_gradient":
         log_sampled = student.detach() if log_sampled is None else log_sampled
         if log_sampled.shape != student.shape:
@@ -69,10 +77,8 @@ def sampled_kl(
                 f"log_sampled {list(log_sampled.shape)} must have one number for each of {len(student)} rows"
             )
         worth = on_policy.advantage(teacher, log_sampled)
-        rows = on_policy.policy_gradient(student, log_sampled, worth, clip or None)
-    else:
-        rows = {"k2": on_policy.k2, "k3": on_policy.k3}[estimator](student, teacher)
-    return reduce_rows(rows, reduction)
+        return on_policy.policy_gradient(student, log_sampled, worth, clip or None)
+    return {"k2": on_policy.k2, "k3": on_policy.k3}[estimator](student, teacher)
 
 
 def _refuse_k1(estimator: str) -> None:
@@ -86,7 +92,8 @@ def _refuse_k1(estimator: str) -> None:
 class SampledKL(Term, function=sampled_kl):
     """`sampled_kl` on the rows of logits that count, of which `target` is the token that was sampled.
 
-    A batch may hold `sampled_log_prob` [N], the log-probability with which the student drew each of them.
+    A batch may hold `sampled_log_prob` [N], the log-probability with which the student drew each of them. The teacher's
+    log-probability of the targets is enough (`SparseLogits`).
 
     Raises:
         UserError: `estimator` is k1.
@@ -101,6 +108,7 @@ class SampledKL(Term, function=sampled_kl):
         values_of="Schulman's k2 and k3; policy_gradient: tinker-cookbook",
         bias="with tokens that the student has not drawn: every estimator",
         reads_labels=True,
+        below_logits={"token": ""},
     )
 
     estimator: Estimator = "k2"
@@ -111,7 +119,24 @@ class SampledKL(Term, function=sampled_kl):
         _refuse_k1(self.estimator)
         super().__post_init__()
 
+    @property
+    def least_level(self) -> Level:
+        return "token"
+
+    def check_available(self, available: Available) -> None:
+        """See `Term`: a temperature other than that of the teacher's log-probabilities."""
+        if available.level != "logits" and self.temperature != 1:
+            raise UserError(
+                f"sampled_kl.temperature={self.temperature:g}: only the teacher's log-probability of the target at "
+                "T = 1 is known. Set temperature=1."
+            )
+
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
         """[N]. Raises UserError if the batch has no class indices."""
-        sampled = hard_target(batch, self.name)
-        return self.loss(student.logits, teacher.logits, sampled, log_sampled=batch.get("sampled_log_prob"))
+        sampled, log_sampled = hard_target(batch, self.name), batch.get("sampled_log_prob")
+        if teacher.level == "logits" or teacher.sparse is None:
+            return self.loss(student.logits, teacher.logits, sampled, log_sampled=log_sampled)
+        self.check_available(teacher.available)
+        assert teacher.sparse.log_p_target is not None
+        ours = log_softmax(student.logits, 1.0).gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
+        return _estimates(ours, teacher.sparse.log_p_target, self.estimator, self.clip, log_sampled)

@@ -12,6 +12,7 @@ from distillery.core.errors import UserError
 from distillery.core.kinds import conform
 from distillery.core.numerics import Reduction, kl, log_softmax, reduce_rows, require_same_shape
 from distillery.core.random import hash_pairs, uniforms
+from distillery.losses.levels import Available, Level, SparseLogits
 from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
 from distillery.losses.sparse import Direction, TopK, check_direction, sampled_kl_rows, sparse_kl
@@ -75,28 +76,58 @@ def topk_kd(
     check_direction(missing, direction)
     if missing != "sample" and k > student_logits.shape[-1]:
         raise UserError(f"topk_kd.k={k}: there are only {student_logits.shape[-1]} classes. Set a smaller k.")
-    if missing == "renormalise":  # of k logits only, without the softmax over all classes
-        teacher_logits, classes = teacher_logits.topk(k)
-        student_logits = student_logits.gather(-1, classes)
-    student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
-    match missing:
-        case "sample":
-            drawn = _drawn(teacher, draws)
-            rows = sampled_kl_rows(student.gather(-1, drawn), teacher.gather(-1, drawn))
-        case "renormalise" | "uniform":
-            teacher = _rest_uniform(teacher, k) if missing == "uniform" else teacher
-            rows = kl(teacher, student) if direction == "forward" else kl(student, teacher)
-        case _:
-            classes = teacher.topk(k).indices
-            rows = sparse_kl(TopK.of(student, classes), TopK.of(teacher, classes), missing, direction)
+    if missing == "sample":
+        student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
+        drawn = _drawn(teacher, draws)
+        rows = sampled_kl_rows(student.gather(-1, drawn), teacher.gather(-1, drawn))
+    elif missing == "renormalise":  # of k logits only, without the softmax over all classes
+        kept, classes = teacher_logits.topk(k)
+        rows = _renormalised(student_logits.gather(-1, classes), kept, temperature, direction)
+    else:
+        teacher = log_softmax(teacher_logits, temperature)
+        classes = teacher.topk(k).indices
+        student = log_softmax(student_logits, temperature)
+        rows = _divergence(student, classes, TopK.of(teacher, classes), missing, direction)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
 
 
-def _rest_uniform(log_p: Tensor, k: int) -> Tensor:
-    """The k largest unchanged; each of the others is the logarithm of their mean."""
-    kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, log_p.topk(k).indices, True)
-    rest = log_p.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.where(kept, log_p, rest - math.log(max(log_p.shape[-1] - k, 1)))
+def _renormalised(student: Tensor, teacher: Tensor, temperature: float, direction: Direction) -> Tensor:
+    """The divergence of the softmaxes over k classes alone, of logits or of log-probabilities [N,k]."""
+    log_s, log_t = log_softmax(student, temperature), log_softmax(teacher, temperature)
+    return kl(log_t, log_s) if direction == "forward" else kl(log_s, log_t)
+
+
+def _divergence(log_s: Tensor, classes: Tensor, teacher: TopK, missing: Missing, direction: Direction) -> Tensor:
+    """The forms that read the student's log-probabilities of all classes [N,C], and the teacher's mass of the rest."""
+    if missing == "uniform":
+        rest = teacher.tail.unsqueeze(-1) - math.log(max(log_s.shape[-1] - classes.shape[-1], 1))
+        log_t = rest.expand_as(log_s).scatter(-1, classes, teacher.kept)
+        return kl(log_t, log_s) if direction == "forward" else kl(log_s, log_t)
+    assert missing != "renormalise"
+    assert missing != "sample"
+    return sparse_kl(TopK.of(log_s, classes), teacher, missing, direction)
+
+
+def _of_sparse(
+    student_logits: Tensor,
+    teacher: SparseLogits,
+    k: int,
+    temperature: float,
+    missing: Missing,
+    t_squared: bool,
+    direction: Direction,
+) -> Tensor:
+    """`topk_kd` of each row [N] of a teacher of which no more is known."""
+    if missing == "sample":
+        log_s = log_softmax(student_logits, 1.0).gather(-1, teacher.classes[..., :k])
+        return sampled_kl_rows(log_s, teacher.log_p[..., :k])
+    teacher = teacher.likeliest(k)
+    if missing == "renormalise":
+        rows = _renormalised(student_logits.gather(-1, teacher.classes), teacher.log_p, temperature, direction)
+        return rows * temperature**2 if t_squared else rows
+    assert teacher.log_tail is not None
+    kept = TopK(teacher.log_p, teacher.log_tail)
+    return _divergence(log_softmax(student_logits, 1.0), teacher.classes, kept, missing, direction)
 
 
 def _drawn(log_p: Tensor, draws: Tensor | None) -> Tensor:
@@ -115,6 +146,9 @@ class TopKKD(Term, function=topk_kd):
     With missing=sample the draws are a pure function of `seed`, the training batch, the sample and, for tokens, the
     position in the text. Every row has its own draws, the same in a resumed run and on any number of processes.
 
+    A teacher that gives few classes is enough (`SparseLogits`): with missing=sample the k first that were drawn from
+    it, otherwise its k likeliest ones, with the values of `topk_kd` from all logits.
+
     Raises:
         UserError: `missing` has no reverse form.
     """
@@ -128,6 +162,7 @@ class TopKKD(Term, function=topk_kd):
         bias="tail: a lower bound of the divergence. renormalise: blind to the student's mass outside of K. "
         "renormalise_teacher, truncate: overconfident, no mass outside of K at the minimum (truncate in reverse: ever "
         "more mass outside of K). uniform: towards uniform outside of K. sample: none",
+        below_logits={"topk": "missing=tail", "sampled": "missing=sample"},
     )
 
     k: PositiveInt = 5
@@ -142,7 +177,28 @@ class TopKKD(Term, function=topk_kd):
         super().__post_init__()
         check_direction(self.missing, self.direction)
 
+    @property
+    def least_level(self) -> Level:
+        return "sampled" if self.missing == "sample" else "topk"
+
+    def check_available(self, available: Available) -> None:
+        """See `Term`: more classes than there are, or a temperature that cannot be applied to them."""
+        if available.level == "logits":
+            return
+        if available.k is not None and self.k > available.k:
+            raise UserError(f"topk_kd.k={self.k}: the teacher gives {available.k} classes. Set k to at most that.")
+        if self.temperature != 1 and self.missing != "renormalise":
+            raise UserError(
+                f"topk_kd.temperature={self.temperature:g}: of the classes that the teacher does not name, only the "
+                "mass at T = 1 is known, and not that at another temperature. Set temperature=1, or "
+                "missing=renormalise, which does without."
+            )
+
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
+        if teacher.sparse is not None and teacher.level != "logits":
+            self.check_available(teacher.available)
+            settings = self.k, self.temperature, self.missing, self.t_squared, self.direction
+            return _of_sparse(student.logits, teacher.sparse, *settings)
         draws = None
         if self.missing == "sample":
             rows = batch["index"] if "position" not in batch else hash_pairs(batch["index"], batch["position"])

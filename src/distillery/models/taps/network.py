@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
+from distillery.losses.levels import Available
 from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, TAP, Attention, Place, Signals
 from distillery.models.adapters import Adapter, ImageAdapter
 from distillery.models.classifier import missing_classifier
@@ -63,6 +64,11 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         """Where its parameters and buffers lie."""
         return next(chain(self.parameters(), self.buffers())).device
+
+    @property
+    def available(self) -> Available:
+        """What training batches tell of its distributions."""
+        return Available()
 
     def bound(self, batch: Mapping[str, Tensor]) -> Callable[[], Any]:
         """`net` with the arguments that the adapter makes of the batch: the forward alone, to be measured."""
