@@ -42,7 +42,7 @@ def test_only_completions_bear_loss(tmp_path: Path) -> None:
         ):
             prompt, answer = tokenizer.decode(ids).split("=")
             a, b = map(int, prompt.split("+"))
-            assert answer.removesuffix("<|end|>") == str(a + b)
+            assert answer.partition("<|end|>")[0] == str(a + b)  # padding is the end of a text, too
             bearing = [i for i, label in enumerate(target) if label != IGNORED]
             assert tokenizer.decode([ids[i] for i in bearing]) == f"{a + b}<|end|>"
             assert bearing[-1] == sum(mask) - 1  # its end is learnt

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from distillery.core.errors import UserError
-from distillery.data.documents import best_fit, cut, document_columns, token_bytes
+from distillery.data.blocks import best_fit, cut
+from distillery.data.documents import document_columns, token_bytes
 from distillery.data.raw_data import Texts
 from distillery.data.tokenizers import load_tokenizer
 from fixtures.documents import END, HARD, batches, document_data, documents, raw_documents, write_bpe
@@ -164,7 +165,8 @@ def test_the_number_of_a_block_is_that_of_the_same_tokens(bpe: str) -> None:
         fingerprints.append(data.fingerprint)
         if len(fingerprints) == 2:
             first, second = (document_data(bpe, TEXTS, **each).splits["train"].inputs for each in ({}, given))
-            assert torch.equal(first.columns["input_ids"], second.columns["input_ids"])
+            every = torch.arange(len(first.lengths))
+            assert torch.equal(first.batch(every, 24)["input_ids"], second.batch(every, 24)["input_ids"])
     assert fingerprints[0] == fingerprints[1]
     assert len(set(fingerprints)) == 4
 
@@ -195,7 +197,7 @@ def test_what_becomes_of_long_documents(bpe: str) -> None:
     (cut_off,) = (each for each in document_data(bpe, TEXTS, too_long="truncate").remarks if each.startswith("train"))
     left_out = sum(max(0, length - 24) for length in lengths)
     assert f"{over} documents are longer and truncated, by {left_out:,} tokens in all" in cut_off
-    with pytest.raises(UserError, match=rf"{2 * over} of 32 texts have more than 24 tokens"):
+    with pytest.raises(UserError, match=rf"{2 * over} of 32 documents have more than 24 tokens"):
         _ = document_data(bpe, TEXTS, too_long="refuse").splits
 
 

@@ -330,7 +330,7 @@ def test_tokens_are_kept_on_the_disk(folder: str, tmp_path: Path, monkeypatch: p
         data = text_data(tokenizer, texts, **settings)
         return by_index(data.train_dataloader()), data.remarks, data.fingerprint
 
-    monkeypatch.setattr("distillery.data.text.tokenised", counting)
+    monkeypatch.setattr("distillery.data.passages.tokenised", counting)
     turned = write_tokenizer(tmp_path / "turned", (*VOCABULARY[:5], *reversed(VOCABULARY[5:])))
     for given in [
         {"texts": Texts(FIRST)},

@@ -284,7 +284,8 @@ def test_missing_or_unreadable_speeches(tmp_path: Path) -> None:
 
 # Configs
 
-TEXT_CONFIGS = ("movie_reviews", "wordnet", "text_csv", "jsonl", "sotu", "hf_dataset")
+TEXT_CONFIGS = ("movie_reviews", "wordnet", "text_csv", "jsonl", "sotu", "hf_dataset", "plain_text", "messages")
+OF_CONVERSATIONS = {"template", "template_kwargs", "think"}
 
 
 def test_each_config_names_every_option_with_its_default() -> None:
@@ -302,5 +303,6 @@ def test_each_config_names_every_option_with_its_default() -> None:
             if option.default is not option.empty and key != "root"
         }
         served = inspect.signature(TextData).parameters.keys()
-        assert cfg.keys() - {"_target_", "root"} == served - {"root"}
+        others = set() if name in ("hf_dataset", "messages") else OF_CONVERSATIONS
+        assert cfg.keys() - {"_target_", "root"} == served - {"root"} - others
         assert (cfg["mask"] is not None) == (name == "sotu")

@@ -85,13 +85,15 @@ class Texts:
     """N texts, or N pairs of texts, addressed by their position.
 
     With `labels` (token classification), each text is a list of words, with one label per word. With `completions`
-    (causal language models) each text is a prompt, and only what follows it is learnt.
+    (causal language models) each text is a prompt, and only what follows it is learnt. With `conversations` each is a
+    JSON object, see `sources/messages.py`.
     """
 
     first: Sequence[str] | Sequence[Sequence[str]]
     second: Sequence[str] | None = None
     labels: Sequence[Sequence[int]] | None = None
     completions: Sequence[str] | None = None
+    conversations: bool = False
 
     def __len__(self) -> int:
         return len(self.first)

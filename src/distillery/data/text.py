@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Literal, Self
@@ -17,13 +17,15 @@ from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.core.errors import UserError
-from distillery.data.documents import blocks_of, causal_batch, document_chunks, document_columns
+from distillery.data.conversations import Conversations, chat_template, spoken
+from distillery.data.documents import Documents
 from distillery.data.module import STAGES, Data, Stage
+from distillery.data.passages import Passages
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.token_cache import load_tokens, save_tokens, tokenizer_key
 from distillery.data.tokenizers import load_tokenizer, padding_token
-from distillery.data.tokens import CHUNK, IGNORED, Masking, Tokens, token_batch, tokenised
+from distillery.data.tokens import CHUNK, IGNORED, Masking, TextSamples, Tokens
 
 BAR = 20  # chunks from which tokenising shows a progress bar
 
@@ -48,6 +50,9 @@ class TextData(Data):
         mask: the fraction of tokens to mask and predict (task=masked_lm); None: no masking.
         pack: whether several documents share a block (task=causal_lm), none of which attends to another; False: each
             sample is of one document. None: the texts are for other tasks.
+        template: the chat template of conversations, or a file with it; None: the tokenizer's own.
+        template_kwargs: what the template reads besides the messages, as `enable_thinking`.
+        think: whether think-spans of conversations bear loss.
     """
 
     kind = "texts"
@@ -58,6 +63,9 @@ class TextData(Data):
     bucket: NonNegativeInt = 50
     mask: float | None = None
     pack: bool | None = None
+    template: str | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    think: Literal["keep", "mask"] = "keep"
 
     @cached_property
     def loaded_tokenizer(self) -> Any:
@@ -94,21 +102,20 @@ class TextData(Data):
         if name not in self.others:
             _ = self.raw  # to be read once
             other = copy(self)
-            for cached in ("loaded_tokenizer", "limit", "masking", "splits", "fingerprint", "others"):
+            for cached in ("loaded_tokenizer", "limit", "masking", "samples", "splits", "fingerprint", "others"):
                 other.__dict__.pop(cached, None)
             other.tokenizer = name
             self.others[name] = other
         return self.others[name]
 
     def training_texts(self) -> list[str]:
-        """The training texts, which need no tokenizer."""
+        """The training texts, which need no tokenizer; of conversations what is said in them."""
         train = self._subset(self._validation()[0])
         texts: Texts = train.inputs
-        after = texts.completions
-        return [
-            str(texts.first[position]) + ("" if after is None else after[position])
-            for position in train.indices.tolist()
-        ]
+        chosen: list[Any] = [texts.first[position] for position in train.indices.tolist()]
+        if texts.completions is not None:
+            return [text + texts.completions[at] for text, at in zip(chosen, train.indices.tolist(), strict=True)]
+        return [spoken(text) for text in chosen] if texts.conversations else chosen
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -134,7 +141,6 @@ class TextData(Data):
     def served(self, splits: dict[str, Split]) -> dict[str, Split]:
         """The splits with their texts tokenised, each text once."""
         texts: Texts = self.raw.train.inputs
-        self._refuse_settings(texts)
         self._longer: list[int] = []
         self._cut: tuple[str, ...] = ()
         if all(split.inputs is texts for split in splits.values()):
@@ -144,22 +150,25 @@ class TextData(Data):
             stores = {stage: self._tokens(split.inputs, split.indices) for stage, split in splits.items()}
         if self._longer:
             self._report_too_long(sum(len(split.indices) for split in splits.values()))
-        if self.pack is not None:
-            return {stage: self._in_blocks(stage, split, stores[stage]) for stage, split in splits.items()}
-        # Masked tokens are the labels of every text.
-        labelled = {stage: None if self.mask else split.labelled for stage, split in splits.items()}
-        return {
-            stage: replace(split, inputs=stores[stage], labelled=labelled[stage]) for stage, split in splits.items()
-        }
+        found, remarks = self.samples.served(self.raw.name, splits, stores)
+        self._cut += remarks
+        return found
 
-    def _refuse_settings(self, texts: Texts) -> None:
-        """Refuse settings of documents without `pack`, and those that it excludes."""
+    @cached_property
+    def samples(self) -> TextSamples:
+        """What becomes of the texts.
+
+        Raises:
+            UserError: settings of documents without `pack`, or some that it excludes.
+        """
+        texts: Texts = self.raw.train.inputs
         if self.pack is None:
             if self.too_long == "split":
                 raise UserError("data.too_long=split is for causal language models: set data.pack, or truncate.")
-            if texts.completions is not None:
-                raise UserError(f"'{self.raw.name}' has prompts and completions, for task=causal_lm: set data.pack.")
-            return
+            if texts.completions is not None or texts.conversations:
+                what = "conversations" if texts.conversations else "prompts and completions"
+                raise UserError(f"'{self.raw.name}' has {what}, for task=causal_lm: set data.pack.")
+            return Passages(self.loaded_tokenizer, self.limit, self.masking)
         if self.mask is not None:
             raise UserError(f"data.pack={self.pack} and data.mask={self.mask} exclude each other: set one to null.")
         if texts.second is not None or texts.labels is not None:
@@ -168,26 +177,14 @@ class TextData(Data):
             raise UserError(
                 f"data.max_length={self.max_length}: with data.pack it is the number of tokens in a block, 2 or more."
             )
-
-    def _in_blocks(self, stage: str, split: Split, tokens: Tokens) -> Split:
-        """The documents of a split in blocks, which are its samples."""
-        assert self.pack is not None
-        assert self.limit is not None
-        if not len(split.indices):
-            return replace(split, inputs=tokens)
-        too_long = "split" if self.too_long == "refuse" else self.too_long  # none is
-        made = blocks_of(tokens, split.indices, self.limit, self.pack, too_long)
-        self._cut += (made.remark(stage, self.limit),)
-        samples = torch.arange(len(made.tokens.lengths))
-        if not len(samples):
-            raise UserError(f"'{self.raw.name}': no document of the {stage} split has two tokens.")
-        return Split(made.tokens, torch.zeros_like(samples), samples)
+        settings = (self.loaded_tokenizer, self.limit, self.pack, self.too_long)
+        if not texts.conversations:
+            return Documents(*settings)
+        template = chat_template(self.loaded_tokenizer, self.template, self.template_kwargs)
+        return Conversations(*settings, template, self.think)
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
-        if self.pack is not None:
-            return partial(causal_batch, self.splits[stage].inputs)
-        seed = self.seed if stage == "train" else None
-        own = partial(token_batch, self.splits[stage].inputs, self.masking, seed)
+        own = self.samples.batch_of(self.splits[stage], self.seed if stage == "train" else None)
         if not self.others:
             return own
         return partial(_several, own, {name: other.splits[stage].inputs for name, other in self.others.items()})
@@ -247,13 +244,13 @@ class TextData(Data):
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
         """The texts at `indices`, tokenised, or what an earlier run has kept of them."""
         tokenizer, content = self.loaded_tokenizer, texts.content()
-        kind = () if self.pack is None else (b"documents" if texts.completions is None else b"completions",)
-        key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes(), *kind)
+        kind = self.samples.unit.encode() + (b"" if texts.completions is None else b"completions") + self.samples.key
+        key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes(), kind)
         found = load_tokens(key)
         if found is None:
             found = self._tokenised(texts, indices.tolist())
             vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
-            identity = hashlib.sha256(content + f"{vocabulary} {self.limit}".encode()).digest()
+            identity = hashlib.sha256(content + f"{vocabulary} {self.limit}".encode() + self.samples.key).digest()
             found["identity"] = torch.frombuffer(bytearray(identity), dtype=torch.uint8)
             save_tokens(key, found)
         self._longer += found.pop("longer").tolist()
@@ -262,58 +259,35 @@ class TextData(Data):
         lengths[indices] = found.pop("lengths").long()
         starts = torch.zeros(len(texts), dtype=torch.int64)
         starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
+        documents = found.pop("documents").long()
+        begins = documents.cumsum(0) - documents if len(documents) else None
         padding = {"input_ids": padding_token(tokenizer), "target": IGNORED}
-        return Tokens(found, starts, lengths, {name: padding.get(name, 0) for name in found}, identity)
+        return Tokens(found, starts, lengths, {name: padding.get(name, 0) for name in found}, identity, begins)
 
     def _tokenised(self, texts: Texts, order: list[int]) -> dict[str, Tensor]:
-        """The concatenated columns of the texts, `lengths` of each, and the positions of the `longer` ones."""
-        columns: dict[str, list[Tensor]] = {"lengths": [], "longer": []}
-        if self.pack is None:
-            chunks = [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
-        else:
-            chunks = list(document_chunks(texts.first, order))  # type: ignore[arg-type]
+        """The concatenated columns of the texts, and the positions of the `longer` ones.
+
+        `lengths` are those of the texts, and `documents` of the documents that these consist of, if not of one.
+        """
+        none = torch.zeros(0, dtype=torch.int32)  # a split may be empty
+        columns: dict[str, list[Tensor]] = {"lengths": [none], "longer": [none], "documents": [none]}
+        chunks = list(self.samples.chunks(texts, order))
         silent = len(chunks) < BAR or not Console().is_terminal
         for positions in track(chunks, "Tokenising", transient=True, disable=silent):
-            samples, longer = self._samples(texts, positions)
+            values, longer, counts = self.samples.tokenised(texts, positions)
+            lengths = np.array([len(ids) for ids in values["input_ids"]], dtype=np.int32)
             columns["longer"].append(torch.tensor(longer, dtype=torch.int32))
-            columns["lengths"].append(torch.tensor([len(ids) for ids in samples["input_ids"]], dtype=torch.int32))
-            for name, values in samples.items():
-                flat = np.fromiter(chain.from_iterable(values), dtype=np.int32)
-                columns.setdefault(name, []).append(torch.from_numpy(flat))
-        none = torch.zeros(0, dtype=torch.int32)  # a split may be empty
-        return {name: torch.cat([none, *values]) for name, values in columns.items()}
-
-    def _samples(self, texts: Texts, positions: list[int]) -> tuple[dict[str, list[list[int]]], list[int]]:
-        """The columns of these texts, without the mask, which is all ones before padding; and the truncated ones."""
-        first = [texts.first[position] for position in positions]
-        if self.pack is not None:
-            after = None if texts.completions is None else [texts.completions[position] for position in positions]
-            found = document_columns(self.loaded_tokenizer, first, after)  # type: ignore[arg-type]
-            longer = [p for p, ids in zip(positions, found["input_ids"], strict=True) if len(ids) > (self.limit or 0)]
-            return found, longer
-        second = None if texts.second is None else [texts.second[position] for position in positions]
-        given = tokenised(self.loaded_tokenizer, first, second, None)
-        samples = {name: given[name] for name in given if name != "attention_mask"}
-        words = None if texts.labels is None else [given.word_ids(i) for i in range(len(first))]
-        limit = self.limit
-        longer = [i for i, ids in enumerate(given["input_ids"]) if limit is not None and len(ids) > limit]
-        if longer:
-            pairs = None if second is None else [second[i] for i in longer]
-            cut = tokenised(self.loaded_tokenizer, [first[i] for i in longer], pairs, limit)
-            for place, i in enumerate(longer):
-                for name, values in samples.items():
-                    values[i] = cut[name][place]
-                if words is not None:
-                    words[i] = cut.word_ids(place)
-        if words is not None:
-            assert texts.labels is not None
-            samples["target"] = [
-                _labels(of, texts.labels[position]) for of, position in zip(words, positions, strict=True)
-            ]
-        return samples, [positions[i] for i in longer]
+            if counts is not None:
+                columns["documents"].append(torch.from_numpy(lengths))
+                lengths = np.add.reduceat(lengths, np.cumsum(counts, dtype=np.int64) - counts)
+            columns["lengths"].append(torch.from_numpy(lengths))
+            for name, each in values.items():
+                flat = np.fromiter(chain.from_iterable(each), dtype=np.int32)
+                columns.setdefault(name, [none]).append(torch.from_numpy(flat))
+        return {name: torch.cat(values) for name, values in columns.items()}
 
     def _report_too_long(self, samples: int) -> None:
-        found = f"{len(self._longer):,} of {samples:,} texts have more than {self.limit} tokens"
+        found = f"{len(self._longer):,} of {samples:,} {self.samples.unit} have more than {self.limit} tokens"
         if self.too_long == "refuse":
             raise UserError(
                 f"{found}, for instance the one at position {self._longer[0]}. Set data.max_length higher (the model "
@@ -330,11 +304,3 @@ def _several(own: Callable[..., Any], others: Mapping[str, Tokens], index: Tenso
         columns = tokens.batch(index, int(tokens.lengths[index].max()))
         batch |= {f"{tokenizer}/{name}": values for name, values in columns.items()}
     return batch
-
-
-def _labels(words: list[int | None], labels: Any) -> list[int]:
-    """The label of each token: the word's label for its first token, `IGNORED` for all others and special tokens."""
-    before = chain([None], words)
-    return [
-        IGNORED if word is None or word == last else labels[word] for word, last in zip(words, before, strict=False)
-    ]

@@ -1,13 +1,14 @@
 """Tokenised texts in flat tensors, the batches made of them, and the masking of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from distillery.core.random import uniforms
+from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 
 IGNORED = -100  # the target of a token that does not count, as in PyTorch's cross-entropy
@@ -28,6 +29,7 @@ class Tokens:
     lengths: Tensor  # int64 [N]
     padding: dict[str, int]  # the padding value of each column
     identity: bytes
+    documents: Tensor | None = None  # where the documents begin that a sample consists of, ascending; None: each is one
 
     def content(self) -> bytes:
         """Bytes that identify the tokens, for the fingerprint."""
@@ -37,7 +39,10 @@ class Tokens:
         """The columns of the samples `index` [B], padded to `length`, and `attention_mask`: each int64 [B, length]."""
         lengths = self.lengths[index]
         mask = torch.arange(length) < lengths[:, None]
-        places = (self.starts[index][:, None] + torch.arange(length))[mask]
+        return self.at((self.starts[index][:, None] + torch.arange(length))[mask], mask)
+
+    def at(self, places: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The columns at `places`, put where `mask` [B, L] is True, and `attention_mask`: each int64 [B, L]."""
         padded = {
             name: torch.full(mask.shape, self.padding[name]).masked_scatter(mask, column[places].long())
             for name, column in self.columns.items()
@@ -85,8 +90,49 @@ class Masking:
         return batch | {"input_ids": torch.where(chosen, seen, ids), "target": torch.where(chosen, ids, IGNORED)}
 
 
-def tokenised(tokenizer: Any, texts: Sequence[Any], pairs: Sequence[str] | None, length: int | None) -> Any:
+def tokenised(
+    tokenizer: Any, texts: Sequence[Any], pairs: Sequence[str] | None, length: int | None, **options: Any
+) -> Any:
     """The tokenizer's output for texts (or lists of words), truncated to `length` tokens unless that is None."""
     words = {} if isinstance(texts[0], str) else {"is_split_into_words": True}
     cut = {} if length is None else {"truncation": True, "max_length": length}
-    return tokenizer(list(texts), list(pairs) if pairs is not None else None, verbose=False, **words, **cut)
+    return tokenizer(list(texts), list(pairs) if pairs is not None else None, verbose=False, **words, **cut, **options)
+
+
+class Tokenised(NamedTuple):
+    """Some texts in tokens."""
+
+    columns: dict[str, list[list[int]]]  # `input_ids` and more, of each document
+    longer: list[int]  # the positions of the texts that have more tokens than fit into a sample
+    documents: list[int] | None = None  # of how many documents each text consists; None: of one
+
+
+class Served(NamedTuple):
+    """The splits as they are served, and remarks on how their samples were made."""
+
+    splits: dict[str, Split]
+    remarks: tuple[str, ...] = ()
+
+
+class TextSamples(Protocol):
+    """What becomes of texts: how they are tokenised, and which samples are made of the tokens."""
+
+    @property
+    def unit(self) -> str:
+        """What the texts are called."""
+
+    @property
+    def key(self) -> bytes:
+        """What the tokens depend on besides the tokenizer and the texts."""
+
+    def chunks(self, texts: Texts, order: Sequence[int]) -> Iterator[list[int]]:
+        """The positions `order` in parts that are tokenised together."""
+
+    def tokenised(self, texts: Texts, positions: Sequence[int]) -> Tokenised:
+        """The texts at these positions in tokens."""
+
+    def served(self, name: str, splits: Mapping[str, Split], stores: Mapping[str, Tokens]) -> Served:
+        """The splits with their samples, made of the tokens of their texts."""
+
+    def batch_of(self, split: Split, seed: int | None) -> Callable[[Tensor, BatchKey], dict[str, Tensor]]:
+        """Makes the inputs of a batch; training masks other tokens in each epoch, as `seed` says."""

@@ -5,8 +5,11 @@ from dataclasses import replace
 
 from datasets import Dataset
 
+from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData
+from distillery.data.sources.documents import document_data
 from distillery.data.sources.hub import labels_of, load_splits
+from distillery.data.sources.messages import conversations_of
 from distillery.data.sources.table import Columns, SoftLabel, Table
 from distillery.data.sources.table_splits import table_data
 
@@ -27,8 +30,9 @@ def hf_dataset(
     revision: str | None = None,
     data_files: Mapping[str, str] | None = None,
     soft_label: SoftLabel | None = None,
+    conversations: bool = False,
 ) -> RawData:
-    """Texts, pairs of texts or lists of words, loaded by `datasets.load_dataset`.
+    """Texts, pairs of texts, lists of words or conversations, loaded by `datasets.load_dataset`.
 
     If the labels of the test split are hidden, or `test` is None, the validation split becomes the test split, and
     validation texts are cut from train: nothing may be selected on the texts that give the score. The remarks say so.
@@ -42,15 +46,23 @@ def hf_dataset(
         train, val, test: the names of the splits; part of a split is written as "train[:90%]".
         drop_duplicates: leave out repeated texts; False: only count them, for scores that are compared with those
             of a paper that kept them.
+        conversations: the rows are conversations, as `messages` reads them; columns of texts and labels are not read.
 
     Raises:
         UserError: the data set is unavailable or has no such configuration or split, or what `table_data` refuses.
     """
+    if conversations:
+        label = None
+        if not drop_duplicates:
+            raise UserError("data.source.drop_duplicates=false: repeated conversations are always left out.")
     columns = Columns(text, label, second, words, None, regression, drop_empty, soft_label)
     called = path if name is None else f"{path}/{name}"
     remarks: list[str] = []
     names = {"train": train, "val": val, "test": test}
     sets = load_splits(called, path, names, label, remarks, name=name, revision=revision, data_files=data_files)
+    if conversations:
+        parts = {part: conversations_of(data, where) for part, (data, where) in sets.items()}
+        return document_data(called, parts, 0.0, remarks, "conversations", conversations=True)
     tables: dict[str, Table] = {}
     for part, (data, where) in sets.items():
         tables[part], classes = _table(data, where, label, keep=part == "train")

@@ -1,12 +1,14 @@
 """Documents of plain text: .txt files, a folder of them, or a column of a JSON Lines or CSV file."""
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData
-from distillery.data.sources.table import Columns, Table
-from distillery.data.sources.table_splits import table_data
-from distillery.data.sources.text_files import opened, read_csv, read_jsonl
+from distillery.data.sources.documents import Document, document_data
+from distillery.data.sources.table import Table
+from distillery.data.sources.text_files import json_rows, opened, read_csv
 
 Given = str | Path
 
@@ -30,31 +32,46 @@ def plain_text(
         encoding: of all files; None: as the byte order mark says, else UTF-8.
 
     Raises:
-        UserError: a file cannot be read, there are too few documents to split, or what `table_data` refuses.
+        UserError: a file cannot be read, there are too few documents to split, or a text that is none.
     """
     files = {"train": path, "val": val, "test": test}
-    tables = {part: _read(Path(file), text, separator, encoding) for part, file in files.items() if file is not None}
-    if test is None and len(tables["train"]) < 2:
+    notes = list[str]()
+    parts = {part: _read(Path(file), text, separator, encoding, notes) for part, file in files.items() if file}
+    first = list(islice(parts["train"], 2))
+    if test is None and len(first) < 2:
         raise UserError(
             f"'{path}' is one document, and whole documents are held out for the test. Say what stands between its "
             "documents (data.source.separator), name a folder with several files, or a file data.source.test."
         )
-    return table_data(Path(path).stem, Columns(text, label=None, drop_empty=True), tables, test_fraction)
+    return document_data(Path(path).stem, {**parts, "train": chain(first, parts["train"])}, test_fraction, notes)
 
 
-def _read(path: Path, text: str, separator: str | None, encoding: str | None) -> Table:
+def _read(path: Path, text: str, separator: str | None, encoding: str | None, notes: list[str]) -> Iterator[Document]:
+    for document in _documents(path, text, separator, encoding, notes):
+        yield Document(document, "" if document.strip() else "rows with an empty text")
+
+
+def _documents(path: Path, text: str, separator: str | None, encoding: str | None, notes: list[str]) -> Iterator[str]:
+    """The documents of a file or a folder, one after another."""
     if (kind := path.suffix.lower()) in (".jsonl", ".json"):
-        return read_jsonl(path, encoding)
+        names = dict[str, None]()
+        for line, row in json_rows(path, encoding, notes):
+            names |= dict.fromkeys(row)
+            if not isinstance(row.get(text), str | None):
+                raise UserError(f"'{path}', line {line}: column '{text}' is not text: {row[text]!r}.")
+            yield row.get(text) or ""
+        Table(f"'{path}'", dict.fromkeys(names, ()), ()).column("text", text)  # refused if it is in no row
+        return
     if kind in (".csv", ".tsv"):
-        return read_csv(path, encoding=encoding)
+        table = read_csv(path, encoding=encoding)
+        notes += table.notes
+        yield from table.column("text", text)
+        return
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"'{path}' has no file *.txt. Name a JSON Lines or CSV file itself: data.source.path=….jsonl")
-    documents: list[str] = []
-    notes: dict[str, None] = {}
     for file in files:
         with opened(file, encoding, "") as (lines, said):
             content = lines.read()
-        documents += content.split(separator) if separator else [content]
-        notes |= dict.fromkeys(said)
-    return Table(f"'{path}'", {text: documents}, range(1, len(documents) + 1), "document", tuple(notes))
+        notes += (note for note in said if note not in notes)
+        yield from content.split(separator) if separator else [content]

@@ -61,7 +61,7 @@ def table_data(
     if unlabelled:
         splits["train"] = _followed_by(splits["train"], unlabelled, _soft_labels(unlabelled, columns, classes))
     if "test" not in splits:
-        splits["train"], splits["test"] = _cut(splits["train"], test_fraction)
+        splits["train"], splits["test"] = cut(splits["train"], test_fraction)
         notes.append(f"test: {len(splits['test'].indices):,} texts drawn from train, always the same ones")
     return RawData(name, classes, splits["train"], splits["test"], splits.get("val"), tuple(notes))
 
@@ -201,7 +201,7 @@ def _refuse_foreign(samples: Samples, labels: Sequence[Any], classes: Mapping[st
         )
 
 
-def _cut(train: Split, fraction: float) -> tuple[Split, Split]:
+def cut(train: Split, fraction: float) -> tuple[Split, Split]:
     """Cut one split into (train, test): by class, or at random where the targets are not classes."""
     if not 0 < fraction < 1:
         raise UserError(

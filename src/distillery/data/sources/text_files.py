@@ -4,7 +4,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from encodings import aliases
 from pathlib import Path
@@ -156,23 +156,51 @@ def _refuse_separator(path: Path, header: list[str]) -> None:
 
 def read_jsonl(path: Path, encoding: str | None = None) -> Table:
     """The objects of a JSON Lines file; see `jsonl`."""
-    rows: dict[int, dict[str, Any]] = {}  # by line
-    halves: list[int] = []
-    with opened(path, encoding, "\n") as (file, notes):
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                rows[number], halved = _json_object(line, f"'{path}', line {number}")
-                halves += [number] if halved else []
-    if not rows:
-        raise UserError(f"'{path}' is empty: it must have a JSON object on each line.")
-    if halves:
-        notes += (
-            f"'{path}': {len(halves):,} lines with half of a surrogate pair, read as U+FFFD; the first is {halves[0]}",
-        )
+    notes = list[str]()
+    rows = dict(json_rows(path, encoding, notes))  # by line
     names = dict.fromkeys(name for row in rows.values() for name in row)
     return Table(
-        f"'{path}'", {name: [row.get(name) for row in rows.values()] for name in names}, list(rows), notes=notes
+        f"'{path}'",
+        {name: [row.get(name) for row in rows.values()] for name in names},
+        list(rows),
+        notes=tuple(notes),
     )
+
+
+def json_rows(path: Path, encoding: str | None, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file, or of a list in a JSON file, each with its line, or its number in the list.
+
+    Args:
+        notes: to which remarks on how the file was read are added.
+    """
+    halves: list[int] = []
+    empty = True
+    with opened(path, encoding, "\n") as (file, said):
+        notes += said
+        for number, line in enumerate(_listed(file, path), 1):
+            if line.strip():
+                row, halved = _json_object(line, f"'{path}', line {number}")
+                halves += [number] if halved else []
+                empty = False
+                yield number, row
+    if empty:
+        raise UserError(f"'{path}' is empty: it must have a JSON object on each line.")
+    if halves:
+        notes.append(
+            f"'{path}': {len(halves):,} lines with half of a surrogate pair, read as U+FFFD; the first is {halves[0]}"
+        )
+
+
+def _listed(file: IO[str], path: Path) -> Iterable[str]:
+    """The lines of a file; of one that is a JSON list, its items."""
+    first = next((line for line in file if line.strip()), "")
+    file.seek(0)
+    if not first.lstrip().startswith("["):
+        return file
+    try:
+        return [json.dumps(item, ensure_ascii=False) for item in json.load(file)]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is not valid JSON ({error}).") from error
 
 
 def _json_object(line: str, where: str) -> tuple[dict[str, Any], bool]:

@@ -1,0 +1,278 @@
+"""Conversations for causal language models: rendered by a chat template, with loss on what the assistant says."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from distillery.core.errors import UserError
+from distillery.data.documents import Documents, ended_columns, ends_of, token_bytes, with_offsets
+from distillery.data.raw_data import Texts
+from distillery.data.tokens import IGNORED, Tokenised
+
+Span = tuple[int, int]  # of characters: the first, and the one after the last
+Message = Mapping[str, Any]
+
+OWN_MASK = re.compile(r"{%-?\s*generation\s*-?%}")
+# A think-span and the blanks after it; the generation prompt may have opened the first.
+THINK = re.compile(r"(?:\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z))\s*", re.DOTALL)
+DATE = "26 Jul 2024"  # that of Llama 3's template where none is known
+SHOWN = 160  # characters of a text in a message
+
+
+class Rendered(NamedTuple):
+    """A document, and the parts of it that bear loss; `chat`: a template rendered it, with all special tokens."""
+
+    text: str
+    spans: list[Span]
+    chat: bool
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A tokenizer's chat template, or another one for it.
+
+    Args:
+        tokenizer: whose special tokens the template writes.
+        source: the template itself (Jinja).
+        settings: what else the template reads, as `enable_thinking`.
+    """
+
+    tokenizer: Any
+    source: str
+    settings: Mapping[str, Any]
+
+    def __call__(self, messages: Sequence[Message], tools: Any = None, prompt: bool = False) -> str:
+        """The text of the messages; `prompt`: and the beginning of the assistant's next turn."""
+        return self._render(messages, tools, add_generation_prompt=prompt)[0]
+
+    def marked(self, messages: Sequence[Message], tools: Any = None) -> tuple[str, list[Span]]:
+        """The text of the messages, and what the template itself says that the assistant writes, if it does."""
+        return self._render(messages, tools, return_assistant_tokens_mask=self.marks)
+
+    @property
+    def marks(self) -> bool:
+        """Whether it says by `{% generation %}` what the assistant writes."""
+        return OWN_MASK.search(self.source) is not None
+
+    @cached_property
+    def specials(self) -> tuple[str, ...]:
+        """The special tokens, as text."""
+        return tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+
+    def _render(self, messages: Sequence[Message], tools: Any, **options: Any) -> tuple[str, list[Span]]:
+        given: Any = {**self.tokenizer.special_tokens_map, **options, **self.settings}
+        if "date_string" in self.source:  # of today, unless it is said: the tokens would be others each day
+            given.setdefault("date_string", DATE)
+        try:
+            made: Any = render_jinja_template([list(map(dict, messages))], tools, chat_template=self.source, **given)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise UserError(
+                f"The chat template does not render a conversation ({error}): {_short(messages)}. Correct the data, or "
+                "choose another template (data.template)."
+            ) from error
+        (text,), marks = made
+        return text, [(start, end) for start, end in chain(*marks)]
+
+
+def chat_template(tokenizer: Any, given: str | None, settings: Mapping[str, Any]) -> ChatTemplate | None:
+    """The chat template `given`, itself or in a file, or else the tokenizer's own; None: there is none.
+
+    Raises:
+        UserError: no such file.
+    """
+    if given is not None and "{" not in given:
+        try:
+            given = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"data.template={given}: neither a Jinja template nor a file with one: {error}") from error
+    if given is None and not tokenizer.chat_template:
+        return None
+    return ChatTemplate(tokenizer, given or tokenizer.get_chat_template(), settings)
+
+
+@dataclass(frozen=True)
+class Conversations(Documents):
+    """Conversations, each of which is a document; the loss is on the assistant's turns and the tokens that end them.
+
+    A turn ends with its last special token: the line break that many templates write after it bears no loss. What is
+    masked was found by rendering the messages before each turn, with the beginning of a turn, and those up to its end:
+    what the second has more is the turn. Where a template renders a turn otherwise once others follow, as those that
+    drop earlier think-spans, the conversation up to that turn becomes a document of its own: each turn is learnt as it
+    is generated.
+
+    If the template has a mask of its own, that counts; it must lie within these turns and contain their ends.
+
+    Args:
+        template: None: there are prompts and completions of plain text alone.
+        think: whether think-spans, `<think>…</think>`, bear loss.
+    """
+
+    template: ChatTemplate | None = None
+    think: Literal["keep", "mask"] = "keep"
+
+    unit = "conversations"
+
+    @property
+    def key(self) -> bytes:
+        template = self.template and (self.template.source, sorted(self.template.settings.items()))
+        return f"conversations {template} {self.think}".encode()
+
+    def tokenised(self, texts: Texts, positions: Sequence[int]) -> Tokenised:
+        """The columns of the conversations' documents, with `target`."""
+        documents = [list(self.documents(json.loads(texts.first[position]))) for position in positions]  # type: ignore[arg-type]
+        columns: dict[str, list[list[int]]] = {"input_ids": [], "bytes": [], "target": []}
+        every = list(chain.from_iterable(documents))
+        made = {chat: self._columns([each for each in every if each.chat == chat], chat) for chat in (True, False)}
+        for each in every:
+            for name, values in next(made[each.chat]).items():
+                columns[name].append(values)
+        lengths = iter([len(ids) for ids in columns["input_ids"]])
+        longest = [max(next(lengths) for _ in own) for own in documents]
+        longer = [position for position, length in zip(positions, longest, strict=True) if length > self.most]
+        return Tokenised(columns, longer, [len(own) for own in documents])
+
+    def documents(self, conversation: Mapping[str, Any]) -> Iterator[Rendered]:
+        """The documents of a conversation, one for all turns that a template renders as it did when each was the last.
+
+        Args:
+            conversation: `messages`, and perhaps `tools` and how many messages are the `prompt` alone; or `prompt` and
+                `completion`, two strings.
+
+        Raises:
+            UserError: the template refuses it, or its mask is not that of the turns.
+        """
+        if "completion" in conversation:
+            prompt, text = conversation["prompt"], conversation["prompt"] + conversation["completion"]
+            yield Rendered(text, self._without_think(text, [(len(prompt), len(text))]), chat=False)
+            return
+        if self.template is None:
+            raise UserError(
+                f"data.tokenizer={self.tokenizer.name_or_path} has no chat template to render conversations with. Set "
+                "data.template=<file.jinja> to the one that the teacher was trained with, or data.tokenizer to that of "
+                "an instruction-tuned model."
+            )
+        messages, tools = conversation["messages"], conversation.get("tools")
+        first = conversation.get("prompt", 0)
+        turns = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at >= first]
+        while turns:
+            known = messages[: turns[-1] + 1]
+            text, marks = (
+                self.template.marked(known, tools) if self.template.marks else (self.template(known, tools), [])
+            )
+            spans: list[Span] = []
+            left: list[int] = []
+            for turn in turns:
+                found = self._turn(messages, tools, turn, text)
+                if found is None:
+                    left.append(turn)
+                else:
+                    spans += [found] if not self.template.marks else self._marked(text, marks, found)
+            if self.template.marks and not left and not first:
+                self._refuse_marks_outside(text, marks, spans)
+            yield Rendered(text, self._without_think(text, spans), chat=True)
+            turns = left
+
+    def _turn(self, messages: Sequence[Message], tools: Any, turn: int, text: str) -> Span | None:
+        """Where a turn is in the text; None if the text does not begin as when that turn was the last."""
+        assert self.template is not None
+        ended = self.template(messages[: turn + 1], tools)
+        if not text.startswith(ended):
+            return None
+        before = self.template(messages[:turn], tools, prompt=True)
+        if not ended.startswith(before) and self.template.marks:  # which says where the turn begins
+            before = self.template(messages[:turn], tools)
+        if not ended.startswith(before):
+            raise UserError(
+                "The chat template does not render an assistant's turn as it begins one, so that it is not known which "
+                f"tokens it writes itself:\n  begun: …{before[-SHOWN:]!r}\n  turn:  …{ended[-SHOWN:]!r}\nSet "
+                "data.template_kwargs as for generation (enable_thinking), or data.template to a template that puts "
+                "what the assistant writes between {% generation %} and {% endgeneration %}."
+            )
+        return len(before), len(before) + len(self._to_the_end(ended[len(before) :]))
+
+    def _to_the_end(self, turn: str) -> str:
+        """A turn without the blanks after the special token that ends it."""
+        assert self.template is not None
+        bare = turn.rstrip()
+        return bare if bare.endswith(self.template.specials) else turn
+
+    def _marked(self, text: str, marks: Sequence[Span], turn: Span) -> list[Span]:
+        """What of a turn the template's own mask marks, which must contain its end."""
+        own = [(start, min(end, turn[1])) for start, end in marks if turn[0] <= start < turn[1]]
+        if not own or own[-1][1] != turn[1]:
+            marked = "".join(text[start:end] for start, end in own)
+            raise UserError(
+                "The chat template's {% generation %} leaves out the end of a turn, which the student would not learn "
+                f"to write:\n  turn:   {text[slice(*turn)][-SHOWN:]!r}\n  marked: {marked[-SHOWN:]!r}\nCorrect it "
+                "(data.template): the token that ends a turn belongs before {% endgeneration %}."
+            )
+        return own
+
+    def _refuse_marks_outside(self, text: str, marks: Sequence[Span], spans: Sequence[Span]) -> None:
+        within = {start for start, _ in spans}
+        for start, end in marks:
+            if start not in within and text[start:end].strip():
+                raise UserError(
+                    f"The chat template's {{% generation %}} marks what is in no assistant's turn: "
+                    f"{text[start:end][:SHOWN]!r}. Correct it (data.template)."
+                )
+
+    def _without_think(self, text: str, spans: Sequence[Span]) -> list[Span]:
+        if self.think == "keep":
+            return list(spans)
+        kept: list[Span] = []
+        for start, end in spans:
+            at = start
+            for found in THINK.finditer(text[start:end]):
+                kept.append((at, start + found.start()))
+                at = start + found.end()
+            kept.append((at, end))
+        return kept
+
+    def _columns(self, documents: Sequence[Rendered], chat: bool) -> Iterator[dict[str, list[int]]]:
+        """The columns of each document. A token bears loss if any character of it does."""
+        if not documents:
+            return
+        texts = [document.text for document in documents]
+        given = with_offsets(self.tokenizer, texts, add_special_tokens=not chat)
+        columns = self._chat_columns(given, texts) if chat else ended_columns(given, texts, self.tokenizer.eos_token_id)
+        for document, encoding, ids, sizes in zip(
+            documents, given.encodings, columns["input_ids"], columns["bytes"], strict=True
+        ):
+            ends = np.maximum.accumulate(ends_of(encoding))
+            before = np.concatenate([[0], ends[:-1]])
+            bears = np.zeros(len(ids), dtype=bool)
+            for start, end in document.spans:
+                bears[: len(ends)] |= (ends > start) & (before < end)
+            if not chat:
+                bears[-1] |= ids[-1] == self.tokenizer.eos_token_id
+            yield {"input_ids": ids, "bytes": sizes, "target": np.where(bears, ids, IGNORED).tolist()}
+
+    def _chat_columns(self, given: Any, texts: Sequence[str]) -> dict[str, list[list[int]]]:
+        """The tokens of rendered texts; special ones, which the template has written, stand for no bytes."""
+        special = [at for at, token in self.tokenizer.added_tokens_decoder.items() if token.special]
+        sizes = []
+        for text, ids, encoding in zip(texts, given["input_ids"], given.encodings, strict=True):
+            sizes.append(np.where(np.isin(ids, special), 0, token_bytes(text, ends_of(encoding))).tolist())
+        return {"input_ids": given["input_ids"], "bytes": sizes}
+
+
+def spoken(text: str) -> str:
+    """What is said in a conversation, which is a JSON object, without the roles."""
+    given = json.loads(text)
+    if "completion" in given:
+        return f"{given['prompt']}{given['completion']}"
+    return "\n".join(message["content"] for message in given["messages"])
+
+
+def _short(messages: Any) -> str:
+    return json.dumps(messages, ensure_ascii=False)[:SHOWN]
