@@ -17,6 +17,7 @@ from distillery.results.report.write import write_report
 from distillery.runs.export.export import export
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
+from distillery.runs.strided_score import strided_score
 from distillery.runs.verify_run import verify_run
 from fixtures.building import build
 from fixtures.command_line import Cli
@@ -109,6 +110,7 @@ def test_the_record_has_the_score_that_transformers_gives(
         assert (out / "README.md").read_text().count("bits per byte") >= 2
     keys = ("score_name", "higher_is_better", "score_range")
     assert [record.data[key] for key in keys] == ["bits per byte", False, [0.0, None]]
+    assert record.data["measured"] == "windows of 32 tokens, stride 31, prefix token none"
     with np.load(student.folder / "predictions.npz") as saved:
         assert len(saved["student"]) == len(saved["main"]) == len(saved["target"])
 
@@ -159,7 +161,9 @@ def test_rows_of_a_file_of_texts_are_documents(folder: Path, texts: list[str], t
 def test_it_is_verified_and_reported(
     student: Result, distilled: list[str], texts: list[str], folder: Path, tmp_path: Path
 ) -> None:
-    assert verify_run(student.folder).score == pytest.approx(student.record.metrics["last"]["test_score"], rel=1e-9)
+    recorded = student.record.metrics["last"]["test_score"]
+    assert verify_run(student.folder).score == pytest.approx(recorded, rel=1e-9)
+    assert strided_score(student.folder, 31).score == pytest.approx(recorded, rel=1e-6), "the pieces of the data"
     own = [*texts, "model/teacher=none", "seed=1"]
     baseline = train(config(tmp_path / "baseline", *own), own)
     table = write_report([student.folder, baseline.folder], tmp_path / "out", "Documents").set_index("method")
@@ -228,3 +232,6 @@ def test_the_commands(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert "perplexity" in said
     code, said = cli("evaluate", "run=run")
     assert code == 0, said
+    code, said = cli("evaluate", "run=run", "stride=8", "split=val")
+    assert "with windows of 32 tokens, stride 8, prefix token none\nrecorded: " in said
+    assert "stride 31" in said

@@ -1,4 +1,4 @@
-"""`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and check its score."""
+"""`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and check its score, or score it anew."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,11 +10,16 @@ from distillery.core.errors import UserError
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
+    from distillery.runs.strided_score import strided_score
     from distillery.runs.verify_run import verify_run
 
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("Which run? Name a run folder: distill-evaluate run=outputs/demo/kd/seed0")
-    verify_run(Path(str(cfg.run)), cfg.split)
+    run = Path(str(cfg.run))
+    if cfg.stride is not None:
+        strided_score(run, cfg.stride, cfg.split)
+    else:
+        verify_run(run, cfg.split)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,13 @@ def show_plan(parts: Parts, heading: str = "", console: Console | None = None) -
 
 def data_table(parts: Parts) -> Table:
     """Split sizes, and how many steps and epochs are made of them."""
-    data, trainer = parts.data, parts.cfg.trainer
+    data, trainer, task = parts.data, parts.cfg.trainer, parts.distiller.task
     steps, total = updates(parts.data, parts.cfg.trainer)
     title = f"{data.name}: {len(data.classes)} classes" if data.classes else data.name
     table = _table(title, *_numbers("train", "val", "test", "global batch", "steps an epoch", "epochs", "steps"))
     table.add_column("precision")
-    table.caption, table.caption_justify = "\n".join(data.remarks) or None, "left"
+    measured = [f"{task.score}: {how}"] if (how := task.measured(data)) else []
+    table.caption, table.caption_justify = "\n".join([*data.remarks, *measured]) or None, "left"
     table.add_row(
         *(f"{data.sizes[split]:,}" for split in ("train", "val", "test")),
         str(parts.cfg.data.batch_size),

@@ -112,6 +112,7 @@ def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -
             "score_name": task.score,
             "higher_is_better": task.higher_is_better,
             "score_range": list(task.score_range),
+            "measured": task.measured(data),
             "remarks": list(data.remarks),
             **data.sizes,
             "labelled": data.labelled,

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from distillery.config.networks import blank_student, run_config
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.terminal import say
+from distillery.data.module import Data
 from distillery.models.taps.network import Network
 from distillery.models.weight_files import read_weights
 from distillery.models.weights import load_weights, weights_hash
@@ -16,6 +17,7 @@ from distillery.results.environment import environment
 from distillery.results.layout import STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
+from distillery.tasks.task import Task
 
 SPLITS = ("test", "val")
 # The share of samples by which the score may differ where another kind of hardware computes it. Sums are rounded
@@ -27,17 +29,34 @@ FULL_PRECISION, HALF_PRECISION = 0.002, 0.01
 def verify_run(folder: Path, split: str = "test") -> Evaluation:
     """Rebuild the student from `config.yaml` and `student.safetensors` and score it on a split of the run's data.
 
-    It is scored on the kind of device that the run was scored on, if this machine has one, and otherwise on the CPU.
-
     Raises:
         UserError: not a finished run, no such split, data or weights other than the run's, or a score that differs
             from the recorded one by more than `tolerance`.
     """
+    record, student, data, task = rebuilt(folder, split)
+    recorded = record.metrics["last"][f"{split}_score"]
+    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+    found = evaluate(student, loader, task, task.outputs(data))
+    samples, reason = tolerance(record, student, len(found.target))
+    say(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
+    say(f"tolerance: {samples} of {len(found.target)} samples ({reason})")
+    if abs(found.score - recorded) > (samples + 0.5) / len(found.target):
+        raise UserError(f"The exported student of {folder} does not give the recorded score.")
+    return found
+
+
+def rebuilt(folder: Path, split: str) -> tuple[RunRecord, Network, Data, Task]:
+    """The record of a finished run, and its student, its data and its task, made anew from the folder.
+
+    The student is on the kind of device that the run was scored on, if this machine has one, and else on the CPU.
+
+    Raises:
+        UserError: see `verify_run`.
+    """
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}." + did_you_mean(split, SPLITS))
     record = finished(folder)
-    recorded = record.metrics["last"][f"{split}_score"]
-    if recorded is None:
+    if record.metrics["last"][f"{split}_score"] is None:
         raise UserError(f"The run in {folder} has no score on {split}: its data have no such split.")
     cfg = run_config(str(folder), "run")
     data = instantiate(cfg.data)
@@ -50,19 +69,7 @@ def verify_run(folder: Path, split: str = "test") -> Evaluation:
         )
     on_gpu = record.environment.get("scored_on") == "cuda" and torch.cuda.is_available()
     student = student_of(folder, cfg, record).to("cuda" if on_gpu else "cpu")
-    task = instantiate(cfg.task)
-    found = evaluate(
-        student,
-        data.test_dataloader() if split == "test" else data.val_dataloader(),
-        task,
-        task.outputs(data),
-    )
-    samples, reason = tolerance(record, student, len(found.target))
-    say(f"{record.method} seed {record.seed}: {split} score {found.score:.4f}, recorded {recorded:.4f}")
-    say(f"tolerance: {samples} of {len(found.target)} samples ({reason})")
-    if abs(found.score - recorded) > (samples + 0.5) / len(found.target):
-        raise UserError(f"The exported student of {folder} does not give the recorded score.")
-    return found
+    return record, student, data, instantiate(cfg.task)
 
 
 def tolerance(record: RunRecord, student: Network, samples: int) -> tuple[int, str]:

@@ -114,6 +114,13 @@ class CausalLM(Task):
     def score_rows(self, metric: Metric, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         metric.update(loss, batch["bytes"])
 
+    def measured(self, data: Any, stride: int | None = None) -> str:
+        tokenizer, length = data.loaded_tokenizer, data.limit
+        first = tokenizer("a")["input_ids"][0]
+        prefix = repr(tokenizer.convert_ids_to_tokens(first)) if first in tokenizer.all_special_ids else "none"
+        cut = ", of which the first alone is read" if stride is None and data.too_long == "truncate" else ""
+        return f"windows of {length} tokens, stride {stride or length - 1}{cut}, prefix token {prefix}"
+
     def predict(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)
 

@@ -92,6 +92,14 @@ class Task(Protocol):
         """
         metric.update(logits, batch["target"])
 
+    def measured(self, data: Labelled, stride: int | None = None) -> str:
+        """What the score depends on besides network and text, for the record and the report; empty: nothing.
+
+        Args:
+            stride: of the windows of tokens in which texts are read; None: as the data are served.
+        """
+        return ""
+
     def predict(self, logits: Tensor) -> Tensor:
         """The prediction of each row, [N, ...]."""
         raise NotImplementedError

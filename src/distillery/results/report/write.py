@@ -126,8 +126,12 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     name = students[0].record.data["score_name"]
     texts = is_of_texts(table)
     lower = Score.of_table(table).lower
+    measured = _unique(how for run in students if (how := run.record.data.get("measured")))
+    said = ("" if name == "accuracy" else name, "lower is better" if lower else "", measured)
     definitions = DEFINITIONS.format(
-        score=f"{name}, lower is better, " if lower else "" if name == "accuracy" else f"{name}, ",
+        score=("" if name == "accuracy" else f"{name}, ")
+        + ("lower is better, " if lower else "")
+        + (measured and f"{measured}, "),
         unit=f"in {name}, negative where it is better" if lower else "in percentage points",
         retention="" if lower else "**retention**: student ÷ teacher. ",
         rows="samples (tokens, where these are predicted)" if texts else "samples",
