@@ -129,9 +129,7 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     measured = _unique(how for run in students if (how := run.record.data.get("measured")))
     said = ("" if name == "accuracy" else name, "lower is better" if lower else "", measured)
     definitions = DEFINITIONS.format(
-        score=("" if name == "accuracy" else f"{name}, ")
-        + ("lower is better, " if lower else "")
-        + (measured and f"{measured}, "),
+        score="".join(f"{each}, " for each in said if each),
         unit=f"in {name}, negative where it is better" if lower else "in percentage points",
         retention="" if lower else "**retention**: student ÷ teacher. ",
         rows="samples (tokens, where these are predicted)" if texts else "samples",
