@@ -6,7 +6,7 @@ OVERRIDES ?=
 PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text test test-slow test-long lint types format notebook docs serve benchmark clean
+.PHONY: help setup demo demo-text demo-lm test test-slow test-long lint types format notebook docs serve benchmark clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,11 @@ demo: .venv/.ready ## distil on scikit-learn's digits; writes a report to output
 
 demo-text: .venv/.ready ## distil a transformer into a recurrent network on film reviews; writes a report to outputs/demo_text
 	@$(BIN)/distill-study study=demo_text $(OVERRIDES)
+
+demo-lm: .venv/.ready ## distil a language model into a smaller one, on film reviews; writes a report to outputs/demo_lm
+	@test -d outputs/movie_reviews_lm/tokenizer || \
+	  $(BIN)/distill-tokenizer data=movie_reviews size=2048 out=outputs/movie_reviews_lm/tokenizer
+	@$(BIN)/distill-study study=demo_lm $(OVERRIDES)
 
 test: .venv/.ready ## run the fast tests
 	@$(PYTEST)

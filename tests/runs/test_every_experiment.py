@@ -81,9 +81,8 @@ TEXTS = (*DIGITS, "data.train_size=48", "data.batch_size=16", "trainer.precision
 MOVIES = (*TEXTS, "data.val_size=20")
 WORDNET = (*TEXTS, "data.train_size=90", "data.val_size=90")
 SPEECHES = (*TEXTS, "data.root='{root}/sotu'", "data.source.words=8", "data.max_length=16")
-DOCUMENTS = (
+LANGUAGE_MODEL = (
     *DIGITS,
-    "data.root='{root}/sotu'",
     "data.tokenizer='{root}/bpe'",
     "data.batch_size=4",
     "data.max_length=48",
@@ -91,6 +90,8 @@ DOCUMENTS = (
     "student.net.config.intermediate_size=64",
     "trainer.precision=32-true",
 )
+DOCUMENTS = (*LANGUAGE_MODEL, "data.root='{root}/sotu'")
+SENTENCES = (*LANGUAGE_MODEL, "data.val_size=20")
 SMALL_GLUE = (
     "data.source.path='{root}/glue'",
     "data.tokenizer='{root}/bert'",
@@ -133,6 +134,8 @@ EXPERIMENTS = {
     "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", long=True),
     "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", long=True),
     "movie_reviews_teacher": Small(MOVIES, TASK, long=True),
+    "movie_reviews_lm": Small((*SENTENCES, "data.train_size=24"), KD, teacher="movie_reviews_lm_teacher"),
+    "movie_reviews_lm_teacher": Small((*SENTENCES, "data.train_size=48"), TASK),
     "pkd": Small(MOVIES, KD | {"pkd"}, teacher="movie_reviews_teacher", long=True),
     "tinybert": Small(
         MOVIES,
