@@ -1,12 +1,17 @@
 """What is refused before anything is built, what is not, and what a run is called."""
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.fabric.connector import _PRECISION_INPUT
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from omegaconf import open_dict
+from torch import nn
 
 from distillery.config.check import check
 from distillery.config.names import losses_of, method_name, teachers_of
@@ -295,3 +300,22 @@ def test_precision_auto_is_what_the_device_computes(compose_train: Compose, monk
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         (stage,) = check(compose_train(TAUGHT, "trainer.precision=auto")).stages
         assert stage.cfg.trainer.precision == precision
+
+
+def test_clipped_gradients_of_a_fused_optimizer_in_mixed_precision(compose_train: Compose) -> None:
+    """Lightning itself fails in exactly the cases that are refused."""
+    precisions: list[_PRECISION_INPUT] = ["bf16-mixed", "32-true", "bf16-true"]
+    for precision, fused, clip in product(precisions, (True, False), (1.0, 0, None)):
+        given = ["optim=adamw", f"optim.optimizer.fused={fused}", f"trainer.gradient_clip_val={clip or 'null'}"]
+        cfg = compose_train(TAUGHT, *given, f"trainer.precision={precision}")
+        network = nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(network.parameters(), fused=fused)
+        network(torch.ones(1, 2)).sum().backward()
+        trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False)
+        try:
+            trainer.precision_plugin.clip_gradients(optimizer, clip or 0, GradClipAlgorithmType.NORM)
+        except RuntimeError:
+            with pytest.raises(UserError, match=r"gradient_clip_val=1.0: .*bf16-mixed.*optimizer\.fused=false"):
+                check(cfg)
+        else:
+            check(cfg)

@@ -124,6 +124,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
         nodes = plain.get(section) or {}
         checked[section] = {name: _optional(f"{section}.{name}", node) for name, node in nodes.items()}
     _refuse_balanced(checked)
+    _refuse_clipped(checked)
     _refuse_sharded(checked)
     _refuse_ensemble(checked)
     return checked, {"schedules": schedules, "per_teacher": taught}
@@ -212,6 +213,17 @@ def _refuse_balanced(plain: Mapping[str, Any]) -> None:
         raise UserError(
             "objective.balance=auto finds one weight for each loss, and stages have their own. Find them in runs of "
             "one stage (stages=none), and give them by hand: stages.<name>.loss.<loss>.weight"
+        )
+
+
+def _refuse_clipped(plain: Mapping[str, Any]) -> None:
+    """Refuse clipped gradients of a fused optimizer in mixed precision: Lightning fails there in the first step."""
+    trainer, optimizer = plain["trainer"], plain["optim"]["optimizer"]
+    precision, clipped = str(trainer.get("precision")), trainer.get("gradient_clip_val")
+    if clipped and optimizer.get("fused") and precision.endswith("-mixed"):
+        raise UserError(
+            f"trainer.gradient_clip_val={clipped}: with trainer.precision={precision} Lightning clips no gradients of "
+            "a fused optimizer. Set optim.optimizer.fused=false."
         )
 
 
