@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TEXTS = {"transformer", "encoder", "bilstm", "causal_lm"}  # tests/models/text/test_text_model_configs.py
+# Those of texts: tests/models/text/test_text_model_configs.py
+TEXTS = {"transformer", "encoder", "bilstm", "causal_lm", "pretrained_lm"}
 STUDENTS = sorted({path.stem for path in (CONFIGS / "model" / "student").glob("*.yaml")} - TEXTS)
 TEACHERS = sorted({path.stem for path in (CONFIGS / "model" / "teacher").glob("*.yaml")} - TEXTS)
 NAMES = {"timm": {"model_name": "resnet10t"}, "hf_vision": {"model": "convnext"}}  # files that leave the name open

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
-from distillery.config.networks import build_moving, build_student, complete, complete_teacher, setting_of
+from distillery.config.networks import build_moving, complete, complete_teacher, setting_of
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.config.stages import Stage
+from distillery.config.students import SOURCE, build_student, source_tokenizer
 from distillery.config.teacher_classes import fit_classes
 from distillery.core.errors import UserError
 from distillery.core.roles import FROZEN, SELF, STORED, role_of
@@ -185,6 +186,8 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
             if "input" in network:  # an average of the student has the student's
                 frozen = name != "student" and role_of(network) == FROZEN
                 check_tokenizer(name, network.input.tokenizer, data, task, frozen)
+        if task.padded_outputs and former is None and (settings := cfg.student.get("initialise")):
+            check_tokenizer(SOURCE, source_tokenizer(settings.source), data, task)
 
 
 def _with_sizes(loss: DictConfig, data: Data) -> DictConfig:

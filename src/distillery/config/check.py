@@ -235,6 +235,8 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
     moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in (FROZEN, STORED)]
     if moving:
         raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
+    if plain["student"].get("lora"):
+        raise UserError("student.lora: hardware=fsdp2 would shard its matrices by themselves. Use hardware=ddp.")
     if plain["objective"].get("balance"):
         raise UserError("objective.balance=auto goes backward several times a step, which hardware=fsdp2 cannot.")
 

@@ -8,6 +8,8 @@ from distillery.config.spec import (
     EmaTeacher,
     FrozenTeacher,
     ImageInput,
+    Initialise,
+    Lora,
     PeerTeacher,
     SelfTeacher,
     StoredTeacher,
@@ -48,7 +50,20 @@ def check_student(node: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown("student", node, kinds(Student))
     if "net" not in node:
         raise UserError("student has no network. Choose one with model/student=…")
-    return _network("student", node, kinds(Student))
+    checked = _network("student", node, kinds(Student))
+    if checked.get("initialise") is not None:
+        path = "student.initialise"
+        checked["initialise"] = check_section(path, checked["initialise"], Initialise)
+        if not checked["initialise"].get("source"):
+            raise UserError(f"{path}.source: name the network that the student begins with, a run folder for instance.")
+    if checked.get("lora") is not None:
+        checked["lora"] = check_section("student.lora", checked["lora"], Lora)
+        if not (checked["lora"] and (checked.get("weights") or checked.get("initialise"))):
+            raise UserError(
+                "student.lora: give its settings, as {r: 8, alpha: 16}, and a student that is trained already "
+                "(student.weights or student.initialise): of a new one nothing else would be learnt."
+            )
+    return checked
 
 
 def check_teachers(

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -52,6 +51,8 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
             own = read(folder, f"{setting_of(name)}.weights").student
             cfg.net = own.net
             cfg.input = OmegaConf.merge(own.input, {k: v for k, v in cfg.input.items() if v is not None})
+        if (Path(str(cfg.net.get("model", ""))) / CONFIG).is_file():
+            _take_network(cfg, name)
         _complete_input(cfg, data, name)
         if "classes" in cfg.net:  # they are the teacher's texts
             cfg.net.classes = cfg.net.classes or list(data.classes)
@@ -64,7 +65,18 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
             cfg.net.head = task.head
         if cfg.net.get("head") == "sequence_classification" and "model" in cfg.net:
             _complete_padding(cfg, name)
+        if cfg.net.get("head") == "causal_lm" and cfg.weights is None:
+            _complete_special_tokens(cfg)
     return cfg
+
+
+def _take_network(cfg: DictConfig, name: str) -> None:
+    """In place of a run folder as `net.model`: the model and the settings of its student, but for those given here."""
+    own = run_config(cfg.net.model, f"{setting_of(name)}.net.model").student
+    if "model" not in own.net:
+        raise UserError(f"{setting_of(name)}.net.model: the student of {cfg.net.model} is no transformer.")
+    given = {key: value for key, value in cfg.net.items() if key != "model" and value is not None}
+    cfg.net = OmegaConf.merge(own.net, given)
 
 
 def _complete_padding(cfg: DictConfig, name: str) -> None:
@@ -81,6 +93,23 @@ def _complete_padding(cfg: DictConfig, name: str) -> None:
     if made.pad_token_id is None:
         token = padding_token(load_tokenizer(cfg.input.tokenizer, "input.tokenizer"))
         cfg.net.config = {**(cfg.net.get("config") or {}), "pad_token_id": token}
+
+
+def _complete_special_tokens(cfg: DictConfig) -> None:
+    """Name the tokenizer's special tokens to a new causal model, whose defaults are those of another vocabulary.
+
+    A padding token is none to it: the row of that token in its table of embeddings would never be trained, and the
+    token may be the end of text, too.
+    """
+    # transformers takes seconds: only for texts
+    from distillery.core.hub import is_type
+    from distillery.data.tokenizers import load_tokenizer
+
+    if not is_type(cfg.net.get("model", "")):
+        return
+    tokenizer = load_tokenizer(cfg.input.tokenizer, "input.tokenizer")
+    own = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    cfg.net.config = {**own, **(cfg.net.get("config") or {})}
 
 
 def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
@@ -112,55 +141,6 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
         cfg.net.config.vocab_size = data.vocab_size
 
 
-def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Network:
-    """The student of a completed config, with new weights unless `weights` or `initialise` says otherwise.
-
-    Args:
-        data: the data that it will be trained on. Factorised embeddings depend on how often each word occurs.
-        parts: parts of its network that exist already, by the names of their settings in `cfg.net`.
-
-    Raises:
-        UserError: the network cannot be made, or its weights cannot be loaded.
-    """
-    net = _initialised(cfg, "student", **parts)
-    _, remarks = _fill(net, cfg, "student")
-    if settings := cfg.get("initialise"):
-        # transformers takes seconds: only where it is asked for
-        from distillery.models.text.initialise import initialise
-
-        if cfg.weights is not None:
-            raise UserError(
-                "student.weights and student.initialise both set the student's weights: set one of them to null."
-            )
-        given = {key: value for key, value in settings.items() if key != "source"}
-        factorised = given.get("embeddings") == "factorise"  # nothing else reads the counts
-        counts = data.word_counts() if data is not None and factorised else None
-        initialise(net, _source(settings.source, cfg), counts=counts, **given)
-    student = Network(net, adapter(cfg, net), name="student")
-    student.remarks += [*remarks, *_other_statistics(cfg, net)]
-    return student
-
-
-def blank_student(cfg: DictConfig, dtype: torch.dtype) -> Network:
-    """The student of a completed config, in this data type and without its weights, which are loaded afterwards."""
-    own = cfg.copy()
-    own.weights = None
-    own.pop("initialise", None)
-    return build_student(own).to(dtype)
-
-
-def _source(source: str, cfg: DictConfig) -> nn.Module:
-    """The network that the student is initialised from: a run's student, or a pretrained one by its name or folder."""
-    if (Path(source) / CONFIG).is_file():
-        own = trained_config(source, "student.initialise.source").student.copy()
-        own.weights = source
-        own.pop("initialise", None)
-        return _net(own, "student.initialise.source")
-    net = OmegaConf.create({"_target_": cfg.net._target_, "model": source, "head": cfg.net.head})
-    net.num_classes = cfg.net.get("num_classes")
-    return instantiate(net, pretrained=True)
-
-
 def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student: DictConfig) -> DictConfig:
     """`complete` for a teacher of any role.
 
@@ -185,7 +165,7 @@ def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
     if role_of(cfg) == EMA:
         return EMATeacher(student, name, cfg.decay)
     if role_of(cfg) == PEER:
-        net = _net(cfg, name)
+        net = built(cfg, name)
         return Peer(net, adapter(cfg, net), name=name)
     return student
 
@@ -202,8 +182,8 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             "(weights of timm or transformers), a .safetensors or .pth file, or the folder of a run that trained the "
             "teacher. For the baseline, choose model/teacher=none."
         )
-    net = _initialised(cfg, name)
-    stored, remarks = _fill(net, cfg, name)
+    net = initialised(cfg, name)
+    stored, remarks = fill(net, cfg, name)
     trained, made = ((getattr(net, "pretrained_cfg", None) or {}).get("num_classes"), getattr(net, "num_classes", 0))
     if cfg.weights == "pretrained" and trained is not None and made and made != trained:
         raise UserError(
@@ -217,11 +197,11 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
             f"teachers.{name}.weights=<run folder>"
         )
     teacher = Teacher(net, adapter(cfg, net), name, source=str(cfg.weights), bn_mode=cfg.bn_mode, stored=stored or None)
-    teacher.remarks += [*remarks, *_other_statistics(cfg, net)]
+    teacher.remarks += [*remarks, *other_statistics(cfg, net)]
     return teacher
 
 
-def _other_statistics(cfg: DictConfig, net: nn.Module) -> list[str]:
+def other_statistics(cfg: DictConfig, net: nn.Module) -> list[str]:
     """A remark where timm's pretrained weights are given images of other statistics than they were trained on."""
     own = getattr(net, "pretrained_cfg", None) or {}
     differ = [key for key in ("mean", "std") if key in own and [*map(float, own[key])] != [*map(float, cfg.input[key])]]
@@ -292,14 +272,14 @@ def adapter(cfg: DictConfig, net: nn.Module) -> Adapter:
     return ImageAdapter(list(cfg.input.mean), list(cfg.input.std), cfg.input.size)
 
 
-def _net(cfg: DictConfig, name: str, **parts: Any) -> Any:
-    """The network with its weights, see `build_student`."""
-    net = _initialised(cfg, name, **parts)
-    _fill(net, cfg, name)
+def built(cfg: DictConfig, name: str, **parts: Any) -> Any:
+    """The network with its weights; `parts` are parts of it that exist already, by the names of their settings."""
+    net = initialised(cfg, name, **parts)
+    fill(net, cfg, name)
     return net
 
 
-def _fill(net: nn.Module, cfg: DictConfig, name: str) -> Loaded:
+def fill(net: nn.Module, cfg: DictConfig, name: str) -> Loaded:
     """Load the weights of a run folder or a file; nothing where `weights` names neither."""
     if cfg.weights in (None, "pretrained"):
         return Loaded({}, [])
@@ -318,8 +298,8 @@ def _fill(net: nn.Module, cfg: DictConfig, name: str) -> Loaded:
         raise UserError(f"{setting_of(name)}.weights: {error}") from error
 
 
-def _initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
-    """The network with new or pretrained weights, see `build_student`."""
+def initialised(cfg: DictConfig, name: str, **parts: Any) -> Any:
+    """The network with new or pretrained weights, see `built`."""
     pretrained = {"pretrained": True} if cfg.weights == "pretrained" else {}
     if pretrained and TOKENIZER not in cfg.input:  # a transformer asks by itself, and only for a name on the hub
         read_cache_if_offline()

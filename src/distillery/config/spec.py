@@ -47,12 +47,35 @@ class TextInput(TypedDict, total=False):
     tokenizer: str | None
 
 
+class Initialise(TypedDict, total=False):
+    """What of another network a student begins with, see `models/text/initialise.py`."""
+
+    source: str
+    layers: Annotated[
+        Literal["even", "first", "last"] | list[NonNegativeInt], Says("even, first, last, or a list of layers' numbers")
+    ]
+    embeddings: Literal["copy", "factorise"]
+    keep: Literal["first", "magnitude", "activation"]
+    samples: PositiveInt
+
+
+class Lora(TypedDict, total=False):
+    """The small matrices that are trained in place of a network, see `models/lora.py`."""
+
+    r: PositiveInt
+    alpha: Annotated[FiniteFloat, Gt(0)]
+    target_modules: Annotated[Literal["all-linear"] | list[str], Says("all-linear, or a list of layers' names")]
+    dropout: Annotated[float, Ge(0), Lt(1)]
+
+
 class Student(TypedDict, total=False):
     net: Node | None
     weights: str | None
     new_head: bool
     input: ImageInput | TextInput
-    initialise: Node | None
+    initialise: Node | None  # see `Initialise`
+    lora: Node | None  # see `Lora`
+    gradient_checkpointing: bool
 
 
 Classes = Annotated[

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers.utils import logging
 from distillery.core.errors import UserError, did_you_mean, did_you_mean_beside
 from distillery.core.offline import read_cache_if_offline, why_offline
 
+# transformers imports torchao where it is installed, which warns of itself in every process.
+getLogger("torch.utils._pytree").setLevel(ERROR)
 CONFIG = "config.json"
 GGUF = ".gguf"  # a file with config, quantised weights and tokenizer of a language model, as llama.cpp reads it
 # What transformers raises where a config or weights cannot be had, or do not fit.

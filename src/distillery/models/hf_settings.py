@@ -19,6 +19,8 @@ def refuse_unknown(default: PreTrainedConfig, settings: Mapping[str, Any], path:
         UserError: with the nearest right ones.
     """
     known = {key for key in vars(default) if not key.startswith("_")} | default.attribute_map.keys()
+    if hasattr(default, "num_key_value_heads"):
+        known.add("head_dim")  # networks read it, and configs such as Qwen2's leave it out
     for key, value in settings.items():
         if key in LABELS:
             raise UserError(f"{path}.{key}={value}: the number of classes is net.num_classes, which the data fill in.")

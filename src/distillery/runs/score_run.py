@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.config.build import Parts
+from distillery.config.students import exported_student
 from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, PLACE, SELF, STAGE
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
@@ -44,7 +45,8 @@ def score_run(
         teachers: the teachers to score, of all stages; a student of an earlier stage is called `stage:<name>`.
         ensemble: of students of several stages; it is scored, too.
     """
-    student, data = parts.distiller.student, parts.data
+    trained, data = parts.distiller.student, parts.data
+    student = exported_student(parts.cfg.student, trained)
     data.setup("test")
     last, test = _scores(parts, student)
     record.remarks = list(dict.fromkeys([*record.remarks, *parts.distiller.remarks]))  # each stage has its own
@@ -56,7 +58,7 @@ def score_run(
 
     predictions = {"index": test.index, "target": test.target, "student": test.predicted}
     for name, teacher in teachers.items():
-        if teacher is student:
+        if teacher is trained:
             record.teachers[name] = {"role": SELF}
         else:
             entry, predicted = _score_teacher(teacher, parts)
@@ -72,11 +74,11 @@ def score_run(
 
     best = folder / CHECKPOINTS / BEST
     if best.is_file():
-        own = deepcopy(student.net.state_dict())
-        checkpoint = torch.load(best, weights_only=True, map_location=student.device)
-        student.net.load_state_dict(unwrap(checkpoint, own))
-        record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, student)[0]}
-        student.net.load_state_dict(own)
+        own = deepcopy(trained.net.state_dict())
+        checkpoint = torch.load(best, weights_only=True, map_location=trained.device)
+        trained.net.load_state_dict(unwrap(checkpoint, own))
+        record.metrics["best"] = {"epoch": checkpoint["epoch"] + 1, **_scores(parts, trained)[0]}
+        trained.net.load_state_dict(own)
 
 
 def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor | None]:

@@ -6,7 +6,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from distillery.config.networks import blank_student, run_config
+from distillery.config.networks import run_config
+from distillery.config.students import blank_student
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.terminal import say
 from distillery.data.module import Data

@@ -67,7 +67,10 @@ def test_teacher(minilm: str, tokens: Mapping[str, Tensor]) -> None:
 def test_causal_lm(tokens: Mapping[str, Tensor]) -> None:
     """A new Llama by its sizes, and a pretrained teacher by its name."""
     student = composed("+model/student=causal_lm", "student.net.config.hidden_size=32").student
-    assert student.keys() == {"net", "weights", "initialise", "input"}
+    assert student.keys() == {"net", "weights", "initialise", "lora", "gradient_checkpointing", "input"}
+    pretrained = composed("+model/student=pretrained_lm").student
+    assert pretrained.keys() == student.keys()
+    assert (pretrained.weights, pretrained.net.config) == ("pretrained", {})
     net = instantiate(student.net, num_classes=60)
     given = {name: tokens[name] for name in ("input_ids", "attention_mask")}
     assert net(**given).logits.shape == (2, 7, 60)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distillery.core.errors import UserError
 from distillery.core.hub import CONFIG, quiet
@@ -20,6 +20,7 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
     `AutoModel.from_pretrained` reads the folder, and so does the Auto class of the network's head; a
     `SentenceEncoder` is saved as its encoder, of which the reader takes the mean. A pooler that the network does
     not have (BERT's under the heads of tokens) is a new one in `AutoModel`, as with any of transformers' folders.
+    Of a model that generates, generation_config.json says where texts end, and leaves sampling at its defaults.
 
     Args:
         card: the model card, Markdown.
@@ -41,6 +42,8 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
     unfinished.mkdir(parents=True)
     try:
         with quiet():
+            if model.can_generate():
+                model.generation_config = _generation(model, tokenizer)
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
@@ -52,6 +55,20 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Texts end at the tokenizer's end-of-text token, and at others of its special tokens that the model knows as such.
+
+    What else a pretrained model came with, such as a temperature, was chosen for other weights.
+    """
+    own = model.generation_config.eos_token_id
+    known = [own] if isinstance(own, int) else own or []
+    ends = [tokenizer.eos_token_id, *(each for each in known if each in tokenizer.all_special_ids)]
+    ends = [each for each in dict.fromkeys(ends) if each is not None]
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
+    end = ends[0] if len(ends) == 1 else ends or None
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=padding)
 
 
 def _is_export(folder: Path) -> bool:

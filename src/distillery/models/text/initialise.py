@@ -1,7 +1,7 @@
 """Initialises a student from layers of a larger transformer, as in DistilBERT (Sanh et al. 2019, section 3)."""
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,26 @@ from transformers import PreTrainedModel
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.models.text.factorisation import factorised_embeddings, word_table
+from distillery.models.text.importance import Inputs, by_activation, by_magnitude
 from distillery.models.text.layer_choice import Layers, chosen_layers
 from distillery.models.text.sentence_encoder import pretrained_model
-from distillery.models.text.truncation import Truncation, Widths, is_of_heads
+from distillery.models.text.truncation import Scores, Truncation, Widths, is_of_heads
 
 Embeddings = Literal["copy", "factorise"]
-STACKS = ("layer", "layers")  # names of the list of numbered layers in transformers
+Keep = Literal["first", "magnitude", "activation"]
+STACKS = ("layer", "layers", "h")  # names of the list of numbered layers in transformers
+# Settings that have no weights, and change what the weights compute.
+FUNCTION = (
+    "rope_parameters hidden_act hidden_activation activation_function rms_norm_eps layer_norm_eps layer_norm_epsilon "
+    "sliding_window attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar"
+).split()
+
+
+class Filled(NamedTuple):
+    """The names of the parameters that were filled, and for the user what was kept."""
+
+    names: list[str]
+    remarks: list[str]
 
 
 def initialise(
@@ -23,40 +37,60 @@ def initialise(
     layers: Layers | Sequence[int] = "even",
     embeddings: Embeddings = "copy",
     counts: Tensor | None = None,
-) -> list[str]:
-    """Fill `student` with weights of `source`; returns the names of the parameters that were filled.
+    keep: Keep = "first",
+    batches: Iterable[tuple[Inputs, Tensor]] = (),
+) -> Filled:
+    """Fill `student` with weights of `source`.
 
     Filled are the embeddings, every layer (from those of `chosen_layers`), what else the two networks have under
     the same name (a pooler), and the modules of the head where names and shapes agree. Where the student is narrower,
-    `Truncation` says what is kept. The two must name the parameters of a layer alike, as BERT and ELECTRA do.
+    `Truncation` says what is kept; of a causal model the head is cut, too, also to fewer tokens. The two must name the
+    parameters of a layer alike, as BERT and ELECTRA do.
 
     Args:
         layers: which of the source's layers; numbers count from 0.
         embeddings: copy, or factorise (see `factorised_embeddings`), for a student whose embedding_size is smaller.
         counts: how often each word of the vocabulary occurs in the texts, [V]: what is kept in a factorisation.
+        keep: of heads, neurons and hidden channels the first, or those with the largest weights (`by_magnitude`), or
+            those that give most on `batches` (`by_activation`).
+        batches: the source's arguments, and the mask of the tokens that count.
 
     Raises:
         UserError: networks that do not fit. Nothing has been filled then.
     """
-    if embeddings not in get_args(Embeddings):
-        raise UserError(
-            f"student.initialise.embeddings={embeddings}." + did_you_mean(str(embeddings), get_args(Embeddings))
-        )
+    for setting, value, known in (("embeddings", embeddings, Embeddings), ("keep", keep, Keep)):
+        if value not in get_args(known):
+            raise UserError(f"student.initialise.{setting}={value}." + did_you_mean(str(value), get_args(known)))
     ours, theirs = _Body(student, "student"), _Body(source, "source")
-    _refuse_embeddings(ours.net, theirs.net, embeddings)
+    generates = bool(getattr(pretrained_model(student), "can_generate", bool)())
+    _refuse_embeddings(ours.net, theirs.net, embeddings, fewer_words=generates)
     numbers = chosen_layers(layers, theirs.depth, ours.depth)
-    keep = Truncation(Widths.of(ours.net.config), Widths.of(theirs.net.config))
+    _refuse_other_function(ours.net.config, theirs.net.config, numbers)
+    widths = Widths.of(ours.net.config), Widths.of(theirs.net.config)
+    scores: Sequence[Scores | None] = [None] * theirs.depth
+    if keep == "magnitude":
+        scores = by_magnitude(theirs.layers, theirs.outside.values(), widths[1])
+    elif keep == "activation" and widths[0] != widths[1]:
+        scores = by_activation(theirs.net, list(theirs.layers), widths[1], batches)
     inside: dict[str, Tensor] = {}
     for number, chosen in enumerate(numbers):
-        inside |= _layer(ours, number, theirs, chosen, keep)
-    outside = _outside(ours, theirs, keep, embeddings, counts)
+        inside |= _layer(ours, number, theirs, chosen, Truncation(*widths, scores[chosen]))
+    _refuse_narrower_rotation(*widths, theirs.net.config)
+    everywhere = Truncation(*widths, scores[0])
+    outside = _outside(ours, theirs, everywhere, embeddings, counts)
     values = {ours.prefix + name: value for name, value in (inside | outside).items()}
     values |= _head(student, ours.prefix, source, theirs.prefix)
+    if generates:
+        values |= _predictions(student, source, everywhere, values)
     filled = {name: parameter for name, parameter in student.named_parameters() if name in values}
     with torch.no_grad():
         for name, parameter in filled.items():
             parameter.copy_(values[name])
-    return list(filled)
+    by = {"first": "the first of each", "magnitude": "those with the largest weights"}.get(keep, "by their activation")
+    remarks = [f"its layers are {', '.join(map(str, numbers))} of the source's 0 to {theirs.depth - 1}"]
+    if widths[0] != widths[1]:
+        remarks.append(f"in a layer {widths[0]}, of {widths[1]}: {by}")
+    return Filled(list(filled), remarks)
 
 
 class _Body:
@@ -98,7 +132,7 @@ def _layer(ours: _Body, number: int, theirs: _Body, chosen: int, keep: Truncatio
     """The values of the parameters of one layer, by the student's names."""
     wanted = dict(ours.layers[number].named_parameters())
     given = dict(theirs.layers[chosen].named_parameters())
-    if not keep.same and not any(is_of_heads(name, 0) for name in given):
+    if not keep.same_but_inner and not any(is_of_heads(name, 0) for name in given):
         raise UserError(
             f"student.initialise: it is not known which parameters in the layers of {type(theirs.net).__name__} are "
             "those of attention heads, to leave some out. Give the student the source's widths, and fewer layers only."
@@ -138,6 +172,17 @@ def _head(student: nn.Module, prefix: str, source: nn.Module, their_prefix: str)
     return {name: given[name] for names in modules.values() if all(names) for name in names}
 
 
+def _predictions(student: nn.Module, source: nn.Module, keep: Truncation, known: Iterable[str]) -> dict[str, Tensor]:
+    """The matrix that predicts words, of a causal model whose embeddings are another one: its first rows."""
+    models: list[Any] = [pretrained_model(net) for net in (student, source)]
+    ours, theirs = (model.get_output_embeddings() for model in models)
+    if ours is None or theirs is None:
+        return {}
+    names = [name for name, parameter in student.named_parameters() if parameter is ours.weight and name not in known]
+    rows = theirs.weight.detach()[: len(ours.weight)]
+    return {name: keep(name, rows, ours.weight.shape) for name in names}
+
+
 def _rows(path: str, ours: nn.Embedding, theirs: nn.Module, table: Tensor) -> Tensor:
     """The first rows of a table: as many positions or token types as the student has."""
     if ours.num_embeddings > len(table):
@@ -153,9 +198,12 @@ def _rows(path: str, ours: nn.Embedding, theirs: nn.Module, table: Tensor) -> Te
     return table[: ours.num_embeddings]
 
 
-def _refuse_embeddings(ours: PreTrainedModel, theirs: PreTrainedModel, embeddings: Embeddings) -> None:
+def _refuse_embeddings(
+    ours: PreTrainedModel, theirs: PreTrainedModel, embeddings: Embeddings, fewer_words: bool
+) -> None:
+    """Refuse other vocabularies, but with `fewer_words` those that are a beginning of the source's: its padding."""
     (our_words, our_width), (their_words, their_width) = word_table(ours).weight.shape, word_table(theirs).weight.shape
-    if our_words != their_words:
+    if our_words > their_words or (our_words < their_words and not fewer_words):
         raise UserError(
             f"student.initialise: the student's vocabulary has {our_words} tokens, the source's {their_words}. Give "
             "the student the source's tokenizer (student.input.tokenizer) and vocab_size; or, where they are to "
@@ -166,4 +214,31 @@ def _refuse_embeddings(ours: PreTrainedModel, theirs: PreTrainedModel, embedding
         raise UserError(
             f"student.initialise.embeddings=copy: the student's embeddings are {our_width} wide, the source's "
             f"{their_width}. Take embeddings=factorise, or give the student embedding_size={their_width}."
+        )
+
+
+def _refuse_other_function(ours: Any, theirs: Any, numbers: Sequence[int]) -> None:
+    """Refuse a student that would compute something else with the same weights: other rotary angles, other attention.
+
+    Args:
+        numbers: the layers that are chosen.
+    """
+    kinds = getattr(theirs, "layer_types", None)
+    given = {key: getattr(theirs, key) for key in FUNCTION if hasattr(theirs, key) and hasattr(ours, key)}
+    if kinds and getattr(ours, "layer_types", None):
+        given["layer_types"] = [kinds[number] for number in numbers]
+    for key, value in given.items():
+        if (own := getattr(ours, key)) != value:
+            raise UserError(
+                f"student.initialise: with {key}={own} the student would compute something else with the source's "
+                f"weights, where it is {value}. Set '+student.net.config.{key}={value}', or take over all of its "
+                "settings with student.net.model=<the source>."
+            )
+
+
+def _refuse_narrower_rotation(ours: Widths, theirs: Widths, config: Any) -> None:
+    if ours.head < theirs.head and getattr(config, "rope_parameters", None):
+        raise UserError(
+            f"student.initialise: heads narrower than the source's {theirs.head} have no use for its queries and keys, "
+            f"which are rotated in pairs. Set +student.net.config.head_dim={theirs.head}."
         )

@@ -88,6 +88,8 @@ def transformer_config(
         if settings.get("vocab_size", 0) is None:
             raise UserError("config.vocab_size=null: it must be the number of the tokenizer's tokens.")
         settings = {default.attribute_map.get(key, key): value for key, value in settings.items()}
+        if "num_hidden_layers" in settings:  # the kinds of a config's own layers: for others the class names them
+            given = {key: value for key, value in given.items() if key != "layer_types"}
         made = _built(kind, given | settings | _size(default, head, num_classes, settings))
     refuse_sizes(made)
     if head == "sentence_embedding" and num_classes not in (None, made.hidden_size):

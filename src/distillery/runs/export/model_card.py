@@ -127,6 +127,8 @@ def _method(cfg: DictConfig, run: Path) -> Iterator[str]:
         yield f"initial weights: those of another network{_settings(initial)}"
     else:
         yield f"initial weights: {'random' if cfg.student.weights is None else f'`{cfg.student.weights}`'}"
+    if lora := cfg.student.get("lora"):
+        yield f"trained by [LoRA](https://arxiv.org/abs/2106.09685), and merged{_settings(lora)}"
 
 
 def _settings(cfg: DictConfig) -> str:

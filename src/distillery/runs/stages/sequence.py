@@ -12,9 +12,10 @@ from torch import nn
 from distillery.config.build import Parts, build
 from distillery.config.check import check_stage
 from distillery.config.loaded_teachers import LoadedTeachers
-from distillery.config.networks import blank_student, complete_teacher
+from distillery.config.networks import complete_teacher
 from distillery.config.optim import updates
 from distillery.config.stages import RUN_TEACHER, RunSpec, Stage, expanded, placed, stage_teachers
+from distillery.config.students import blank_student, exported_student
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write, sha256_of
 from distillery.core.process import is_main
@@ -266,7 +267,7 @@ def save_student(parts: Parts, name: str, folder: Path) -> None:
     own = folder / STAGES / name
     own.mkdir(parents=True, exist_ok=True)
     save_config(parts.cfg, own)
-    save_weights(parts.distiller.student.net, own / STUDENT)
+    save_weights(exported_student(parts.cfg.student, parts.distiller.student).net, own / STUDENT)
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:
