@@ -1,13 +1,14 @@
 """Networks that were made for other texts are refused before training, with examples and numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from distillery.config.check_texts import check_lengths, check_tokenizer
+from distillery.config.check_texts import check_lengths, check_tokenizer, conventions
 from distillery.core.errors import UserError
 from distillery.data.raw_data import Texts
 from distillery.data.text import TextData
@@ -20,6 +21,8 @@ from distillery.models.weights import save_weights
 from distillery.tasks.classification import Classification
 from fixtures.building import build
 from fixtures.composing import Compose
+from fixtures.conversations import CHATML, QWEN3, chat_data, turns, write_chat_tokenizer
+from fixtures.documents import document_data, documents, tiny_llama
 from fixtures.texts import (
     STILL,
     TINY,
@@ -153,6 +156,60 @@ class TestTokenizer:
             build(compose_train(*given))
         with pytest.raises(UserError, match=r"^student.net: There is no folder .*nowhere"):
             build(compose_train(*given, "student.net.model=./nowhere", f"student.input.tokenizer={folder}"))
+
+
+class TestConventions:
+    """Trap 6: what teacher and data do otherwise with the same vocabulary."""
+
+    SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind. <|im_end|>\n{% endif %}"
+
+    def said(self, folder: Path, other: str, stops: str | None = None, **given: Any) -> list[str]:
+        """Of a teacher whose tokenizer has this template, and which stops at the token `stops`."""
+        load_tokenizer.cache_clear()
+        own, theirs = write_chat_tokenizer(folder / "own"), write_chat_tokenizer(folder / "theirs", other)
+        data = chat_data(folder, own, [{"messages": turns("a", "b")}], **given)
+        net = tiny_llama(data.vocab_size)
+        if stops is not None:
+            net.config.name_or_path = "instructed"
+            net.generation_config.eos_token_id = data.loaded_tokenizer.convert_tokens_to_ids([stops])  # type: ignore[union-attr]
+        return conventions(Network(net, TextAdapter(net, theirs), name="main"), data)
+
+    def test_the_same(self, tmp_path: Path) -> None:
+        assert self.said(tmp_path, CHATML, stops="<|im_end|>") == []
+        plain = document_data(str(tmp_path / "own"), documents(4))
+        assert conventions(Network(tiny_llama(330), TextAdapter(tiny_llama(330)), name="student"), plain) == []
+
+    def test_another_template_line_by_line(self, tmp_path: Path) -> None:
+        (found,) = self.said(tmp_path, self.SYSTEM + CHATML)
+        lines = found.splitlines()
+        assert lines[0] == "its own chat template renders an example otherwise than the data's:"
+        assert lines[1:3] == ["--- the data's chat template", f"+++ that of {tmp_path / 'theirs'}"]
+        assert lines[4:] == [
+            "+<|im_start|>system\\n",
+            "+Be kind. <|im_end|>\\n",
+            " <|im_start|>user\\n",
+        ]
+        (found,) = self.said(tmp_path, QWEN3)  # drops think-spans of earlier turns
+        assert [line for line in found.splitlines()[3:] if line[0] in "+-"] == [
+            "-<think>\\n", "-Add.\\n", "-</think>\\n", "-\\n"
+        ]  # fmt: skip
+        (found,) = self.said(tmp_path, CHATML, template=QWEN3)  # the teacher's own is not the data's
+        assert "+<think>\\n" in found
+        thinking = {"template": QWEN3, "template_kwargs": {"enable_thinking": False}}
+        assert self.said(tmp_path, QWEN3, **thinking) == []
+        (found,) = self.said(tmp_path, "{{ raise_exception('no') }}")
+        assert "does not render a conversation (no)" in found
+
+    def test_another_end(self, tmp_path: Path) -> None:
+        """A base model stops at another token than an instruction-tuned one."""
+        (found,) = self.said(tmp_path, CHATML, stops="<|end|>")
+        assert found == "it stops at '<|end|>', and the data's texts end with '<|im_end|>'"
+        other = write_chat_tokenizer(tmp_path / "other", CHATML, end="<|eot_id|>")
+        data = document_data(str(tmp_path / "own"), documents(4))
+        net = tiny_llama(data.vocab_size)
+        assert conventions(Network(net, TextAdapter(net, other), name="main"), data) == [
+            f"end of a text: '<|im_end|>' in the data, '<|eot_id|>' in the tokenizer {other}"
+        ]
 
 
 class TestLength:

@@ -247,12 +247,13 @@ def _refuse_networks(
             network.remarks += [note] if note not in network.remarks else []
     if data.kind == "texts":
         # transformers takes seconds: only for texts
-        from distillery.config.check_texts import check_lengths, check_one_way
+        from distillery.config.check_texts import check_lengths, check_one_way, conventions
 
         for network in networks:
             if not isinstance(network, Teacher) or network.has_network:
                 check_lengths(network, data)
                 check_one_way(network, data)
+                network.remarks += [note for note in conventions(network, data) if note not in network.remarks]
 
 
 def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:

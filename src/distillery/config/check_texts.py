@@ -1,10 +1,18 @@
-"""Refuses networks that were made for another tokenizer, or that have too few positions for the texts."""
+"""Refuses networks that were made for another tokenizer, or that have too few positions for the texts.
+
+What differs without making training wrong is said: chat templates, and which tokens begin and end a text.
+"""
+
+import difflib
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distillery.config.networks import setting_of
 from distillery.core.errors import UserError
+from distillery.data.conversations import ChatTemplate, Conversations, chat_template
 from distillery.data.module import Data
 from distillery.data.text import TextData
 from distillery.data.tokenizers import difference, load_tokenizer, other_vocabulary
@@ -16,6 +24,13 @@ from distillery.tasks.task import Task
 COMPARED = 200  # texts on which two tokenizers are compared
 BEGINNING = 2000  # characters of each
 FEW = 8  # tokens of a document on which it is tried what a network reads
+# A question and its answer, another question, and the beginning of the next answer: it shows the system prompt that a
+# template adds, what becomes of earlier think-spans, and whether thinking is begun.
+EXAMPLE = (
+    {"role": "user", "content": "What is 2+2?"},
+    {"role": "assistant", "content": "<think>\nAdd.\n</think>\n\n4"},
+    {"role": "user", "content": "And 3+3?"},
+)
 
 
 def check_tokenizer(name: str, tokenizer: str, data: Data, task: Task, frozen: bool = False) -> None:
@@ -80,6 +95,75 @@ def check_one_way(network: Network, data: Data) -> None:
             f"The {network.name} network attends from one document of a block to another, as its kind does not tell "
             "them apart by their positions. Set data.pack=false."
         )
+
+
+def conventions(network: Network, data: Data) -> list[str]:
+    """What the network's own tokenizer and generation config do otherwise than the data, for causal language models.
+
+    Compared are the tokens that begin and end a text, the tokens at which the network was made to stop, and chat
+    templates on an example: each difference is a remark. A teacher that reads another template than it was trained with
+    gives other probabilities, and a student that ends its texts otherwise than the network that it continues does not
+    stop where that does.
+    """
+    assert isinstance(data, TextData)
+    if data.pack is None:
+        return []
+    ours, name = data.loaded_tokenizer, getattr(network.adapter, "tokenizer", None) or data.tokenizer
+    theirs = load_tokenizer(name, f"the {network.name} network's input.tokenizer")
+    found = [
+        f"{what} of a text: {getattr(ours, kind)!r} in the data, {getattr(theirs, kind)!r} in the tokenizer {name}"
+        for what, kind in (("beginning", "bos_token"), ("end", "eos_token"))
+        if getattr(ours, kind) != getattr(theirs, kind)
+    ]
+    template = data.samples.template if isinstance(data.samples, Conversations) else None
+    learnt = {str(ours.eos_token)} if template is None else _ends(template)
+    stops = _stops(network.net, theirs)
+    if stops and learnt and not learnt & stops:
+        found.append(f"it stops at {_listed(stops)}, and the data's texts end with {_listed(learnt)}")
+    if template is not None and (own := chat_template(theirs, None, template.settings)) is not None:
+        found += _template_difference(template, own, name)
+    return found
+
+
+def _template_difference(ours: ChatTemplate, theirs: ChatTemplate, name: str) -> list[str]:
+    """The lines of an example that the templates render otherwise."""
+    texts = [_rendered(template) for template in (ours, theirs)]
+    if texts[0] == texts[1]:
+        return []
+    before, after = ([repr(line)[1:-1] for line in text.splitlines(keepends=True)] for text in texts)
+    lines = difflib.unified_diff(before, after, "the data's chat template", f"that of {name}", lineterm="", n=1)
+    return ["its own chat template renders an example otherwise than the data's:\n" + "\n".join(lines)]
+
+
+def _rendered(template: ChatTemplate) -> str:
+    try:
+        return template(EXAMPLE, prompt=True)
+    except UserError as error:
+        return str(error)
+
+
+def _ends(template: ChatTemplate) -> set[str]:
+    """The special tokens that end an assistant's turn; none if it ends otherwise."""
+    try:
+        before, text = template(EXAMPLE[:1]), template(EXAMPLE[:2])
+    except UserError:
+        return set()
+    turn = text[len(before) :] if text.startswith(before) else text
+    return {token for token in template.specials if turn.rstrip().endswith(token)}
+
+
+def _stops(net: nn.Module, tokenizer: Any) -> set[str]:
+    """The tokens at which a pretrained network stops; none if it was not pretrained."""
+    model = pretrained_model(net)
+    if model is None or not model.config.name_or_path:
+        return set()
+    given = getattr(model.generation_config, "eos_token_id", None)
+    ids = [] if given is None else [given] if isinstance(given, int) else given
+    return set(tokenizer.convert_ids_to_tokens(ids))
+
+
+def _listed(tokens: Collection[str]) -> str:
+    return ", ".join(map(repr, sorted(tokens)))
 
 
 def check_lengths(network: Network, data: Data) -> None:

@@ -15,8 +15,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from distillery.core.errors import UserError
 from distillery.data.documents import Documents, ended_columns, ends_of, token_bytes, with_offsets
-from distillery.data.raw_data import Texts
-from distillery.data.tokens import IGNORED, Tokenised
+from distillery.data.raw_data import Split, Texts
+from distillery.data.tokens import IGNORED, Served, Tokenised, Tokens
 
 Span = tuple[int, int]  # of characters: the first, and the one after the last
 Message = Mapping[str, Any]
@@ -139,6 +139,13 @@ class Conversations(Documents):
         longest = [max(next(lengths) for _ in own) for own in documents]
         longer = [position for position, length in zip(positions, longest, strict=True) if length > self.most]
         return Tokenised(columns, longer, [len(own) for own in documents])
+
+    def served(self, name: str, splits: Mapping[str, Split], stores: Mapping[str, Tokens]) -> Served:
+        """The splits in blocks, and how the first conversation is rendered."""
+        found, remarks = super().served(name, splits, stores)
+        train = splits["train"]
+        first = next(self.documents(json.loads(train.inputs.first[int(train.indices[0])])))
+        return Served(found, (*remarks, f"the first conversation begins with {first.text[:SHOWN]!r}"))
 
     def documents(self, conversation: Mapping[str, Any]) -> Iterator[Rendered]:
         """The documents of a conversation, one for all turns that a template renders as it did when each was the last.
