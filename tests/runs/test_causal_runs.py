@@ -1,5 +1,6 @@
 """Whole runs of causal language models: teacher, student, record, resume, proof and report."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -235,3 +236,44 @@ def test_the_commands(cli: Cli, folder: Path, tmp_path: Path) -> None:
     code, said = cli("evaluate", "run=run", "stride=8", "split=val")
     assert "with windows of 32 tokens, stride 8, prefix token none\nrecorded: " in said
     assert "stride 31" in said
+
+
+@pytest.mark.slow
+def test_the_harness_scores_the_exported_student(student: Result, cli: Cli, tmp_path: Path) -> None:
+    """On a task of a local file, as the likelihoods that transformers alone gives say."""
+    rows = [
+        {"question": f"{i} the people of", "choices": ["war", "the states under great laws", "peace"], "answer": i % 3}
+        for i in range(7)
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "own.yaml").write_text(
+        "task: own\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs:\n  data_files:\n    test: {data}\n"
+        'doc_to_text: "{{question}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: answer\ntarget_delimiter: " "\n'
+        "metric_list:\n- metric: acc\n- metric: acc_norm\n"
+    )
+    code, said = cli("evaluate", f"run='{student.folder}'", f"lm_eval=['{tmp_path / 'own.yaml'}']")
+    assert code == 0, said
+    out = export(student.folder, tmp_path / "export")
+    net, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    right: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
+    for row in rows:
+        sums = []
+        for choice in row["choices"]:
+            begin, ids = (tokenizer(text)["input_ids"] for text in (row["question"], f"{row['question']} {choice}"))
+            with torch.no_grad():
+                chances = net(torch.tensor([ids])).logits[0].log_softmax(-1)
+            sums.append(sum(chances[place - 1, ids[place]].item() for place in range(len(begin), len(ids))))
+        lengths = [len(choice) for choice in row["choices"]]
+        right["acc"].append(int(np.argmax(sums)) == row["answer"])
+        right["acc_norm"].append(int(np.argmax(np.array(sums) / lengths)) == row["answer"])
+    found = {each["metric"]: each for each in json.loads((student.folder / "lm_eval.json").read_text())}
+    for metric, own in right.items():
+        mean = sum(own) / len(own)
+        assert found[metric]["value"] == pytest.approx(mean)
+        assert found[metric]["stderr"] == pytest.approx((mean * (1 - mean) / 6) ** 0.5)
+        assert (found[metric]["task"], found[metric]["samples"], found[metric]["shots"]) == ("own", 7, 0)
+        assert f"{metric} " in said
+    code, said = cli("evaluate", f"run='{student.folder}'", "lm_eval=[nosuchtask]")
+    assert code == 2
+    assert "nosuchtask" in said

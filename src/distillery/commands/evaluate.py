@@ -10,13 +10,16 @@ from distillery.core.errors import UserError
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
+    from distillery.runs.harness import harness_scores
     from distillery.runs.strided_score import strided_score
     from distillery.runs.verify_run import verify_run
 
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("Which run? Name a run folder: distill-evaluate run=outputs/demo/kd/seed0")
     run = Path(str(cfg.run))
-    if cfg.stride is not None:
+    if cfg.lm_eval:
+        harness_scores(run, [cfg.lm_eval] if isinstance(cfg.lm_eval, str) else cfg.lm_eval, cfg.limit)
+    elif cfg.stride is not None:
         strided_score(run, cfg.stride, cfg.split)
     else:
         verify_run(run, cfg.split)
