@@ -16,6 +16,7 @@ from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import build_moving, complete, complete_teacher, setting_of
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
+from distillery.config.served import served_teachers
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.config.stages import Stage
 from distillery.config.students import SOURCE, build_student, source_tokenizer
@@ -122,6 +123,7 @@ def build(
     student.tap((), batch)  # an average of a former student would record into the former's taps
     student.tap_attention((), batch)
     frozen = loaded.load_all(cfg.teachers) | {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
+    frozen |= served_teachers(cfg, data, task, batch)
     for name, teacher in frozen.items():
         if task.per_token and name in data.targets:
             raise UserError(

@@ -29,7 +29,7 @@ from distillery.config.targets import check_settings, check_target, imported, pa
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
 from distillery.core.paths import CONFIGS
-from distillery.core.roles import FROZEN, STORED, role_of
+from distillery.core.roles import FROZEN, SERVED, STORED, role_of
 from distillery.results.record import leaves
 from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
@@ -232,7 +232,7 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
     strategy = plain["trainer"].get("strategy")
     if not isinstance(strategy, dict) or not str(strategy.get("_target_")).endswith(".FSDP2"):
         return
-    moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in (FROZEN, STORED)]
+    moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in (FROZEN, STORED, SERVED)]
     if moving:
         raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
     if plain["student"].get("lora"):

@@ -12,6 +12,8 @@ from distillery.config.spec import (
     Lora,
     PeerTeacher,
     SelfTeacher,
+    ServedClient,
+    ServedTeacher,
     StoredTeacher,
     Student,
     TextInput,
@@ -21,17 +23,19 @@ from distillery.config.spec import (
 from distillery.config.targets import Kinds, check_settings, check_target, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import shown
-from distillery.core.roles import EMA, FROZEN, PEER, SELF, STORED, role_of
+from distillery.core.roles import EMA, FROZEN, PEER, SELF, SERVED, STORED, role_of
 
 ROLES = {
     FROZEN: kinds(FrozenTeacher),
     STORED: kinds(StoredTeacher),
+    SERVED: kinds(ServedTeacher),
     EMA: kinds(EmaTeacher),
     PEER: kinds(PeerTeacher),
     SELF: kinds(SelfTeacher),
 }
 WHY = {
     STORED: "The outputs of this teacher were stored before the run, and there is no network",
+    SERVED: "A server runs this teacher, and there is no network here",
     EMA: "An ema teacher is an average of the student, and starts as a copy of it",
     PEER: "A peer is trained beside the student from the start",
     SELF: "This teacher is the student itself",
@@ -148,5 +152,7 @@ def _network(path: str, node: Mapping[str, Any], known: Kinds) -> dict[str, Any]
         given = node.get("input")
         of_texts = isinstance(given, Mapping) and "tokenizer" in given
         checked["input"] = check_section(f"{path}.input", given, TextInput if of_texts else ImageInput)
+    if "client" in known:
+        checked["client"] = check_section(f"{path}.client", node.get("client"), ServedClient)
     rest = {key: value for key, value in node.items() if key not in checked}
     return {**node, **checked, **check_settings(path, rest, known)}

@@ -103,6 +103,27 @@ class StoredTeacher(TypedDict, total=False):
     missing: Literal["refuse", "skip"]
 
 
+Seconds = Annotated[FiniteFloat, Gt(0), Says("a number of seconds greater than 0")]
+
+
+class ServedClient(TypedDict, total=False):
+    """How a server is asked; it changes no value."""
+
+    concurrent: PositiveInt
+    sequences: PositiveInt
+    timeout: Seconds
+    patience: Seconds
+    api_key_env: str | None
+
+
+class ServedTeacher(TypedDict, total=False):
+    role: Literal["served"]
+    url: str
+    model: str
+    k: PositiveInt
+    client: ServedClient
+
+
 class EmaTeacher(TypedDict, total=False):
     role: Literal["ema"]
     decay: Annotated[float, Ge(0), Lt(1), Says("a number of at least 0 and less than 1; 0.999 is usual")]

@@ -17,8 +17,8 @@ from distillery.results.layout import RECORD
 
 # Settings that do not change what is computed: where things lie, what they are called, how the run is watched.
 NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan".split())  # at the root of the config
-PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir"})  # at any depth
-WATCHING = frozenset({"enable_progress_bar", "num_workers"})  # at any depth
+PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
+WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
 
 
 def _now() -> str:

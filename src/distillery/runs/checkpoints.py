@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
+from distillery.data.loader import ResumableLoader
 from distillery.results.layout import BEFORE_LAST, CHECKPOINTS, LAST
+from distillery.teachers.served_client import ServerError
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -44,6 +46,20 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         super().on_train_batch_end(trainer, pl_module, None, None, 0)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save the run as it was before a step for which a teacher's server gave no signals: nothing is lost.
+
+        Not in the middle of an update, whose gradients no checkpoint has, nor with several processes, which would have
+        to save together.
+        """
+        loader, steps = trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress.current
+        within = steps.completed % trainer.accumulate_grad_batches or steps.ready == steps.completed
+        if not isinstance(exception, ServerError) or not isinstance(loader, ResumableLoader) or within:
+            return
+        if trainer.world_size == 1 and self.dirpath is not None:
+            loader.sampler.served -= 1  # the batch of that step
+            trainer.save_checkpoint(Path(self.dirpath) / LAST)
 
 
 class Resumption(L.Callback):

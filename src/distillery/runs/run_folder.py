@@ -23,6 +23,8 @@ from distillery.runs.checkpoints import written_checkpoints
 from distillery.runs.folder_lock import FolderLock
 from distillery.runs.job import remove_results
 from distillery.runs.stages.sequence import StageSequence, save_config
+from distillery.teachers.served import same_teacher
+from distillery.teachers.served_client import ServerError
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # disk full, over quota, read-only
 
@@ -79,7 +81,7 @@ class RunFolder:
         interrupted = isinstance(error, SystemExit)  # Ctrl-C, SIGTERM
         reason = (error.__context__ or error) if interrupted else error
         self.fail(f"{type(reason).__name__}: {reason}")
-        if interrupted and is_main() and written_checkpoints(self._folder):
+        if (interrupted or isinstance(error, ServerError)) and is_main() and written_checkpoints(self._folder):
             say("To resume it: " + pasteable("distill-train", "resume", str(self._folder)))
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(
@@ -130,11 +132,11 @@ def continued(record: RunRecord, before: RunRecord, folder: Path) -> RunRecord:
         UserError: data or teachers are not those that the run was started with.
     """
     for source, sha256 in record.sources.items():
-        if before.sources.get(source, sha256) == sha256:
+        if same_teacher(before.sources.get(source, sha256), sha256):
             continue
         stage, _, name = source.partition(":")
         what = f"the data of {record.data['name']} are not those" if name == "data" else f"{name} is not the teacher"
-        setting = "data.root" if name == "data" else f"{name}.weights (of stored targets: path)"
+        setting = "data.root" if name == "data" else f"{name}.weights (of stored targets: path, of a served one: url)"
         raise UserError(
             f"{folder} cannot be resumed: {f'in stage {stage!r} ' if stage else ''}{what} that it was started with. "
             f"Put back what was there, point {setting} of its config.yaml to it, or start a new run."

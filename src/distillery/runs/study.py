@@ -10,7 +10,7 @@ from distillery.config.check import check, refuse_missing
 from distillery.config.command_line import quoted
 from distillery.config.loss_catalogue import loss_choices
 from distillery.config.names import BASELINE
-from distillery.core.roles import EMA, PEER, SELF, STORED
+from distillery.core.roles import EMA, PEER, SELF, SERVED, STORED
 from distillery.core.terminal import plain_console, say
 from distillery.results.layout import report_files
 from distillery.results.report.write import terminal_table, write_report
@@ -78,7 +78,7 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job | None, list[Job]]:
             given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
             choices = [each for each in (*cfg.student, *cfg.overrides, *overrides) if each.startswith(CHOICE)][-1:]
             given = [*(override for override in given if not override.startswith(CHOICE)), *choices]
-            if teacher is not None and not {CHOICE + role for role in (EMA, PEER, SELF, STORED)} & {*choices}:
+            if teacher is not None and not {CHOICE + role for role in (EMA, PEER, SELF, SERVED, STORED)} & {*choices}:
                 # also for a baseline, which may begin with layers of it
                 given.append(f"++teachers.main.weights={quoted(teacher.folder)}")
             students.append(job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", given))

@@ -110,6 +110,11 @@ class Teacher(Network):
         """
         return weights_hash(self.net)
 
+    @property
+    def identity(self) -> str:
+        """What a resumed run must find again, see `same_teacher`."""
+        return self.sha256
+
     def fingerprint(self) -> str:
         """SHA-256 of every parameter and buffer as they are now."""
         return weights_hash(self.net)

@@ -215,7 +215,7 @@ class StageSequence:
         sources = {f"{stage.name}:data": self.data(place).fingerprint for place, stage in enumerate(self.stages)}
         for place, teachers in self._outside.items():
             for name, teacher in teachers.items():
-                sources[f"{self.stages[place].name}:teachers.{name}"] = teacher.sha256
+                sources[f"{self.stages[place].name}:teachers.{name}"] = teacher.identity
         return sources
 
     def teachers(self) -> dict[str, Network]:

@@ -74,7 +74,7 @@ class TeacherGuard(L.Callback):
             accuracy = (found.predicted == found.target).double().mean().item() if task.is_distribution() else 1.0
             chance = 1 / outputs if outputs else 0.0
             near_chance = accuracy < chance + 0.1 * (1 - chance)
-            cause = f" {likely_cause(found, not teacher.has_network)}" if near_chance and not by else ""
+            cause = f" {likely_cause(found, name in data.targets)}" if near_chance and not by else ""
             worse = found.score < self.min_score if task.higher_is_better else found.score > self.min_score
             if self.min_score and worse and name not in module.stage_teachers:
                 raise UserError(

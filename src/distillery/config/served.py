@@ -1,0 +1,52 @@
+"""Config → the teachers that a server runs."""
+
+import os
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from distillery.config.optim import updates
+from distillery.core.errors import UserError, named
+from distillery.core.roles import SERVED, role_of
+from distillery.data.module import Data
+from distillery.tasks.task import Task
+from distillery.teachers.frozen import Teacher
+
+
+def served_teachers(cfg: DictConfig, data: Data, task: Task, example: Mapping[str, Tensor]) -> dict[str, Teacher]:
+    """The teachers of a completed config that servers run, by name. Each is tried on the `example`.
+
+    Raises:
+        UserError: with the path of the teacher; see `ServedTeacher`.
+    """
+    found = {}
+    for name, own in cfg.teachers.items():
+        if role_of(own) == SERVED:
+            try:
+                found[str(name)] = _build(str(name), own, cfg.trainer, data, task, example)
+            except UserError as error:
+                raise named(f"teachers.{name}", error) from None
+    return found
+
+
+def _build(
+    name: str, cfg: DictConfig, trainer: DictConfig, data: Data, task: Task, example: Mapping[str, Tensor]
+) -> Teacher:
+    if task.head != "causal_lm":
+        raise UserError("a server scores the tokens of texts, each given those before it. Set task=causal_lm.")
+    from distillery.data.text import TextData  # transformers takes seconds: only for texts
+    from distillery.teachers.served import Served, ServedTeacher
+    from distillery.teachers.served_client import Client
+
+    assert isinstance(data, TextData)
+    settings = cfg.client
+    key = os.environ.get(settings.api_key_env or "", "")
+    if settings.api_key_env and not key:
+        raise UserError(f"client.api_key_env={settings.api_key_env}: this environment variable is not set.")
+    client = Client(cfg.url, key, settings.concurrent, settings.timeout, settings.patience)
+    steps, total = updates(data, trainer)
+    epoch = int(data.order("train")["lengths"][data.splits["train"].indices].sum())
+    tokens = epoch * total // steps if total > 0 else epoch
+    served = Served(client, cfg.model, cfg.k, settings.sequences)
+    return ServedTeacher(name, served, data.loaded_tokenizer, example, data.limit, tokens)
