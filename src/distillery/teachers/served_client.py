@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar
 
 import urllib3
@@ -98,17 +98,14 @@ class Client:
             ServerError: the server refuses a request, or has neither answered one in `patience` seconds, or three times
                 wrongly. Requests that wait are not sent any more.
         """
-        pool = ThreadPoolExecutor(self.concurrent, thread_name_prefix="served")
-        try:
-            futures = [pool.submit(self._post, path, body, read) for body in bodies]
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
-            return [future.result() for future in futures]
-        except BaseException:  # Ctrl-C, too
-            self._given_up.set()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        waiting = list(enumerate(bodies))
+        with ThreadPool(max(1, min(self.concurrent, len(waiting)))) as pool:  # its threads do not hold up the exit
+            try:
+                found = dict(pool.imap_unordered(lambda each: (each[0], self._post(path, each[1], read)), waiting))
+            except BaseException:  # Ctrl-C, too
+                self._given_up.set()
+                raise
+        return [found[place] for place, _ in waiting]
 
     def _post(self, path: str, body: Any, read: Callable[[Any, Any], T]) -> T:
         since: float | None = None
