@@ -243,12 +243,13 @@ def _refuse_other_tokenizer(said: Mapping[int, str], tokenizer: Any) -> None:
             f"The server names token {beyond[0]} ({said[beyond[0]]!r}), {OTHER} has {len(tokenizer)}. Its model has "
             "another one: set data.tokenizer to that."
         )
-    # Bytes that are no whole character have no text of their own.
-    texts = {token: text for token, text in said.items() if "\ufffd" not in text}
-    differ = [token for token, text in texts.items() if tokenizer.decode([token]).strip() != text.strip()]
-    if len(differ) > (1 - SAME) * len(texts):
-        ours = tokenizer.decode([differ[0]])
+    # Bytes that are no whole character have no text of their own; vLLM may give that of the character.
+    ours = {token: tokenizer.decode([token]) for token in said}
+    whole = [token for token, text in said.items() if "\ufffd" not in text + ours[token]]
+    differ = [token for token in whole if said[token].strip() != ours[token].strip()]
+    if len(differ) > (1 - SAME) * len(whole):
+        first = differ[0]
         raise UserError(
-            f"Of {len(texts)} tokens {len(differ)} are other texts there: {differ[0]} is {texts[differ[0]]!r}, and "
-            f"{ours!r} here. Its model has another tokenizer: set data.tokenizer to its own."
+            f"Of {len(whole)} tokens {len(differ)} are other texts there: {first} is {said[first]!r}, and "
+            f"{ours[first]!r} here. Its model has another tokenizer: set data.tokenizer to its own."
         )
