@@ -1,16 +1,14 @@
 """Texts in a file instead of in memory, where they are large."""
 
-import os
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
-from pathlib import Path
-from tempfile import mkstemp
+from tempfile import TemporaryFile
 from typing import overload
 
 import pyarrow as pa
 
-from distillery.core.paths import cache_folder
+from distillery.core.paths import scratch_folder
 
 IN_MEMORY = 32_000_000  # characters up to which texts stay in memory
 BATCH = 1_000_000  # characters of those that are written together
@@ -34,21 +32,17 @@ def _emptied(texts: list[str]) -> Iterator[str]:
 
 
 class StoredTexts(Sequence[str]):
-    """Texts in a memory-mapped Arrow file, which has no name any more and goes with the process."""
+    """Texts in a memory-mapped Arrow file without a name, which goes with the process."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        handle, name = mkstemp(".arrow", dir=cache_folder())
-        os.close(handle)
-        try:
-            schema = pa.schema([("text", pa.large_string())])
-            with pa.OSFile(name, "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        schema = pa.schema([("text", pa.large_string())])
+        with TemporaryFile(dir=scratch_folder()) as file:
+            with pa.ipc.new_file(file, schema) as writer:
                 for some in _batches(texts):
                     writer.write_batch(pa.record_batch([pa.array(some, pa.large_string())], schema=schema))
-            self._texts = pa.ipc.open_file(pa.memory_map(name)).read_all().column("text")
-        finally:
-            with suppress(OSError):  # Windows keeps files that are open
-                Path(name).unlink()
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._texts = pa.ipc.open_file(pa.py_buffer(mapped)).read_all().column("text")
 
     def __len__(self) -> int:
         return len(self._texts)

@@ -1,7 +1,7 @@
 """The LightningDataModule of texts."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 from rich.console import Console
 from rich.progress import track
@@ -23,7 +24,7 @@ from distillery.data.module import STAGES, Data, Stage
 from distillery.data.passages import Passages
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
-from distillery.data.token_cache import load_tokens, save_tokens, tokenizer_key
+from distillery.data.token_cache import stored_tokens, tokenizer_key
 from distillery.data.tokenizers import load_tokenizer, padding_token
 from distillery.data.tokens import CHUNK, IGNORED, Masking, TextSamples, Tokens
 
@@ -246,15 +247,10 @@ class TextData(Data):
         tokenizer, content = self.loaded_tokenizer, texts.content()
         kind = self.samples.unit.encode() + (b"" if texts.completions is None else b"completions") + self.samples.key
         key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes(), kind)
-        found = load_tokens(key)
-        if found is None:
-            found = self._tokenised(texts, indices.tolist())
-            vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
-            identity = hashlib.sha256(content + f"{vocabulary} {self.limit}".encode() + self.samples.key).digest()
-            found["identity"] = torch.frombuffer(bytearray(identity), dtype=torch.uint8)
-            save_tokens(key, found)
+        vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
+        identity = hashlib.sha256(content + f"{vocabulary} {self.limit}".encode() + self.samples.key).digest()
+        found = stored_tokens(key, partial(self._tokenised, texts, indices.tolist()))
         self._longer += found.pop("longer").tolist()
-        identity = found.pop("identity").numpy().tobytes()
         lengths = torch.zeros(len(texts), dtype=torch.int64)
         lengths[indices] = found.pop("lengths").long()
         starts = torch.zeros(len(texts), dtype=torch.int64)
@@ -264,27 +260,23 @@ class TextData(Data):
         padding = {"input_ids": padding_token(tokenizer), "target": IGNORED}
         return Tokens(found, starts, lengths, {name: padding.get(name, 0) for name in found}, identity, begins)
 
-    def _tokenised(self, texts: Texts, order: list[int]) -> dict[str, Tensor]:
-        """The concatenated columns of the texts, and the positions of the `longer` ones.
+    def _tokenised(self, texts: Texts, order: list[int]) -> Iterator[dict[str, NDArray[np.int32]]]:
+        """The columns of some texts after another, and the positions of the `longer` ones.
 
         `lengths` are those of the texts, and `documents` of the documents that these consist of, if not of one.
         """
-        none = torch.zeros(0, dtype=torch.int32)  # a split may be empty
-        columns: dict[str, list[Tensor]] = {"lengths": [none], "longer": [none], "documents": [none]}
-        chunks = list(self.samples.chunks(texts, order))
+        none = np.zeros(0, dtype=np.int32)
+        yield {"lengths": none, "documents": none, "longer": none}  # a split may be empty
+        chunks = [*self.samples.chunks(texts, order)]
         silent = len(chunks) < BAR or not Console().is_terminal
         for positions in track(chunks, "Tokenising", transient=True, disable=silent):
             values, longer, counts = self.samples.tokenised(texts, positions)
+            columns = {name: np.fromiter(chain.from_iterable(each), dtype=np.int32) for name, each in values.items()}
             lengths = np.array([len(ids) for ids in values["input_ids"]], dtype=np.int32)
-            columns["longer"].append(torch.tensor(longer, dtype=torch.int32))
+            documents = none if counts is None else lengths
             if counts is not None:
-                columns["documents"].append(torch.from_numpy(lengths))
-                lengths = np.add.reduceat(lengths, np.cumsum(counts, dtype=np.int64) - counts)
-            columns["lengths"].append(torch.from_numpy(lengths))
-            for name, each in values.items():
-                flat = np.fromiter(chain.from_iterable(each), dtype=np.int32)
-                columns.setdefault(name, [none]).append(torch.from_numpy(flat))
-        return {name: torch.cat(values) for name, values in columns.items()}
+                lengths = np.add.reduceat(lengths, np.cumsum(counts, dtype=np.int64) - counts, dtype=np.int32)
+            yield {**columns, "lengths": lengths, "documents": documents, "longer": np.array(longer, dtype=np.int32)}
 
     def _report_too_long(self, samples: int) -> None:
         found = f"{len(self._longer):,} of {samples:,} {self.samples.unit} have more than {self.limit} tokens"

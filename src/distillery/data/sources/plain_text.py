@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import IO
 
 from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData
@@ -11,6 +12,7 @@ from distillery.data.sources.table import Table
 from distillery.data.sources.text_files import json_rows, opened, read_csv
 
 Given = str | Path
+AT_ONCE = 1 << 20  # characters that are read together
 
 
 def plain_text(
@@ -71,7 +73,15 @@ def _documents(path: Path, text: str, separator: str | None, encoding: str | Non
     if not files:
         raise UserError(f"'{path}' has no file *.txt. Name a JSON Lines or CSV file itself: data.source.path=….jsonl")
     for file in files:
-        with opened(file, encoding, "") as (lines, said):
-            content = lines.read()
-        notes += (note for note in said if note not in notes)
-        yield from content.split(separator) if separator else [content]
+        with opened(file, encoding, "") as (content, said):
+            notes += (note for note in said if note not in notes)
+            yield from _apart(content, separator)
+
+
+def _apart(content: IO[str], separator: str | None) -> Iterator[str]:
+    """What stands between the separators of a file; all of it without one."""
+    rest = ""
+    while block := content.read(AT_ONCE if separator else -1):
+        *whole, rest = (rest + block).split(separator) if separator else [block]
+        yield from whole
+    yield rest

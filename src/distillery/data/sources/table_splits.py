@@ -12,6 +12,7 @@ from distillery.data.raw_data import UNLABELLED, RawData, Split, Texts
 from distillery.data.soft_labels import read_soft_labels
 from distillery.data.sources.duplicates import apart
 from distillery.data.sources.table import SHOWN, Columns, Samples, Table, class_remarks, read_samples
+from distillery.data.stored_texts import stored
 
 
 def table_data(
@@ -173,10 +174,10 @@ def _soft_labels(samples: Samples, columns: Columns, classes: Sequence[str]) -> 
 
 
 def _encode(samples: Samples, columns: Columns, classes: Sequence[str]) -> tuple[Texts, Tensor]:
-    first = samples.columns["first"]
-    texts, zeros = Texts(first, samples.columns.get("second")), torch.zeros(len(samples), dtype=torch.int64)
+    first, second, zeros = samples.columns["first"], samples.columns.get("second"), torch.zeros(len(samples)).long()
     if samples.labels is None:
-        return texts, zeros
+        return Texts(stored(first), second), zeros
+    texts = Texts(first, second)
     if columns.regression:
         return texts, torch.tensor(samples.labels, dtype=torch.float32)
     number = {label: position for position, label in enumerate(classes)}
