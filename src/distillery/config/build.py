@@ -122,7 +122,7 @@ def build(
         student = former.distiller.student
     student.tap((), batch)  # an average of a former student would record into the former's taps
     student.tap_attention((), batch)
-    frozen = loaded.load_all(cfg.teachers) | {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
+    frozen = loaded.load_all(cfg.teachers, batch) | {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
     frozen |= served_teachers(cfg, data, task, batch)
     for name, teacher in frozen.items():
         if task.per_token and name in data.targets:

@@ -36,20 +36,23 @@ class LoadedTeachers:
     def __init__(self) -> None:
         self._loaded: dict[str, list[_Loaded]] = {}
 
-    def load_all(self, configs: Mapping[str, Any]) -> dict[str, Teacher]:
-        """The frozen teachers among the completed configs of a stage, by name."""
+    def load_all(self, configs: Mapping[str, Any], batch: Mapping[str, Tensor]) -> dict[str, Teacher]:
+        """The frozen teachers among the completed configs of a stage, by name; `batch` as in `build_teacher`."""
         teachers: dict[str, Teacher] = {}
         for name, cfg in configs.items():
             if role_of(cfg) == FROZEN:
-                teachers[name] = self.load(cfg, name, beside=teachers.values())
+                teachers[name] = self.load(cfg, name, teachers.values(), batch)
         return teachers
 
-    def load(self, cfg: DictConfig, name: str, beside: Collection[Teacher] = ()) -> Teacher:
+    def load(
+        self, cfg: DictConfig, name: str, beside: Collection[Teacher] = (), batch: Mapping[str, Tensor] | None = None
+    ) -> Teacher:
         """The teacher of a completed config.
 
         Args:
             name: see `Network`.
             beside: the other teachers of the stage. Each has taps of its own, so two of them are never the same.
+            batch: see `build_teacher`.
 
         Raises:
             UserError: see `build_teacher`.
@@ -61,7 +64,7 @@ class LoadedTeachers:
                 if torch.equal(before, loaded.before):  # what is drawn next is the same as if it was initialised here
                     torch.set_rng_state(loaded.after)
                 return loaded.teacher.reset(name)
-        teacher = build_teacher(cfg, name)
+        teacher = build_teacher(cfg, name, batch)
         self._loaded.setdefault(key, []).append(_Loaded(teacher, before, torch.get_rng_state()))
         return teacher
 

@@ -1,12 +1,13 @@
 """Config → networks: the student and the teachers, with their weights and input adapters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from distillery.core.errors import UserError, named
 from distillery.core.offline import read_cache_if_offline, why_offline
@@ -170,8 +171,11 @@ def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
     return student
 
 
-def build_teacher(cfg: DictConfig, name: str) -> Teacher:
+def build_teacher(cfg: DictConfig, name: str, batch: Mapping[str, Tensor] | None = None) -> Teacher:
     """The frozen teacher of a completed config. A run calls it through `LoadedTeachers`.
+
+    Args:
+        batch: samples of the data, on which the effect of its `precision` is measured.
 
     Raises:
         UserError: there are no weights, or some are newly initialised: such a teacher has nothing to teach.
@@ -198,6 +202,11 @@ def build_teacher(cfg: DictConfig, name: str) -> Teacher:
         )
     teacher = Teacher(net, adapter(cfg, net), name, source=str(cfg.weights), bn_mode=cfg.bn_mode, stored=stored or None)
     teacher.remarks += [*remarks, *other_statistics(cfg, net)]
+    if cfg.get("precision"):
+        try:
+            teacher.lower(cfg.precision, batch)
+        except UserError as error:
+            raise named(f"teachers.{name}", error) from None
     return teacher
 
 

@@ -93,6 +93,7 @@ class FrozenTeacher(TypedDict, total=False):
     classes: Classes | None
     prompt: str
     cache: bool
+    precision: Literal["bf16", "int8", "int4"] | None
 
 
 class StoredTeacher(TypedDict, total=False):

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,10 +204,21 @@ def weights_hash(net: nn.Module, stored: Mapping[str, Tensor] | None = None) -> 
         tensor = stored[name] if name in stored else tensors[name].detach()
         if name not in stored and dtype and tensor.is_floating_point():  # a buffer that is never saved
             tensor = tensor.to(dtype)
-        tensor = tensor.cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for part, plain in _parts(name, tensor):
+            plain = plain.cpu().contiguous()
+            digest.update(f"{part} {plain.dtype} {list(plain.shape)};".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensor by its name, or those that a quantised one of torchao is made of."""
+    if not type(tensor).__module__.startswith("torchao."):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        if getattr(tensor, part) is not None:
+            yield from _parts(f"{name}.{part}", getattr(tensor, part))
 
 
 def unwrap(content: Mapping[str, Any], names: Iterable[str]) -> dict[str, Tensor]:

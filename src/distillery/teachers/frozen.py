@@ -1,6 +1,7 @@
 """The teacher: a network that stays frozen, whatever is done to the module that holds it."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
@@ -17,6 +18,7 @@ from distillery.data.module import Data, Stage
 from distillery.losses.levels import Available
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
+from distillery.models.low_precision import Precision, agreement, lower_precision, sample_logits
 from distillery.models.taps.network import Network, probe
 from distillery.models.weights import weights_hash
 from distillery.tasks.evaluate import Evaluation, evaluate
@@ -92,11 +94,32 @@ class Teacher(Network):
         self.training_signals: SignalSource | None = None  # asked instead of the network for training batches
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
+        self.precision: Precision | None = None  # its own, which is not that of the run
         self._dtypes = _float_dtypes(self._weights())
         self._hashed_dtypes = self._dtypes
         if stored is not None:
             self.sha256 = weights_hash(net, stored)
             self._hashed_dtypes = _float_dtypes(stored.values())
+
+    def lower(self, precision: Precision, batch: Mapping[str, Tensor] | None = None) -> None:
+        """Keep its weights in fewer bits from now on, also in a run of another precision.
+
+        Args:
+            batch: samples on which it is compared with what it was; the result is a remark.
+
+        Raises:
+            UserError: see `lower_precision`.
+        """
+        full = None if batch is None else sample_logits(self, batch)
+        self.sha256 = hashlib.sha256(f"{self.sha256} {precision}".encode()).hexdigest()
+        lower_precision(self.net, precision)
+        self.precision = precision
+        self._dtypes = _float_dtypes(self._weights())
+        compared = "" if full is None or batch is None else f": {agreement(full, sample_logits(self, batch))}"
+        self.remarks.append(f"its weights are kept as {precision}{compared}")
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.to(device=device, dtype=None if self.precision else dtype)
 
     @property
     def available(self) -> Available:
@@ -124,8 +147,9 @@ class Teacher(Network):
 
         They may have been cast twice, from float64 in a file to float32 and back, which rounds them.
         """
-        never_cast = not self._replaced and self._hashed_dtypes == self._dtypes == _float_dtypes(self._weights())
-        return self.sha256 if never_cast else self.fingerprint()
+        changed = self.precision or self._replaced
+        never_cast = self._hashed_dtypes == self._dtypes == _float_dtypes(self._weights())
+        return self.sha256 if never_cast and not changed else self.fingerprint()
 
     def reset(self, name: str) -> Self:
         """Remove what a stage of training has left: taps, cache, compiled code, the run's device and precision.

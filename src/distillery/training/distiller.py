@@ -187,7 +187,7 @@ class Distiller(L.LightningModule):
 
     def on_fit_start(self) -> None:
         for teacher in self.teachers.values():
-            teacher.to(device=self.device, dtype=cast(torch.dtype, self.dtype))
+            teacher.place(self.device, cast(torch.dtype, self.dtype))
 
     def on_validation_start(self) -> None:
         self.on_fit_start()

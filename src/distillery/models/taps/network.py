@@ -70,6 +70,10 @@ class Network(nn.Module):
         """What training batches tell of its distributions."""
         return Available()
 
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move it to where a run computes, in the precision of the run."""
+        self.to(device=device, dtype=dtype)
+
     def bound(self, batch: Mapping[str, Tensor]) -> Callable[[], Any]:
         """`net` with the arguments that the adapter makes of the batch: the forward alone, to be measured."""
         args, named = self.adapter(batch)
