@@ -91,6 +91,8 @@ LANGUAGE_MODEL = (
     "trainer.precision=32-true",
 )
 DOCUMENTS = (*LANGUAGE_MODEL, "data.root='{root}/sotu'")
+SUMS = ("data.source.train=64", "data.source.val=8", "data.source.test=8", "data.tokenizer='{root}/bpe'")
+SUMS += ("data.batch_size=16", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
 SENTENCES = (*LANGUAGE_MODEL, "data.val_size=20")
 SMALL_GLUE = (
     "data.source.path='{root}/glue'",
@@ -148,6 +150,8 @@ EXPERIMENTS = {
     "wordnet_teacher": Small(WORDNET, TASK, long=True),
     "sotu_lm": Small((*DOCUMENTS, "data.train_size=8"), KD, teacher="sotu_lm_teacher"),
     "sotu_lm_teacher": Small(DOCUMENTS, TASK),
+    "arithmetic": Small((*SUMS, "data.train_size=32"), frozenset({"task", "reverse_kl"}), teacher="arithmetic_teacher"),
+    "arithmetic_teacher": Small(SUMS, TASK),
     # each of their runs has one loss: here kd
     "leaderboard_digits": Small((*DIGITS, "loss/response=[kd]"), KD, teacher="digits_teacher"),
     "leaderboard_fashion_mnist": Small(ONE_LOSS, KD, teacher="fashion_mnist_teacher"),

@@ -151,7 +151,17 @@ def build(
     check_task(task, data, terms, schedules, student, teachers, batch)
     wire(terms, student, teachers, batch, stop=not cfg.compile)
     peers = [name for name, teacher in teachers.items() if isinstance(teacher, Peer)]
-    objective = Objective(task, terms, schedules, balance=cfg.objective.balance == "auto", peers=peers)
+    rollouts = None
+    if cfg.get("rollouts") is not None:
+        from distillery.config.check_rollouts import (
+            build_rollouts,
+            refuse_parts,
+        )  # transformers takes seconds: only for texts
+
+        own = stage.schedules["rollouts"]
+        rollouts = build_rollouts(cfg.rollouts, own, task, data, student)
+        schedules |= {f"rollouts.{setting}": each for setting, each in own.items()}
+    objective = Objective(task, terms, schedules, cfg.objective.balance == "auto", peers, rollouts)
     monitors = {"optim.monitor": cfg.optim.get("monitor")}
     refuse_unlogged(cfg.callbacks, schedules, is_validated(data, cfg.trainer), monitors)
 
@@ -159,6 +169,8 @@ def build(
         if cfg.teachers[name].get("cache"):
             teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
     check_levels(terms, teachers)
+    if rollouts is not None:
+        refuse_parts(rollouts, terms, teachers, student)
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in VALIDATED else 1

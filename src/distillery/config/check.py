@@ -34,8 +34,8 @@ from distillery.results.record import leaves
 from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
 
-SECTIONS = "data task student teachers loss objective optim trainer callbacks logger paths stages".split()
-OPTIONAL = ("stages", "logger")  # `logger=[]` leaves none
+SECTIONS = "data task student teachers loss objective rollouts optim trainer callbacks logger paths stages".split()
+OPTIONAL = ("stages", "rollouts", "logger")  # `logger=[]` leaves none
 FROM_RUN = frozenset(
     "logger callbacks default_root_dir use_distributed_sampler enable_model_summary enable_checkpointing".split()
 )  # arguments of the Trainer that run.py gives
@@ -119,6 +119,9 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     if checked["min_teacher_score"] > best:
         given = shown(checked["min_teacher_score"])
         raise UserError(f"min_teacher_score={given}: it must be a score between 0 and {best:g}; 0 accepts any teacher.")
+    schedules["rollouts"] = {}
+    if plain.get("rollouts") is not None:
+        checked["rollouts"], schedules["rollouts"] = _scheduled("rollouts", _with_target("rollouts", plain["rollouts"]))
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
         nodes = plain.get(section) or {}
@@ -195,9 +198,14 @@ def _scheduled(path: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], Sche
 def _optional(path: str, node: Any) -> Any:
     if node is None:
         return None
+    node = _with_target(path, node)
+    return check_target(path, node, CHECKPOINT if node["_target_"].endswith(CHECKPOINTS) else {})
+
+
+def _with_target(path: str, node: Any) -> Mapping[str, Any]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"{path}={shown(node)}: it must be a mapping with a _target_, or null to leave it out.")
-    return check_target(path, node, CHECKPOINT if node["_target_"].endswith(CHECKPOINTS) else {})
+    return node
 
 
 def _refuse_balanced(plain: Mapping[str, Any]) -> None:
@@ -239,6 +247,8 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
         raise UserError("student.lora: hardware=fsdp2 would shard its matrices by themselves. Use hardware=ddp.")
     if plain["objective"].get("balance"):
         raise UserError("objective.balance=auto goes backward several times a step, which hardware=fsdp2 cannot.")
+    if plain.get("rollouts"):
+        raise UserError("rollouts: a student that is sharded across processes cannot generate. Use hardware=ddp.")
 
 
 def _refuse_ensemble(plain: Mapping[str, Any]) -> None:

@@ -174,7 +174,7 @@ def check_lengths(network: Network, data: Data) -> None:
     """
     assert isinstance(data, TextData)
     data = data.others.get(str(getattr(network.adapter, "tokenizer", None)), data)
-    positions = _positions(network.net)
+    positions = positions_of(network.net)
     if data.pack is not None and positions and data.limit is not None and data.limit > positions:
         raise UserError(
             f"data.max_length={data.max_length}: the {network.name} network was made for {positions} positions. Set it "
@@ -192,7 +192,7 @@ def check_lengths(network: Network, data: Data) -> None:
         ) from error
 
 
-def _positions(net: nn.Module) -> int | None:
+def positions_of(net: nn.Module) -> int | None:
     """The number of tokens that a network has positions for; None if it is not known."""
     model = pretrained_model(net)
     positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)

@@ -236,6 +236,7 @@ class StageSettings(TypedDict, total=False):
     train: Annotated[list[str], MinLen(1), Says("a list of wildcards for parameter names, as ['layer1.*']")] | None
     optim: Changes
     data: Changes
+    rollouts: Changes
     easiest: Annotated[float, Gt(0), Le(1), Says("a share of the training samples, above 0 and at most 1")] | None
 
 

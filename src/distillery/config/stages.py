@@ -41,7 +41,7 @@ class Stage:
         seed: of a fresh student's first weights.
         easiest: the share of the training samples, of each class, of which the teacher `main` is most confident; None:
             all of them.
-        schedules: the schedules in `cfg`, by the path of the task or loss that they belong to: `task`, `loss.kd`.
+        schedules: the schedules in `cfg`, by the path of what they belong to: `task`, `rollouts`, `loss.kd`.
         per_teacher: the settings `teacher` and `layers` of each loss, by its name, for each of its teachers.
     """
 
@@ -192,7 +192,7 @@ def _merged_stage(
 ) -> dict[str, Any]:
     """The stage's config. `losses` holds the latest settings of every loss and is updated in place."""
     plain = {**before}
-    for key in ("task", "optim", "data"):
+    for key in ("task", "optim", "data", "rollouts"):
         if key in node:
             plain[key] = root[key] if node[key] is None else merged(plain[key], node[key])
     if "loss" in node:

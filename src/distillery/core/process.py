@@ -1,11 +1,12 @@
 """Which process of a job this is, and how many there are."""
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+T = TypeVar("T")
 NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
@@ -37,3 +38,11 @@ def processes(trainer: Any) -> int:
     if isinstance(devices, str) and "," in devices:
         devices = devices.strip(",").split(",")
     return int(devices) if isinstance(devices, int | str) else len(devices)
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """The value of each process, in their order; all must call this."""
+    found = [value] * world_size()
+    if len(found) > 1:
+        dist.all_gather_object(found, value)
+    return found

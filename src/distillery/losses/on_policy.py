@@ -7,8 +7,9 @@ scores a prompt, begin with a null: its entry i is of token i given the tokens b
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+SAMPLED = "sampled_log_prob"  # of a batch: log s of the student that drew each target, NaN of one that it did not draw
 LONGEST = 20.0  # nats: a ratio of 5e8, beyond which it is not trusted
 
 
@@ -61,6 +62,23 @@ def returns(rewards: Tensor, discount: float, mask: Tensor | None = None, normal
         total, weight = rewards[:, t] + kept * total, drawn[:, t] + kept * weight
         found[:, t] = total / weight.clamp_min(1.0) if normalise else total
     return found.masked_fill(~drawn, 0.0)
+
+
+def returns_of_rows(rewards: Tensor, discount: float, text: Tensor) -> Tensor:
+    """`returns` of rows of several texts [N]; the rows of a text, which `text` numbers, follow each other in order."""
+    if not len(rewards):
+        return rewards
+    _, row, counts = text.unique_consecutive(return_inverse=True, return_counts=True)
+    place = torch.arange(len(rewards), device=rewards.device) - (counts.cumsum(0) - counts)[row]
+    table = rewards.new_zeros(len(counts), int(counts.max()))
+    table[row, place] = rewards
+    return returns(table, discount)[row, place]
+
+
+def text_of_rows(index: Tensor, position: Tensor) -> Tensor:
+    """A number for the text of each row [N]: a new one begins where `index` changes or `position` does not grow."""
+    begins = (index.diff() != 0) | (position.diff() <= 0)
+    return nn.functional.pad(begins.long().cumsum(0), (1, 0))[: len(index)]
 
 
 def policy_gradient(log_student: Tensor, log_sampled: Tensor, worth: Tensor, clip: float | None = None) -> Tensor:

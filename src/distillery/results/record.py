@@ -47,12 +47,12 @@ class RunRecord:
         sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
             empty where there is but one.
         teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
-            (where the task is to predict tokens), `scored_by` (where that is not its own
+            and `exact_match` (where the task has them), `scored_by` (where that is not its own
             classifier), and its costs like the student's; for the student as its own teacher the role alone.
         student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
-            `val_loss`, `test_loss`, and `perplexity` of the test split like a teacher's; `ensemble`, where the
-            config asks for one.
+            `val_loss`, `test_loss`, and `perplexity`, `exact_match` of the test split like a teacher's; `ensemble`,
+            where the config asks for one.
         cost: the student's `params`, `embedding_params` (those of them in lookup tables), `flops` (2 × MACs at
             batch 1), `latency_ms`.
         seconds: wall-clock time of the run.

@@ -105,7 +105,7 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
         evaluation = _evaluate(parts, teacher, parts.data.test_dataloader())
     if isinstance(evaluation, str):
         return entry | {"scored_by": f"nothing: {evaluation}"}, None
-    entry |= {"score": evaluation.score, **_perplexity(parts, evaluation)}
+    entry |= {"score": evaluation.score, **_figures(parts, evaluation)}
     return entry, None if "scored_by" in entry else evaluation.predicted
 
 
@@ -119,13 +119,15 @@ def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float 
         "val_loss": val.loss if val else None,
         "test_score": test.score,
         "test_loss": test.loss,
-        **_perplexity(parts, test),
+        **_figures(parts, test),
     }, test
 
 
-def _perplexity(parts: Parts, test: Evaluation) -> dict[str, float]:
-    """Of the test split, where the task has one."""
-    return {"perplexity": math.exp(test.loss)} if parts.distiller.task.perplexity else {}
+def _figures(parts: Parts, test: Evaluation) -> dict[str, float]:
+    """Of the test split: perplexity and exact match, where the task has them."""
+    task = parts.distiller.task
+    found = {"perplexity": math.exp(test.loss)} if task.perplexity else {}
+    return found | ({"exact_match": test.exact_match} if task.exact_match else {})
 
 
 def _evaluate(parts: Parts, network: nn.Module, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:

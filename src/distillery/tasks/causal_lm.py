@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32
 from distillery.data.tokens import IGNORED
+from distillery.losses.on_policy import SAMPLED
 from distillery.losses.signals import Signals
 from distillery.tasks.task import Batch, Labelled, Task, Usage
 from distillery.tasks.tokens import token_rows
@@ -60,6 +61,8 @@ class CausalLM(Task):
 
     Args:
         weight: weight of the loss on the tokens of the texts in the objective.
+        exact_match: whether the record and the report also say for which share of the prompts the student's likeliest
+            continuation, token by token, is exactly the given one: for data with prompts and right answers.
     """
 
     score = "bits per byte"
@@ -68,12 +71,14 @@ class CausalLM(Task):
     prediction = "token"
     per_token = True
     perplexity = True
+    generates = True
     padded_outputs = True
     head = "causal_lm"
     pipeline_tag = "text-generation"
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, exact_match: bool = False) -> None:
         self.weight = weight
+        self.exact_match = exact_match
         self._vocabulary: int | None = None  # the tokenizer's size; networks may have more logits
 
     def outputs(self, data: Labelled) -> int:
@@ -92,8 +97,9 @@ class CausalLM(Task):
         """The tokens that bear loss, each with the logits of the token before it: [B,L,V] → rows [N,V].
 
         The data's `target` [B,L] is the token itself; this is the one place where it is shifted. `position` is where a
-        row's logits stand, one before its target. `bytes` says what the target stands for. Logits beyond the
-        tokenizer's vocabulary are left out, so that softmaxes are over the same tokens in every network.
+        row's logits stand, one before its target. `bytes` says what the target stands for, and `sampled_log_prob`, if
+        the batch has it, with what log-probability the student has drawn it. Logits beyond the tokenizer's vocabulary
+        are left out, so that softmaxes are over the same tokens in every network.
         """
         if batch["target"].dim() != 2 or "bytes" not in batch:
             raise UserError("task=causal_lm: this batch has no documents. Set data.pack.")
@@ -101,8 +107,11 @@ class CausalLM(Task):
         rows, labelled = token_rows("causal_lm", signals, shifted)
         if self._vocabulary is not None:
             rows = _first_classes(rows, self._vocabulary)
-        sizes = _next(batch["bytes"], 0)[shifted["target"] != IGNORED]
-        return rows, {**labelled, "bytes": sizes}
+        count = shifted["target"] != IGNORED
+        own = {"bytes": _next(batch["bytes"], 0)[count]}
+        if SAMPLED in batch:
+            own[SAMPLED] = _next(batch[SAMPLED], math.nan)[count]
+        return rows, {**labelled, **own}
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of each row [N], in at least float32."""
@@ -143,6 +152,6 @@ def _first_classes(rows: Signals, number: int) -> Signals:
     return replace(rows, logits=rows.logits[..., :number], headed=headed)
 
 
-def _next(values: Tensor, last: int) -> Tensor:
+def _next(values: Tensor, last: float) -> Tensor:
     """[B, L] → at each place what stands at the next one; `last` at the end."""
     return torch.cat([values[:, 1:], values.new_full((len(values), 1), last)], 1)

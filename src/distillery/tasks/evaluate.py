@@ -21,6 +21,17 @@ class Evaluation:
     target: Tensor
     predicted: Tensor
 
+    @property
+    def exact_match(self) -> float:
+        """The share of samples of which every row is predicted rightly.
+
+        Of continued prompts these are the ones whose likeliest continuation, token by token, is exactly the given one:
+        as long as it is, the network is asked for the next token of the same text.
+        """
+        samples, place = self.index.unique(return_inverse=True)
+        wrong = torch.zeros(len(samples)).index_add_(0, place, (self.predicted != self.target).float())
+        return (wrong == 0).double().mean().item()
+
 
 def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None) -> Evaluation:
     """Score `network` in evaluation mode, on the device of its parameters and buffers.

@@ -42,6 +42,8 @@ class Task(Protocol):
     prediction: ClassVar[Literal["class", "token", "number", "vector"]] = "class"
     per_token: ClassVar[bool] = False  # whether each token is a row, instead of each sample
     masked: ClassVar[bool] = False  # whether it predicts masked tokens (`data.mask`)
+    generates: ClassVar[bool] = False  # whether a network's predictions continue a text (`rollouts`)
+    exact_match: bool = False  # whether the share of samples of which every row is predicted rightly is reported
     padded_outputs: ClassVar[bool] = False  # whether a network may give more logits than `outputs`: `rows` cuts them
     head: ClassVar[str]  # of a transformer: a key of `distillery.models.text.transformer.HEADS`
     pipeline_tag: ClassVar[str]  # what the Hugging Face hub calls the task

@@ -40,6 +40,8 @@ class SignalSource(Protocol):
         """What its signals tell of the teacher's distributions; losses that need more are refused before training."""
         ...
 
+    any_text: ClassVar[bool] = False  # whether it knows those of any text, not of the data's samples alone
+
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
         """The signals of the batch's samples, on the device of the batch: every tap that the losses read, no graph."""
         ...
@@ -176,6 +178,11 @@ class Teacher(Network):
         if training and self.training_signals is not None:
             return self.training_signals.signals(batch)
         return self.compute(batch, training, stop=training and self.stops)
+
+    @property
+    def reads_any_text(self) -> bool:
+        """Whether it gives signals of texts that are not the data's, as those that the student writes."""
+        return self.has_network if self.training_signals is None else self.training_signals.any_text
 
     def batches(self, data: Data, stage: Stage) -> Iterable[Mapping[str, Tensor]] | str:
         """What it is scored on: the batches of a split; of train this process's share of those with a label.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -71,6 +71,7 @@ class Served(SignalSource):
     model: str
     k: int
     sequences: int
+    any_text: ClassVar[bool] = True
     known: dict[tuple[int, ...], Scores] = field(default_factory=dict)
 
     @property

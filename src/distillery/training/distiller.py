@@ -1,5 +1,6 @@
 """The LightningModule of every method: batch → signals of teachers and student → objective."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,16 +9,19 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from distillery.core.process import of_all_ranks
 from distillery.core.roles import EMA, FROZEN, PEER
 from distillery.data.loader import ResumableLoader
 from distillery.models.taps.network import Network
-from distillery.tasks.task import Task, labelled_rows
+from distillery.tasks.task import Batch, Task, labelled_rows
 from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
+from distillery.training.rollouts import Rollouts, given
 from distillery.training.update_counts import UpdateCounts
 
+OWN = "own_texts"  # in a checkpoint: the batches that are left of a round, of each process
 TERMS = "objective.terms."  # prefix of the losses' parameters and buffers in the state dict
 VALIDATED = ("val/score", "val/loss")  # the metrics that a validation logs
 
@@ -88,6 +92,8 @@ class Distiller(L.LightningModule):
         self.val_score = task.metric(outputs)
         self.losses: Losses | None = None  # between a forward and its backward
         self._counts: UpdateCounts | None = None  # of the update whose gradients are being accumulated
+        self.own: Batch | None = None  # the batch of this step, if it is of the student's own texts
+        self._own: deque[Batch] = deque()  # what is left of a round on them
         self.stage = ""  # the name of the current stage; empty in a run without stages
         self.stage_start_step = 0  # the update at which it began
         self.stage_teachers: frozenset[str] = frozenset()  # names of teachers that are students of earlier stages
@@ -107,6 +113,7 @@ class Distiller(L.LightningModule):
         self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
         self.task, self.objective, self.optim = other.task, other.objective, other.optim
         self.outputs = other.outputs
+        self._own.clear()
         self.val_score = other.val_score.to(self.device)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -119,7 +126,8 @@ class Distiller(L.LightningModule):
         networks = {"student": self.student} | {
             f"teacher {name}": each for name, each in self.teachers.items() if each is not self.student
         }
-        return [
+        own = [] if self.objective.rollouts is None else [f"student: {self.objective.rollouts.remark}"]
+        return own + [
             f"{name}: {remark}"
             for name, network in networks.items()
             for remark in (*network.remarks, network.about_classes)
@@ -134,14 +142,38 @@ class Distiller(L.LightningModule):
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         if self.device_mesh is not None:
             share_buffers(self.student)
-        batches, loader = self.trainer.accumulate_grad_batches, self.trainer.train_dataloader
-        if batches == 1 or not isinstance(loader, ResumableLoader):  # others cannot look ahead: each batch counts alike
-            self._counts = None
+        if self.objective.rollouts is not None:
+            self._roll_out(self.objective.rollouts, batch, batch_idx)
+        batches = self.trainer.accumulate_grad_batches
+        if batches == 1 or not isinstance(self.trainer.train_dataloader, ResumableLoader):
+            self._counts = None  # other loaders cannot look ahead: each batch counts alike
         elif batch_idx % batches == 0 or self._counts is None:
-            left = min(batches - batch_idx % batches, int(self.trainer.num_training_batches) - batch_idx)
-            self._counts = UpdateCounts.of(self.task, [batch, *loader.peek(left - 1)])
+            ahead = self._batches_until(batches, batch, batch_idx)
+            self._counts = UpdateCounts.of(self.task, [*self._own][: len(ahead)] or ahead)
+
+    def _batches_until(self, multiple: int, batch: Batch, batch_idx: int) -> list[Batch]:
+        """This batch and those that follow it, up to a multiple in their number, or the end of the epoch."""
+        loader = self.trainer.train_dataloader
+        if not isinstance(loader, ResumableLoader):
+            return [batch]
+        left = min(multiple - batch_idx % multiple, int(self.trainer.num_training_batches) - batch_idx)
+        return [batch, *loader.peek(left - 1)]
+
+    def _roll_out(self, rollouts: Rollouts, batch: Batch, batch_idx: int) -> None:
+        """Draw the student's own texts, at the beginning of a round that is on them."""
+        accumulated = self.trainer.accumulate_grad_batches
+        done = batch_idx // accumulated % rollouts.updates
+        if self._own or not rollouts.own(self.trainer.global_step - done):
+            return
+        batches = self._batches_until(accumulated * rollouts.updates, batch, batch_idx)
+        here = [{key: value.to(self.device) for key, value in each.items()} for each in batches]
+        with self.trainer.strategy.precision_plugin.forward_context():  # the law is that of the student in training
+            self._own.extend(rollouts.draw(self.student.net, here, self.trainer.global_step))
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Any]:
+        if self.objective.rollouts is not None:
+            self.own = self._own.popleft() if self._own else None
+            batch = given(batch) if self.own is None else self.own
         others = {name: each(batch, training=True) for name, each in self.teachers.items() if each is not self.student}
         student = self.student(batch)
         signals = dict.fromkeys(self.teachers, student) | others  # the student may be among its teachers
@@ -149,6 +181,15 @@ class Distiller(L.LightningModule):
         # Lightning divides by accumulate_grad_batches, even where an epoch ends after fewer batches.
         missing = self.trainer.accumulate_grad_batches / self._counts.batches if self._counts else 1
         return {"loss": losses.total if missing == 1 else losses.total * missing, "terms": losses.terms}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._own:  # in the middle of a round: the student that drew these is no more
+            checkpoint[OWN] = of_all_ranks([dict(batch) for batch in self._own])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        of_ranks = checkpoint.get(OWN, ())
+        if len(of_ranks) == self.trainer.world_size:  # otherwise the rest of the round is drawn anew
+            self._own = deque(of_ranks[self.trainer.global_rank])
 
     def on_after_backward(self) -> None:
         self.losses = None  # it holds the graph

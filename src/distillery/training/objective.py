@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.core.kinds import conform
+from distillery.losses.on_policy import SAMPLED
 from distillery.losses.several import Several
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from distillery.tasks.task import Batch, Task, labelled_part, labelled_rows
 from distillery.training.gathering import gathered
+from distillery.training.rollouts import Rollouts
 from distillery.training.schedules import Progress, Schedule
 from distillery.training.update_counts import UpdateCounts
 
@@ -55,6 +57,8 @@ class Objective(nn.Module):
             it, with the same weights and swapped roles (Zhang et al. 2018, deep mutual learning). These losses are
             added to the total and logged as `<peer>/task` etc. No gradient of a term reaches the network that teaches.
 
+        rollouts: when the student learns from its own texts; None: never. Its `share` may have a schedule.
+
     Raises:
         UserError: a weight is not a finite number, a loss has a reserved name, or a weight has a schedule and is to be
             balanced.
@@ -67,18 +71,20 @@ class Objective(nn.Module):
         schedules: Mapping[str, Schedule] | None = None,
         balance: bool = False,
         peers: Sequence[str] = (),
+        rollouts: Rollouts | None = None,
     ) -> None:
         super().__init__()
         conform("task.weight", task.weight, FiniteFloat)
         for name, term in terms.items():
             conform(f"loss.{name}.weight", term.weight, FiniteFloat)
-            if name in ("loss", "task") or hasattr(nn.ModuleDict, name):
+            if name in ("loss", "task", "rollouts") or hasattr(nn.ModuleDict, name):
                 raise UserError(f"loss.{name}: a loss cannot have the name {name!r}. Give it another key after @loss.")
         self.task = task
         self.terms = nn.ModuleDict(terms)
         self.schedules = dict(schedules or {})
         self.balance = balance
         self.peers = list(peers)
+        self.rollouts = rollouts
         if balance and (both := [path for path in self.schedules if path.endswith(".weight")]):
             path = both[0] if both[0].startswith("task.") else f"loss.{both[0]}"
             raise UserError(
@@ -107,8 +113,8 @@ class Objective(nn.Module):
     def _places(self, path: str) -> tuple[list[Any], str]:
         """The objects that have this number (each copy of a loss with several teachers), and its attribute name."""
         loss, _, name = path.partition(".")
-        if loss == "task":
-            return [self.task], name
+        if loss in ("task", "rollouts"):
+            return [getattr(self, loss)], name
         term = self.terms[loss]
         assert isinstance(term, Term)
         return [*term.by_teacher.values()], name
@@ -157,12 +163,14 @@ def _value(
 ) -> Tensor:
     """The term's loss: the mean over all rows or samples of the update if it has a value for each, else a scalar.
 
-    A term that reads labels is given the labelled rows and samples alone, and the mean is that over them. If it has a
-    scalar for each batch, that counts as often as the batch has labelled samples.
+    A term that reads labels is given the labelled rows and samples alone, and the mean is that over them; one on tokens
+    that the student has drawn is given all, where the batch says which these are. If it has a scalar for each batch,
+    that counts as often as the batch has labelled samples.
     """
     on_rows = term.contract.needs == "logits"
     batch = of_rows if on_rows else samples
-    by_label = term.reads_labels and "labelled" in samples
+    drawn = term.contract.reads_samples and SAMPLED in samples
+    by_label = term.reads_labels and "labelled" in samples and not drawn
     if by_label:
         known = of_rows["labelled"], samples["labelled"]
         student, teachers = student.take(*known), {name: teachers[name].take(*known) for name in term.by_teacher}

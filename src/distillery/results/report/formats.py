@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from distillery.results.report.score import FRACTION, Score
-from distillery.results.report.table import PERPLEXITY, TEXT_COLUMNS, is_baseline, is_teacher
+from distillery.results.report.table import EXACT, PERPLEXITY, TEXT_COLUMNS, is_baseline, is_teacher
 
 NONE = "–"
 
@@ -73,6 +73,8 @@ def columns(table: pd.DataFrame) -> list[Column]:
         scores.append(Column("retention %", "retained\n%", lambda row: percent(row.retention)))
     if PERPLEXITY in table:
         scores.insert(2, Column("perplexity", "perplexity", lambda row: _figure(row.perplexity, "{:.2f}")))
+    if EXACT in table:
+        scores.insert(2, Column("exact %", "exact\n%", _exact))
     fidelity = [
         Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0)),
         Column("agreement %", "agrees\n%", lambda row: percent(row.agreement)),
@@ -105,6 +107,10 @@ def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:
     """The rows of the method table as text: the method, then the columns in their order."""
     rows = Score.of_table(table).generic(table).itertuples()
     return [[str(row.method), *(column.cell(row) for column in shown)] for row in rows]
+
+
+def _exact(row: Any) -> str:
+    return in_unit(row.exact_match, FRACTION) + _spread(row.exact_match_std, FRACTION)
 
 
 def _spread(std: float, score: Score) -> str:

@@ -20,6 +20,7 @@ TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "
 # Of data with unlabelled samples: how many samples each network was trained on.
 SAMPLE_COLUMNS = ("labelled", "unlabelled")
 PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
+EXACT = "exact_match"  # of answers to prompts: the same
 TEACHER, BASELINE = "teacher", "baseline"
 MAIN = "main"  # the teacher of this name is the one that all methods are compared with
 NAN = float("nan")
@@ -27,6 +28,7 @@ NAN = float("nan")
 OVER_SEEDS = {
     "n_seeds": ("score", "size"), "score_mean": ("score", "mean"), "score_std": ("score", "std"),
     "agreement": ("agreement", "mean"), PERPLEXITY: (PERPLEXITY, "mean"),
+    EXACT: (EXACT, "mean"), f"{EXACT}_std": (EXACT, "std"),
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), "speed_up": ("speed_up", "median"),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
@@ -56,7 +58,8 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     """One row for each teacher, baseline, and method with its settings; NaN where a figure is not defined.
 
     The columns are `COLUMNS`; those of a score of which lower is better have its name, see `Score`. Where a network
-    has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, and
+    has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of
+    answers to prompts the share that is `EXACT`, and
     where a student saw unlabelled samples `SAMPLE_COLUMNS`. What they mean is said in each report
     (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here. Ratios and gaps relate to the first
     teacher's row.
@@ -97,6 +100,8 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns += TEXT_COLUMNS
     if table[PERPLEXITY].notna().any():
         columns.append(PERPLEXITY)
+    if table[EXACT].notna().any():
+        columns += [EXACT, f"{EXACT}_std"]
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
     return table.reindex(columns=columns).rename(columns=score.columns)
@@ -112,7 +117,7 @@ def _figures(run: Run) -> dict[str, Any]:
         "method": run.label,
         "score": run.score,
         "agreement": run.agreement,
-        PERPLEXITY: run.record.metrics["last"].get(PERPLEXITY),
+        **{figure: run.record.metrics["last"].get(figure) for figure in (PERPLEXITY, EXACT)},
         "speed_up": theirs / (cost.get("latency_ms") or NAN),
     }
 

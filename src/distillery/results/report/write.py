@@ -17,7 +17,7 @@ from distillery.results.report.plot import plot
 from distillery.results.report.plot_timeline import MOST, plot_timeline
 from distillery.results.report.score import Score
 from distillery.results.report.selection import Selection, select
-from distillery.results.report.table import PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
+from distillery.results.report.table import EXACT, PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -38,6 +38,10 @@ TEXT_DEFINITIONS = """
 PERPLEXITY_DEFINITION = """
 - **perplexity**: exp(mean loss in nats a predicted token) on the test split, mean over seeds. It compares only where
   vocabulary and masking are the same."""
+
+EXACT_DEFINITION = """
+- **exact %**: share of the test prompts of which the likeliest continuation, token by token, is exactly the given one,
+  mean ± standard deviation over seeds."""
 
 
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
@@ -135,7 +139,8 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
         rows="samples (tokens, where these are predicted)" if texts else "samples",
     )
     perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
-    return definitions + (TEXT_DEFINITIONS + perplexity if texts else "")
+    exact = EXACT_DEFINITION if EXACT in table else ""
+    return definitions + (TEXT_DEFINITIONS + perplexity + exact if texts else "")
 
 
 def _setting(students: Sequence[Run]) -> str:

@@ -60,5 +60,6 @@ def numbers_of(objective: Objective) -> dict[str, float]:
         for one in term.by_teacher.values()
         if (temperature := vars(one).get("temperature")) is not None
     }
-    active = {path: each for path, each in (others | objective.changing()).items() if weights[path.partition(".")[0]]}
+    changing = (others | objective.changing()).items()
+    active = {path: each for path, each in changing if weights.get(path.partition(".")[0], 1.0)}  # rollouts have none
     return {f"{name}.weight": float(weight) for name, weight in weights.items()} | active

@@ -1,0 +1,131 @@
+"""Builds `cfg.rollouts`, and refuses what the student's own texts do not go together with."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from distillery.config.check_texts import positions_of
+from distillery.config.instantiate import make_scheduled
+from distillery.config.stages import Schedules
+from distillery.core.errors import UserError
+from distillery.data.module import Data
+from distillery.data.sampler import BatchKey
+from distillery.data.text import TextData
+from distillery.data.tokens import CHUNK
+from distillery.losses.term import Term
+from distillery.models.taps.network import Dropout, Network
+from distillery.models.text.generation import can_generate
+from distillery.tasks.task import Task
+from distillery.teachers.frozen import Teacher
+from distillery.training.rollouts import Rollouts
+
+OFF = "or leave the student's own texts out with rollouts=none"
+
+
+def build_rollouts(cfg: DictConfig, schedules: Schedules, task: Task, data: Data, student: Network) -> Rollouts:
+    """The rollouts of a run, with the tokens that end a text and the vocabulary.
+
+    Raises:
+        UserError: task, data or student cannot have any, or the student has too few positions.
+    """
+    rollouts: Rollouts = make_scheduled("rollouts", cfg, schedules)
+    if not task.generates:
+        raise UserError(f"rollouts: the networks of this task continue no text. Set task=causal_lm, {OFF}.")
+    assert isinstance(data, TextData)
+    if data.pack:
+        raise UserError(f"rollouts: a student continues one text at a time. Set data.pack=false, {OFF}.")
+    if not can_generate(student.net):
+        raise UserError(
+            f"rollouts: a {type(student.net).__name__} cannot generate, as it takes no position_ids or no "
+            f"key-value cache. Choose another student, as model/student=causal_lm, {OFF}."
+        )
+    longest = _longest_prompt(data, rollouts)
+    positions = positions_of(student.net)
+    if positions is not None and longest + rollouts.new_tokens > positions:
+        raise UserError(
+            f"rollouts.new_tokens={rollouts.new_tokens}: with the longest prompt, of {longest} tokens, these are more "
+            f"than the {positions} positions of the student. At most {max(0, positions - longest)} are possible; or "
+            "choose a student with more (net.config.max_position_embeddings of a new one)."
+        )
+    rollouts.ends = ends_of(student.net, data) if rollouts.ends is None else list(rollouts.ends)
+    rollouts.vocabulary = data.vocab_size
+    return rollouts
+
+
+def refuse_parts(rollouts: Rollouts, terms: Mapping[str, Term], teachers: Mapping[str, Network], net: Network) -> None:
+    """Refuse losses and teachers that make no sense of the student's own texts.
+
+    Raises:
+        UserError: no loss counts on them, a teacher knows the data's texts alone, or a loss on the drawn tokens is of
+            another law than that of sampling.
+    """
+    if all(term.reads_labels and not term.contract.reads_samples for term in terms.values()):
+        raise UserError(
+            "rollouts: there is nothing to learn from the student's own texts, as they have no labels. Choose a "
+            f"teacher and a loss that needs none, as loss/response=[reverse_kl], {OFF}."
+        )
+    for name in dict.fromkeys(name for term in terms.values() for name in term.by_teacher):
+        teacher = teachers[name]
+        if isinstance(teacher, Teacher) and not teacher.reads_any_text:
+            raise UserError(
+                f"rollouts: teacher {name!r} knows its signals of the data's texts alone. Let its network compute "
+                f"them (teachers.{name}.cache=false), {OFF}."
+            )
+    for name, term in terms.items():
+        if term.contract.reads_samples:
+            _refuse_other_law(name, term.by_teacher.values(), rollouts, net)
+
+
+def _refuse_other_law(name: str, terms: Iterable[Term], rollouts: Rollouts, student: Network) -> None:
+    if rollouts.top_p < 1 or rollouts.top_k:
+        raise UserError(
+            f"loss.{name} compares the probability of a token with that with which it was drawn, which must be of the "
+            "same law. Set rollouts.top_p=1 rollouts.top_k=0."
+        )
+    for term in terms:
+        if getattr(term, "discount", 0.0) and (estimator := getattr(term, "estimator", "")) != "policy_gradient":
+            raise UserError(
+                f"loss.{name}.discount is of the return of a text, and estimator={estimator} has none. Set "
+                f"loss.{name}.estimator=policy_gradient."
+            )
+        if (own := getattr(term, "temperature", 1.0)) != rollouts.temperature:
+            raise UserError(
+                f"loss.{name}.temperature={own:g} must be that of sampling, rollouts.temperature="
+                f"{rollouts.temperature:g}."
+            )
+    drops = (
+        (isinstance(module, Dropout) and module.p > 0) or getattr(module, "attention_dropout", 0.0)
+        for module in student.net.modules()
+    )
+    if any(isinstance(drop, bool | float | int) and drop for drop in drops):
+        raise UserError(
+            f"loss.{name}: the student has dropout in training, and none when it draws its texts, so that its "
+            "probabilities would differ without an update. Set the dropout of student.net.config to 0."
+        )
+
+
+def ends_of(net: Any, data: TextData) -> list[int]:
+    """The tokens that end a text: the tokenizer's end, and those that the settings of a pretrained network name.
+
+    The settings of a new network are the defaults of its kind, whose numbers are those of another vocabulary.
+    """
+    own = getattr(net, "generation_config", None)
+    named = None if own is None or own._from_model_config else own.eos_token_id
+    ends = [data.loaded_tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return sorted({end for end in ends if end is not None})
+
+
+def _longest_prompt(data: TextData, rollouts: Rollouts) -> int:
+    """The number of tokens of the longest prompt among the training samples."""
+    split, dataset = data.splits["train"], data.dataset("train")
+    longest = 0
+    for indices in split.indices.split(CHUNK):
+        batch = dataset[BatchKey(0, indices.tolist(), int(split.inputs.lengths[indices].max()))]
+        longest = max(longest, int(rollouts.prompts(batch).max()))
+    if longest <= 1 and rollouts.prompt_tokens is None:
+        raise UserError(
+            "rollouts.prompt_tokens=null: these documents have no prompts. Set it to how many of their first tokens "
+            f"the student continues, {OFF}."
+        )
+    return longest

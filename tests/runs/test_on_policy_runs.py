@@ -1,0 +1,155 @@
+"""Whole runs on the student's own texts: what is logged, resumed in the middle of a round, and refused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from distillery.core.errors import UserError
+from distillery.results.record import RunRecord
+from distillery.results.report.write import write_report
+from distillery.runs.export.export import export
+from distillery.runs.job import resumed
+from distillery.runs.run import Result, train
+from fixtures.building import build
+from fixtures.documents import TINY, write_bpe
+from fixtures.runs import Died, Dies, config, sha256
+from fixtures.texts import write_jsonl
+
+pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores", "ignore:Step .* of the student's own texts")
+SIZES = {"train": 40, "val": 8, "test": 16, "terms": 2, "digits": 1}
+OWN = ("rollouts=on_policy", "rollouts.new_tokens=6", "loss/response=[reverse_kl]")
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("sums")
+    write_bpe(folder / "bpe")
+    return [
+        "data=arithmetic",
+        *(f"data.source.{key}={value}" for key, value in SIZES.items()),
+        f"data.tokenizer='{folder / 'bpe'}'",
+        "data.batch_size=4",
+        "task=causal_lm",
+        "task.exact_match=true",
+        "model/student=causal_lm",
+        *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
+        "optim=adamw",
+        "optim.optimizer.lr=1e-2",
+        "logger=csv",
+        "callbacks.scale_report=null",
+        "trainer.max_epochs=2",
+        "trainer.log_every_n_steps=5",
+    ]
+
+
+@pytest.fixture(scope="module")
+def teacher(sums: list[str], tmp_path_factory: pytest.TempPathFactory) -> Result:
+    own = [*sums, "model/teacher=none"]
+    return train(config(tmp_path_factory.mktemp("teacher"), *own), own)
+
+
+def student(folder: Path, sums: list[str], teacher: Result, *given: str, callbacks: Sequence[Any] = ()) -> Result:
+    own = [*sums, "model/teacher=run", f"teachers.main.weights='{teacher.folder}'", "seed=1", *OWN, *given]
+    return train(config(folder, *own), own, callbacks)
+
+
+@pytest.mark.slow
+def test_it_is_logged_recorded_and_reported(sums: list[str], teacher: Result, tmp_path: Path) -> None:
+    result = student(
+        tmp_path / "run", sums, teacher, "rollouts.share={schedule: linear, start: 0.2, end: 1, epochs: 1}"
+    )
+    lines = pd.read_csv(next((tmp_path / "run" / "metrics").rglob("metrics.csv")))
+    for name in ("tokens", "truncated", "entropy", "repeated", "generating", "kl_first", "kl_last"):
+        values = lines[f"rollouts/{name}"].dropna()
+        assert len(values) >= 2
+        assert (values >= 0).all()
+    assert lines["train/rollouts.share"].dropna().iloc[-1] == 1
+    assert any("T=1, top_p=1, top_k=all" in remark for remark in result.record.remarks)
+    # the share of exact answers is that of transformers' own greedy texts
+    out = export(teacher.folder, tmp_path / "exported")
+    net, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    split = teacher.parts.data.raw.test
+    right = 0
+    for position in split.indices.tolist():
+        prompt, answer = split.inputs.first[position], split.inputs.completions[position]
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        end = tokenizer.eos_token_id
+        whole = net.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=end)
+        wanted = [*tokenizer(answer)["input_ids"], end]
+        right += whole[0, ids.shape[1] :].tolist()[: len(wanted)] == wanted
+    assert teacher.record.metrics["last"]["exact_match"] == right / len(split.indices)
+    table = write_report([result.folder], tmp_path / "out", "Sums").set_index("method")
+    record = RunRecord.read(result.folder)
+    assert table.loc["rkl", "exact_match"] == record.metrics["last"]["exact_match"]
+    assert table.loc["teacher", "exact_match"] == right / len(split.indices)
+    assert "exact %" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_in_the_middle_of_a_round_ends_bit_equal(
+    sums: list[str], teacher: Result, tmp_path: Path
+) -> None:
+    """Rounds of two updates, each of two batches; the texts that are left were drawn by a student that is no more."""
+    given = ["rollouts.updates=2", "trainer.accumulate_grad_batches=2", "rollouts.share=0.7", "data.batch_size=2"]
+    given += ["loss/response=[reverse_kl,sampled_kl]", "loss.sampled_kl.estimator=policy_gradient"]
+    given += ["loss.sampled_kl.discount=0.9", "loss.sampled_kl.clip=0.2"]
+    whole = student(tmp_path / "whole", sums, teacher, *given)
+    often = ["callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=1"]
+    for died in (3, 7):
+        folder = tmp_path / str(died)
+        with pytest.raises(Died):
+            student(folder, sums, teacher, *given, *often, callbacks=[Dies(died)])
+        saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["global_step"] == died
+        torch.manual_seed(99)
+        assert train(resumed(folder, [])).record.status == "finished"
+        assert sha256(folder / "student.safetensors") == sha256(whole.folder / "student.safetensors"), died
+
+
+@pytest.mark.slow
+def test_a_warm_start_is_a_stage(sums: list[str], teacher: Result, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="teacher 'main' knows its signals of the data's texts alone"):
+        student(tmp_path / "run", sums, teacher, "teachers.main.cache=true")
+    result = student(tmp_path / "run", sums, teacher, "stages=on_policy", "task.weight=0.5")
+    lines = pd.read_csv(next((tmp_path / "run" / "metrics").rglob("metrics.csv")))
+    tokens = lines.loc[lines["rollouts/tokens"].notna(), "step"]
+    assert tokens.min() > result.record.data["train"] / 4  # in the first epoch there are none
+
+
+def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -> None:
+    def refused(message: str, *given: str) -> None:
+        with pytest.raises(UserError, match=message):
+            build(config(tmp_path / "run", *sums, "model/teacher=ema", *given))
+
+    own = OWN
+    refused(
+        r"rollouts\.new_tokens=61: with the longest prompt, of 4 tokens.*64 positions.*At most 60",
+        *own[:1],
+        "rollouts.new_tokens=61",
+        *own[2:],
+    )
+    refused(r"Set data\.pack=false", *own, "data.pack=true")
+    refused("nothing to learn from the student's own texts", *own[:2], "loss/response=[nkd]")
+    sampled = [*own[:2], "loss/response=[sampled_kl]"]
+    refused(r"Set rollouts\.top_p=1 rollouts\.top_k=0", *sampled, "rollouts.top_k=5")
+    refused(
+        r"loss\.sampled_kl\.temperature=1 must be that of sampling, rollouts\.temperature=0\.9",
+        *sampled,
+        "rollouts.temperature=0.9",
+    )
+    refused("has dropout in training", *sampled, "+student.net.config.attention_dropout=0.1")
+    refused(r"no `?share_?s|rollouts.*share_s", *own, "+rollouts.share_s=1")
+    refused(r"rollouts\.share", *own, "rollouts.share=1.5")
+    refused(r"loss\.sampled_kl\.discount is of the return of a text", *sampled, "loss.sampled_kl.discount=0.5")
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"sentence {number} of some"} for number in range(9)])
+    plain = [each for each in sums if not each.startswith(("data=", "data.source"))]
+    plain += ["data=plain_text", f"data.source.path='{path}'", "data.pack=false", "data.max_length=32", *own]
+    with pytest.raises(UserError, match=r"rollouts\.prompt_tokens=null: these documents have no prompts"):
+        build(config(tmp_path / "run", *plain, "model/teacher=ema"))
+    rollouts = build(config(tmp_path / "run", *plain, "model/teacher=ema", "rollouts.prompt_tokens=2"))
+    assert rollouts.distiller.objective.rollouts.vocabulary == rollouts.data.vocab_size
