@@ -20,21 +20,27 @@ def served_teachers(cfg: DictConfig, data: Data, task: Task, example: Mapping[st
     Raises:
         UserError: with the path of the teacher; see `ServedTeacher`.
     """
-    found = {}
-    for name, own in cfg.teachers.items():
-        if role_of(own) == SERVED:
-            try:
-                found[str(name)] = _build(str(name), own, cfg.trainer, data, task, example)
-            except UserError as error:
-                raise named(f"teachers.{name}", error) from None
-    return found
+    served = {str(name): own for name, own in cfg.teachers.items() if role_of(own) == SERVED}
+    for name in served:
+        if task.head != "causal_lm":
+            raise UserError(
+                f"teachers.{name}: a server scores the tokens of texts, each given those before it. Set task=causal_lm."
+            )
+    if not served:
+        return {}
+    steps, total = updates(data, cfg.trainer)
+    epoch = int(data.order("train")["lengths"][data.splits["train"].indices].sum())
+    tokens = epoch * total // steps if total > 0 else epoch
+    teachers = {}
+    for name, own in served.items():
+        try:
+            teachers[name] = _build(name, own, data, example, tokens)
+        except UserError as error:
+            raise named(f"teachers.{name}", error) from None
+    return teachers
 
 
-def _build(
-    name: str, cfg: DictConfig, trainer: DictConfig, data: Data, task: Task, example: Mapping[str, Tensor]
-) -> Teacher:
-    if task.head != "causal_lm":
-        raise UserError("a server scores the tokens of texts, each given those before it. Set task=causal_lm.")
+def _build(name: str, cfg: DictConfig, data: Data, example: Mapping[str, Tensor], tokens: int) -> Teacher:
     from distillery.data.text import TextData  # transformers takes seconds: only for texts
     from distillery.teachers.served import Served, ServedTeacher
     from distillery.teachers.served_client import Client
@@ -45,8 +51,5 @@ def _build(
     if settings.api_key_env and not key:
         raise UserError(f"client.api_key_env={settings.api_key_env}: this environment variable is not set.")
     client = Client(cfg.url, key, settings.concurrent, settings.timeout, settings.patience)
-    steps, total = updates(data, trainer)
-    epoch = int(data.order("train")["lengths"][data.splits["train"].indices].sum())
-    tokens = epoch * total // steps if total > 0 else epoch
     served = Served(client, cfg.model, cfg.k, settings.sequences)
     return ServedTeacher(name, served, data.loaded_tokenizer, example, data.limit, tokens)
