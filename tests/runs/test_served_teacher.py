@@ -78,19 +78,34 @@ def student(folder: Path, served: list[str]) -> Result:
         return train(config(folder / "student", *own), own)
 
 
-def test_the_student_is_that_of_the_network(
-    student: Result, folder: Path, texts: list[str], server: FakeServer
-) -> None:
-    own = ["model/teacher=causal_lm", f"teachers.main.net.model='{folder / 'teacher'}'"]
-    local = train(config(folder / "local", *texts, *TAIL, *own))
-    mine, theirs = (dict(each.parts.distiller.student.named_parameters()) for each in (student, local))
+@pytest.fixture(scope="module")
+def local(folder: Path, texts: list[str]) -> list[str]:
+    return [*texts, "model/teacher=causal_lm", f"teachers.main.net.model='{folder / 'teacher'}'"]
+
+
+def same_student(one: Result, other: Result) -> None:
+    mine, theirs = (dict(each.parts.distiller.student.named_parameters()) for each in (one, other))
     for name, parameter in mine.items():
         torch.testing.assert_close(parameter, theirs[name], rtol=1e-4, atol=1e-4)
-    ours, other = (RunRecord.read(each.folder).teachers["main"] for each in (student, local))
+
+
+def test_the_student_is_that_of_the_network(
+    student: Result, folder: Path, local: list[str], server: FakeServer
+) -> None:
+    local_student = train(config(folder / "local", *local, *TAIL))
+    same_student(student, local_student)
+    ours, other = (RunRecord.read(each.folder).teachers["main"] for each in (student, local_student))
     assert ours["score"] == pytest.approx(other["score"], rel=1e-5)
     assert ours["perplexity"] == pytest.approx(other["perplexity"], rel=1e-5)
     assert server.headers["Authorization"] == "Bearer s3cret"
     assert verify_run(student.folder).score == student.record.metrics["last"]["test_score"]
+
+
+def test_it_scores_what_the_student_writes(folder: Path, served: list[str], local: list[str]) -> None:
+    rollouts = ["rollouts=on_policy", "rollouts.new_tokens=8", "rollouts.prompt_tokens=6", "data.pack=false"]
+    none = "++student.net.config.attention_dropout=0"
+    own = [*rollouts, none, "loss/response=[sampled_kl]", "trainer.max_epochs=1"]
+    same_student(*(train(config(folder / name, *given, *own)) for name, given in (("s", served), ("l", local))))
 
 
 def test_the_record_says_who_the_teacher_was_and_never_the_key(student: Result, served: list[str]) -> None:
