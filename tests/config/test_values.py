@@ -51,7 +51,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("loss.kd.teacher", None, "the name of a teacher"),
     ("loss.kd.temperature", "None", "a finite number"),
     ("loss.kd.t_squared", 1, "true or false"),
-    ("teachers.main.cache", "yes", "true or false"),
+    ("teachers.main.cache", "yes", "true or false or a folder that distill-cache has written"),
     ("teachers.main.weights", [1], "text or null"),
     ("optim.scheduler.T_max", 1.5, "a whole number"),
     ("callbacks.scale_report.steps", -1, "a whole number of at least 0"),

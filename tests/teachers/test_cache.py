@@ -153,7 +153,7 @@ def test_the_teachers_layers_do_not_run_in_training(compose_train: Compose, tmp_
 
 def test_batch_statistics_are_refused(compose_train: Compose, tmp_path: Path) -> None:
     cfg = with_cache(compose_train, tmp_path)("teachers.main.cache=true", "teachers.main.bn_mode=train")
-    with pytest.raises(UserError, match=r"teachers\.main: with bn_mode=train.*cache=true"):
+    with pytest.raises(UserError, match=r"teachers\.main: with bn_mode=train.*cache=false"):
         build(cfg)
 
 

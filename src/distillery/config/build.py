@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from distillery.config.cached_teachers import cached_teachers, refuse_several
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
-from distillery.config.networks import build_moving, complete, complete_teacher, setting_of
+from distillery.config.networks import build_moving, complete, complete_teacher, is_absent, setting_of
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
 from distillery.config.served import served_teachers
 from distillery.config.simkd import complete_reuse, reuse_classifier
@@ -122,13 +123,17 @@ def build(
         student = former.distiller.student
     student.tap((), batch)  # an average of a former student would record into the former's taps
     student.tap_attention((), batch)
-    frozen = loaded.load_all(cfg.teachers, batch) | {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
+    stored = {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
+    cached = cached_teachers(cfg, data, task, outputs, batch, loaded)
+    frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, batch), **stored, **cached}
     frozen |= served_teachers(cfg, data, task, batch)
     for name, teacher in frozen.items():
         if task.per_token and name in data.targets:
             raise UserError(
                 f"teachers.{name}: stored targets are of samples, and this task has a label for each token."
             )
+        if name in cached:
+            continue  # its classes are those of the run that it was written for
         logits = _logits(teacher, batch, data.kind)
         fit_classes(teacher, cfg.teachers[name], data, task, outputs, logits, batch)
         if name in data.targets and not teacher.other_classes:
@@ -166,7 +171,7 @@ def build(
     refuse_unlogged(cfg.callbacks, schedules, is_validated(data, cfg.trainer), monitors)
 
     for name, teacher in frozen.items():
-        if cfg.teachers[name].get("cache"):
+        if cfg.teachers[name].get("cache") and name not in cached:
             teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
     check_levels(terms, teachers)
     if rollouts is not None:
@@ -197,7 +202,7 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
         from distillery.config.check_texts import check_tokenizer  # transformers takes seconds: only for texts
 
         for name, network in {"student": cfg.student, **cfg.teachers}.items():
-            if "input" in network:  # an average of the student has the student's
+            if "input" in network and not is_absent(network):  # an average of the student has the student's
                 frozen = name != "student" and role_of(network) == FROZEN
                 check_tokenizer(name, network.input.tokenizer, data, task, frozen)
         if task.padded_outputs and former is None and (settings := cfg.student.get("initialise")):
@@ -237,6 +242,8 @@ def _refuse_networks(
         with_own_classes: the names of the teachers that may have others, if they are frozen.
     """
     for network in networks:
+        if network.available.level != "logits":
+            continue  # it names the classes that it gives
         logits = _logits(network, batch, data.kind)
         if isinstance(network, Teacher) and network.other_classes:
             if network.name in with_own_classes:
@@ -271,11 +278,7 @@ def _refuse_networks(
 
 
 def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:
-    if cfg.bn_mode == "train":
-        raise UserError(
-            f"teachers.{teacher.name}: with bn_mode=train an image's signals depend on the batch that it is in, and "
-            "cache=true keeps one set of signals for each image. Set bn_mode=eval or cache=false."
-        )
+    refuse_several(teacher.name, cfg, data)
     chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
     fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {precision} {chosen}"
     return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)

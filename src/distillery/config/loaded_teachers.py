@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from distillery.config.networks import build_teacher
+from distillery.config.networks import build_teacher, is_cached
 from distillery.config.spec import FrozenTeacher, kinds
 from distillery.core.roles import FROZEN, role_of
 from distillery.teachers.frozen import Teacher
@@ -37,10 +37,14 @@ class LoadedTeachers:
         self._loaded: dict[str, list[_Loaded]] = {}
 
     def load_all(self, configs: Mapping[str, Any], batch: Mapping[str, Tensor]) -> dict[str, Teacher]:
-        """The frozen teachers among the completed configs of a stage, by name; `batch` as in `build_teacher`."""
+        """The frozen teachers among the completed configs of a stage, by name. Those read from disk are not loaded.
+
+        Args:
+            batch: see `build_teacher`.
+        """
         teachers: dict[str, Teacher] = {}
         for name, cfg in configs.items():
-            if role_of(cfg) == FROZEN:
+            if role_of(cfg) == FROZEN and not is_cached(cfg):
                 teachers[name] = self.load(cfg, name, teachers.values(), batch)
         return teachers
 

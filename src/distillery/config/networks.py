@@ -142,6 +142,16 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
         cfg.net.config.vocab_size = data.vocab_size
 
 
+def is_cached(cfg: DictConfig) -> bool:
+    """Whether the signals of the teacher of this config are read from disk."""
+    return role_of(cfg) == FROZEN and isinstance(cfg.get("cache"), str)
+
+
+def is_absent(cfg: DictConfig) -> bool:
+    """Whether the signals of a teacher are read from disk, and its network is not there."""
+    return is_cached(cfg) and cfg.weights is None
+
+
 def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student: DictConfig) -> DictConfig:
     """`complete` for a teacher of any role.
 
@@ -149,6 +159,8 @@ def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student
         student: the completed config of the student.
     """
     role = role_of(cfg)
+    if is_absent(cfg):
+        return cfg
     if role == FROZEN:
         return complete(cfg, data, task, name)
     if role != PEER:

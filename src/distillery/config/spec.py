@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 from pydantic import FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
@@ -84,6 +84,13 @@ Classes = Annotated[
 ]
 
 
+Folder = Annotated[
+    str,
+    Predicate(lambda text: text not in ("", "yes", "no", "on", "off")),
+    Says("a folder that distill-cache has written"),
+]
+
+
 class FrozenTeacher(TypedDict, total=False):
     role: Literal["frozen"]
     net: Node | None
@@ -92,7 +99,7 @@ class FrozenTeacher(TypedDict, total=False):
     bn_mode: Literal["eval", "train"]
     classes: Classes | None
     prompt: str
-    cache: bool
+    cache: bool | Folder
     precision: Literal["bf16", "int8", "int4"] | None
 
 

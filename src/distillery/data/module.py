@@ -279,6 +279,20 @@ class Data(LightningDataModule):
                 sha.update(values.numpy().tobytes())
         return sha.hexdigest()
 
+    def seen_by_teacher(self, tokenizer: str | None = None) -> dict[str, str]:
+        """What a teacher's signals of the training samples depend on, by what it is called in messages.
+
+        Args:
+            tokenizer: the teacher's, if it reads texts.
+        """
+        return {"data": hashlib.sha256(self.splits["train"].inputs.content()).hexdigest()}
+
+    def split_sha256(self, stage: Stage) -> str:
+        """SHA-256 of the inputs, targets and indices of a split."""
+        split = self.splits[stage]
+        values = (split.targets.numpy().tobytes(), split.indices.numpy().tobytes())
+        return hashlib.sha256(b"".join((hashlib.sha256(split.inputs.content()).digest(), *values))).hexdigest()
+
     @cached_property
     def soft_labels_sha256(self) -> str:
         """SHA-256 of the source's soft labels. They are no part of the fingerprint: a baseline does not read them."""

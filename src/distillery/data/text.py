@@ -135,6 +135,23 @@ class TextData(Data):
     def input(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer}
 
+    def seen_by_teacher(self, tokenizer: str | None = None) -> dict[str, str]:
+        if tokenizer in self.others:
+            return self.others[tokenizer].seen_by_teacher()
+        own = self.loaded_tokenizer
+        vocabulary = self.tokenizer
+        if own.is_fast:
+            own.backend_tokenizer.no_truncation()  # how it was last called is part of what it writes
+            own.backend_tokenizer.no_padding()
+            vocabulary = own.backend_tokenizer.to_str()
+        template = str(getattr(own, "chat_template", None))
+        return {
+            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "chat template": hashlib.sha256(template.encode()).hexdigest(),
+            "layout": f"max_length={self.limit} pack={self.pack} too_long={self.too_long}",
+            **super().seen_by_teacher(),
+        }
+
     @property
     def varies(self) -> str | None:
         return None if self.mask is None else "mask"

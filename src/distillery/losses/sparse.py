@@ -87,6 +87,19 @@ def sampled_kl_rows(student: Tensor, teacher: Tensor, log_proposal: Tensor | Non
     return (gap if log_proposal is None else (teacher - log_proposal).exp() * gap).mean(-1)
 
 
+def drawn(log_p: Tensor, draws: Tensor) -> Tensor:
+    """A class for each draw, [N,k]: a class of probability p for a share p of all draws.
+
+    Args:
+        log_p: log-probabilities [N,C].
+        draws: [N,k], uniform in [0, 1).
+    """
+    # In integers, as parts of 2^30: their sum is exact, and so the same in every run, on CUDA as well.
+    cumulative = (log_p.detach().exp() * 2**30).round().int().cumsum(-1, dtype=torch.int32)
+    places = torch.searchsorted(cumulative, (draws.double() * cumulative[..., -1:]).int(), right=True)
+    return places.clamp_max(log_p.shape[-1] - 1)  # if the product is rounded up to the total
+
+
 def check_direction(missing: str, direction: Direction) -> None:
     """Raise UserError if `missing` has no reverse form."""
     conform("direction", direction, Direction)

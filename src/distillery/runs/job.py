@@ -34,6 +34,7 @@ from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
 from distillery.runs.checkpoints import moved
 from distillery.runs.folder_lock import FolderLock
+from distillery.teachers.disk_cache import MANIFEST
 
 DEBUG = "debug"  # the name that every config in configs/debug gives its run
 OTHER_FOLDER = "To choose another folder: hydra.run.dir=…, of a sweep hydra.sweep.dir=…, of a study out=…"
@@ -209,9 +210,11 @@ def _by_content(value: Any) -> Any:
 
 
 def _weights_sha256(path: Path) -> str | None:
-    """SHA-256 of the weights of a finished run, in a file, or in the folder of a transformer; or of stored targets."""
+    """SHA-256 of the weights of a finished run, in a file or a transformer's folder; of stored targets and signals."""
     if (is_weights_file(path) or path.suffix in (*SUFFIXES, ".gguf")) and path.is_file():
         return sha256_of(path)
+    if (path / MANIFEST).is_file():
+        return sha256_of(path / MANIFEST)
     if (path / RECORD).is_file():
         return RunRecord.read(path).student_sha256
     if (path / "config.json").is_file():

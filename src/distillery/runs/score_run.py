@@ -25,8 +25,6 @@ from distillery.teachers.frozen import Teacher
 from distillery.teachers.linear_probe import probe_of
 from distillery.teachers.peer import Peer
 
-NO_COST = dict.fromkeys(("params", "embedding_params", "flops", "latency_ms"))
-
 
 def score_run(
     record: RunRecord,
@@ -52,7 +50,7 @@ def score_run(
     record.remarks = list(dict.fromkeys([*record.remarks, *parts.distiller.remarks]))  # each stage has its own
     record.environment["scored_on"] = student.device.type
     record.metrics["last"] = {"epoch": epoch, **last}
-    record.cost = _cost(student, parts.example)
+    record.cost = cost_of(student, parts.example)
     save_weights(student.net, folder / STUDENT)
     record.student_sha256 = weights_hash(student.net)
 
@@ -90,7 +88,7 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
         "source": teacher.source,
         "sha256": teacher.sha256 if loaded else weights_hash(teacher.net),
         "score": None,
-        **(_cost(teacher, parts.example) if not isinstance(teacher, Teacher) or teacher.has_network else NO_COST),
+        **(teacher.cost if isinstance(teacher, Teacher) and teacher.cost else cost_of(teacher, parts.example)),
     }
     linear = None
     if isinstance(teacher, Teacher) and teacher.other_classes:
@@ -134,7 +132,7 @@ def _evaluate(parts: Parts, network: nn.Module, loader: Iterable[Mapping[str, Te
     return evaluate(network, loader, parts.distiller.task, parts.distiller.outputs)
 
 
-def _cost(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def cost_of(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """Of the network itself, on one sample as it wants it: the adapter and the projectors are not part of it."""
     forward = network.bound({key: value[:1].to(network.device) for key, value in batch.items()})
     return {

@@ -46,6 +46,8 @@ def run_study(cfg: DictConfig) -> None:
             except Exception as error:  # out of memory, say: no reason to lose the other runs
                 job.record_failure(error)
                 bar.failed(job.label, error)
+    if not students:  # seeds=[]: the teacher alone, of whose signals distill-cache can then be written
+        return
     shared = [] if teacher is None or teacher.folder.is_relative_to(out) else [teacher.folder]
     report = write_report([out, *shared], out, cfg.title)
     console.print(terminal_table(report, cfg.title))

@@ -22,6 +22,12 @@ from distillery.training.callbacks.follow_schedules import FollowSchedules
 from distillery.training.callbacks.random_state import RandomState
 
 
+def hush_lightning() -> None:
+    """Silence what Lightning remarks on the hardware that there is."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+
+
 def make_trainer(
     cfg: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[L.Callback], first: Sequence[L.Callback] = ()
 ) -> L.Trainer:
@@ -34,8 +40,7 @@ def make_trainer(
     Raises:
         UserError: settings that Lightning refuses, or hardware that is not there.
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    hush_lightning()
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # TermMonitor logs each epoch
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # images in memory need none
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # nor is a resumed run's folder

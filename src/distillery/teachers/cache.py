@@ -53,11 +53,7 @@ class TeacherCache(SignalSource):
     """
 
     def __init__(self, compute: Callable[[Mapping[str, Tensor]], Signals], fingerprint: str, data: Data) -> None:
-        if data.varies:
-            raise UserError(
-                f"A cached teacher sees each sample once, but data.{data.varies} changes the samples in each epoch. "
-                f"Set data.{data.varies}=null, or the teacher's cache=false."
-            )
+        refuse_varying(data)
         self._compute = compute
         self._fingerprint = fingerprint
         self._data = data
@@ -132,6 +128,15 @@ class TeacherCache(SignalSource):
                 f"The teacher's signals for {samples:,} samples would take {size / 2**30:.0f} GiB, and this machine "
                 f"has {memory / 2**30:.0f}. Set the teacher's cache=false, or choose fewer or smaller layers."
             )
+
+
+def refuse_varying(data: Data) -> None:
+    """Raise UserError if training samples differ from epoch to epoch."""
+    if data.varies:
+        raise UserError(
+            f"A cached teacher sees each sample once, but data.{data.varies} changes the samples in each epoch. "
+            f"Set data.{data.varies}=null, or the teacher's cache=false."
+        )
 
 
 def _flat(signals: Signals) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from distillery.models.adapters import Adapter
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import SignalSource, Teacher
 
+NO_COST = dict.fromkeys(("params", "embedding_params", "flops", "latency_ms"))
+
 
 class NoNetwork(nn.Module):
     """Takes the place of a teacher's network: gives those of the logits that belong to the data's classes."""
@@ -55,6 +57,7 @@ class TeacherWithoutNetwork(Teacher):
     """
 
     has_network = False
+    cost = NO_COST
 
     def __init__(
         self, signals: SignalSource, outputs: int, name: str = "teacher", source: str = "", sha256: str = ""

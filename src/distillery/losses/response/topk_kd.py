@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError
@@ -15,7 +14,7 @@ from distillery.core.random import hash_pairs, uniforms
 from distillery.losses.levels import Available, Level, SparseLogits
 from distillery.losses.settings import Positive, PositiveInt
 from distillery.losses.signals import Signals
-from distillery.losses.sparse import Direction, TopK, check_direction, sampled_kl_rows, sparse_kl
+from distillery.losses.sparse import Direction, TopK, check_direction, drawn, sampled_kl_rows, sparse_kl
 from distillery.losses.steps import Steps
 from distillery.losses.term import Contract, Term
 
@@ -78,8 +77,10 @@ def topk_kd(
         raise UserError(f"topk_kd.k={k}: there are only {student_logits.shape[-1]} classes. Set a smaller k.")
     if missing == "sample":
         student, teacher = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
-        drawn = _drawn(teacher, draws)
-        rows = sampled_kl_rows(student.gather(-1, drawn), teacher.gather(-1, drawn))
+        if draws is None:
+            raise ValueError("missing='sample' needs draws [N,k], uniform in [0, 1)")
+        classes = drawn(teacher, draws)
+        rows = sampled_kl_rows(student.gather(-1, classes), teacher.gather(-1, classes))
     elif missing == "renormalise":  # of k logits only, without the softmax over all classes
         kept, classes = teacher_logits.topk(k)
         rows = _renormalised(student_logits.gather(-1, classes), kept, temperature, direction)
@@ -128,16 +129,6 @@ def _of_sparse(
     assert teacher.log_tail is not None
     kept = TopK(teacher.log_p, teacher.log_tail)
     return _divergence(log_softmax(student_logits, 1.0), teacher.classes, kept, missing, direction)
-
-
-def _drawn(log_p: Tensor, draws: Tensor | None) -> Tensor:
-    """A class for each draw, [N,k]: a class of probability p for a share p of all draws."""
-    if draws is None:
-        raise ValueError("missing='sample' needs draws [N,k], uniform in [0, 1)")
-    # In integers, as parts of 2^30: their sum is exact, and so the same in every run, on CUDA as well.
-    cumulative = (log_p.detach().exp() * 2**30).round().int().cumsum(-1, dtype=torch.int32)
-    places = torch.searchsorted(cumulative, (draws.double() * cumulative[..., -1:]).int(), right=True)
-    return places.clamp_max(log_p.shape[-1] - 1)  # if the product is rounded up to the total
 
 
 class TopKKD(Term, function=topk_kd):

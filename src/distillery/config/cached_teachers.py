@@ -1,0 +1,102 @@
+"""`teachers.<name>.cache=<folder>`: teachers whose signals `distill-cache` has written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from distillery.config.loaded_teachers import LoadedTeachers
+from distillery.config.networks import is_absent, is_cached
+from distillery.config.teacher_classes import fit_classes
+from distillery.core.errors import UserError
+from distillery.data.module import Data
+from distillery.tasks.task import Task
+from distillery.teachers.cache import refuse_varying
+from distillery.teachers.cached_teacher import CachedTeacher, rescored
+from distillery.teachers.disk_cache import DiskCache
+from distillery.teachers.frozen import Teacher
+
+
+def signals_key(teacher: Teacher | None, cfg: DictConfig, data: Data, precision: str) -> dict[str, str]:
+    """What the signals of a teacher for the training samples depend on, by what it is called in messages.
+
+    Args:
+        teacher: None: it is not there, and what depends on it is left out.
+        cfg: its completed config.
+        precision: `trainer.precision`.
+    """
+    found = data.seen_by_teacher(cfg.input.get("tokenizer")) | {"precision": precision}
+    if teacher is None:
+        return found
+    pictures = {} if "tokenizer" in cfg.input else {"input": str(cfg.input)}
+    return {"teacher": teacher.sha256, "classes": teacher.about_classes, **pictures, **found}
+
+
+def refuse_several(name: str, cfg: DictConfig, data: Data) -> None:
+    """Refuse to keep one set of signals for each sample where a sample has several."""
+    if cfg.get("bn_mode") == "train":
+        raise UserError(
+            f"teachers.{name}: with bn_mode=train an image's signals depend on the batch that it is in, and a cache "
+            "keeps one set of signals for each image. Set bn_mode=eval or cache=false."
+        )
+    refuse_varying(data)
+
+
+def cached_teachers(
+    cfg: DictConfig, data: Data, task: Task, outputs: int | None, batch: Mapping[str, Tensor], loaded: LoadedTeachers
+) -> dict[str, CachedTeacher]:
+    """The teachers of a completed config that are read from disk, by name.
+
+    Where `teachers.<name>.weights` is not null, the teacher itself is loaded once, to compute a random part again.
+
+    Raises:
+        UserError: a cache is torn, of another teacher or of other data, or does not agree with its teacher.
+    """
+    return {
+        str(name): _cached(str(name), teacher, cfg, data, task, outputs, batch, loaded)
+        for name, teacher in cfg.teachers.items()
+        if is_cached(teacher)
+    }
+
+
+def _cached(
+    name: str,
+    own: DictConfig,
+    cfg: DictConfig,
+    data: Data,
+    task: Task,
+    outputs: int | None,
+    batch: Mapping[str, Tensor],
+    loaded: LoadedTeachers,
+) -> CachedTeacher:
+    setting = f"teachers.{name}.cache"
+    refuse_several(name, own, data)
+    cache = DiskCache(Path(own.cache))
+    teacher = None
+    if not is_absent(own):
+        teacher = loaded.load(own, name, batch=batch)
+        fit_classes(teacher, own, data, task, outputs, teacher.shapes(batch).logits, batch)
+    here, there = signals_key(teacher, own, data, str(cfg.trainer.precision)), cache.contents.key
+    if differ := [what for what, value in here.items() if there.get(what) != value]:
+        plain = [f"{what} is {there.get(what)} there and {here[what]} here" for what in differ if len(here[what]) < 64]
+        raise UserError(
+            f"{setting}={own.cache} was written for another {' and another '.join(differ)}"
+            + (f" ({'; '.join(plain)})" if plain else "")
+            + ". Write one for this run: distill-cache with its settings and another out=<folder>."
+        )
+    index = data.splits["train"].indices
+    absent = int((cache.layout.numbers(index.numpy()) < 0).sum())
+    if absent:
+        raise UserError(
+            f"{setting}={own.cache} has no signals of {absent:,} of the {len(index):,} training samples. Write them "
+            "all: distill-cache without data.train_size and the like."
+        )
+    said = rescored(cache, data, task, teacher, cfg.seed)
+    if teacher is not None:
+        loaded.forget(teacher)
+    if said.startswith("differ"):
+        raise UserError(f"{setting}={own.cache} does not agree with the teacher. {said.capitalize()}.")
+    cached = CachedTeacher(cache, name)
+    cached.remarks.append(said)
+    return cached

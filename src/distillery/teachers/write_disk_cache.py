@@ -1,0 +1,200 @@
+"""Writes a teacher's signals to disk, so that a killed process can be resumed and leaves the same bytes."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as Bar
+from rich.text import Text
+from safetensors.torch import save
+from torch import Tensor
+
+from distillery.core.errors import UserError
+from distillery.core.files import atomic_write, remove_unfinished, sha256_of
+from distillery.core.terminal import plain_console, say
+from distillery.teachers.disk_cache import HEAD, MANIFEST, Array, Contents, Layout, array_path, checksum, to_array
+
+PROGRESS = "progress.json"
+EVERY = 30.0  # seconds between two points from which a killed process is resumed
+Batch = Mapping[str, Tensor]
+
+
+class Rows(NamedTuple):
+    """Signals of rows of logits, sample by sample: the columns by name [N, ...], where each row stands."""
+
+    columns: Mapping[str, Tensor]
+    samples: Tensor
+    positions: Tensor | None
+
+
+def write_cache(
+    folder: Path,
+    contents: Contents,
+    layout: Layout,
+    batches: Callable[[int], Iterable[Batch]],
+    number: int,
+    rows_of: Callable[[Batch], Rows],
+    head: Mapping[str, Tensor],
+    every: float = EVERY,
+) -> Contents:
+    """Fill the folder with the signals of all samples, from where a killed process has left it.
+
+    Args:
+        layout: where the rows of each sample are.
+        batches: the batches from one of them on.
+        number: how many there are.
+        rows_of: the teacher's signals of a batch.
+        head: what `head.safetensors` holds; empty: there is none.
+        every: seconds between two points from which it can be resumed.
+
+    Returns: what the folder holds; it is not marked as complete.
+
+    Raises:
+        UserError: the folder holds something else, or the disk is full.
+    """
+    done = _begin(folder, contents, layout, head)
+    names = [*contents.columns, "checksums"]
+    arrays = {name: np.load(array_path(folder, name), mmap_mode="r+") for name in names}
+    saved = time.monotonic()
+    with Progress(
+        TextColumn("The teacher's signals"), BarColumn(), _Speed(), TimeRemainingColumn(), transient=True,
+        console=plain_console(), disable=not plain_console().is_terminal,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("", total=contents.rows)
+        for batch in batches(done):
+            rows = rows_of(batch)
+            _write_rows(contents, layout, arrays, rows)
+            done += 1
+            progress.advance(bar, len(rows.samples))
+            if time.monotonic() - saved >= every or done == number:
+                for array in arrays.values():
+                    array.flush()
+                _save_progress(folder, done)
+                saved = time.monotonic()
+    small = ["index.npy", *(["lengths.npy"] if contents.per_token else []), *([HEAD] if head else [])]
+    return replace(contents, sha256={name: sha256_of(folder / name) for name in small})
+
+
+def finish(folder: Path, contents: Contents) -> None:
+    """Mark the cache as complete."""
+    replace(contents, complete=True).write(folder)
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _begin(folder: Path, contents: Contents, layout: Layout, head: Mapping[str, Tensor]) -> int:
+    """Make the files, or find them as a killed process has left them. Returns how many batches are done."""
+    files = {
+        *(f"{name}.npy" for name in (*contents.columns, "index", "lengths", "checksums")),
+        MANIFEST,
+        PROGRESS,
+        HEAD,
+    }
+    remove_unfinished(folder)
+    if (folder / MANIFEST).is_file():
+        refuse_another(folder, contents)
+        return int(json.loads((folder / PROGRESS).read_text())["batches"])
+    if folder.exists() and (others := sorted({path.name for path in folder.iterdir() if path.name[0] != "."} - files)):
+        raise UserError(f"{folder} holds {others[0]!r}, which is no part of a cache. Choose another folder: out=…")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(array_path(folder, "index"), layout.index)
+    if contents.per_token:
+        np.save(array_path(folder, "lengths"), layout.lengths.astype(np.int32))
+    _allocate(folder, "checksums", (contents.samples,), np.uint32)
+    for name, column in contents.columns.items():
+        _allocate(folder, name, (contents.rows, *column.shape), column.dtype)
+    if head:
+        with atomic_write(folder / HEAD) as unfinished:
+            unfinished.write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in head.items()}))
+    _save_progress(folder, 0)
+    contents.write(folder)
+    return 0
+
+
+def refuse_another(folder: Path, contents: Contents) -> None:
+    """Refuse to resume a cache of something else."""
+    there = Contents.read(folder)
+    here = replace(contents, evaluations=there.evaluations, sha256=there.sha256, complete=there.complete)
+    if there != here:
+        differ = [name for name, value in vars(there).items() if value != vars(here)[name]]
+        if "key" in differ:
+            differ = [name for name, value in there.key.items() if value != here.key.get(name)]
+        raise UserError(
+            f"{folder} holds other signals ({', '.join(differ)} differ). Choose another folder, out=…, or remove it."
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder, which need not be there yet, has free."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _allocate(folder: Path, name: str, shape: Sequence[int], dtype: type) -> None:
+    """An array of zeros, whose space on the disk is reserved: a full disk would end a process that writes into it."""
+    path = array_path(folder, name)
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape)).flush()
+    with path.open("rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}. Choose another folder: out=…") from error
+
+
+def _save_progress(folder: Path, batches: int) -> None:
+    with atomic_write(folder / PROGRESS) as unfinished:
+        unfinished.write_text(json.dumps({"batches": batches}))
+
+
+def _write_rows(contents: Contents, layout: Layout, arrays: Mapping[str, Array], rows: Rows) -> None:
+    given = dict(rows.columns) | ({} if rows.positions is None else {"positions": rows.positions})
+    values = {name: to_array(given[name], column, contents.dtype) for name, column in contents.columns.items()}
+    index, counts = torch.unique_consecutive(rows.samples.cpu(), return_counts=True)
+    first = 0
+    for number, count in zip(layout.numbers(index.numpy()).tolist(), counts.tolist(), strict=True):
+        if number < 0 or layout.lengths[number] != count:
+            raise RuntimeError("the data have changed since the cache was begun")
+        start = layout.starts[number]
+        part = {name: array[first : first + count] for name, array in values.items()}
+        for name, array in part.items():
+            arrays[name][start : start + count] = array
+        arrays["checksums"][number] = checksum(part)
+        first += count
+
+
+class _Speed(ProgressColumn):
+    """Rows a second."""
+
+    def render(self, task: Bar) -> Text:
+        return Text(f"{task.completed:,.0f} of {task.total or 0:,.0f}, {task.speed or 0:,.0f}/s")
+
+
+def tell_size(contents: Contents, folder: Path) -> None:
+    """Say what the cache will take, and refuse it if the disk has not that much."""
+    rows = "tokens" if contents.per_token else "samples"
+    free = free_bytes(folder)
+    if not folder.joinpath(MANIFEST).is_file() and contents.bytes > free:
+        raise UserError(
+            f"{contents.rows:,} {rows} of {contents.bytes_a_row:,} bytes are {size(contents.bytes)}, and the disk of "
+            f"{folder} has {size(free)} free. Choose another folder (out=…), fewer classes (k=…), or signals=sampled."
+        )
+    say(
+        f"{contents.rows:,} {rows} that may bear loss, {contents.bytes_a_row:,} bytes each: {size(contents.bytes)} of "
+        f"the {size(free)} that are free"
+    )
+
+
+def size(number: float) -> str:
+    """A number of bytes."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+        number /= 1024
+    raise AssertionError

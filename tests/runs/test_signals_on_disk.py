@@ -1,0 +1,244 @@
+"""A teacher's signals on disk: written, killed, resumed, torn, foreign; and training from them."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from distillery.config.build import Parts
+from distillery.core.errors import UserError
+from distillery.losses.levels import LEVELS
+from distillery.models.cnn import SmallCNN
+from distillery.models.weights import save_weights
+from distillery.runs.run import Result, train
+from distillery.runs.write_signals import Settings, write_signals
+from fixtures.building import build
+from fixtures.documents import TINY, documents, tiny_llama, write_bpe
+from fixtures.runs import config
+
+Config = Callable[..., DictConfig]
+K = 12
+KINDS = ("hidden", "topk", "sampled", "full")
+LOSSES = {
+    "hidden": ["loss/response=[kd]"],
+    "topk": ["loss/response=[topk_kd]", f"loss.topk_kd.k={K}", "loss.topk_kd.missing=tail"],
+    "sampled": ["loss/response=[topk_kd]", f"loss.topk_kd.k={K}", "loss.topk_kd.missing=sample"],
+    "full": ["loss/response=[kd]"],
+}
+SETTINGS = [
+    "data=plain_text",
+    "data.source.test_fraction=0.2",
+    "data.max_length=24",
+    "data.batch_size=4",
+    "data.seed=3",
+    "task=causal_lm",
+    "model/student=causal_lm",
+    *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
+    "model/teacher=causal_lm",
+    "optim=adamw",
+    "optim.optimizer.lr=1e-2",
+    "logger=none",
+    "callbacks.scale_report=null",
+    "trainer.max_epochs=1",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("disk")
+    write_bpe(folder / "bpe")
+    (folder / "texts").mkdir()
+    for number, text in enumerate(documents(24, longest=40)):
+        (folder / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bpe")
+    for name, seed in (("teacher", 1), ("another", 2)):
+        tiny_llama(len(tokenizer), seed=seed).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> Config:
+    own = [f"data.source.path='{folder / 'texts'}'", f"data.tokenizer='{folder / 'bpe'}'"]
+    teacher = f"teachers.main.net.model='{folder / 'teacher'}'"
+    return lambda *overrides: config(folder / "run", *SETTINGS, *own, teacher, *overrides)
+
+
+@pytest.fixture(scope="module")
+def caches(folder: Path, made: Config) -> dict[str, Path]:
+    found = {kind: folder / kind for kind in ("hidden", "topk", "sampled")}
+    for kind, out in found.items():
+        write_signals(made(), Settings(str(out), kind, K))  # type: ignore[arg-type]
+    return found
+
+
+@pytest.fixture(scope="module")
+def online(made: Config) -> Parts:
+    return build(made())
+
+
+def reading(made: Config, cache: Path, *overrides: str) -> Parts:
+    return build(made(f"teachers.main.cache='{cache}'", *overrides))
+
+
+def first_epoch(parts: Parts) -> Iterator[tuple[Mapping[str, Tensor], Tensor, Mapping[str, Tensor]]]:
+    """Each batch, with the teacher's rows of logits, and what the task says of them."""
+    for batch in parts.data.train_dataloader():
+        rows, of_rows = parts.distiller.task.rows(parts.distiller.teachers["main"](batch, training=True), batch)
+        yield batch, rows.logits, of_rows
+
+
+def step(parts: Parts, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The total of the losses, and the student's gradients."""
+    distiller = parts.distiller
+    signals = {"main": distiller.teachers["main"](batch, training=True)}
+    total = distiller.objective(distiller.student(batch), signals, batch).total
+    trained = [parameter for parameter in distiller.student.parameters() if parameter.requires_grad]
+    return total.detach(), list(torch.autograd.grad(total, trained))
+
+
+def test_hidden_states_train_as_the_teacher_itself_does(caches: dict[str, Path], online: Parts, made: Config) -> None:
+    """Bit for bit in the batches of the first epoch; with the teacher's weights far away."""
+    parts = reading(made, caches["hidden"], "teachers.main.weights=null")
+    assert parts.distiller.teachers["main"].available.levels == frozenset(LEVELS)
+    expected = first_epoch(online)
+    for (batch, logits, _), (_, exact, _) in zip(first_epoch(parts), expected, strict=True):
+        assert torch.equal(logits, exact)
+        (total, gradients), (total_online, gradients_online) = step(parts, batch), step(online, batch)
+        assert total == total_online
+        for mine, theirs in zip(gradients, gradients_online, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_likeliest_and_drawn_classes(caches: dict[str, Path], online: Parts, made: Config) -> None:
+    """Against the teacher's logits in a plain loop; values are off by no more than float16 rounds them."""
+    topk, sampled = (reading(made, caches[kind], *LOSSES[kind]) for kind in ("topk", "sampled"))
+    draws: dict[tuple[int, int], list[int]] = {}
+    for batch, logits, of_rows in first_epoch(online):
+        log_p = logits.double().log_softmax(-1)
+        few, drawn = (
+            parts.distiller.task.rows(parts.distiller.teachers["main"](batch, training=True), batch)[0].sparse
+            for parts in (topk, sampled)
+        )
+        assert few is not None
+        assert drawn is not None
+        assert few.log_tail is not None
+        best = log_p.topk(K)
+        assert torch.equal(few.classes, best.indices)
+        torch.testing.assert_close(few.log_p.double(), best.values, rtol=2**-11, atol=1e-6)
+        rest = 1 - best.values.exp().sum(-1)
+        torch.testing.assert_close(few.log_tail.double(), rest.log(), rtol=2**-11, atol=1e-5)
+        assert drawn.log_tail is None
+        torch.testing.assert_close(drawn.log_p.double(), log_p.gather(-1, drawn.classes), rtol=2**-11, atol=1e-6)
+        for index, position, classes in zip(of_rows["index"], of_rows["position"], drawn.classes, strict=True):
+            draws[int(index), int(position)] = classes.tolist()
+        # the loss from disk against that from all logits
+        exact = build_loss(online, batch, *LOSSES["topk"], made=made)
+        assert step(topk, batch)[0] == pytest.approx(exact, rel=1e-4)
+    assert len({tuple(each) for each in draws.values()}) > 0.9 * len(draws)  # each row has draws of its own
+    other = write_signals(
+        made("data.batch_size=7", "data.seed=9"), Settings(str(caches["sampled"]) + "2", "sampled", K)
+    )
+    assert other.rows == len(draws)
+    one, two = (np.load(Path(f"{caches['sampled']}{end}") / "classes.npy") for end in ("", "2"))
+    assert (one == two).mean() > 0.999  # a draw does not depend on the batch; its last bits may
+
+
+def build_loss(online: Parts, batch: Mapping[str, Tensor], *losses: str, made: Config) -> float:
+    if not hasattr(build_loss, "parts"):
+        build_loss.parts = build(made(*losses))  # type: ignore[attr-defined]
+    return float(step(build_loss.parts, batch)[0])  # type: ignore[attr-defined]
+
+
+def test_a_foreign_cache_is_refused(caches: dict[str, Path], made: Config, folder: Path, tmp_path: Path) -> None:
+    def refused(message: str, *overrides: str) -> None:
+        with pytest.raises(UserError, match=message):
+            reading(made, caches["hidden"], *overrides)
+
+    refused("another teacher", f"teachers.main.net.model='{folder / 'another'}'")
+    refused(
+        r"another layout and another data \(layout is max_length=24 .* there and max_length=23", "data.max_length=23"
+    )
+    refused("another precision", "trainer.precision=bf16-mixed")
+    refused("data.mask|exclude each other", "data.mask=0.15")
+    write_bpe(tmp_path / "bpe", size=300)
+    other = [f"data.tokenizer='{tmp_path / 'bpe'}'", "teachers.main.weights=null"]
+    refused("another tokenizer", *other)
+    # one that lies: another teacher's rows, with sums that are right
+    out = tmp_path / "lies"
+    write_signals(made(f"teachers.main.net.model='{folder / 'another'}'"), Settings(str(out), "hidden"))
+    said = json.loads((out / "cache.json").read_text())
+    said["key"]["teacher"] = json.loads((caches["hidden"] / "cache.json").read_text())["key"]["teacher"]
+    (out / "cache.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match="does not agree with the teacher"):
+        reading(made, out)
+    # other seeds, batches and parts of the samples are no other data
+    parts = reading(made, caches["hidden"], "data.batch_size=3", "data.seed=8", "seed=5")
+    assert "were computed again: log-probabilities differ by at most" in "".join(parts.distiller.remarks)
+
+
+def test_images_too(tmp_path: Path) -> None:
+    """All logits, one row for each image: bit for bit; a subset of the samples, in batches of another size."""
+    torch.manual_seed(0)
+    save_weights(SmallCNN(10, 1, (4, 6)), tmp_path / "teacher.safetensors")
+    small = ["experiment=digits_demo", "model/teacher=cnn", "teachers.main.net.widths=[4,6]", "data.train_size=60"]
+    small.append("data.augment=null")
+    given = [
+        *small,
+        f"teachers.main.weights='{tmp_path / 'teacher.safetensors'}'",
+        "data.batch_size=20",
+        "data.augment=null",
+    ]
+    write_signals(config(tmp_path / "run", *given), Settings(str(tmp_path / "full"), "full"))
+    online, parts = (
+        build(config(tmp_path / "run", *given, *more)) for more in ([], [f"teachers.main.cache='{tmp_path / 'full'}'"])
+    )
+    for (batch, logits, _), (_, exact, _) in zip(first_epoch(parts), first_epoch(online), strict=True):
+        assert torch.equal(logits, exact)
+        assert step(parts, batch)[0] == step(online, batch)[0]
+    task, data = online.distiller.task, online.data
+    scores: list[Any] = [each.distiller.frozen["main"].evaluation(data, "test", task, 10) for each in (online, parts)]
+    assert scores[0].score == scores[1].score
+    assert torch.equal(scores[0].predicted, scores[1].predicted)
+    for setting, message in {
+        "data.train_size=70": "has no signals of [0-9]+ of the 70 training samples",
+        "data.augment={crop: 1}": "changes the samples in each epoch",
+        "loss/feature=[hint]": "only the logits are known",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            build(config(tmp_path / "run", *given, f"teachers.main.cache='{tmp_path / 'full'}'", setting))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Teacher 'main' scores")
+def test_runs_from_disk(folder: Path, caches: dict[str, Path], made: Config) -> None:
+    """Whole runs: the student, its teacher's score and the report's row are those of the teacher itself."""
+
+    def run(name: str, *overrides: str) -> Result:
+        cfg = made(*overrides)
+        cfg.paths.run = str(folder / name)
+        return train(cfg)
+
+    for kind in KINDS:
+        if kind not in caches:
+            write_signals(made(), Settings(str(folder / kind), kind, K))  # type: ignore[arg-type]
+        read = run(f"{kind}_run", f"teachers.main.cache='{folder / kind}'", *LOSSES[kind])
+        own = run(f"{kind}_online", *LOSSES[kind])
+        theirs, mine = (dict(each.record.teachers["main"]) for each in (own, read))
+        assert (mine.pop("latency_ms"), theirs.pop("latency_ms") is not None) == (None, True)
+        assert mine == theirs
+        exact = kind in ("hidden", "full")
+        for (name, a), b in zip(
+            own.parts.distiller.student.named_parameters(), read.parts.distiller.student.parameters(), strict=True
+        ):
+            if exact:
+                assert torch.equal(a, b), name
+            elif kind == "topk":
+                torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3)

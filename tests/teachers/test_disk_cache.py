@@ -1,0 +1,225 @@
+"""Signals in files: killed, resumed, torn; what is stored of a row, and how many classes are enough."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distillery.core.errors import UserError
+from distillery.losses.sparse import drawn
+from distillery.teachers import write_disk_cache
+from distillery.teachers.choose_k import candidates, losses_by_k, smallest
+from distillery.teachers.disk_cache import Contents, DiskCache, Kind, Layout
+from distillery.teachers.row_signals import few
+from distillery.teachers.write_disk_cache import Rows, finish, tell_size, write_cache
+
+CLASSES, K = 50, 4
+LENGTHS = np.array([3, 5, 0, 2, 7, 1, 4])  # rows of samples 10, 20, …
+INDEX = 10 * (1 + np.arange(len(LENGTHS)))
+ORDER = (4, 0, 3, 1, 6, 5, 2)  # in which they are computed, two at a time
+
+
+def contents(kind: Kind = "topk", **other: Any) -> Contents:
+    few = kind in ("topk", "sampled")
+    given = Contents(
+        kind, K if few else 0, "float32", 0, CLASSES, 6, None, len(INDEX), 22, True, 9, {"teacher": "a"}, {}
+    )
+    return replace(given, **other)
+
+
+def logits_of(sample: int) -> Tensor:
+    return torch.randn(int(LENGTHS[sample]), CLASSES, generator=torch.Generator().manual_seed(sample)) * 3
+
+
+def rows(kind: Kind, samples: tuple[int, ...]) -> Rows:
+    index = torch.cat([torch.full((int(LENGTHS[each]),), int(INDEX[each])) for each in samples])
+    position = torch.cat([torch.arange(int(LENGTHS[each])) * 2 % 9 for each in samples])
+    logits = torch.cat([logits_of(each) for each in samples])
+    columns = {"hidden": logits[:, :6]} if kind == "hidden" else few(kind, logits, K, 0, index, position)
+    return Rows(columns, index, position)
+
+
+def write(folder: Path, what: Contents, every: float = 0.0) -> None:
+    batches = [ORDER[at : at + 2] for at in range(0, len(ORDER), 2)]
+    head = {"weight": torch.ones(CLASSES, 6)} if what.signals == "hidden" else {}
+
+    def start(first: int) -> Iterator[Mapping[str, Any]]:
+        return ({"samples": batch} for batch in batches[first:])
+
+    layout = Layout(INDEX, LENGTHS)
+    made = write_cache(
+        folder, what, layout, start, len(batches), lambda batch: rows(what.signals, batch["samples"]), head, every
+    )  # type: ignore[arg-type]
+    finish(folder, made)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def killed(write: Callable[[], Any], after: int) -> bool:
+    """Run it in a process that is killed when it replaces a file for the `after`-th time. Whether it came to that."""
+    if not (child := os.fork()):
+        try:
+            seen, replaced = 0, Path.replace
+
+            def counted(self: Path, target: Any) -> Path:
+                nonlocal seen
+                seen += 1
+                if seen == after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return replaced(self, target)
+
+            Path.replace = counted  # type: ignore[method-assign, assignment]
+            write()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_killed_cache_is_resumed_and_ends_byte_equal(tmp_path: Path) -> None:
+    """Killed at every file that takes another's place: between these nothing is said to be done."""
+    starts: list[tuple[Kind, int]] = [("hidden", 1), ("topk", 3)]  # of two files at least the first is made again
+    for kind, start in starts:
+        what, out, kills = contents(kind), tmp_path / f"{kind} killed", 0
+        write(tmp_path / kind, what, every=99)
+        while killed(lambda out=out, what=what: write(out, what), after=start + kills):  # type: ignore[misc]
+            kills += 1
+            if (out / "cache.json").is_file() and kills > 1:
+                with pytest.raises(UserError, match="the cache is not complete"):
+                    DiskCache(out)
+                with pytest.raises(UserError, match=r"holds other signals \(teacher differ"):
+                    write(out, replace(what, key={"teacher": "b"}))
+        assert kills > 1
+        assert bytes_of(out) == bytes_of(tmp_path / kind), kind
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'notes.txt', which is no part of a cache"):
+        write(tmp_path / "mine", what)
+
+
+def test_rows_are_found_by_sample_and_position(tmp_path: Path) -> None:
+    write(tmp_path / "a", contents("full"))
+    cache = DiskCache(tmp_path / "a")
+    found = cache.padded(torch.tensor([50, 30, 10]), 14)["logits"]
+    for row, sample in zip(found, (4, 2, 0), strict=True):
+        expected = torch.zeros(14, CLASSES)
+        expected[torch.arange(int(LENGTHS[sample])) * 2 % 9] = logits_of(sample)
+        assert torch.equal(row, expected)
+    for absent in (5, 15, 99):
+        with pytest.raises(UserError, match=f"no signals of sample {absent}"):
+            cache.rows(torch.tensor([10, absent]))
+
+
+def test_a_torn_cache_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "whole", contents("hidden"))
+
+    def torn(change: Callable[[Path], object]) -> Path:
+        out = tmp_path / "torn"
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", out)
+        change(out)
+        return out
+
+    def cut(out: Path, name: str) -> None:
+        os.truncate(out / name, (out / name).stat().st_size - 20)
+
+    def flip(out: Path, name: str) -> None:
+        content = bytearray((out / name).read_bytes())
+        content[-1] ^= 1
+        (out / name).write_bytes(content)
+
+    for name in ("hidden.npy", "positions.npy", "index.npy", "lengths.npy", "checksums.npy", "head.safetensors"):
+        for change in (lambda out, name=name: cut(out, name), lambda out, name=name: (out / name).unlink()):
+            with pytest.raises(UserError, match=f"{name} is missing or not as"):
+                DiskCache(torn(change))
+    for name in ("lengths.npy", "head.safetensors"):
+        with pytest.raises(UserError, match=f"{name} is missing or not as"):
+            DiskCache(torn(lambda out, name=name: flip(out, name)))
+    for name in ("hidden.npy", "positions.npy"):
+        cache = DiskCache(torn(lambda out, name=name: flip(out, name)))
+        cache.rows(torch.tensor([10, 20, 30, 40, 50, 60]))
+        with pytest.raises(UserError, match="is damaged: the signals of sample 70"):
+            cache.rows(torch.tensor([70]))
+    with pytest.raises(UserError, match=r"cache\.json is damaged"):
+        DiskCache(torn(lambda out: cut(out, "cache.json")))
+    with pytest.raises(UserError, match="holds no teacher's signals"):
+        DiskCache(tmp_path)
+
+
+def test_the_size_is_told_before_and_a_full_disk_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = contents("topk", dtype="float16")
+    assert what.bytes_a_row == 4 * 2 + 4 * 2 + 2 + 2  # ids, log-probabilities, tail, position
+    assert contents("topk", classes=65_537).bytes_a_row == 4 * 4 + 4 * 4 + 4 + 2
+    write(tmp_path / "a", what)
+    sizes = {name: len(content) for name, content in bytes_of(tmp_path / "a").items() if name.endswith(".npy")}
+    assert sum(sizes.values()) - 128 * len(sizes) == what.bytes  # NumPy's headers
+    tell_size(what, tmp_path / "b")
+    assert "22 tokens that may bear loss, 20 bytes each" in capsys.readouterr().out
+    monkeypatch.setattr(write_disk_cache, "free_bytes", lambda folder: 500)
+    with pytest.raises(UserError, match=r"are 552 bytes, and the disk of .* has 500 bytes free"):
+        tell_size(what, tmp_path / "b")
+
+
+def test_types(tmp_path: Path) -> None:
+    """What each of them costs: half a unit in the last place."""
+    exact = torch.cat([logits_of(sample) for sample in range(len(LENGTHS))])
+    for dtype, bits in (("float32", 24), ("float16", 11), ("bfloat16", 8)):
+        write(tmp_path / dtype, contents("full", dtype=dtype))
+        found, _ = DiskCache(tmp_path / dtype).rows(torch.from_numpy(INDEX))
+        assert str(found["logits"].dtype) == f"torch.{dtype}"
+        assert ((found["logits"].float() - exact).abs() <= 2.0**-bits * exact.abs()).all()
+        assert torch.equal(found["logits"].float(), exact) is (dtype == "float32")
+    column = contents("full", dtype="float16").columns["logits"]
+    with pytest.raises(UserError, match="the teacher's values reach"):
+        write_disk_cache.to_array(torch.tensor([[1e6]]), column, "float16")
+
+
+def test_drawn_classes_are_unbiased(tmp_path: Path) -> None:
+    """By enumeration of the draws: a class of probability p has a share p of them, and Σ 1/k · log p its mean."""
+    log_p = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    grid = (torch.arange(2000) + 0.5) / 2000
+    shares = torch.bincount(drawn(log_p, grid[None])[0], minlength=4) / 2000
+    torch.testing.assert_close(shares, log_p.exp()[0], rtol=0, atol=1 / 2000)
+    index, position = torch.arange(40_000) // 200, torch.arange(40_000) % 200
+    found = few("sampled", log_p.expand(40_000, 4), 3, 7, index, position)["classes"]
+    for place in range(3):  # each draw of a row by itself, and two of them together: 4 standard errors
+        shares = torch.bincount(found[:, place], minlength=4) / 40_000
+        torch.testing.assert_close(shares, log_p.exp()[0], rtol=0, atol=4 * 0.5 / 200)
+    both = torch.bincount(4 * found[:, 0] + found[:, 1], minlength=16).view(4, 4) / 40_000
+    torch.testing.assert_close(both, log_p.exp().T @ log_p.exp(), rtol=0, atol=4 * 0.4 / 200)
+    some = torch.tensor([7, 39_999, 12])  # a draw depends on the row's place alone, and on the seed
+    again = few("sampled", log_p.expand(3, 4), 3, 7, index[some], position[some])["classes"]
+    assert torch.equal(again, found[some])
+    assert not torch.equal(few("sampled", log_p.expand(40_000, 4), 3, 8, index, position)["classes"], found)
+
+
+def test_the_table_of_k() -> None:
+    """Against the figures of the field study (KL .227088, with two classes and a tail .223805), and NumPy."""
+    t, s = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), torch.tensor([[0.2, 0.5, 0.2, 0.1]]).log()
+    (two,) = losses_by_k(t, s, [2])
+    assert two.full == pytest.approx(0.227088, abs=1e-6)
+    assert two.gap == pytest.approx(0.227088 - 0.223805, abs=1e-6)
+    assert two.kept == pytest.approx(0.8)
+    exact = np.array([-0.3, 0.2, 0.05, 0.05])
+    found = np.array([-0.3, 0.2, 0.2 - 0.2 * 0.2 / 0.3, 0.1 - 0.2 * 0.1 / 0.3])  # the student's shares of the tail
+    assert two.gradient == pytest.approx(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    rows = torch.randn(150, 64, generator=torch.Generator().manual_seed(0)) * 4
+    losses = losses_by_k(rows, torch.zeros(150, 64), candidates(64))
+    assert [loss.k for loss in losses] == [1, 2, 4, 8, 16, 32]
+    assert all(a.kept < b.kept and a.gap > b.gap >= 0 for a, b in pairwise(losses))
+    assert losses[0].kept == pytest.approx(rows.softmax(-1).max(-1).values.mean().item())
+    assert smallest(losses, 1.0).k == 1
+    assert smallest(losses, losses[3].gradient).k == 8
+    assert smallest(losses, 0.0).k == 32
