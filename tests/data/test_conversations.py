@@ -1,5 +1,6 @@
 """Conversations: what is rendered, what bears loss, and what is refused, against texts written by hand."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 from transformers import AutoTokenizer
 
 from distillery.core.errors import UserError
+from distillery.data.sources.messages import messages
 from distillery.data.text import TextData
 from distillery.models.adapters import TextAdapter
 from distillery.models.taps.network import Network
 from distillery.tasks.causal_lm import CausalLM
 from fixtures.conversations import CHATML, LLAMA3, MARKED, QWEN3, chat_data, turns, write_chat_tokenizer
 from fixtures.documents import HARD, batches, tiny_llama, write_bpe
+from fixtures.texts import write_jsonl
 
 TWO = turns("Why?", "Grüße, 日本!", "And?", "the laws", system="Be brief.")
 END = "<|im_end|>"
@@ -55,7 +58,9 @@ def test_the_loss_is_on_all_turns_of_the_assistant_and_their_ends(tmp_path: Path
     expected = "<|begin_of_text|>" + "".join(texts), ["Grüße, 日本!<|eot_id|>", "the laws<|eot_id|>"]
     rows = [{"messages": TWO}]
     assert learnt(chat_data(tmp_path, llama, rows)) == [expected]
-    for given in ({}, {"template": MARKED}, {"template": CHATML.replace("'role'", '"role"')}):
+    wide = MARKED.replace("assistant\n{% generation %}", "{% generation %}assistant\n")  # clipped to the turns
+    wide = wide.replace("{% endgeneration %}{{ '\n' }}", "\n{% endgeneration %}")
+    for given in ({}, {"template": MARKED}, {"template": wide}, {"template": CHATML.replace("'role'", '"role"')}):
         assert learnt(chat_data(tmp_path, chatml, rows, **given)) == [(plain, parts)]
     (tmp_path / "own.jinja").write_text(LLAMA3, encoding="utf-8")
     (in_file,) = learnt(chat_data(tmp_path, chatml, rows, template=str(tmp_path / "own.jinja")))
@@ -125,6 +130,15 @@ def test_turns_that_are_rendered_otherwise_later_are_documents_of_their_own(tmp_
         ], given
     prints = {chat_data(tmp_path, qwen, without, **given).fingerprint for given in ({}, {"think": "mask"})}
     assert len(prints) == 2
+
+
+def test_the_plan_shows_how_conversations_are_rendered(tmp_path: Path, chatml: str) -> None:
+    train = write_jsonl(tmp_path / "all.jsonl", [{"messages": turns(str(i), "b")} for i in range(10)])
+    for template, ended in ((CHATML, True), (CHATML.replace("<|im_end|>", ""), False)):
+        data = chat_data(tmp_path, chatml, [], template=template, source=partial(messages, train))
+        remarks = "\n".join(data.remarks)
+        assert "the first conversation begins with '<|im_start|>user\\n0" in remarks
+        assert ("no special token ends a turn of the assistant" in remarks) != ended
 
 
 def test_think_spans_however_they_begin_and_end(tmp_path: Path, chatml: str) -> None:
@@ -199,6 +213,7 @@ def test_refusals(tmp_path: Path, chatml: str) -> None:
         "role'] }}\n{{ m['content'] }}", "role'] }}\n{% generation %}{{ m['content'] }}{% endgeneration %}"
     )
     opened = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    empty = CHATML.replace("{{ m['content'] }}", "")
     strict = "{{ raise_exception('only the user speaks') }}"
     for tokenizer, given, message in (
         (bare, {}, r"data\.tokenizer=.*bpe has no chat template.*data\.template=<file\.jinja>"),
@@ -206,6 +221,7 @@ def test_refusals(tmp_path: Path, chatml: str) -> None:
         (chatml, {"template": endless}, r"leaves out the end of a turn, which the student would not learn"),
         (chatml, {"template": greedy}, r"marks what is in no assistant's turn: 'Be brief\.'"),
         (chatml, {"template": opened}, r"does not render an assistant's turn as it begins one"),
+        (chatml, {"template": empty}, r"leaves out what the assistant says: of 'Grüße, 日本!' it makes '<|im_end|>"),
         (chatml, {"template": strict}, r"does not render a conversation \(only the user speaks\): \[\{\"role\""),
         (chatml, {"pack": None}, r"'train' has conversations, for task=causal_lm: set data\.pack"),
     ):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from distillery.config.networks import setting_of
 from distillery.core.errors import UserError
-from distillery.data.conversations import ChatTemplate, Conversations, chat_template
+from distillery.data.chat_template import ChatTemplate, chat_template
+from distillery.data.conversations import Conversations
 from distillery.data.module import Data
 from distillery.data.text import TextData
 from distillery.data.tokenizers import difference, load_tokenizer, other_vocabulary

@@ -4,28 +4,19 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from distillery.core.errors import UserError
+from distillery.data.chat_template import SHOWN, ChatTemplate, Message, Span
 from distillery.data.documents import Documents, ended_columns, ends_of, token_bytes, with_offsets
 from distillery.data.raw_data import Split, Texts
 from distillery.data.tokens import IGNORED, Served, Tokenised, Tokens
 
-Span = tuple[int, int]  # of characters: the first, and the one after the last
-Message = Mapping[str, Any]
-
-OWN_MASK = re.compile(r"{%-?\s*generation\s*-?%}")
 # A think-span and the blanks after it; the generation prompt may have opened the first.
 THINK = re.compile(r"(?:\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z))\s*", re.DOTALL)
-DATE = "26 Jul 2024"  # that of Llama 3's template where none is known
-SHOWN = 160  # characters of a text in a message
 
 
 class Rendered(NamedTuple):
@@ -34,69 +25,6 @@ class Rendered(NamedTuple):
     text: str
     spans: list[Span]
     chat: bool
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A tokenizer's chat template, or another one for it.
-
-    Args:
-        tokenizer: whose special tokens the template writes.
-        source: the template itself (Jinja).
-        settings: what else the template reads, as `enable_thinking`.
-    """
-
-    tokenizer: Any
-    source: str
-    settings: Mapping[str, Any]
-
-    def __call__(self, messages: Sequence[Message], tools: Any = None, prompt: bool = False) -> str:
-        """The text of the messages; `prompt`: and the beginning of the assistant's next turn."""
-        return self._render(messages, tools, add_generation_prompt=prompt)[0]
-
-    def marked(self, messages: Sequence[Message], tools: Any = None) -> tuple[str, list[Span]]:
-        """The text of the messages, and what the template itself says that the assistant writes, if it does."""
-        return self._render(messages, tools, return_assistant_tokens_mask=self.marks)
-
-    @property
-    def marks(self) -> bool:
-        """Whether it says by `{% generation %}` what the assistant writes."""
-        return OWN_MASK.search(self.source) is not None
-
-    @cached_property
-    def specials(self) -> tuple[str, ...]:
-        """The special tokens, as text."""
-        return tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-
-    def _render(self, messages: Sequence[Message], tools: Any, **options: Any) -> tuple[str, list[Span]]:
-        given: Any = {**self.tokenizer.special_tokens_map, **options, **self.settings}
-        if "date_string" in self.source:  # of today, unless it is said: the tokens would be others each day
-            given.setdefault("date_string", DATE)
-        try:
-            made: Any = render_jinja_template([list(map(dict, messages))], tools, chat_template=self.source, **given)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise UserError(
-                f"The chat template does not render a conversation ({error}): {_short(messages)}. Correct the data, or "
-                "choose another template (data.template)."
-            ) from error
-        (text,), marks = made
-        return text, [(start, end) for start, end in chain(*marks)]
-
-
-def chat_template(tokenizer: Any, given: str | None, settings: Mapping[str, Any]) -> ChatTemplate | None:
-    """The chat template `given`, itself or in a file, or else the tokenizer's own; None: there is none.
-
-    Raises:
-        UserError: no such file.
-    """
-    if given is not None and "{" not in given:
-        try:
-            given = Path(given).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            raise UserError(f"data.template={given}: neither a Jinja template nor a file with one: {error}") from error
-    if given is None and not tokenizer.chat_template:
-        return None
-    return ChatTemplate(tokenizer, given or tokenizer.get_chat_template(), settings)
 
 
 @dataclass(frozen=True)
@@ -145,7 +73,10 @@ class Conversations(Documents):
         found, remarks = super().served(name, splits, stores)
         train = splits["train"]
         first = next(self.documents(json.loads(train.inputs.first[int(train.indices[0])])))
-        return Served(found, (*remarks, f"the first conversation begins with {first.text[:SHOWN]!r}"))
+        remarks += (f"the first conversation begins with {first.text[:SHOWN]!r}",)
+        if self.template and first.chat and not first.text.rstrip().endswith(self.template.specials):
+            remarks += ("no special token ends a turn of the assistant: the student does not learn where to stop",)
+        return Served(found, remarks)
 
     def documents(self, conversation: Mapping[str, Any]) -> Iterator[Rendered]:
         """The documents of a conversation, one for all turns that a template renders as it did when each was the last.
@@ -195,16 +126,17 @@ class Conversations(Documents):
         if not text.startswith(ended):
             return None
         before = self.template(messages[:turn], tools, prompt=True)
-        if not ended.startswith(before) and self.template.marks:  # which says where the turn begins
-            before = self.template(messages[:turn], tools)
-        if not ended.startswith(before):
+        other = (at for at, (one, two) in enumerate(zip(before, ended, strict=False)) if one != two)
+        start = next(other, min(len(before), len(ended)))
+        if start < len(before) and not self.template.marks:  # which say where the turn begins
             raise UserError(
                 "The chat template does not render an assistant's turn as it begins one, so that it is not known which "
                 f"tokens it writes itself:\n  begun: …{before[-SHOWN:]!r}\n  turn:  …{ended[-SHOWN:]!r}\nSet "
                 "data.template_kwargs as for generation (enable_thinking), or data.template to a template that puts "
                 "what the assistant writes between {% generation %} and {% endgeneration %}."
             )
-        return len(before), len(before) + len(self._to_the_end(ended[len(before) :]))
+        self._refuse_left_out(messages[turn], ended[start:])
+        return start, start + len(self._to_the_end(ended[start:]))
 
     def _to_the_end(self, turn: str) -> str:
         """A turn without the blanks after the special token that ends it."""
@@ -214,7 +146,7 @@ class Conversations(Documents):
 
     def _marked(self, text: str, marks: Sequence[Span], turn: Span) -> list[Span]:
         """What of a turn the template's own mask marks, which must contain its end."""
-        own = [(start, min(end, turn[1])) for start, end in marks if turn[0] <= start < turn[1]]
+        own = [(max(start, turn[0]), min(end, turn[1])) for start, end in marks if start < turn[1] and end > turn[0]]
         if not own or own[-1][1] != turn[1]:
             marked = "".join(text[start:end] for start, end in own)
             raise UserError(
@@ -224,14 +156,21 @@ class Conversations(Documents):
             )
         return own
 
-    def _refuse_marks_outside(self, text: str, marks: Sequence[Span], spans: Sequence[Span]) -> None:
-        within = {start for start, _ in spans}
+    def _refuse_marks_outside(self, text: str, marks: Sequence[Span], turns: Sequence[Span]) -> None:
         for start, end in marks:
-            if start not in within and text[start:end].strip():
+            if text[start:end].strip() and not any(start < last and end > first for first, last in turns):
                 raise UserError(
                     f"The chat template's {{% generation %}} marks what is in no assistant's turn: "
                     f"{text[start:end][:SHOWN]!r}. Correct it (data.template)."
                 )
+
+    def _refuse_left_out(self, message: Message, turn: str) -> None:
+        """Refuse a template that does not write what the assistant says, but for an earlier think-span."""
+        if message["content"].rpartition("</think>")[2].strip() not in turn:
+            raise UserError(
+                f"The chat template leaves out what the assistant says: of {message['content'][:SHOWN]!r} it makes "
+                f"{turn[:SHOWN]!r}. Choose another (data.template)."
+            )
 
     def _without_think(self, text: str, spans: Sequence[Span]) -> list[Span]:
         if self.think == "keep":
@@ -279,7 +218,3 @@ def spoken(text: str) -> str:
     if "completion" in given:
         return f"{given['prompt']}{given['completion']}"
     return "\n".join(message["content"] for message in given["messages"])
-
-
-def _short(messages: Any) -> str:
-    return json.dumps(messages, ensure_ascii=False)[:SHOWN]

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.core.errors import UserError
-from distillery.data.conversations import Conversations, chat_template, spoken
+from distillery.data.chat_template import chat_template
+from distillery.data.conversations import Conversations, spoken
 from distillery.data.documents import Documents
 from distillery.data.module import STAGES, Data, Stage
 from distillery.data.passages import Passages
