@@ -117,7 +117,7 @@ def conventions(network: Network, data: Data) -> list[str]:
         if getattr(ours, kind) != getattr(theirs, kind)
     ]
     template = data.samples.template if isinstance(data.samples, Conversations) else None
-    learnt = {str(ours.eos_token)} if template is None else _ends(template)
+    learnt = {str(ours.eos_token)} if template is None else template.ends
     stops = _stops(network.net, theirs)
     if stops and learnt and not learnt & stops:
         found.append(f"it stops at {_listed(stops)}, and the data's texts end with {_listed(learnt)}")
@@ -141,16 +141,6 @@ def _rendered(template: ChatTemplate) -> str:
         return template(EXAMPLE, prompt=True)
     except UserError as error:
         return str(error)
-
-
-def _ends(template: ChatTemplate) -> set[str]:
-    """The special tokens that end an assistant's turn; none if it ends otherwise."""
-    try:
-        before, text = template(EXAMPLE[:1]), template(EXAMPLE[:2])
-    except UserError:
-        return set()
-    turn = text[len(before) :] if text.startswith(before) else text
-    return {token for token in template.specials if turn.rstrip().endswith(token)}
 
 
 def _stops(net: nn.Module, tokenizer: Any) -> set[str]:

@@ -54,6 +54,16 @@ class ChatTemplate:
         """The special tokens, as text."""
         return tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
 
+    @cached_property
+    def ends(self) -> set[str]:
+        """The special tokens that end an assistant's turn; none if it ends otherwise."""
+        example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            text = self(example)
+        except UserError:
+            return set()
+        return {token for token in self.specials if text.rstrip().endswith(token)}
+
     def _render(self, messages: Sequence[Message], tools: Any, **options: Any) -> tuple[str, list[Span]]:
         given: Any = {**self.tokenizer.special_tokens_map, **options, **self.settings}
         if "date_string" in self.source:  # of today, unless it is said: the tokens would be others each day

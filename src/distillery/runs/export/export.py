@@ -1,14 +1,19 @@
 """A run's student as a folder for others: transformers loads it, and its model card says where it is from."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
+from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from distillery.config.networks import TOKENIZER, run_config
 from distillery.core.errors import UserError
+from distillery.data.chat_template import chat_template
 from distillery.data.tokenizers import load_tokenizer
 from distillery.models.text.export import CARD, save_pretrained_folder
+from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.runs.export.model_card import MADE_BY, model_card, task_of
 from distillery.runs.verify_run import finished, student_of
 
@@ -36,8 +41,22 @@ def export(run: Path, out: Path) -> Path:
     tokenizer = load_tokenizer(cfg.student.input.tokenizer, "student.input.tokenizer")
     if task_of(cfg).prediction == "class":
         _name_classes(student.net, record.data.get("classes", ()))
+    if "template" in cfg.data and task_of(cfg).prediction == "token":
+        tokenizer = _for_conversations(student.net, tokenizer, cfg.data)
     save_pretrained_folder(student.net, tokenizer, out, model_card(record, cfg, student.net, tokenizer, run))
     return out
+
+
+def _for_conversations(net: nn.Module, tokenizer: Any, data: DictConfig) -> Any:
+    """The tokenizer with the chat template of the run's data; the network is told which tokens end a turn."""
+    template = chat_template(tokenizer, data.template, OmegaConf.to_container(data.template_kwargs))  # type: ignore[arg-type]
+    if template is None:
+        return tokenizer
+    own, model = copy(tokenizer), pretrained_model(net)
+    own.chat_template = template.source
+    if model is not None and model.can_generate() and template.ends:
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(sorted(template.ends))
+    return own
 
 
 def _has(card: Path, words: str) -> bool:
