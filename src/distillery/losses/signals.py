@@ -17,6 +17,7 @@ An *attention tap* is the path of a module that computes attention (timm's `bloc
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -84,6 +85,9 @@ class Signals:
 
     Where logits are not given, or not computed yet, they are [B, 0]. Then `headed` or `sparse` may have what is known
     of them, with the same leading dimensions that they would have.
+
+    A network that reads other tokens than the student names its `tokenizer`: its columns of the batch are called
+    `<tokenizer>/input_ids` and so on. `of_rows` then is what the batch says of each of its rows of logits.
     """
 
     logits: Tensor
@@ -92,6 +96,8 @@ class Signals:
     mask: Tensor | None = None
     headed: Headed | None = None
     sparse: SparseLogits | None = None
+    tokenizer: str | None = None
+    of_rows: Mapping[str, Tensor] | None = None
 
     @property
     def available(self) -> Available:

@@ -14,6 +14,7 @@ from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says
 from distillery.losses.levels import Available, Level
 from distillery.losses.settings import check_settings
+from distillery.losses.shared_tokens import Vocabulary
 from distillery.losses.signals import Signals
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
@@ -42,6 +43,7 @@ class Contract:
     form: Literal["divergence", "cross_entropy", "learned"] = "divergence"
     per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
+    aligned_tokens: bool = True  # compares row by row; False: student and teacher may have other tokens
     bias: str = ""  # how its settings differ from the divergence that they stand for, where they do
     # {a level below "logits" that is enough: the setting with which it is, or ""}; see `Term.least_level`
     below_logits: Mapping[Level, str] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class Term(nn.Module):
     gather: bool = field(default=False, init=False)
     # teacher taps that the term reads in addition to those of `layers`; auto: every stage
     teacher_layers: Sequence[str] | Literal["auto"] = field(default=(), init=False)
+    measured: dict[str, Tensor] = field(default_factory=dict, init=False)  # in the last forward, for the log
 
     def __init_subclass__(cls, function: Callable[..., Tensor] | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -136,6 +139,13 @@ class Term(nn.Module):
 
         Raises:
             UserError: this loss cannot compare these layers.
+        """
+
+    def match_vocabularies(self, student: Vocabulary, teacher: Vocabulary) -> None:
+        """Compare the vocabularies of a student and a teacher with different tokenizers. Called once, before `build`.
+
+        Raises:
+            UserError: they have no token in common.
         """
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Tensor]) -> Tensor:
