@@ -255,7 +255,8 @@ def test_the_term_measures_how_much_is_compared() -> None:
     value = term(Signals(logits[0]), teacher, places[0])
     torch.testing.assert_close(value, cross_tokenizer(*logits, *sides, reduction="none"))
     shared = [word in SMALL for word in LARGE]
-    assert term.measured["coverage"] == pytest.approx(2 / 5)  # of ' ab', 'b' and the end
+    assert term.measured["one_to_one"] == pytest.approx(2 / 5)  # 'b' and the end; ' ab' is of two tokens
+    assert term.measured["aligned"] == 1
     mass = logits[1].softmax(-1)[:, shared].sum(1).mean().item()
     assert term.measured["shared_mass"].item() == pytest.approx(mass)
 

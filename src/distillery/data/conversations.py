@@ -13,6 +13,7 @@ from distillery.core.errors import UserError
 from distillery.data.chat_template import SHOWN, ChatTemplate, Message, Span
 from distillery.data.documents import Documents, ended_columns, ends_of, token_bytes, with_offsets
 from distillery.data.raw_data import Split, Texts
+from distillery.data.tokenizers import text_sizes
 from distillery.data.tokens import IGNORED, Served, Tokenised, Tokens
 
 # A think-span and the blanks after it; the generation prompt may have opened the first.
@@ -190,7 +191,7 @@ class Conversations(Documents):
             return
         texts = [document.text for document in documents]
         given = with_offsets(self.tokenizer, texts, add_special_tokens=not chat)
-        columns = self._chat_columns(given, texts) if chat else ended_columns(given, texts, self.tokenizer.eos_token_id)
+        columns = self._chat_columns(given, texts) if chat else ended_columns(given, texts, self.tokenizer)
         for document, encoding, ids, sizes in zip(
             documents, given.encodings, columns["input_ids"], columns["bytes"], strict=True
         ):
@@ -206,9 +207,9 @@ class Conversations(Documents):
     def _chat_columns(self, given: Any, texts: Sequence[str]) -> dict[str, list[list[int]]]:
         """The tokens of rendered texts; special ones, which the template has written, stand for no bytes."""
         special = [at for at, token in self.tokenizer.added_tokens_decoder.items() if token.special]
-        sizes = []
+        sizes, own = [], text_sizes(self.tokenizer)
         for text, ids, encoding in zip(texts, given["input_ids"], given.encodings, strict=True):
-            sizes.append(np.where(np.isin(ids, special), 0, token_bytes(text, ends_of(encoding))).tolist())
+            sizes.append(np.where(np.isin(ids, special), 0, token_bytes(text, ends_of(encoding), own[ids])).tolist())
         return {"input_ids": given["input_ids"], "bytes": sizes}
 
 

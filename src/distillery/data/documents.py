@@ -14,6 +14,7 @@ from distillery.core.errors import UserError
 from distillery.data.blocks import Integers, Pieces, blocks_of, causal_batch, ranges
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
+from distillery.data.tokenizers import text_sizes
 from distillery.data.tokens import IGNORED, Served, Tokenised, Tokens, tokenised
 
 CHARACTERS = 1_000_000  # of documents that are tokenised together: what a tokenizer says of them takes much memory
@@ -75,7 +76,7 @@ class Documents:
                 found[stage] = replace(split, inputs=stores[stage])
                 continue
             too_long = "split" if self.too_long == "refuse" else self.too_long  # none is too long
-            documents = _documents(stores[stage], split.indices)
+            documents = documents_of(stores[stage], split.indices)
             settings = f"{self.most} {self.pack} {too_long}".encode()
             identity = hashlib.sha256(stores[stage].identity + split.indices.numpy().tobytes() + settings).digest()
             made = blocks_of(stores[stage], documents, self.most, self.pack, too_long == "split", identity)
@@ -92,7 +93,7 @@ class Documents:
         return partial(causal_batch, split.inputs)
 
 
-def _documents(tokens: Tokens, positions: Tensor) -> Pieces:
+def documents_of(tokens: Tokens, positions: Tensor) -> Pieces:
     """Where the documents of the texts at `positions` are among the tokens."""
     starts, lengths = tokens.starts[positions].numpy(), tokens.lengths[positions].numpy()
     if tokens.documents is None:
@@ -119,13 +120,12 @@ def document_columns(
     Raises:
         UserError: a tokenizer written in Python, which does not tell what part of the text a token covers.
     """
-    first = with_offsets(tokenizer, texts)
-    end = tokenizer.eos_token_id
+    first, end = with_offsets(tokenizer, texts), tokenizer.eos_token_id
     if completions is None:
-        return ended_columns(first, texts, end)
+        return ended_columns(first, texts, tokenizer)
     found: dict[str, list[list[int]]] = {"input_ids": [], "bytes": [], "target": []}
-    after = _with_bytes(with_offsets(tokenizer, completions, add_special_tokens=False), completions)
-    for (prompt, before), (ids, sizes) in zip(_with_bytes(first, texts), after, strict=True):
+    after = _with_bytes(with_offsets(tokenizer, completions, add_special_tokens=False), completions, tokenizer)
+    for (prompt, before), (ids, sizes) in zip(_with_bytes(first, texts, tokenizer), after, strict=True):
         start = len(prompt) - (end is not None and prompt[-1:] == [end])  # a tokenizer may end each text itself
         last = [] if end is None else [end]
         found["input_ids"].append([*prompt[:start], *ids, *last])
@@ -134,22 +134,24 @@ def document_columns(
     return found
 
 
-def ended_columns(given: Any, texts: Sequence[str], end: int | None) -> dict[str, list[list[int]]]:
+def ended_columns(given: Any, texts: Sequence[str], tokenizer: Any) -> dict[str, list[list[int]]]:
     """The columns of documents from what the tokenizer has given for their texts; see `document_columns`."""
     found: dict[str, list[list[int]]] = {"input_ids": [], "bytes": []}
-    for ids, sizes in _with_bytes(given, texts):
+    end = tokenizer.eos_token_id
+    for ids, sizes in _with_bytes(given, texts, tokenizer):
         last = [] if end is None or ids[-1:] == [end] else [end]
         found["input_ids"].append([*ids, *last])
         found["bytes"].append([*sizes, *(0 for _ in last)])
     return found
 
 
-def _with_bytes(given: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
+def _with_bytes(given: Any, texts: Sequence[str], tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
     """The tokens of each text, and the bytes that each stands for, from what the tokenizer has given for them."""
+    own = text_sizes(tokenizer)
     for text, ids, encoding in zip(texts, given["input_ids"], given.encodings, strict=True):
         added = np.array(encoding.special_tokens_mask, dtype=bool)
         sizes = np.zeros(len(ids), dtype=np.int64)
-        sizes[~added] = token_bytes(text, ends_of(encoding)[~added])
+        sizes[~added] = token_bytes(text, ends_of(encoding)[~added], own[ids][~added])
         yield ids, sizes.tolist()
 
 
@@ -172,14 +174,17 @@ def ends_of(encoding: Any) -> Integers:
     return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
 
 
-def token_bytes(text: str, ends: Integers) -> Integers:
+def token_bytes(text: str, ends: Integers, own: Integers | None = None) -> Integers:
     """How many bytes of UTF-8 each token stands for: at least one, if there are as many. They add up to the text's.
 
     A token reaches from the end of the one before it to its own: blanks that a tokenizer leaves out of its offsets
-    belong to the token that follows. Tokens that share a character share out its bytes.
+    belong to the token that follows. Tokens that share a character share out its bytes; each has its own if these are
+    known.
 
     Args:
         ends: where each token ends in the text, in characters [N].
+        own: the bytes that each token stands for in the vocabulary. They are used if they agree with `ends`, as they do
+            where the tokenizer changes no characters.
     """
     if not len(ends):
         return ends
@@ -187,6 +192,11 @@ def token_bytes(text: str, ends: Integers) -> Integers:
     sizes = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     reached = np.concatenate([[0], sizes.cumsum()])
     total, number = int(reached[-1]), np.arange(len(ends))
+    if own is not None:
+        up_to = own.cumsum()
+        up_to -= int(up_to[-1] == total + 1)  # a blank that the tokenizer puts in front
+        if up_to[-1] == total and ((reached[np.maximum(ends - 1, 0)] < up_to) & (up_to <= reached[ends])).all():
+            return np.diff(up_to, prepend=0)
     bounds = np.maximum.accumulate(reached[ends])
     bounds[-1] = total
     bounds = np.minimum.accumulate((bounds - number)[::-1])[::-1] + number  # leave a byte to each of those that follow

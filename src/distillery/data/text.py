@@ -22,6 +22,7 @@ from distillery.data.chat_template import chat_template
 from distillery.data.conversations import Conversations, spoken
 from distillery.data.documents import Documents
 from distillery.data.module import STAGES, Data, Stage
+from distillery.data.other_tokens import correspondence, same_text, with_ends
 from distillery.data.passages import Passages
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
@@ -69,6 +70,10 @@ class TextData(Data):
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     think: Literal["keep", "mask"] = "keep"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._student: TextData | None = None  # whose blocks these are in other tokens
+
     @cached_property
     def loaded_tokenizer(self) -> Any:
         return load_tokenizer(self.tokenizer, "data.tokenizer")
@@ -107,6 +112,9 @@ class TextData(Data):
             for cached in ("loaded_tokenizer", "limit", "masking", "samples", "splits", "fingerprint", "others"):
                 other.__dict__.pop(cached, None)
             other.tokenizer = name
+            if self.pack is not None:
+                other._student = self
+                with_ends(self.splits)
             self.others[name] = other
         return self.others[name]
 
@@ -130,6 +138,10 @@ class TextData(Data):
             _ = other.splits
             found.append(f"each text has the tokens of {name}, too: a teacher's tokenizer")
             found += [f"tokenizer {name}: {remark}" for remark in other._cut]
+            for stage, split in self.splits.items():
+                if self.pack is not None and len(split.indices):
+                    same = correspondence(split.inputs, other.splits[stage].inputs)
+                    found.append(f"tokenizer {name}: {stage}: {same}")
         return (*super().remarks, *found)
 
     @property
@@ -167,6 +179,11 @@ class TextData(Data):
             stores = dict.fromkeys(splits, self._tokens(texts, every))
         else:
             stores = {stage: self._tokens(split.inputs, split.indices) for stage, split in splits.items()}
+        if self._student is not None:
+            found = same_text(self._student.splits, splits, stores)
+            longest = [int(split.inputs.pieces.lengths.max()) for split in found.values() if len(split.indices)]
+            self.limit = max(longest)
+            return found
         if self._longer:
             self._report_too_long(sum(len(split.indices) for split in splits.values()))
         found, remarks = self.samples.served(self.raw.name, splits, stores)
@@ -206,7 +223,11 @@ class TextData(Data):
         own = self.samples.batch_of(self.splits[stage], self.seed if stage == "train" else None)
         if not self.others:
             return own
-        return partial(_several, own, {name: other.splits[stage].inputs for name, other in self.others.items()})
+        others = {
+            name: (other.splits[stage].inputs.lengths, other.samples.batch_of(other.splits[stage], None))
+            for name, other in self.others.items()
+        }
+        return partial(_several, own, others)
 
     @cached_property
     def masking(self) -> Masking | None:
@@ -263,7 +284,11 @@ class TextData(Data):
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
         """The texts at `indices`, tokenised, or what an earlier run has kept of them."""
         tokenizer, content = self.loaded_tokenizer, texts.content()
-        kind = self.samples.unit.encode() + (b"" if texts.completions is None else b"completions") + self.samples.key
+        kind = (
+            f"2 {self.samples.unit}".encode()
+            + (b"" if texts.completions is None else b"completions")
+            + self.samples.key
+        )
         key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes(), kind)
         vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
         identity = hashlib.sha256(content + f"{vocabulary} {self.limit}".encode() + self.samples.key).digest()
@@ -307,10 +332,17 @@ class TextData(Data):
             self._cut = (f"{found}: truncated (data.max_length)",)
 
 
-def _several(own: Callable[..., Any], others: Mapping[str, Tokens], index: Tensor, key: BatchKey) -> dict[str, Tensor]:
-    """A batch with the tokens of several tokenizers: those of the others by `<tokenizer>/<column>`."""
+def _several(
+    own: Callable[..., Any], others: Mapping[str, tuple[Tensor, Callable[..., Any]]], index: Tensor, key: BatchKey
+) -> dict[str, Tensor]:
+    """A batch with the tokens of several tokenizers: those of the others by `<tokenizer>/<column>`.
+
+    Args:
+        own: makes the batch.
+        others: of each other tokenizer the tokens of each sample, and what makes its columns.
+    """
     batch: dict[str, Tensor] = own(index, key)
-    for tokenizer, tokens in others.items():
-        columns = tokens.batch(index, int(tokens.lengths[index].max()))
+    for tokenizer, (lengths, columns_of) in others.items():
+        columns = columns_of(index, key._replace(length=int(lengths[index].max())))
         batch |= {f"{tokenizer}/{name}": values for name, values in columns.items()}
     return batch

@@ -1,18 +1,26 @@
 """Loads tokenizers by name or from a folder, and compares them."""
 
+import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from distillery.core.errors import UserError
 from distillery.core.hub import find_config, quiet, source_of
 
 SHOWN = 3
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's
+END = "end of text"  # the token that ends one, whatever a tokenizer calls it
+BLANK = "\u2581"  # SentencePiece's
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of a character that it has no token for
 
 
 @cache
@@ -67,6 +75,43 @@ def train_bpe(texts: Sequence[str], size: int, folder: str | Path) -> int:
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
     made.save_pretrained(str(folder))
     return len(made)
+
+
+@cache
+def token_texts(tokenizer: Any) -> list[bytes | str]:
+    """What each id stands for: bytes of a text, or the name of a special token. The end of a text is always `END`.
+
+    A blank is a byte, whatever the tokenizer marks it with.
+    """
+    names, special = tokenizer.convert_ids_to_tokens(range(len(tokenizer))), set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    byte_level = any('"ByteLevel"' in json.dumps(state[part]) for part in ("pre_tokenizer", "decoder"))
+    of_character = {character: byte for byte, character in bytes_to_unicode().items()}
+
+    def text_of(id_: int, name: str | None) -> bytes | str:
+        if id_ == tokenizer.eos_token_id:
+            return END
+        if name is None or id_ in special or (id_ in added and added[id_].special):
+            return str(name)
+        if id_ in added:
+            return name.encode()
+        if byte_level and all(character in of_character for character in name):
+            return bytes(of_character[character] for character in name)
+        if state["model"].get("byte_fallback") and (byte := BYTE.fullmatch(name)):
+            return bytes([int(byte[1], 16)])
+        return name.replace(BLANK, " ").encode()
+
+    return [text_of(id_, name) for id_, name in enumerate(names)]
+
+
+@cache
+def text_sizes(tokenizer: Any) -> NDArray[np.int64]:
+    """How many bytes of a text each id stands for; a special token for its name."""
+    texts, names = token_texts(tokenizer), tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return np.array(
+        [len(text if isinstance(text, bytes) else str(name).encode()) for text, name in zip(texts, names, strict=True)]
+    )
 
 
 def padding_token(tokenizer: Any) -> int:

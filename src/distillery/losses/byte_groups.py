@@ -76,10 +76,13 @@ def byte_groups(student: TokenRows, teacher: TokenRows) -> Groups:
     return Groups(begins, first, of_student, of_teacher, students, teachers)
 
 
-def coverage(student: TokenRows, teacher: TokenRows) -> Tensor:
-    """The share of the bytes of the student's tokens that are in groups of one token of each."""
-    sizes = student.end - student.start
-    return torch.where(byte_groups(student, teacher).single, sizes, 0).sum() / sizes.sum().clamp_min(1)
+def shares(student: TokenRows, teacher: TokenRows) -> tuple[Tensor, Tensor]:
+    """The shares of the bytes of the student's tokens in groups of one token of each, and in any group."""
+    groups, sizes = byte_groups(student, teacher), student.end - student.start
+    single = groups.single[groups.of_student.clamp_max(len(sizes) - 1)] if len(sizes) else groups.begins
+    inside = groups.of_student < len(sizes)
+    one, several = (torch.where(part, sizes, 0).sum() / sizes.sum().clamp_min(1) for part in (inside & single, inside))
+    return one, several
 
 
 def _sums(values: Tensor, group: Tensor, rows: int) -> Tensor:

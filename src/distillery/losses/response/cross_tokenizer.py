@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distillery.core.kinds import Says
 from distillery.core.numerics import Reduction, kl, log_softmax, log_softmaxes, reduce_rows
-from distillery.losses.byte_groups import TokenRows, byte_groups, coverage
+from distillery.losses.byte_groups import TokenRows, byte_groups, shares
 from distillery.losses.response.jsd import jsd
 from distillery.losses.settings import Positive
 from distillery.losses.shared_tokens import SharedTokens, Unmatched, Vocabulary, shared_tokens
@@ -146,8 +146,8 @@ class CrossTokenizer(Term, function=cross_tokenizer):
     """`cross_tokenizer` on the rows of a language model that count. A teacher with the student's tokenizer is compared
     token by token, as by kd.
 
-    It measures `coverage`, the share of the bytes in groups of one token of each, and `shared_mass`, the mass that the
-    teacher gives to tokens that the student's tokenizer has, too.
+    It measures the shares of the bytes that are in groups of one token of each, `one_to_one`, and in any, `aligned`,
+    and the mass that the teacher gives to tokens that the student's tokenizer has, too, `shared_mass`.
     """
 
     contract = Contract(
@@ -182,7 +182,7 @@ class CrossTokenizer(Term, function=cross_tokenizer):
             for rows, vocabulary in zip((batch, teacher.of_rows), self.vocabularies, strict=True)
         )
         with torch.no_grad():
-            self.measured["coverage"] = coverage(ours.rows, theirs.rows)
+            self.measured["one_to_one"], self.measured["aligned"] = shares(ours.rows, theirs.rows)
             log_p = log_softmax(teacher.logits[:SAMPLE, : theirs.vocabulary.size], 1.0)
             self.measured["shared_mass"] = 1 - log_p[:, theirs.vocabulary.unmatched].exp().sum() / max(1, len(log_p))
         return self.loss(student.logits, teacher.logits, ours, theirs)
