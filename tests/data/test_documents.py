@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from distillery.core.errors import UserError
@@ -14,7 +14,16 @@ from distillery.data.blocks import best_fit, cut
 from distillery.data.documents import document_columns, token_bytes
 from distillery.data.raw_data import Texts
 from distillery.data.tokenizers import load_tokenizer
-from fixtures.documents import END, HARD, batches, document_data, documents, raw_documents, write_bpe
+from fixtures.documents import (
+    END,
+    HARD,
+    batches,
+    document_data,
+    documents,
+    raw_documents,
+    with_byte_fallback,
+    write_bpe,
+)
 from fixtures.texts import raw_texts, text_data, write_tokenizer
 
 TEXTS = [*documents(12), *HARD]
@@ -23,28 +32,6 @@ TEXTS = [*documents(12), *HARD]
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_bpe(tmp_path_factory.mktemp("bpe"))
-
-
-def with_byte_fallback(start: bool) -> PreTrainedTokenizerFast:
-    """Like Llama 2's: blanks are part of the words, unknown characters are bytes; `start`: texts begin with <s>."""
-    pieces = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        *"▁theof日本",
-        "th",
-        "the",
-        "▁the",
-        "of",
-    ]
-    numbered, merges = {piece: i for i, piece in enumerate(pieces)}, [("t", "h"), ("th", "e"), ("▁", "the"), ("o", "f")]
-    tokenizer = Tokenizer(models.BPE(numbered, merges, unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    if start:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def trimmed(bpe: str) -> Any:
@@ -70,6 +57,8 @@ def test_the_bytes_of_a_documents_tokens_add_up_to_its_own(bpe: str, tmp_path: P
             assert sum(sizes) == len(text.encode()), (name, text)
             tokens = tokenizer.convert_ids_to_tokens(ids)
             special = [token in tokenizer.all_special_tokens and token not in ("<unk>", "[UNK]") for token in tokens]
+            front = special.index(False)
+            special[front] = tokens[front] == "▁"  # a blank that is put in front, as a token of its own
             if special.count(False) <= len(text.encode()):  # one byte for each at least
                 assert [size == 0 for size in sizes] == special, (name, text)
             assert min(sizes) >= 0
@@ -91,6 +80,15 @@ def test_bytes_of_tokens_by_hand() -> None:
     ):
         assert token_bytes(text, np.array(ends)).tolist() == expected, text
     assert token_bytes("", np.array([], dtype=np.int64)).tolist() == []
+    for text, ends, own, expected in (
+        ("é😀x", [1, 2, 2, 3], [2, 1, 3, 1], [2, 1, 3, 1]),  # what the tokens of a character stand for is known
+        ("日", [1, 1], [2, 2], [1, 2]),  # one byte more, a blank that the tokenizer puts in front
+        ("ab", [1, 2], [2, 1], [1, 1]),
+        ("日b", [1, 1, 2], [1, 3, 1], [0, 3, 1]),
+        ("ab", [1, 2], [2, 2], [1, 1]),  # of another text: not used
+        ("é😀", [1, 2], [4, 2], [2, 4]),
+    ):
+        assert token_bytes(text, np.array(ends), np.array(own)).tolist() == expected, text
 
 
 def test_a_document_ends_with_the_end_of_text_once(bpe: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,6 +151,28 @@ def test_a_cached_teacher_gives_the_same_run(distilled: list[str], student: Resu
         torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-3)
 
 
+def test_a_teacher_with_another_tokenizer(teacher: Result, distilled: list[str], folder: Path, tmp_path: Path) -> None:
+    """It is scored in its own tokens, and what was compared is logged; the student can be proven and resumed."""
+    small = write_bpe(tmp_path / "small", size=290)
+    data = [f"data.tokenizer='{small}'", "loss/response=[cross_tokenizer]", "trainer.max_epochs=1", "logger=csv"]
+    result = train(config(tmp_path / "run", *[each for each in distilled if each not in ("logger=none",)], *data))
+    entry = result.record.teachers["main"]
+    assert entry["score"] == pytest.approx(teacher.record.metrics["last"]["test_score"], rel=0.05)
+    assert entry["tokenizer"] == str(folder / "bpe")
+    with np.load(result.folder / "predictions.npz") as saved:
+        assert "main" not in saved  # its rows are not those of the student
+    said = "\n".join(result.record.data["remarks"])
+    assert "of its 320 tokens are the data's, too" in said
+    assert re.search(r"train: \d+\.\d% of the bytes are in one token of each, \d+\.\d% in groups", said)
+    (metrics,) = result.folder.rglob("metrics.csv")
+    columns = metrics.read_text().splitlines()[0]
+    assert all(f"train/cross_tokenizer.{name}" in columns for name in ("one_to_one", "aligned", "shared_mass"))
+    assert verify_run(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"], rel=1e-9)
+    assert len(write_report([result.folder], tmp_path / "out", "Documents")) == 1
+    with pytest.raises(UserError, match=r"teachers\.main: cache=true keeps what a teacher says of the data's tokens"):
+        build(config(tmp_path / "cached", *distilled, *data, "teachers.main.cache=true"))
+
+
 def test_rows_of_a_file_of_texts_are_documents(folder: Path, texts: list[str], tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text, "label": "a"} for text in TEXTS])
     own = [f"data.source.path='{path}'", "data.source.label=null", "data.pack=false", "data.too_long=truncate"]
@@ -203,7 +226,8 @@ def test_what_does_not_fit_is_refused(folder: Path, texts: list[str], tmp_path: 
             build(config(tmp_path / "run", *texts, *given))
 
     other = [*teacher, f"teachers.main.input.tokenizer='{tmp_path / 'other'}'"]
-    refused(r"(?s)made for the tokenizer .*other.*texts become other tokens.*The labels are those of tokens", *other)
+    aligned = r"loss\.kd compares what both predict token by token\. Use loss/response=\[cross_tokenizer\]"
+    refused(rf"(?s)made for the tokenizer .*other.*texts become other tokens.*{aligned}", *other)
     # the same tokens for the same texts, but one more that none of them has
     tokenizer.save_pretrained(tmp_path / "teacher")
     changed = AutoTokenizer.from_pretrained(tmp_path / "teacher")

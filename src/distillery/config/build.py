@@ -134,8 +134,8 @@ def build(
             )
         if name in cached:
             continue  # its classes are those of the run that it was written for
-        logits = _logits(teacher, batch, data.kind)
-        fit_classes(teacher, cfg.teachers[name], data, task, outputs, logits, batch)
+        logits, own_outputs = _logits(teacher, batch, data.kind), _outputs_of(teacher, data, task, outputs)
+        fit_classes(teacher, cfg.teachers[name], data, task, own_outputs, logits, batch)
         if name in data.targets and not teacher.other_classes:
             teacher.remarks += training_score(teacher, data, task, outputs)
     if former is None:
@@ -154,6 +154,10 @@ def build(
     if any(SELF in term.by_teacher for term in terms.values()):
         teachers[SELF] = student
     check_task(task, data, terms, schedules, student, teachers, batch)
+    if data.kind == "texts":
+        from distillery.config.check_texts import match_vocabularies  # transformers takes seconds: only for texts
+
+        match_vocabularies(terms, teachers, data, task)
     wire(terms, student, teachers, batch, stop=not cfg.compile)
     peers = [name for name, teacher in teachers.items() if isinstance(teacher, Peer)]
     rollouts = None
@@ -258,13 +262,14 @@ def _refuse_networks(
                 f"data's (teachers.{network.name}.classes), or learn from it by losses that compare no classes: those "
                 "on features, relations and attention, and loss/response=[uld]."
             )
-        if not task.fits(logits[-1], outputs):
+        own = _outputs_of(network, data, task, outputs)
+        if not task.fits(logits[-1], own):
             raise UserError(
-                f"The {network.name} network gives logits {tuple(logits)} where the task has {outputs} classes or "
+                f"The {network.name} network gives logits {tuple(logits)} where the task has {own} classes or "
                 f"values. Train it on these classes, or set {setting_of(network.name)}.net.num_classes."
             )
-        if outputs is not None and logits[-1] > outputs and task.padded_outputs:
-            note = f"of its {logits[-1]:,} logits the first {outputs:,} count: the tokenizer has no more tokens"
+        if own is not None and logits[-1] > own and task.padded_outputs:
+            note = f"of its {logits[-1]:,} logits the first {own:,} count: the tokenizer has no more tokens"
             network.remarks += [note] if note not in network.remarks else []
     if data.kind == "texts":
         # transformers takes seconds: only for texts
@@ -277,8 +282,24 @@ def _refuse_networks(
                 network.remarks += [note for note in conventions(network, data) if note not in network.remarks]
 
 
+def _outputs_of(network: Network, data: Data, task: Task, outputs: int | None) -> int | None:
+    """The number of logits in a row of the network: a language model with another tokenizer predicts its own tokens."""
+    if data.kind != "texts" or task.prediction != "token":
+        return outputs
+    from distillery.config.check_texts import own_texts  # transformers takes seconds: only for texts
+
+    own = own_texts(network, data)
+    return outputs if own is data else own.vocab_size
+
+
 def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:
     refuse_several(teacher.name, cfg, data)
+    batch = data.example()
+    if batch["target"].ndim > 1 and (own := teacher.adapter.own_tokenizer(batch)):
+        raise UserError(
+            f"teachers.{teacher.name}: cache=true keeps what a teacher says of the data's tokens, and this one reads "
+            f"those of {own}. Set cache=false, or data.tokenizer={own}."
+        )
     chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
     fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {precision} {chosen}"
     return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)

@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Collection
 from typing import Any
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ from distillery.data.chat_template import ChatTemplate, chat_template
 from distillery.data.conversations import Conversations
 from distillery.data.module import Data
 from distillery.data.text import TextData
-from distillery.data.tokenizers import difference, load_tokenizer, other_vocabulary
+from distillery.data.tokenizers import difference, load_tokenizer, other_vocabulary, token_texts
+from distillery.losses.term import Term
 from distillery.models.adapters import POSITIONS
 from distillery.models.taps.network import Network, probe
 from distillery.models.text.sentence_encoder import pretrained_model
@@ -40,29 +43,67 @@ def check_tokenizer(name: str, tokenizer: str, data: Data, task: Task, frozen: b
     Args:
         tokenizer: what the network was made for: a name of the hub, or a folder.
         task: where it has a label for each token, all networks read the data's; where it predicts tokens, each id must
-            also stand for the same token.
+            also stand for the same token. Whole documents, of which every token is a label, may be read in any tokens.
         frozen: whether it is a frozen teacher. Others read the data's tokens.
 
     Raises:
         UserError: with three texts that become other tokens, or three ids, where the network must read the data's.
     """
     assert isinstance(data, TextData)
-    if tokenizer == data.tokenizer:
-        return
-    theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
-    texts = [text[:BEGINNING] for text in data.raw.train.inputs.first[:COMPARED]]
-    found = difference(data.loaded_tokenizer, theirs, name, tokenizer, texts)
-    if found is None and task.prediction == "token" and (ids := other_vocabulary(data.loaded_tokenizer, theirs)):
-        found = f"The {name} network was made for the tokenizer {tokenizer}. Of the data's, {ids} there. "
+    found = _unlike(name, tokenizer, data, task)
     if found is None:
         return
-    if frozen and not task.per_token:
+    if frozen and (not task.per_token or data.pack is not None):
         data.add_tokenizer(tokenizer)
         return
     why = (
         "The labels are those of tokens" if frozen else "Only a frozen teacher can have another tokenizer than the data"
     )
     raise UserError(f"{found}{why}. Set data.tokenizer={tokenizer}, and train the other network with it too.")
+
+
+def match_vocabularies(terms: Mapping[str, Term], teachers: Mapping[str, Network], data: Data, task: Task) -> None:
+    """Tell losses on tokens the vocabularies of student and teacher, where these have different tokenizers.
+
+    Raises:
+        UserError: a loss that compares the two row by row; with texts that become other tokens.
+    """
+    assert isinstance(data, TextData)
+    if not task.per_token:
+        return
+    for name, term in terms.items():
+        for teacher, one in term.by_teacher.items():
+            other, network = own_texts(teachers[teacher], data), teachers[teacher]
+            if other is data or not term.needs_logits:
+                continue
+            if term.aligned_tokens:
+                raise UserError(
+                    f"{_unlike(network.name, other.tokenizer, data, task)}loss.{name} compares what both predict token "
+                    "by token. Use loss/response=[cross_tokenizer], which aligns their tokens by bytes; or set "
+                    f"data.tokenizer={other.tokenizer}, and train the student with it."
+                )
+            try:
+                one.match_vocabularies(token_texts(data.loaded_tokenizer), token_texts(other.loaded_tokenizer))
+            except UserError as error:
+                raise UserError(f"loss.{name}: {error}") from None
+
+
+def own_texts(network: Network, data: Data) -> TextData:
+    """The data in the tokens that the network reads."""
+    assert isinstance(data, TextData)
+    return data.others.get(str(getattr(network.adapter, "tokenizer", None)), data)
+
+
+def _unlike(name: str, tokenizer: str, data: TextData, task: Task) -> str | None:
+    """How the tokenizer differs from the data's, with examples; None: it does not."""
+    if tokenizer == data.tokenizer:
+        return None
+    theirs = load_tokenizer(tokenizer, f"the {name} network's input.tokenizer")
+    texts = [text[:BEGINNING] for text in data.raw.train.inputs.first[:COMPARED]]
+    found = difference(data.loaded_tokenizer, theirs, name, tokenizer, texts)
+    if found is None and task.prediction == "token" and (ids := other_vocabulary(data.loaded_tokenizer, theirs)):
+        found = f"The {name} network was made for the tokenizer {tokenizer}. Of the data's, {ids} there. "
+    return found
 
 
 def check_one_way(network: Network, data: Data) -> None:
@@ -73,7 +114,7 @@ def check_one_way(network: Network, data: Data) -> None:
     Raises:
         UserError: they do not.
     """
-    assert isinstance(data, TextData)
+    data = own_texts(network, data)
     if data.pack is None:
         return
     half = min(FEW, data.longest()["input_ids"].shape[1] // 2)
@@ -163,13 +204,15 @@ def check_lengths(network: Network, data: Data) -> None:
     Raises:
         UserError: with their number.
     """
-    assert isinstance(data, TextData)
-    data = data.others.get(str(getattr(network.adapter, "tokenizer", None)), data)
+    theirs = own_texts(network, data)
+    own, data = theirs is not data, theirs
     positions = positions_of(network.net)
     if data.pack is not None and positions and data.limit is not None and data.limit > positions:
+        where = f", and has up to {data.limit} tokens of its own for them" if own else ""
         raise UserError(
-            f"data.max_length={data.max_length}: the {network.name} network was made for {positions} positions. Set it "
-            "to that at most, or choose a network that reads more (net.config.max_position_embeddings of a new one)."
+            f"data.max_length={data.max_length}: the {network.name} network was made for {positions} positions{where}. "
+            "Set it to that at most, or choose a network that reads more (net.config.max_position_embeddings of a new "
+            "one)."
         )
     try:
         network.shapes(data.longest())

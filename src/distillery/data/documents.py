@@ -195,7 +195,8 @@ def token_bytes(text: str, ends: Integers, own: Integers | None = None) -> Integ
     if own is not None:
         up_to = own.cumsum()
         up_to -= int(up_to[-1] == total + 1)  # a blank that the tokenizer puts in front
-        if up_to[-1] == total and ((reached[np.maximum(ends - 1, 0)] < up_to) & (up_to <= reached[ends])).all():
+        after = (reached[np.maximum(ends - 1, 0)] < up_to) | (up_to == 0)
+        if up_to[-1] == total and (after & (up_to <= reached[ends])).all():
             return np.diff(up_to, prepend=0)
     bounds = np.maximum.accumulate(reached[ends])
     bounds[-1] = total

@@ -27,8 +27,9 @@ def with_ends(splits: Mapping[str, Split]) -> None:
     """
     for split in splits.values():
         if isinstance(split.inputs, PackedTokens):  # a split without documents has no blocks
-            tokens = split.inputs.tokens
-            tokens.columns["ends"], tokens.padding["ends"] = _ends(tokens), 0
+            tokens = split.inputs.tokens  # of all splits, often
+            if "ends" not in tokens.columns:
+                tokens.columns["ends"], tokens.padding["ends"] = _ends(tokens), 0
 
 
 def _ends(tokens: Tokens) -> Tensor:

@@ -27,7 +27,7 @@ from distillery.data.passages import Passages
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.token_cache import stored_tokens, tokenizer_key
-from distillery.data.tokenizers import load_tokenizer, padding_token
+from distillery.data.tokenizers import load_tokenizer, padding_token, token_texts
 from distillery.data.tokens import CHUNK, IGNORED, Masking, TextSamples, Tokens
 
 BAR = 20  # chunks from which tokenising shows a progress bar
@@ -136,12 +136,16 @@ class TextData(Data):
             found.append(f"the tokenizer has no padding token: texts are padded with token {padding}")
         for name, other in self.others.items():
             _ = other.splits
-            found.append(f"each text has the tokens of {name}, too: a teacher's tokenizer")
+            same = len({*token_texts(other.loaded_tokenizer)} & {*token_texts(self.loaded_tokenizer)})
+            found.append(
+                f"each text has the tokens of {name}, too: a teacher's tokenizer. {same:,} of its {other.vocab_size:,} "
+                "tokens are the data's, too"
+            )
             found += [f"tokenizer {name}: {remark}" for remark in other._cut]
             for stage, split in self.splits.items():
                 if self.pack is not None and len(split.indices):
-                    same = correspondence(split.inputs, other.splits[stage].inputs)
-                    found.append(f"tokenizer {name}: {stage}: {same}")
+                    how = correspondence(split.inputs, other.splits[stage].inputs)
+                    found.append(f"tokenizer {name}: {stage}: {how}")
         return (*super().remarks, *found)
 
     @property

@@ -108,6 +108,10 @@ class Several(Term):
         return self.combine in BY_LABEL or super().aligned_classes
 
     @property
+    def aligned_tokens(self) -> bool:
+        return self.combine in BY_LABEL or super().aligned_tokens
+
+    @property
     def reads_labels(self) -> bool:
         return self.combine in BY_LABEL or any(term.reads_labels for term in self.by_teacher.values())
 

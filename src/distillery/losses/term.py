@@ -210,6 +210,11 @@ class Term(nn.Module):
         return self.contract.aligned_classes
 
     @property
+    def aligned_tokens(self) -> bool:
+        """Whether teacher and student must have the same rows of logits."""
+        return self.contract.aligned_tokens
+
+    @property
     def reads_labels(self) -> bool:
         """Whether `forward` reads the labels: it is then given the labelled rows alone."""
         return self.contract.reads_labels

@@ -22,6 +22,10 @@ class Adapter(nn.Module):
         """[B, L], non-zero where a token counts; None: every one."""
         raise NotImplementedError
 
+    def own_tokenizer(self, batch: Mapping[str, Tensor]) -> str | None:
+        """The tokenizer whose tokens of the batch are taken; None: the data's, or there are no tokens."""
+        return None
+
 
 class ImageAdapter(Adapter):
     """Resizes (bilinear) and normalises on the device, so that a teacher and a student of different resolutions and
@@ -75,11 +79,14 @@ class TextAdapter(Adapter):
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[()], dict[str, Any]]:
         own = self._own(batch)
         if POSITIONS in batch and self.finds_documents:
-            return (), {"input_ids": batch["input_ids"], POSITIONS: batch[POSITIONS], "use_cache": False}
+            return (), {**{name: batch[own + name] for name in ("input_ids", POSITIONS)}, "use_cache": False}
         return (), {name: batch[own + name] for name in TOKENS if name in self.taken and own + name in batch}
 
     def mask(self, batch: Mapping[str, Tensor]) -> Tensor:
         return batch[f"{self._own(batch)}attention_mask"]
+
+    def own_tokenizer(self, batch: Mapping[str, Tensor]) -> str | None:
+        return self.tokenizer if self._own(batch) else None
 
     def _own(self, batch: Mapping[str, Tensor]) -> str:
         """What the names of the network's tokens begin with."""

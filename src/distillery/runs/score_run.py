@@ -80,7 +80,7 @@ def score_run(
 
 
 def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor | None]:
-    """What the record says of a teacher, and its predictions on the test split; None if its own classes are others."""
+    """What the record says of a teacher, and its predictions of the data's classes or tokens on the test split."""
     assert isinstance(teacher, Teacher | Peer)
     loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
     entry = {
@@ -104,7 +104,10 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
     if isinstance(evaluation, str):
         return entry | {"scored_by": f"nothing: {evaluation}"}, None
     entry |= {"score": evaluation.score, **_figures(parts, evaluation)}
-    return entry, None if "scored_by" in entry else evaluation.predicted
+    own_tokens = teacher.adapter.own_tokenizer(parts.example) if parts.distiller.task.per_token else None
+    if own_tokens is not None:
+        entry["tokenizer"] = own_tokens  # its predictions are of other rows than the student's
+    return entry, None if "scored_by" in entry or own_tokens else evaluation.predicted
 
 
 def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:

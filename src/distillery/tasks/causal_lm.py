@@ -1,6 +1,7 @@
 """Causal language modelling: each token of a text is predicted from those before it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,11 +11,12 @@ from torchmetrics import Metric
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32
+from distillery.data.other_tokens import next_tokens
 from distillery.data.tokens import IGNORED
 from distillery.losses.on_policy import SAMPLED
 from distillery.losses.signals import Signals
 from distillery.tasks.task import Batch, Labelled, Task, Usage
-from distillery.tasks.tokens import token_rows
+from distillery.tasks.tokens import own_columns, token_rows
 
 
 @runtime_checkable
@@ -25,6 +27,8 @@ class Documents(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def pack(self) -> bool | None: ...  # None: it serves texts for other tasks
+    @property
+    def others(self) -> Mapping[str, "Documents"]: ...  # the same for other tokenizers
 
 
 class BitsPerByte(Metric):
@@ -80,6 +84,7 @@ class CausalLM(Task):
         self.weight = weight
         self.exact_match = exact_match
         self._vocabulary: int | None = None  # the tokenizer's size; networks may have more logits
+        self._others: Mapping[str, Documents] = {}  # the same texts for teachers with other tokenizers
 
     def outputs(self, data: Labelled) -> int:
         if not isinstance(data, Documents):
@@ -90,7 +95,7 @@ class CausalLM(Task):
                 "data.too_long=split, and the source to whole documents (data.source.label=null, of sotu "
                 "data.source.words=null)."
             )
-        self._vocabulary = data.vocab_size
+        self._vocabulary, self._others = data.vocab_size, data.others
         return self._vocabulary
 
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
@@ -100,18 +105,24 @@ class CausalLM(Task):
         row's logits stand, one before its target. `bytes` says what the target stands for, and `sampled_log_prob`, if
         the batch has it, with what log-probability the student has drawn it. Logits beyond the tokenizer's vocabulary
         are left out, so that softmaxes are over the same tokens in every network.
+
+        A network with another tokenizer has rows of its own. Where there is one, `start` and `end` say which bytes of
+        the texts the target of each row stands for.
         """
+        batch = own_columns(batch, signals.tokenizer)
         if batch["target"].dim() != 2 or "bytes" not in batch:
             raise UserError("task=causal_lm: this batch has no documents. Set data.pack.")
         shifted = {**batch, "target": _next(batch["target"], IGNORED)}
         rows, labelled = token_rows("causal_lm", signals, shifted)
-        if self._vocabulary is not None:
-            rows = _first_classes(rows, self._vocabulary)
+        others = self._others.get(signals.tokenizer or "")
+        if (number := self._vocabulary if others is None else others.vocab_size) is not None:
+            rows = _first_classes(rows, number)
         count = shifted["target"] != IGNORED
         own = {"bytes": _next(batch["bytes"], 0)[count]}
         if SAMPLED in batch:
             own[SAMPLED] = _next(batch[SAMPLED], math.nan)[count]
-        return rows, {**labelled, **own}
+        places = {} if "ends" not in batch else next_tokens(batch)._asdict()
+        return rows, {**places, **labelled, **own}
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of each row [N], in at least float32."""

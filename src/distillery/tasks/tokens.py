@@ -8,6 +8,12 @@ from distillery.losses.signals import Signals
 from distillery.tasks.task import Batch
 
 
+def own_columns(batch: Batch, tokenizer: str | None) -> Batch:
+    """The batch with the columns of this tokenizer, `<tokenizer>/input_ids` and so on, in place of the data's own."""
+    prefix = f"{tokenizer}/"
+    return {**batch, **{key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}}
+
+
 def token_rows(task: str, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
     """The tokens with a target, in the order of the batch: logits [B,L,C] and targets [B,L] → rows [N,C] and [N].
 

@@ -133,7 +133,7 @@ class Objective(nn.Module):
         """
         rows, of_rows = self.task.rows(student, batch)
         counts = counts or UpdateCounts.of_batch(of_rows, batch)
-        taught = {name: self.task.rows(signals.detach(), batch)[0] for name, signals in teachers.items()}
+        taught = {name: self._rows_of(signals.detach(), batch) for name, signals in teachers.items()}
         terms: dict[str, Any] = dict(self.terms)
         losses = {"task": self._of_task(rows, of_rows, batch, counts)}
         losses |= {name: _value(term, rows, taught, of_rows, batch, counts) for name, term in terms.items()}
@@ -149,8 +149,17 @@ class Objective(nn.Module):
                     theirs[name] = _value(one, own, {peer: rows.detach()}, of_rows, batch, counts)
             total = total + _weighted(weights, theirs)
             logged |= {f"{peer}/{name}": value for name, value in theirs.items()}
+        for name, term in terms.items():
+            for teacher, one in term.by_teacher.items():
+                which = f"{name}.{teacher}" if len(term.by_teacher) > 1 else name
+                logged |= {f"{which}.{measure}": value for measure, value in one.measured.items()}
         logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
         return Losses(total, logged, losses, weights)
+
+    def _rows_of(self, teacher: Signals, batch: Batch) -> Signals:
+        """The teacher's rows; with what the batch says of them, if they are not the student's."""
+        rows, of_rows = self.task.rows(teacher, batch)
+        return rows if teacher.tokenizer is None else replace(rows, of_rows=of_rows)
 
     def _of_task(self, rows: Signals, of_rows: Batch, batch: Batch, counts: UpdateCounts) -> Tensor:
         """The mean of the task loss over the labelled rows of the update."""

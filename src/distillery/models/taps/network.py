@@ -107,7 +107,8 @@ class Network(nn.Module):
         for tap, place in self._parameter_taps.items():
             assert place.part is not None
             layers[tap] = self.net.get_submodule(place.path).get_parameter(place.part)
-        return Signals(logits, layers, attention, self.adapter.mask(batch))
+        adapter = self.adapter
+        return Signals(logits, layers, attention, adapter.mask(batch), tokenizer=adapter.own_tokenizer(batch))
 
     def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Record `taps`, and no others, in every forward from now on; returns the shape of each on `batch`.
