@@ -168,7 +168,8 @@ def test_a_teacher_with_another_tokenizer(teacher: Result, distilled: list[str],
     columns = metrics.read_text().splitlines()[0]
     assert all(f"train/cross_tokenizer.{name}" in columns for name in ("one_to_one", "aligned", "shared_mass"))
     assert verify_run(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"], rel=1e-9)
-    assert len(write_report([result.folder], tmp_path / "out", "Documents")) == 1
+    table = write_report([result.folder], tmp_path / "out", "Documents")
+    assert table["method"].tolist() == ["teacher", "xtok"]
     with pytest.raises(UserError, match=r"teachers\.main: cache=true keeps what a teacher says of the data's tokens"):
         build(config(tmp_path / "cached", *distilled, *data, "teachers.main.cache=true"))
 

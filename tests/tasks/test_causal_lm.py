@@ -102,10 +102,7 @@ class TestRows:
     def test_logits_beyond_the_vocabulary_are_left_out(self) -> None:
         """Trap 5: they are in no softmax, whatever they are; 0 in their place would be in it."""
         task = CausalLM()
-        assert (
-            task.outputs(SimpleNamespace(name="x", classes=(), vocab_size=VOCABULARY, pack=True, others={}))
-            == VOCABULARY
-        )
+        assert task.outputs(SimpleNamespace(name="x", classes=(), vocab_size=VOCABULARY, pack=True)) == VOCABULARY
         padded = torch.cat([logits(), torch.full((2, 5, 3), 9.0)], -1)
         rows, labelled = task.rows(Signals(padded), BATCH)
         plain, _ = task.rows(Signals(logits()), BATCH)
@@ -374,7 +371,7 @@ def test_refusals() -> None:
         return CausalLM().outputs(SimpleNamespace(name="x", classes=(), **given))
 
     with pytest.raises(UserError, match=r"'x' is served for other tasks\. Set data\.pack=true data\.mask=null"):
-        outputs(vocab_size=9, pack=None, others={})
+        outputs(vocab_size=9, pack=None)
     with pytest.raises(UserError, match=r"'x' has no texts\. Choose others, as data=plain_text"):
         outputs()
     with pytest.raises(UserError, match=r"this batch has no documents"):

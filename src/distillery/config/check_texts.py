@@ -4,10 +4,8 @@ What differs without making training wrong is said: chat templates, and which to
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn

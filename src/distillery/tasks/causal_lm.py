@@ -27,8 +27,6 @@ class Documents(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def pack(self) -> bool | None: ...  # None: it serves texts for other tasks
-    @property
-    def others(self) -> Mapping[str, "Documents"]: ...  # the same for other tokenizers
 
 
 class BitsPerByte(Metric):
@@ -95,7 +93,7 @@ class CausalLM(Task):
                 "data.too_long=split, and the source to whole documents (data.source.label=null, of sotu "
                 "data.source.words=null)."
             )
-        self._vocabulary, self._others = data.vocab_size, data.others
+        self._vocabulary, self._others = data.vocab_size, getattr(data, "others", {})
         return self._vocabulary
 
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:
