@@ -170,8 +170,12 @@ def test_a_teacher_with_another_tokenizer(teacher: Result, distilled: list[str],
     assert verify_run(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"], rel=1e-9)
     table = write_report([result.folder], tmp_path / "out", "Documents")
     assert table["method"].tolist() == ["teacher", "xtok"]
-    with pytest.raises(UserError, match=r"teachers\.main: cache=true keeps what a teacher says of the data's tokens"):
-        build(config(tmp_path / "cached", *distilled, *data, "teachers.main.cache=true"))
+    for message, *given in (
+        (r"teachers\.main: cache=true keeps what a teacher says of the data's tokens", "teachers.main.cache=true"),
+        (r"rollouts: the student writes texts in its own tokens", "rollouts=on_policy", "data.pack=false"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(config(tmp_path / "refused", *distilled, *data, *given))
 
 
 def test_rows_of_a_file_of_texts_are_documents(folder: Path, texts: list[str], tmp_path: Path) -> None:

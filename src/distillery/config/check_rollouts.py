@@ -35,6 +35,11 @@ def build_rollouts(cfg: DictConfig, schedules: Schedules, task: Task, data: Data
     assert isinstance(data, TextData)
     if data.pack:
         raise UserError(f"rollouts: a student continues one text at a time. Set data.pack=false, {OFF}.")
+    if data.others:
+        raise UserError(
+            "rollouts: the student writes texts in its own tokens, and a teacher has another tokenizer. Set "
+            f"data.tokenizer={next(iter(data.others))}, and train the student with it, {OFF}."
+        )
     if not can_generate(student.net):
         raise UserError(
             f"rollouts: a {type(student.net).__name__} cannot generate, as it takes no position_ids or no "
