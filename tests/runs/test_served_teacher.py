@@ -15,6 +15,7 @@ from distillery.results.record import RunRecord
 from distillery.runs.job import Job, resumed
 from distillery.runs.run import Result, train
 from distillery.runs.verify_run import verify_run
+from distillery.runs.write_signals import Settings, write_signals
 from distillery.tasks.classification import Classification
 from distillery.teachers.served_client import ServerError
 from fixtures.building import build
@@ -106,6 +107,22 @@ def test_it_scores_what_the_student_writes(folder: Path, served: list[str], loca
     none = "++student.net.config.attention_dropout=0"
     own = [*rollouts, none, "loss/response=[sampled_kl]", "trainer.max_epochs=1"]
     same_student(*(train(config(folder / name, *given, *own)) for name, given in (("s", served), ("l", local))))
+
+
+def test_its_signals_on_disk_train_the_same_student_without_the_server(
+    student: Result, served: list[str], server: FakeServer, tmp_path: Path
+) -> None:
+    cache = tmp_path / "signals"
+    write_signals(config(tmp_path / "run", *served, *TAIL), Settings(str(cache), "topk", 8, "float32"))
+    asked = len(server.asked)
+    read = train(config(tmp_path / "run", *served, *TAIL, f"teachers.main.cache='{cache}'"))
+    assert len(server.asked) == asked
+    same_student(student, read)
+    score = student.record.teachers["main"]["score"]
+    assert read.record.teachers["main"]["score"] == pytest.approx(score, rel=1e-5)
+    for kind, k in (("topk", 9), ("topk", "auto"), ("hidden", 8)):
+        with pytest.raises(UserError, match=rf"signals={kind} k={k}: .* Set signals=topk, and k to 8 at most"):
+            write_signals(config(tmp_path / "run", *served, *TAIL), Settings(str(cache), kind, k))  # type: ignore[arg-type]
 
 
 def test_the_record_says_who_the_teacher_was_and_never_the_key(student: Result, served: list[str]) -> None:

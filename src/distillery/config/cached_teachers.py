@@ -26,10 +26,11 @@ def signals_key(teacher: Teacher | None, cfg: DictConfig, data: Data, precision:
         cfg: its completed config.
         precision: `trainer.precision`.
     """
-    found = data.seen_by_teacher(cfg.input.get("tokenizer")) | {"precision": precision}
+    own = cfg.get("input") or {}  # a server reads the data's tokens
+    found = data.seen_by_teacher(own.get("tokenizer")) | {"precision": precision}
     if teacher is None:
         return found
-    pictures = {} if "tokenizer" in cfg.input else {"input": str(cfg.input)}
+    pictures = {"input": str(own)} if own and "tokenizer" not in own else {}
     return {"teacher": teacher.sha256, "classes": teacher.about_classes, **pictures, **found}
 
 

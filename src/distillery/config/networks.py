@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError, named
 from distillery.core.offline import read_cache_if_offline, why_offline
 from distillery.core.paths import CONFIGS
-from distillery.core.roles import EMA, FROZEN, PEER, role_of
+from distillery.core.roles import EMA, FROZEN, PEER, SERVED, role_of
 from distillery.data.module import Data
 from distillery.models.adapters import Adapter, ImageAdapter, TextAdapter
 from distillery.models.taps.network import Network
@@ -144,12 +144,12 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
 
 def is_cached(cfg: DictConfig) -> bool:
     """Whether the signals of the teacher of this config are read from disk."""
-    return role_of(cfg) == FROZEN and isinstance(cfg.get("cache"), str)
+    return role_of(cfg) in (FROZEN, SERVED) and isinstance(cfg.get("cache"), str)
 
 
 def is_absent(cfg: DictConfig) -> bool:
-    """Whether the signals of a teacher are read from disk, and its network is not there."""
-    return is_cached(cfg) and cfg.weights is None
+    """Whether the signals of a teacher are read from disk, and its network is not there, or not asked."""
+    return is_cached(cfg) and cfg.get("weights") is None
 
 
 def complete_teacher(cfg: DictConfig, data: Data, task: Task, name: str, student: DictConfig) -> DictConfig:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig
 from torch import Tensor
 
+from distillery.config.networks import is_cached
 from distillery.config.optim import updates
 from distillery.core.errors import UserError, named
 from distillery.core.roles import SERVED, role_of
@@ -20,7 +21,7 @@ def served_teachers(cfg: DictConfig, data: Data, task: Task, example: Mapping[st
     Raises:
         UserError: with the path of the teacher; see `ServedTeacher`.
     """
-    served = {str(name): own for name, own in cfg.teachers.items() if role_of(own) == SERVED}
+    served = {str(name): own for name, own in cfg.teachers.items() if role_of(own) == SERVED and not is_cached(own)}
     for name in served:
         if task.head != "causal_lm":
             raise UserError(

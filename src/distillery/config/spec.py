@@ -129,6 +129,7 @@ class ServedTeacher(TypedDict, total=False):
     url: str
     model: str
     k: PositiveInt
+    cache: Literal[False] | Folder
     client: ServedClient
 
 

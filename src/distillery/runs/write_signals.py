@@ -79,9 +79,14 @@ def write_signals(cfg: DictConfig, settings: Settings, every: float = EVERY) -> 
     with cpu_threads(spec.cfg):
         parts = build(spec.stages[0])
         teacher = parts.distiller.frozen.get(settings.teacher)
-        if teacher is None or not teacher.has_network:
+        if teacher is None or not (teacher.has_network or teacher.available.k):
             names = [name for name, each in parts.distiller.frozen.items() if each.has_network]
             raise UserError(f"teacher={settings.teacher}: there is no such network." + did_you_mean("", names))
+        if (most := teacher.available.k) and not (settings.signals == "topk" and settings.k in range(1, most + 1)):
+            raise UserError(
+                f"signals={settings.signals} k={settings.k}: teacher {settings.teacher!r} gives {teacher.available}. "
+                f"Set signals=topk, and k to {most} at most."
+            )
         with FolderLock(settings.folder):
             return _Pass(parts, teacher, settings).write(every)
 
@@ -258,6 +263,8 @@ class _Pass:
 
     def _cost(self) -> dict[str, Any]:
         """Without the latency, which no two measurements agree in."""
+        if not self.teacher.has_network:
+            return NO_COST
         sample = {key: value[:1].to(self.teacher.device) for key, value in self.parts.example.items()}
         net = self.teacher.net
         return NO_COST | {
