@@ -118,9 +118,13 @@ class TextData(Data):
             self.others[name] = other
         return self.others[name]
 
+    def training_split(self) -> Split:
+        """The training texts, not tokenised."""
+        return self._subset(self._validation()[0])
+
     def training_texts(self) -> list[str]:
         """The training texts, which need no tokenizer; of conversations what is said in them."""
-        train = self._subset(self._validation()[0])
+        train = self.training_split()
         texts: Texts = train.inputs
         chosen: list[Any] = [texts.first[position] for position in train.indices.tolist()]
         if texts.completions is not None:
