@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distillery.core.errors import UserError
-from distillery.data.conversations import chat_template
+from distillery.data.chat_template import chat_template
 from distillery.data.text import TextData
 
 
