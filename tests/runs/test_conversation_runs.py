@@ -1,5 +1,6 @@
 """A run on conversations, from the command line's settings to the folder that others load."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fixtures.texts import write_jsonl
 
 
 @pytest.mark.slow
-def test_a_student_learns_to_answer_and_to_stop(tmp_path: Path) -> None:
+def test_a_student_learns_to_answer_and_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its tokenizer has no chat template, and ends texts otherwise than the template ends turns."""
     tokenizer = write_chat_tokenizer(tmp_path / "tokenizer", None, end="<|eot_id|>")
     (tmp_path / "chatml.jinja").write_text(CHATML, encoding="utf-8")
@@ -47,3 +48,7 @@ def test_a_student_learns_to_answer_and_to_stop(tmp_path: Path) -> None:
         with torch.no_grad():
             answer = net.generate(**asked, max_new_tokens=20, do_sample=False)[0, asked["input_ids"].shape[1] :]
         assert own.decode(answer) == f"{word}<|im_end|>"
+    snippet = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
+    capsys.readouterr()
+    exec(snippet.replace("path/to/this/folder", str(out)).replace("A question", f"{WORDS[0]} 31?"), {})
+    assert capsys.readouterr().out == f"{WORDS[0]}\n"

@@ -64,7 +64,8 @@ def _generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> G
     """
     own = model.generation_config.eos_token_id
     known = [own] if isinstance(own, int) else own or []
-    ends = [tokenizer.eos_token_id, *(each for each in known if each in tokenizer.all_special_ids)]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = [tokenizer.eos_token_id, *(each for each in known if each in special)]
     ends = [each for each in dict.fromkeys(ends) if each is not None]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
     end = ends[0] if len(ends) == 1 else ends or None

@@ -61,7 +61,7 @@ def model_card(
         head=head.replace("_", " "),
         teachers=[f"`{name}` ({entry.get('source') or entry['role']})" for name, entry in record.teachers.items()],
         made_by=MADE_BY,
-        snippet=loading_snippet(task, head, net, tokenizer, cfg.data.get("max_length")),
+        snippet=loading_snippet(task, head, net, tokenizer, cfg.data.get("max_length"), _chat(cfg, tokenizer)),
         score=task.score if kind.lower else f"{task.score} %",
         figures=[_figures(name, entry, kind) for name, entry in {"student": student, **scored}.items()],
         comparisons=[_comparison(student, entry, name, kind) for name, entry in record.scored_teachers.items()],
@@ -71,6 +71,13 @@ def model_card(
         environment=_environment(record),
     )
     return f"{card}\n"
+
+
+def _chat(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any] | None:
+    """What a chat template reads besides the messages; None: the student was not trained on conversations."""
+    if "template" not in cfg.data or task_of(cfg).prediction != "token" or not tokenizer.chat_template:
+        return None
+    return plain(cfg.data.template_kwargs)
 
 
 def head_of(cfg: DictConfig) -> str:
