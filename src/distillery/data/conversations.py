@@ -110,7 +110,7 @@ class Conversations(Documents):
             spans: list[Span] = []
             left: list[int] = []
             for turn in turns:
-                found = self._turn(messages, tools, turn, text)
+                found = self._turn(messages, tools, turn, text, last=turn == turns[-1])
                 if found is None:
                     left.append(turn)
                 else:
@@ -120,15 +120,16 @@ class Conversations(Documents):
             yield Rendered(text, self._without_think(text, spans), chat=True)
             turns = left
 
-    def _turn(self, messages: Sequence[Message], tools: Any, turn: int, text: str) -> Span | None:
+    def _turn(self, messages: Sequence[Message], tools: Any, turn: int, text: str, last: bool) -> Span | None:
         """Where a turn is in the text; None if the text does not begin as when that turn was the last."""
         assert self.template is not None
-        ended = self.template(messages[: turn + 1], tools)
+        ended = text if last else self.template(messages[: turn + 1], tools)
         if not text.startswith(ended):
             return None
         before = self.template(messages[:turn], tools, prompt=True)
-        other = (at for at, (one, two) in enumerate(zip(before, ended, strict=False)) if one != two)
-        start = next(other, min(len(before), len(ended)))
+        start = len(before)
+        if not ended.startswith(before):
+            start = next(at for at in range(start) if not ended.startswith(before[: at + 1]))
         if start < len(before) and not self.template.marks:  # which say where the turn begins
             raise UserError(
                 "The chat template does not render an assistant's turn as it begins one, so that it is not known which "
