@@ -25,7 +25,7 @@ def test_every_answer_is_right_and_no_sum_is_in_two_splits() -> None:
     assert [len(split) for split in splits] == [300, 50, 50]
     assert len(set.union(*splits)) == 400
     assert arithmetic(train=100, val=50, test=50, terms=3, digits=1).train.inputs.first == texts.first[:200]
-    assert arithmetic().train.inputs.first[0] == arithmetic(train=5).train.inputs.first[0]
+    assert arithmetic().train.inputs.completions[0] == arithmetic(train=5).train.inputs.completions[0]
     for settings in ({"terms": 3, "digits": 1}, {"terms": 7, "digits": 3}):
         with pytest.raises(UserError, match="Ask for fewer"):
             arithmetic(**settings)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.results.report.write import write_report
@@ -145,6 +146,10 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
     refused("has dropout in training", *sampled, "+student.net.config.attention_dropout=0.1")
     refused(r"no `?share_?s|rollouts.*share_s", *own, "+rollouts.share_s=1")
     refused(r"rollouts\.share", *own, "rollouts.share=1.5")
+    without = config(tmp_path / "run", *sums, "model/teacher=none", "+rollouts.share=0.5")
+    assert check(without).cfg.rollouts is None  # as an experiment has it, with rollouts=none
+    with pytest.raises(UserError, match="there are no rollouts, so this would change nothing"):
+        check(without, ["+rollouts.share=0.5"])
     refused(r"loss\.sampled_kl\.discount is of the return of a text", *sampled, "loss.sampled_kl.discount=0.5")
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"sentence {number} of some"} for number in range(9)])
     plain = [each for each in sums if not each.startswith(("data=", "data.source"))]

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,46 +26,18 @@ from distillery.models.adapters import TextAdapter
 from distillery.models.taps.network import Network
 from distillery.models.text.generation import can_generate, generate, greedy, left_padded
 from distillery.tasks.causal_lm import CausalLM
-from distillery.teachers.frozen import Teacher
 from distillery.training.distiller import Distiller, Optim
 from distillery.training.objective import Objective
 from distillery.training.rollouts import Rollouts, batch_of, given, repetition
 from distillery.training.schedules import Progress, Stairs
 from fixtures.documents import document_data, tiny_llama, write_bpe
-
-END = 0  # also what rows are padded with
-
-
-def prompts(*lengths: int, vocabulary: int = 9, after: int = 3) -> dict[str, Tensor]:
-    """A batch of the data: prompts of these lengths, with `after` tokens that bear loss."""
-    draw = torch.Generator().manual_seed(1)
-    longest = max(lengths) + after
-    ids = torch.randint(1, vocabulary, (len(lengths), longest), generator=draw)
-    places, size = torch.arange(longest), torch.tensor(lengths)[:, None]
-    counts = places < size + after
-    return {
-        "input_ids": ids.where(counts, END),
-        "attention_mask": counts.long(),
-        "position_ids": places.where(counts, 0),
-        "target": ids.where(counts & (places >= size), IGNORED),
-        "bytes": counts.long(),
-        "index": torch.arange(len(lengths)) + 10,
-    }
-
-
-def networks(vocabulary: int = 9, **config: Any) -> tuple[Network, Teacher]:
-    student, teacher = (tiny_llama(vocabulary, seed, **config) for seed in (0, 1))
-    return Network(student, TextAdapter(student)), Teacher(teacher, TextAdapter(teacher), "main")
+from fixtures.own_texts import END, completions, networks, prompts
 
 
 def fresh(net: nn.Module, ids: Sequence[int]) -> Tensor:
     """The log-probabilities of each next token of a single text, without cache, padding or mask."""
     with torch.no_grad():
         return net(input_ids=torch.tensor([list(ids)])).logits[0].double().log_softmax(-1)
-
-
-def completions(batch: Mapping[str, Tensor]) -> list[list[int]]:
-    return [row[row != IGNORED].tolist() for row in batch["target"]]
 
 
 def plain_law(log_p: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

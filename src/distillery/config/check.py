@@ -101,6 +101,8 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     for override in overrides:
         _refuse_duplicates(override)
         _refuse_unchosen(override, cfg.loss)
+        if re.match(r"\+*rollouts\.", override) and "_target_" not in (plain.get("rollouts") or {}):
+            raise UserError(f"{override}: there are no rollouts, so this would change nothing. Set rollouts=on_policy.")
     words = {key: value for key, value in plain.items() if key not in SECTIONS}
     checked = plain | check_settings("", words, kinds(Run))
     checked["trainer"] = _trainer(plain["trainer"])
@@ -119,9 +121,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     if checked["min_teacher_score"] > best:
         given = shown(checked["min_teacher_score"])
         raise UserError(f"min_teacher_score={given}: it must be a score between 0 and {best:g}; 0 accepts any teacher.")
-    schedules["rollouts"] = {}
-    if plain.get("rollouts") is not None:
-        checked["rollouts"], schedules["rollouts"] = _scheduled("rollouts", _with_target("rollouts", plain["rollouts"]))
+    checked["rollouts"], schedules["rollouts"] = _rollouts(plain.get("rollouts"))
     checked["data"] = check_target("data", plain["data"])
     for section in ("callbacks", "logger"):
         nodes = plain.get(section) or {}
@@ -193,6 +193,13 @@ def _scheduled(path: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], Sche
     schedules = schedules_in(path, node, imported(f"{path}._target_", node["_target_"]))
     fixed = {key: value for key, value in node.items() if key not in schedules}
     return {**node, **check_target(path, fixed)}, schedules
+
+
+def _rollouts(node: Any) -> tuple[dict[str, Any] | None, Schedules]:
+    """None, also for an experiment's settings of rollouts that are not chosen."""
+    if node is None or (isinstance(node, Mapping) and "_target_" not in node):
+        return None, {}
+    return _scheduled("rollouts", _with_target("rollouts", node))
 
 
 def _optional(path: str, node: Any) -> Any:

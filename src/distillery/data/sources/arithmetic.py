@@ -18,10 +18,10 @@ def arithmetic(
     train: PositiveInt = 20_000,
     val: PositiveInt = 500,
     test: PositiveInt = 500,
-    terms: Annotated[int, Ge(2), Le(7)] = 3,
-    digits: Annotated[int, Ge(1), Le(3)] = 2,
+    terms: Annotated[int, Ge(2), Le(7)] = 5,
+    digits: Annotated[int, Ge(1), Le(3)] = 1,
 ) -> RawData:
-    """Sums whose answers tell each step: the prompt `47+58+91=`, the completion `105,196`, the running sums.
+    """Sums whose answers tell each step: the prompt `4+7+5+8+9=`, the completion `11,16,24,33`, the running sums.
 
     A wrong step spoils those that follow it. No sum is in two splits, nor twice in one; the same settings give the same
     sums, and a smaller `train` those of a larger one's beginning.
