@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError
-from distillery.losses.sparse import drawn
+from distillery.losses.sparse import TopK, drawn, sparse_kl
 from distillery.teachers import write_disk_cache
 from distillery.teachers.choose_k import candidates, losses_by_k, smallest
 from distillery.teachers.disk_cache import Contents, DiskCache, Kind, Layout
@@ -215,11 +215,20 @@ def test_the_table_of_k() -> None:
     exact = np.array([-0.3, 0.2, 0.05, 0.05])
     found = np.array([-0.3, 0.2, 0.2 - 0.2 * 0.2 / 0.3, 0.1 - 0.2 * 0.1 / 0.3])  # the student's shares of the tail
     assert two.gradient == pytest.approx(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    student = torch.randn(150, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     rows = torch.randn(150, 64, generator=torch.Generator().manual_seed(0)) * 4
     losses = losses_by_k(rows, torch.zeros(150, 64), candidates(64))
     assert [loss.k for loss in losses] == [1, 2, 4, 8, 16, 32]
     assert all(a.kept < b.kept and a.gap > b.gap >= 0 for a, b in pairwise(losses))
     assert losses[0].kept == pytest.approx(rows.softmax(-1).max(-1).values.mean().item())
+    (eight,) = losses_by_k(rows, student.detach(), [8])
+    log_t, log_s = rows.double().log_softmax(-1), student.log_softmax(-1)
+    ranked = log_t.topk(8).indices
+    bucket = sparse_kl(TopK.of(log_s, ranked), TopK.of(log_t, ranked), "tail").sum()
+    whole = torch.nn.functional.kl_div(log_s, log_t, reduction="sum", log_target=True)
+    mine, theirs = (torch.autograd.grad(value, student, retain_graph=True)[0] for value in (bucket, whole))
+    assert eight.gap == pytest.approx((whole - bucket).item() / 150)
+    assert eight.gradient == pytest.approx(((mine - theirs).norm() / theirs.norm()).item())
     assert smallest(losses, 1.0).k == 1
     assert smallest(losses, losses[3].gradient).k == 8
     assert smallest(losses, 0.0).k == 32

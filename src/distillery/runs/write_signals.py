@@ -140,14 +140,12 @@ class _Pass:
         written = write_cache(folder, contents, layout, self.batches, len(self.keys), self._rows, head, every)
         seconds = time.monotonic() - begun
         self.teacher.tap((), self.parts.example)
+        say(f"{folder}: written in {seconds:,.0f} s ({contents.rows / max(seconds, 1e-9):,.0f} rows/s); now its scores")
         evaluations = self._evaluations()
         files = {evaluation_file(stage): each.pop("sha256") for stage, each in evaluations.items()}
         written = replace(written, evaluations=evaluations, sha256=written.sha256 | files)
         finish(folder, written)
-        say(
-            f"{folder}: written in {seconds:,.0f} s ({contents.rows / max(seconds, 1e-9):,.0f} rows/s). Use it: "
-            f"teachers.{settings.teacher}.cache={folder}"
-        )
+        say(f"Use it: teachers.{settings.teacher}.cache={folder}")
         return written
 
     def _planned(self, there: Contents | None) -> tuple[Contents, Layout, dict[str, Tensor]]:

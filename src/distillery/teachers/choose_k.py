@@ -8,11 +8,11 @@ from rich.table import Table
 from torch import Tensor
 
 from distillery.core.numerics import kl, log_softmax
-from distillery.losses.sparse import TopK, sparse_kl
 
 ROWS = 1000  # on which k is chosen
 CHUNK = 64
 MOST = 512
+TINY = 1e-300
 
 
 class Loss(NamedTuple):
@@ -39,30 +39,44 @@ def candidates(classes: int) -> list[int]:
 
 
 def losses_by_k(teacher: Tensor, student: Tensor, ks: Sequence[int]) -> list[Loss]:
-    """`Loss` of each k, for rows of both networks' logits [N,C]."""
-    sums = torch.zeros(len(ks), 3, dtype=torch.float64)
+    """`Loss` of each k, for rows of both networks' logits [N,C].
+
+    With t, s the probabilities, and T, S the mass of all but the teacher's k likeliest classes: there the gradient of
+    the tail bucket is s - s · T/S, where that of all classes is s - t. Elsewhere they are the same. The divergences
+    differ by Σ t · log(t/s) - T · log(T/S), over these classes.
+    """
+    found = torch.zeros(len(ks), 3, dtype=torch.float64)
     full = of_gradient = 0.0
+    last = torch.tensor(ks) - 1
     for theirs, ours in zip(teacher.split(CHUNK), student.split(CHUNK), strict=True):
-        log_t = log_softmax(theirs.double(), 1.0)
-        ranked = log_t.topk(max(ks)).indices
-        own = ours.double().requires_grad_()
-        log_s = log_softmax(own, 1.0)
+        log_t, log_s = (log_softmax(logits.double(), 1.0) for logits in (theirs, ours))
+        t, s = log_t.exp(), log_s.exp()
         whole = kl(log_t, log_s)
-        (exact,) = torch.autograd.grad(whole.sum(), own, retain_graph=True)
         full += whole.sum().item()
-        of_gradient += exact.square().sum().item()
-        for place, k in enumerate(ks):
-            known = TopK.of(log_t, ranked[:, :k])
-            rows = sparse_kl(TopK.of(log_s, ranked[:, :k]), known, "tail")
-            (found,) = torch.autograd.grad(rows.sum(), own, retain_graph=True)
-            sums[place] += torch.stack(
-                [known.kept.exp().sum(), (whole - rows).detach().sum(), (found - exact).square().sum()]
-            )
+        of_gradient += (s - t).square().sum().item()
+        classes = log_t.topk(max(ks)).indices
+
+        def rest(values: Tensor, classes: Tensor = classes) -> Tensor:
+            """The sum over all but the k likeliest classes, for each k: [n, len(ks)]."""
+            kept = values.gather(-1, classes).cumsum(-1)[:, last]
+            return (values.sum(-1, keepdim=True) - kept).clamp_min(0)
+
+        mass_t, mass_s = rest(t), rest(s).clamp_min(TINY)
+        ratio = mass_t / mass_s
+        bucket = kept_kl(t, log_t, log_s, classes)[:, last] + mass_t * ratio.clamp_min(TINY).log()
+        gap = whole[:, None] - bucket
+        error = rest(t * t) - 2 * ratio * rest(t * s) + ratio * ratio * rest(s * s)
+        found += torch.stack([(1 - mass_t).sum(0), gap.sum(0), error.clamp_min(0).sum(0)], 1)
     number = len(teacher)
     return [
-        Loss(k, kept / number, gap / number, full / number, (error / of_gradient) ** 0.5)
-        for k, (kept, gap, error) in zip(ks, sums.tolist(), strict=True)
+        Loss(k, kept / number, max(gap, 0.0) / number, full / number, (error / of_gradient) ** 0.5)
+        for k, (kept, gap, error) in zip(ks, found.tolist(), strict=True)
     ]
+
+
+def kept_kl(t: Tensor, log_t: Tensor, log_s: Tensor, classes: Tensor) -> Tensor:
+    """Σ t · log(t/s) over the first, the first two, … of the classes [n,k], for each of these sets."""
+    return (t * (log_t - log_s)).gather(-1, classes).cumsum(-1)
 
 
 def smallest(losses: Sequence[Loss], tolerance: float) -> Loss:
