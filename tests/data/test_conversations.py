@@ -141,6 +141,12 @@ def test_the_plan_shows_how_conversations_are_rendered(tmp_path: Path, chatml: s
         assert ("no special token ends a turn of the assistant" in remarks) != ended
 
 
+def test_the_date_is_always_the_same(tmp_path: Path, chatml: str) -> None:
+    dated = "{% set today = strftime_now('%d %b %Y') %}{{ today + ' ' + strftime_now(\"%Y-%m-%d\") }}\n" + CHATML
+    ((text, _),) = learnt(chat_data(tmp_path, chatml, [{"messages": turns("a", "b")}], template=dated))
+    assert text.startswith("26 Jul 2024 2024-07-26\n<|im_start|>user")
+
+
 def test_think_spans_however_they_begin_and_end(tmp_path: Path, chatml: str) -> None:
     for content, parts in (
         ("<think>a</think> b<think>c</think>", ["b", END]),

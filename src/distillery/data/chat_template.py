@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,8 @@ Span = tuple[int, int]  # of characters: the first, and the one after the last
 Message = Mapping[str, Any]
 
 OWN_MASK = re.compile(r"{%-?\s*generation\s*-?%}")
-DATE = "26 Jul 2024"  # that of Llama 3's template where none is known
+TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+DATE = date(2024, 7, 26)  # instead of today: that of Llama 3's template where none is known
 SHOWN = 160  # characters of a text in a message
 
 
@@ -64,12 +66,15 @@ class ChatTemplate:
             return set()
         return {token for token in self.specials if text.rstrip().endswith(token)}
 
+    @cached_property
+    def _dated(self) -> str:
+        """The template with `DATE` instead of today, with which the tokens would be others each day."""
+        return TODAY.sub(lambda found: repr(DATE.strftime(found[2])), self.source)
+
     def _render(self, messages: Sequence[Message], tools: Any, **options: Any) -> tuple[str, list[Span]]:
         given: Any = {**self.tokenizer.special_tokens_map, **options, **self.settings}
-        if "date_string" in self.source:  # of today, unless it is said: the tokens would be others each day
-            given.setdefault("date_string", DATE)
         try:
-            made: Any = render_jinja_template([list(map(dict, messages))], tools, chat_template=self.source, **given)
+            made: Any = render_jinja_template([list(map(dict, messages))], tools, chat_template=self._dated, **given)
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
                 f"The chat template does not render a conversation ({error}): {_short(messages)}. Correct the data, or "
