@@ -1,12 +1,15 @@
 """What a loss through a large head costs in chunks of rows, beside the same loss from all logits at once.
 
-    python benchmarks/chunked_loss.py [--rows 2048] [--classes 49152] [--repeats 3]
+    python benchmarks/chunked_loss.py [--rows 2048] [--classes 49152] [--repeats 3] [--step]
 
 kd and cross-entropy of a student with 256 hidden units and a teacher with 576, forward and backward by hidden rows and
 head, in float32 on one thread. Each form runs in a process of its own, the two in turn. Memory is the largest resident
 set above that before the first run, when a run on a few rows and classes has loaded the libraries. Time is that of the
 processor, in the fastest run, since other load on the machine only adds time. Exits with 1 if the chunks take more than
 0.25 × the memory or more than 1.1 × the time.
+
+With --step it is a training step of two causal language models of 4 layers on texts of 256 tokens: forwards of both,
+task loss, kd and backward.
 """
 
 import argparse
@@ -15,10 +18,12 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 MEMORY, TIME = 0.25, 1.1  # limits, as parts of the naive form's
 STUDENT, TEACHER = 256, 576  # hidden units
+LENGTH = 256  # tokens of a text
 
 
 def resident() -> float:
@@ -38,18 +43,19 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
     from distillery.losses.chunked import Batch, sum_over_rows
     from distillery.losses.functional import kd
     from distillery.losses.levels import Headed
+    from distillery.losses.signals import Signals
 
-    def loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-        assert teacher_logits is not None
-        of_labels = F.cross_entropy(student_logits, batch["target"], reduction="none")
-        return of_labels + kd(student_logits, teacher_logits, 2.0, reduction="none")
+    def loss(student: Signals, teachers: Mapping[str, Signals], batch: Batch) -> torch.Tensor:
+        of_labels = F.cross_entropy(student.logits, batch["target"], reduction="none")
+        return (of_labels + kd(student.logits, teachers["main"].logits, 2.0, reduction="none")).sum()
 
     def value(student: Headed, teacher: Headed, batch: Batch) -> torch.Tensor:
         if form == "chunked":
-            return sum_over_rows(loss, student, teacher, batch, chunk)
+            rows_of = Signals(torch.empty(0, 0), headed=teacher)
+            return sum_over_rows(loss, student, {"main": rows_of}, batch, rows=chunk)[0]
         with torch.no_grad():
             teacher_logits = teacher.logits()
-        return loss(student.logits(), teacher_logits, batch).sum()
+        return loss(Signals(student.logits()), {"main": Signals(teacher_logits)}, batch)
 
     def inputs(rows: int, classes: int) -> tuple[Headed, Headed, Batch]:
         def drawn(*shape: int) -> torch.Tensor:
@@ -63,13 +69,66 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
     torch.manual_seed(0)
     value(*inputs(3, 5)).backward()
     student, *others = inputs(rows, classes)
+
+    def once() -> None:
+        student.hidden.grad = student.weight.grad = None
+        value(student, *others).div(rows).backward()
+
+    return timed(once, repeats)
+
+
+def timed(once: Callable[[], None], repeats: int) -> dict[str, float]:
+    """MiB above what is resident now, and the seconds of the fastest run."""
     before, times = resident(), []
     for _ in range(repeats):
-        student.hidden.grad = student.weight.grad = None
         start = time.process_time()
-        value(student, *others).div(rows).backward()
+        once()
         times.append(time.process_time() - start)
     return {"MiB": resident() - before, "seconds": min(times)}
+
+
+def measure_step(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dict[str, float]:
+    """MiB and seconds of a training step, in this process."""
+    import torch
+
+    from distillery.losses.response.kd import KD
+    from distillery.models.adapters import TextAdapter
+    from distillery.models.taps.head import before_heads
+    from distillery.models.taps.network import Network
+    from distillery.models.text.transformer import transformer
+    from distillery.tasks.causal_lm import CausalLM
+    from distillery.teachers.frozen import Teacher
+    from distillery.training.head_chunks import end_before_heads
+    from distillery.training.objective import Objective
+
+    def network(role: type[Network], width: int, classes: int) -> Network:
+        sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 4, "num_attention_heads": 4}
+        net = transformer(
+            "llama", "causal_lm", classes, sizes | {"num_key_value_heads": 4, "tie_word_embeddings": True}
+        )
+        return role(net, TextAdapter(net))
+
+    def step(texts: int, classes: int) -> Callable[[], None]:
+        task = CausalLM(rows_per_chunk=chunk if form == "chunked" else None)
+        student, teacher = network(Network, STUDENT, classes), network(Teacher, TEACHER, classes)
+        ids = torch.randint(classes, (texts, LENGTH))
+        ones, index = torch.ones_like(ids), torch.arange(texts)
+        batch = {"input_ids": ids, "attention_mask": ones, "target": ids, "bytes": ones, "index": index}
+        end_before_heads(task, {}, student, {"main": teacher}, batch)
+        objective = Objective(task, {"kd": KD(temperature=2.0)})
+
+        def once() -> None:
+            student.zero_grad()
+            with before_heads([student, teacher]):
+                signals = teacher(batch, training=True), student(batch)
+            objective(signals[1], {"main": signals[0]}, batch).total.backward()
+
+        return once
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    step(1, 5)()
+    return timed(step(max(1, rows // LENGTH), classes), repeats)
 
 
 def main() -> None:
@@ -77,11 +136,13 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=2048)
     arguments.add_argument("--classes", type=int, default=49_152)
     arguments.add_argument("--repeats", type=int, default=2, help="in each process, of which each form has two")
-    arguments.add_argument("--chunk", type=int, default=64, help="rows of a chunk")
+    arguments.add_argument("--chunk", type=int, default=128, help="rows of a chunk")
+    arguments.add_argument("--step", action="store_true", help="a training step instead of the loss alone")
     arguments.add_argument("--form", choices=["naive", "chunked"], help="measure this form here, and print JSON")
     given = arguments.parse_args()
     if given.form:
-        print(json.dumps(measure(given.form, given.rows, given.classes, given.repeats, given.chunk)))
+        measured = measure_step if given.step else measure
+        print(json.dumps(measured(given.form, given.rows, given.classes, given.repeats, given.chunk)))
         return
     found: dict[str, dict[str, float]] = {}
     for form in ("naive", "chunked") * 2:

@@ -117,6 +117,25 @@ def test_the_record_has_the_score_that_transformers_gives(
         assert len(saved["student"]) == len(saved["main"]) == len(saved["target"])
 
 
+@pytest.mark.slow
+def test_chunks_of_logits_train_the_same_student(student: Result, distilled: list[str], folder: Path) -> None:
+    """To 1e-5 after two epochs, also from cached hidden rows; and what needs all logits has them."""
+    expected = student.parts.distiller.student
+    assert expected.known_head
+    for number, given in enumerate(
+        (["task.rows_per_chunk=null"], ["task.rows_per_chunk=7", "teachers.main.cache=true"])
+    ):
+        own = [*distilled, *given]
+        found = train(config(folder / f"chunks{number}", *own), own)
+        pairs = zip(found.parts.distiller.student.parameters(), expected.parameters(), strict=True)
+        assert max((one - other).abs().max().item() for one, other in pairs) < 1e-5
+        scores = [run.record.metrics["last"]["test_score"] for run in (found, student)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    own = [*distilled, "loss/response=[dist]"]
+    whole = train(config(folder / "dist", *own), own)
+    assert "loss.dist compares rows" in " ".join(whole.record.remarks)
+
+
 def test_it_learns_and_the_best_checkpoint_is_the_lowest(student: Result, teacher: Result) -> None:
     for result in (student, teacher):
         scores = [entry["score"] for entry in result.record.timeline]

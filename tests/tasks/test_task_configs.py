@@ -14,7 +14,12 @@ from distillery.models.text.transformer import HEADS
 from distillery.tasks.task import Task
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "task").glob("*.yaml"))
-MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path__)} - {"task", "tokens", "evaluate"}
+MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path__)} - {
+    "task",
+    "tokens",
+    "evaluate",
+    "windows",
+}
 MEMBERS = sorted(name for name in vars(Task) if inspect.isfunction(vars(Task)[name]) and not name.startswith("_"))
 PIPELINE_TAGS = set("text-classification token-classification fill-mask sentence-similarity text-generation".split())
 
@@ -32,7 +37,7 @@ def test_config_holds_every_setting_with_its_default(path: Path) -> None:
     assert config == {name: given.default for name, given in inspect.signature(task).parameters.items()}
     made = task(**config)
     assert {name: getattr(made, name) for name in config} == config
-    assert MEMBERS == ["loss", "metric", "outputs", "predict", "rows", "score_rows"]
+    assert MEMBERS == ["loss", "measured", "metric", "outputs", "predict", "rows", "score_rows"]
     assert all(callable(getattr(made, member)) for member in MEMBERS)
     assert made.head in HEADS
     assert made.pipeline_tag in PIPELINE_TAGS

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from distillery.config.cached_teachers import cached_teachers, refuse_several
+from distillery.config.check import is_fsdp2
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import build_moving, complete, complete_teacher, is_absent, setting_of
@@ -36,6 +37,7 @@ from distillery.teachers.peer import Peer
 from distillery.teachers.without_network import StoredTeacher, training_score
 from distillery.training.check_task import check_levels, check_task
 from distillery.training.distiller import VALIDATED, Distiller, Optim
+from distillery.training.head_chunks import end_before_heads
 from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.objective import Objective
 from distillery.training.wiring import wire
@@ -180,6 +182,9 @@ def build(
     check_levels(terms, teachers)
     if rollouts is not None:
         refuse_parts(rollouts, terms, teachers, student)
+    whole = "compile=true compiles whole networks" if cfg.compile else ""
+    whole = "hardware=fsdp2 shards its head" if is_fsdp2(cfg.trainer.get("strategy")) else whole
+    end_before_heads(task, terms, student, teachers, batch, whole)
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in VALIDATED else 1

@@ -242,10 +242,14 @@ def _refuse_clipped(plain: Mapping[str, Any]) -> None:
         )
 
 
+def is_fsdp2(strategy: Any) -> bool:
+    """Whether this `trainer.strategy` shards the parameters."""
+    return isinstance(strategy, Mapping | DictConfig) and str(strategy.get("_target_")).endswith(".FSDP2")
+
+
 def _refuse_sharded(plain: Mapping[str, Any]) -> None:
     """Refuse what parameters that are sharded across processes (hardware=fsdp2) do not allow."""
-    strategy = plain["trainer"].get("strategy")
-    if not isinstance(strategy, dict) or not str(strategy.get("_target_")).endswith(".FSDP2"):
+    if not is_fsdp2(plain["trainer"].get("strategy")):
         return
     moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in (FROZEN, STORED, SERVED)]
     if moving:

@@ -12,115 +12,123 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32, full_precision
 from distillery.losses.levels import Headed
 from distillery.losses.signals import Signals
-from distillery.losses.steps import Steps
-from distillery.losses.term import Term
 
 Batch = Mapping[str, Tensor]
-# (student's logits [n,V], teacher's logits [n,V'] or None, batch of the n rows) → the weighted loss of each row, [n]
-RowLoss = Callable[[Tensor, Tensor | None, Batch], Tensor]
-ROWS = 64
+# (student's rows, teachers' rows by name, batch of these rows) → K losses, each a sum over the rows: [K]; or one, []
+RowLosses = Callable[[Signals, Mapping[str, Signals], Batch], Tensor]
+ROWS = 128
 
 
 def sum_over_rows(
-    loss: RowLoss, student: Headed, teacher: Headed | Tensor | None, batch: Batch, rows: int = ROWS
-) -> Tensor:
-    """`loss(student.logits(), teacher.logits(), batch).sum()`, of at most `rows` rows at a time.
+    losses: RowLosses,
+    student: Headed,
+    teachers: Mapping[str, Signals],
+    batch: Batch,
+    weights: Sequence[float] = (1.0,),
+    rows: int = ROWS,
+) -> tuple[Tensor, Tensor]:
+    """Σ weight · loss of all rows, and the K losses [K] without their graph; at most `rows` rows at a time.
 
-    The value and the gradients by the student's hidden rows, weight and bias are those of this expression: to 1e-12 in
+    Values and gradients by the student's hidden rows, weight and bias are those of all rows at once: to 1e-12 in
     float64, and to 1e-5 in float32, where sums are in another order. The gradient of a weight that has other uses is
     added to theirs, as always. Gradients cannot be differentiated again.
 
     Args:
-        loss: is called with the rows of a chunk. It must treat each row alone and have no trained tensors of its own;
-            `weighted_sum` makes one of loss terms.
-        teacher: its rows with its head, its logits [N,V'], or None for a loss that reads it from the batch (stored
-            top-k). It gets no gradient.
-        batch: tensors with N rows.
+        losses: are called with the rows of a chunk, which have `logits`, also where the teacher's were `headed`. They
+            must treat each row alone and have no trained tensors of their own.
+        teachers: logits, hidden rows and a head, or few classes, of N rows. They get no gradient.
+        batch: what has not N rows is left out.
         rows: of a chunk. The default suits a CPU.
     """
     tensors = student.hidden, student.weight, student.bias
-    if not torch.is_grad_enabled() or not any(each is not None and each.requires_grad for each in tensors):
-        parts = _parts(student, teacher, batch, rows)
-        return torch.stack([loss(part.logits(), logits, of_part).sum() for part, logits, of_part in parts]).sum()
-    return _SumOverRows.apply(loss, student, teacher, batch, rows, *tensors)
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
+        total, sums = _SumOverRows.apply(losses, student, teachers, batch, weights, rows, *tensors)
+        return total, sums
+    parts = _parts(student, teachers, batch, rows)
+    sums = torch.stack([losses(Signals(part.logits()), taught, own).reshape(-1) for part, taught, own in parts]).sum(0)
+    return (sums * sums.new_tensor(weights)).sum(), sums
 
 
-def weighted_sum(terms: Sequence[Term]) -> RowLoss:
-    """The sum of weight · loss of some terms as a `RowLoss`. Make it anew for each batch.
+def with_logits(signals: Signals, batch: Batch, rows: int | None) -> Iterator[tuple[Signals, Batch]]:
+    """The rows with their logits, at most `rows` at a time where they are computed from hidden rows, else all at once.
 
-    A term that counts batches (`Steps`, as topk_kd with missing=sample) counts the chunks of a batch as one.
-
-    Raises:
-        UserError: a term is no sum over the rows of logits, or has trained modules.
+    Args:
+        signals: of N rows, such as `Task.rows` returns.
+        batch: what has not N rows is left out of parts.
     """
-    for term in terms:
-        if not term.contract.per_sample:
-            raise UserError(
-                f"{term.name} compares the rows of a batch with each other. It is no sum over rows, so it needs all "
-                "logits at once and cannot be computed in chunks."
-            )
-        if term.contract.needs != "logits" or any(True for _ in term.parameters()):
-            raise UserError(
-                f"{term.name} is no function of logits alone and cannot be computed in chunks of their rows."
-            )
-    steps = [(module, module.done) for term in terms for module in term.modules() if isinstance(module, Steps)]
+    headed = signals.headed
+    if headed is None:
+        yield signals, batch
+        return
+    number = len(headed.hidden)
+    for start in range(0, max(number, 1), rows or max(number, 1)):
+        part = slice(start, start + rows if rows else None)
+        yield _part(signals, part).computed(), _of_rows(batch, number, part)
 
-    def loss(student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
-        for counter, done in steps:
-            counter.done = done
-        of_teacher = Signals(student.new_empty(len(student), 0) if teacher is None else teacher)
-        return torch.stack([term.weight * term(Signals(student), of_teacher, batch) for term in terms]).sum(0)
 
-    return loss
+def _of_rows(batch: Batch, number: int, part: slice) -> Batch:
+    """Some rows of what has that number of rows: batches also hold what is of samples."""
+    return {key: each[part] for key, each in batch.items() if len(each) == number}
 
 
 def _parts(
-    student: Headed, teacher: Headed | Tensor | None, batch: Batch, rows: int
-) -> Iterator[tuple[Headed, Tensor | None, Batch]]:
-    """The student's rows, the teacher's logits and the batch, of each chunk. Of no rows there is one empty chunk."""
-    student = replace(student, weight=at_least_float32(student.weight))  # once, not for each chunk
-    if isinstance(teacher, Headed):
-        teacher = replace(teacher, weight=at_least_float32(teacher.weight))
+    student: Headed, teachers: Mapping[str, Signals], batch: Batch, rows: int
+) -> Iterator[tuple[Headed, Mapping[str, Signals], Batch]]:
+    """The student's rows, the teachers' with logits, and the batch, of each chunk. Of no rows there is an empty one."""
+    student = _widened(student)
+    teachers = {
+        name: each if each.headed is None else replace(each, headed=_widened(each.headed))
+        for name, each in teachers.items()
+    }
     for start in range(0, max(len(student.hidden), 1), rows):
         part = slice(start, start + rows)
         with torch.no_grad():
-            if isinstance(teacher, Headed):
-                logits: Tensor | None = replace(teacher, hidden=teacher.hidden[part]).logits()
-            else:
-                logits = None if teacher is None else teacher[part].detach()
-        yield replace(student, hidden=student.hidden[part]), logits, {key: each[part] for key, each in batch.items()}
+            taught = {name: _part(each, part).computed() for name, each in teachers.items()}
+        yield student.rows(part), taught, _of_rows(batch, len(student.hidden), part)
+
+
+def _widened(head: Headed) -> Headed:
+    """With its weight in at least float32: once, and not for each chunk."""
+    return replace(head, weight=at_least_float32(head.weight))
+
+
+def _part(signals: Signals, part: slice) -> Signals:
+    """Some of the rows, without what has no rows."""
+    return replace(signals, layers={}, attention={}, mask=None).rows(part)
 
 
 class _SumOverRows(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        loss: RowLoss,
+        losses: RowLosses,
         student: Headed,
-        teacher: Headed | Tensor | None,
+        teachers: Mapping[str, Signals],
         batch: Batch,
+        weights: Sequence[float],
         rows: int,
         *tensors: Tensor | None,
-    ) -> Tensor:
-        wanted = ctx.needs_input_grad[5:]
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[6:]
         gradients = [
             torch.zeros_like(at_least_float32(each)) if each is not None and wants else None
             for each, wants in zip(tensors, wanted, strict=True)
         ]
         of_hidden, of_weight, of_bias = gradients
-        sums = []
+        totals, sums = [], []
         with full_precision(student.hidden):
-            for at, (part, teacher_logits, of_part) in enumerate(_parts(student, teacher, batch, rows)):
+            for at, (part, taught, of_part) in enumerate(_parts(student, teachers, batch, rows)):
                 product = replace(part, softcap=None).logits()
                 with torch.enable_grad():
-                    value = loss(student.capped(product.requires_grad_()), teacher_logits, of_part).sum()
-                (gradient,) = torch.autograd.grad(value, product)
-                sums.append(value.detach())
-                del value, product, teacher_logits
+                    values = losses(Signals(student.capped(product.requires_grad_())), taught, of_part).reshape(-1)
+                    total = (values * values.new_tensor(weights)).sum()
+                (gradient,) = torch.autograd.grad(total, product)
+                sums.append(values.detach())
+                totals.append(total.detach())
+                del values, total, product, taught
                 if of_hidden is not None:
                     of_hidden[at * rows : (at + 1) * rows] = gradient @ part.weight
                 if of_weight is not None:
@@ -129,10 +137,12 @@ class _SumOverRows(torch.autograd.Function):
                     of_bias += gradient.sum(0)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if each is None else each.dtype for each in tensors]
-        return torch.stack(sums).sum()
+        each_sum = torch.stack(sums).sum(0)
+        ctx.mark_non_differentiable(each_sum)
+        return torch.stack(totals).sum(), each_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *of_sum: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *[None] * 5, *(None if each is None else (of_sum[0] * each).to(dtype) for each, dtype in pairs)
+        return *[None] * 6, *(None if each is None else (of_total * each).to(dtype) for each, dtype in pairs)

@@ -121,13 +121,17 @@ class Signals:
         headed = None if self.headed is None else self.headed.detach()
         return replace(self, logits=self.logits.detach(), layers=layers, attention=attention, headed=headed)
 
-    def rows(self, which: Tensor) -> "Signals":
-        """The rows of logits, or of what stands for them, where a mask is true. All else stays as it is."""
+    def rows(self, which: Tensor | slice) -> "Signals":
+        """The rows of logits, or of what stands for them, at these places or where a mask is true. All else stays."""
         logits = self.logits[which] if self.logits.shape[-1] else self.logits
         headed = None if self.headed is None else self.headed.rows(which)
         return replace(
             self, logits=logits, headed=headed, sparse=None if self.sparse is None else self.sparse.rows(which)
         )
+
+    def computed(self) -> "Signals":
+        """With logits, where hidden rows and a head stand for them."""
+        return self if self.headed is None else replace(self, logits=self.headed.logits(), headed=None)
 
     def take(self, rows: Tensor, samples: Tensor) -> "Signals":
         """The signals of some samples alone.

@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from distillery.core.errors import UserError
+from distillery.core.kinds import conform
 from distillery.core.numerics import at_least_float32
 from distillery.data.other_tokens import next_tokens
 from distillery.data.tokens import IGNORED
+from distillery.losses.chunked import ROWS
 from distillery.losses.on_policy import SAMPLED
 from distillery.losses.signals import Signals
 from distillery.tasks.task import Batch, Labelled, Task, Usage
@@ -65,6 +68,11 @@ class CausalLM(Task):
         weight: weight of the loss on the tokens of the texts in the objective.
         exact_match: whether the record and the report also say for which share of the prompts the student's likeliest
             continuation, token by token, is exactly the given one: for data with prompts and right answers.
+        rows_per_chunk: logits are computed for so many tokens at a time, so that those of a batch never exist all at
+            once; None: all at once.
+
+    Raises:
+        UserError: `rows_per_chunk` is below 1.
     """
 
     score = "bits per byte"
@@ -78,9 +86,10 @@ class CausalLM(Task):
     head = "causal_lm"
     pipeline_tag = "text-generation"
 
-    def __init__(self, weight: float = 1.0, exact_match: bool = False) -> None:
+    def __init__(self, weight: float = 1.0, exact_match: bool = False, rows_per_chunk: int | None = ROWS) -> None:
         self.weight = weight
         self.exact_match = exact_match
+        self.rows_per_chunk = conform("rows_per_chunk", rows_per_chunk, PositiveInt | None)
         self._vocabulary: int | None = None  # the tokenizer's size; networks may have more logits
         self._others: Mapping[str, Documents] = {}  # the same texts for teachers with other tokenizers
 

@@ -7,7 +7,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from distillery.losses.chunked import with_logits
 from distillery.models.evaluation_mode import evaluating
+from distillery.models.taps.head import before_heads
 from distillery.tasks.task import Task, labelled_rows
 
 
@@ -46,19 +48,20 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
     device = next(chain(network.parameters(), network.buffers())).device
     metric = task.metric(outputs).to(device)
     found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
-    with evaluating(network):
+    with evaluating(network), before_heads(network.modules()):
         for batch in loader:
             batch = {key: value.to(device) for key, value in batch.items()}
-            rows, labelled = labelled_rows(*task.rows(network(batch), batch), batch)
-            target = labelled["target"]
-            if not len(target):
-                continue  # no token that counts, or no label
-            loss = task.loss(rows.logits, target)
-            task.score_rows(metric, rows.logits, loss, labelled)
-            found["index"].append(labelled["index"])
-            found["target"].append(target)
-            found["predicted"].append(task.predict(rows.logits))
-            found["loss"].append(loss)
+            whole = labelled_rows(*task.rows(network(batch), batch), batch)
+            for rows, labelled in with_logits(*whole, task.rows_per_chunk):
+                target = labelled["target"]
+                if not len(target):
+                    continue  # no token that counts, or no label
+                loss = task.loss(rows.logits, target)
+                task.score_rows(metric, rows.logits, loss, labelled)
+                found["index"].append(labelled["index"])
+                found["target"].append(target)
+                found["predicted"].append(task.predict(rows.logits))
+                found["loss"].append(loss)
     joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
     mean = joined.pop("loss").mean().item()
     return Evaluation(metric.compute().item(), mean, **joined)

@@ -48,6 +48,8 @@ class Task(Protocol):
     head: ClassVar[str]  # of a transformer: a key of `distillery.models.text.transformer.HEADS`
     pipeline_tag: ClassVar[str]  # what the Hugging Face hub calls the task
     weight: float  # of the hard-label loss in the objective
+    # Logits of the student and its teachers are computed for so many rows at a time in training; None: all at once.
+    rows_per_chunk: int | None = None
 
     @classmethod
     def is_distribution(cls) -> bool:

@@ -147,13 +147,15 @@ def _flat(signals: Signals) -> dict[str, Tensor]:
         for tap, operands in signals.attention.items()
         for part in ("query", "key", "value")
     }
-    return {"logits": signals.logits} | layers | attention
+    logits = {"logits": signals.logits} if signals.headed is None else {"hidden": signals.headed.hidden}
+    return logits | layers | attention
 
 
 def _like(signals: Signals, flat: Mapping[str, Tensor], mask: Tensor | None) -> Signals:
     """`signals` with its tensors replaced by those in `flat`, for a batch with that mask."""
+    hidden = flat.get("hidden")
     return Signals(
-        logits=flat["logits"],
+        logits=flat["logits"] if hidden is None else hidden.new_empty(len(hidden), 0),
         layers={tap: flat.get(f"layers.{tap}", tensor) for tap, tensor in signals.layers.items()},
         attention={
             tap: replace(
@@ -166,6 +168,7 @@ def _like(signals: Signals, flat: Mapping[str, Tensor], mask: Tensor | None) -> 
             for tap, operands in signals.attention.items()
         },
         mask=mask,
+        headed=None if hidden is None or signals.headed is None else replace(signals.headed, hidden=hidden),
     )
 
 

@@ -68,7 +68,6 @@ class Teacher(Network):
     """
 
     role = FROZEN
-    has_network: ClassVar[bool] = True  # False: only its logits are known. It has no layers and no lengths
     cost: Mapping[str, Any] | None = None  # what a record says of its costs; None: they are measured
 
     def __init__(

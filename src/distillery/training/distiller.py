@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from distillery.core.process import of_all_ranks
 from distillery.core.roles import EMA, FROZEN, PEER
 from distillery.data.loader import ResumableLoader
+from distillery.losses.chunked import with_logits
+from distillery.models.taps.head import before_heads
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Batch, Task, labelled_rows
 from distillery.teachers.ema import EMATeacher
@@ -174,8 +176,10 @@ class Distiller(L.LightningModule):
         if self.objective.rollouts is not None:
             self.own = self._own.popleft() if self._own else None
             batch = given(batch) if self.own is None else self.own
-        others = {name: each(batch, training=True) for name, each in self.teachers.items() if each is not self.student}
-        student = self.student(batch)
+        teachers = {name: each for name, each in self.teachers.items() if each is not self.student}
+        with before_heads([self.student, *teachers.values()]):
+            others = {name: each(batch, training=True) for name, each in teachers.items()}
+            student = self.student(batch)
         signals = dict.fromkeys(self.teachers, student) | others  # the student may be among its teachers
         self.losses = losses = self.objective(student, signals, batch, self._counts)
         # Lightning divides by accumulate_grad_batches, even where an epoch ends after fewer batches.
@@ -195,11 +199,15 @@ class Distiller(L.LightningModule):
         self.losses = None  # it holds the graph
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
-        rows, labelled = labelled_rows(*self.task.rows(self.student(batch), batch), batch)
-        loss = self.task.loss(rows.logits, labelled["target"])
+        with before_heads([self.student]):
+            whole = labelled_rows(*self.task.rows(self.student(batch), batch), batch)
+        losses = []
+        for rows, labelled in with_logits(*whole, self.task.rows_per_chunk):
+            losses.append(self.task.loss(rows.logits, labelled["target"]))
+            if len(losses[-1]):  # a batch of texts may have no labelled token
+                self.task.score_rows(self.val_score, rows.logits, losses[-1], labelled)
+        loss = torch.cat(losses)
         count = len(loss)
-        if count:  # a batch of texts may have no labelled token
-            self.task.score_rows(self.val_score, rows.logits, loss, labelled)
         # The attribute is named, since each stage has a metric of its own.
         self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")
         self.log("val/loss", loss.sum() / max(1, count), batch_size=count, sync_dist=True)

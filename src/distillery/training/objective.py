@@ -1,17 +1,22 @@
 """The objective: the weighted sum of the task loss and the distillation losses."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any, cast
 
+import torch
 from pydantic import FiniteFloat
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
 from distillery.core.kinds import conform
+from distillery.losses.chunked import sum_over_rows
 from distillery.losses.on_policy import SAMPLED
 from distillery.losses.several import Several
 from distillery.losses.signals import Signals
+from distillery.losses.steps import Steps
 from distillery.losses.term import Term
 from distillery.tasks.task import Batch, Task, labelled_part, labelled_rows
 from distillery.training.gathering import gathered
@@ -27,16 +32,21 @@ class Losses:
     Attributes:
         total: what is minimised.
         terms: for logs: the total as `loss`, and each loss by name, unweighted and detached.
-        raw: each unweighted loss with its graph.
         weights: what each loss was multiplied by.
+        separate: gives each unweighted loss with its graph.
         norms: the norms of their gradients, once `gradient_norms` has computed them.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
-    raw: dict[str, Tensor]
     weights: dict[str, float]
+    separate: Callable[[], dict[str, Tensor]]
     norms: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def raw(self) -> dict[str, Tensor]:
+        """Each unweighted loss with its graph. Where logits are computed in chunks, they are computed again for it."""
+        return self.separate()
 
 
 class Objective(nn.Module):
@@ -135,9 +145,18 @@ class Objective(nn.Module):
         counts = counts or UpdateCounts.of_batch(of_rows, batch)
         taught = {name: self._rows_of(signals.detach(), batch) for name, signals in teachers.items()}
         terms: dict[str, Any] = dict(self.terms)
-        losses = {"task": self._of_task(rows, of_rows, batch, counts)}
-        losses |= {name: _value(term, rows, taught, of_rows, batch, counts) for name, term in terms.items()}
         weights = {"task": self.task.weight} | {name: term.weight for name, term in terms.items()}
+
+        def value(name: str, rows: Signals, taught: Mapping[str, Signals], of_rows: Batch) -> Tensor:
+            if name == "task":
+                return self._of_task(rows, of_rows, batch, counts)
+            return _value(terms[name], rows, taught, of_rows, batch, counts)
+
+        if rows.headed is not None and not self.peers:
+            return self._in_chunks(value, weights, rows, taught, of_rows)
+        rows = rows.computed()
+        taught = {name: each.computed() for name, each in taught.items()}
+        losses = {name: value(name, rows, taught, of_rows) for name in weights}
         total = _weighted(weights, losses)
         logged = dict(losses)
         for peer in self.peers:
@@ -154,7 +173,43 @@ class Objective(nn.Module):
                 which = f"{name}.{teacher}" if len(term.by_teacher) > 1 else name
                 logged |= {f"{which}.{measure}": value for measure, value in one.measured.items()}
         logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
-        return Losses(total, logged, losses, weights)
+        return Losses(total, logged, weights, lambda: losses)
+
+    def _in_chunks(
+        self,
+        value: Callable[[str, Signals, Mapping[str, Signals], Batch], Tensor],
+        weights: Mapping[str, float],
+        rows: Signals,
+        taught: Mapping[str, Signals],
+        of_rows: Batch,
+    ) -> Losses:
+        """The losses, those of rows in chunks of rows, so that the student's logits never exist all at once."""
+        terms = {n: cast(Term, self.terms[n]) for n in self.response_losses}
+        terms = {name: term for name, term in terms.items() if term.contract.per_sample}
+        chunked = ["task", *terms]
+        steps = {name: [(m, m.done) for m in term.modules() if isinstance(m, Steps)] for name, term in terms.items()}
+
+        def weighted(names: Sequence[str], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+            def losses(student: Signals, teachers: Mapping[str, Signals], part: Batch) -> Tensor:
+                for counter, done in chain.from_iterable(steps.get(name, ()) for name in names):
+                    counter.done = done  # all chunks are of one batch
+                return torch.stack([value(name, student, teachers, part) for name in names])
+
+            assert rows.headed is not None
+            size = self.task.rows_per_chunk or max(1, len(rows.headed.hidden))
+            return sum_over_rows(losses, rows.headed, taught, of_rows, weights, size)
+
+        total, sums = weighted(chunked, [weights[name] for name in chunked])
+        others = {name: value(name, rows, taught, of_rows) for name in weights if name not in chunked}
+        total = total + _weighted(weights, others)
+        found = dict(zip(chunked, sums, strict=True)) | others
+        logged = {"loss": total} | {name: found[name] for name in weights}
+        logged = {name: value.detach() for name, value in logged.items()}
+
+        def separate() -> dict[str, Tensor]:
+            return {name: others[name] if name in others else weighted([name], [1.0])[0] for name in weights}
+
+        return Losses(total, logged, dict(weights), separate)
 
     def _rows_of(self, teacher: Signals, batch: Batch) -> Signals:
         """The teacher's rows; with what the batch says of them, if they are not the student's."""

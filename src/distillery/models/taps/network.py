@@ -16,6 +16,7 @@ from distillery.models.adapters import Adapter, ImageAdapter
 from distillery.models.classifier import missing_classifier
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.attention_recorder import MEND, Recorders, attention_modules, remove
+from distillery.models.taps.head import BeforeHead, Head
 
 SECOND_HEAD = "head_dist"  # what timm calls the head that learns from the teacher
 Dropout = nn.modules.dropout._DropoutNd
@@ -42,6 +43,7 @@ class Network(nn.Module):
     """
 
     role: ClassVar[str] = "student"
+    has_network: ClassVar[bool] = True  # False: only its logits are known. It has no layers and no lengths
 
     def __init__(self, net: nn.Module, adapter: Adapter | None = None, name: str = "student") -> None:
         super().__init__()
@@ -59,6 +61,8 @@ class Network(nn.Module):
         self._records = 0  # of a whole forward: how often something is recorded; found out by `last_tap`
         self._to_come = 0  # of these, in a forward that stops early
         self._shapes: dict[tuple[Any, ...], Shapes] = {}  # by the shapes of a batch
+        self.known_head: Head | None = None  # set by `find_head`
+        self.ends_before_head = False  # set by `before_heads`
 
     @property
     def device(self) -> torch.device:
@@ -83,8 +87,14 @@ class Network(nn.Module):
         return self.observe(batch)
 
     def observe(self, batch: Mapping[str, Tensor], stop: bool = False) -> Signals:
-        """One forward; with `stop` it ends where the last tap has been recorded, and the logits are [B, 0]."""
+        """One forward; with `stop` it ends where the last tap has been recorded, and the logits are [B, 0].
+
+        Within `before_heads` it may end before the head: the logits are [B, 0], and `headed` stands for them.
+        """
         self._recorded, self._attention = {}, {}
+        head, headed, hook = self.known_head if self.ends_before_head else None, None, None
+        if head is not None:
+            hook = self.net.get_submodule(head.path).register_forward_pre_hook(_end)
         self._to_come = self._records if stop else 0
         output: Any = torch.empty(len(next(iter(batch.values()))), 0, device=self.device)
         try:
@@ -92,8 +102,13 @@ class Network(nn.Module):
                 output = self.bound(batch)()
         except _LastTap:
             pass
+        except BeforeHead as reached:
+            assert head is not None
+            headed = head.headed(self.net, reached.hidden)
         finally:
             self._recorders.close()
+            if hook is not None:
+                hook.remove()
         if isinstance(output, tuple):
             output = output[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -108,7 +123,8 @@ class Network(nn.Module):
             assert place.part is not None
             layers[tap] = self.net.get_submodule(place.path).get_parameter(place.part)
         adapter = self.adapter
-        return Signals(logits, layers, attention, adapter.mask(batch), tokenizer=adapter.own_tokenizer(batch))
+        tokenizer = adapter.own_tokenizer(batch)
+        return Signals(logits, layers, attention, adapter.mask(batch), headed, tokenizer=tokenizer)
 
     def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Record `taps`, and no others, in every forward from now on; returns the shape of each on `batch`.
@@ -299,6 +315,10 @@ class Network(nn.Module):
 
         self._parameter_taps = {tap: place for tap, place in wanted.items() if place.part not in (None, INPUT)}
         self._hooks = [hook_on(tap, place) for tap, place in wanted.items() if tap not in self._parameter_taps]
+
+
+def _end(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    raise BeforeHead(inputs[0])
 
 
 def probe(network: Network, batch: Mapping[str, Tensor]) -> Signals:
