@@ -26,12 +26,14 @@ from distillery.models.adapters import TextAdapter
 from distillery.models.taps.network import Network
 from distillery.models.text.generation import can_generate, generate, greedy, left_padded
 from distillery.tasks.causal_lm import CausalLM
+from distillery.teachers.frozen import Teacher
 from distillery.training.distiller import Distiller, Optim
 from distillery.training.objective import Objective
 from distillery.training.rollouts import Rollouts, batch_of, given, repetition
 from distillery.training.schedules import Progress, Stairs
 from fixtures.documents import document_data, tiny_llama, write_bpe
 from fixtures.own_texts import END, completions, networks, prompts
+from fixtures.thread_ranks import on_ranks
 
 
 def fresh(net: nn.Module, ids: Sequence[int]) -> Tensor:
@@ -359,3 +361,23 @@ def test_the_share_may_have_a_schedule() -> None:
     assert objective.changing() == {"rollouts.share": 0.0}
     objective.follow(Progress(5, 10))
     assert rollouts.share == 0.75
+
+
+def test_two_processes_draw_and_learn_as_one_does() -> None:
+    """Texts of unequal lengths, two on each; the mean of the gradients is that of all four on one process."""
+    batch, made = prompts(2, 5, 3, 4), [networks() for _ in range(3)]
+
+    def gradients(rows: slice, pair: tuple[Network, Teacher]) -> tuple[list[list[int]], list[Tensor]]:
+        student, teacher = pair
+        part = {key: value[rows] for key, value in batch.items()}
+        (drawn,) = Rollouts(new_tokens=8, ends=[END], seed=4).draw(student.net, [part], 5)
+        terms: dict[str, Term] = {"rkl": ReverseKL(), "sampled": SampledKL(estimator="policy_gradient", discount=0.9)}
+        losses = Objective(CausalLM(), terms)(student(drawn), {"main": teacher(drawn)}, drawn)
+        return completions(drawn), list(torch.autograd.grad(losses.total, [*student.net.parameters()]))
+
+    texts, whole = gradients(slice(None), made[2])
+    (even, a), (odd, b) = on_ranks(lambda rank: gradients(slice(rank, None, 2), made[rank]))
+    assert [even[0], odd[0], even[1], odd[1]] == texts
+    assert len({*map(len, texts)}) > 1
+    for one, other, both in zip(a, b, whole, strict=True):
+        torch.testing.assert_close((one + other) / 2, both, rtol=1e-4, atol=1e-6)
