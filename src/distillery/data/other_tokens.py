@@ -1,7 +1,8 @@
 """The tokens of another tokenizer for the pieces of documents that a student reads, and how far both correspond."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,3 +123,19 @@ def next_tokens(batch: Mapping[str, Tensor]) -> TokenRows:
     target = batch["target"][:, 1:]
     bears = target != IGNORED
     return TokenRows(target[bears], place[:, :-1][bears], place[:, 1:][bears])
+
+
+def several(
+    own: Callable[..., Any], others: Mapping[str, tuple[Tensor, Callable[..., Any]]], index: Tensor, key: BatchKey
+) -> dict[str, Tensor]:
+    """A batch with the tokens of several tokenizers: those of the others by `<tokenizer>/<column>`.
+
+    Args:
+        own: makes the batch.
+        others: of each other tokenizer the tokens of each sample, and what makes its columns.
+    """
+    batch: dict[str, Tensor] = own(index, key)
+    for tokenizer, (lengths, columns_of) in others.items():
+        columns = columns_of(index, key._replace(length=int(lengths[index].max())))
+        batch |= {f"{tokenizer}/{name}": values for name, values in columns.items()}
+    return batch

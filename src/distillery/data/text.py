@@ -1,19 +1,14 @@
 """The LightningDataModule of texts."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import chain
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import NonNegativeInt
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
@@ -22,15 +17,13 @@ from distillery.data.chat_template import chat_template
 from distillery.data.conversations import Conversations, spoken
 from distillery.data.documents import Documents
 from distillery.data.module import STAGES, Data, Stage
-from distillery.data.other_tokens import correspondence, same_text, with_ends
+from distillery.data.other_tokens import correspondence, same_text, several, with_ends
 from distillery.data.passages import Passages
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
-from distillery.data.token_cache import stored_tokens, tokenizer_key
+from distillery.data.text_tokens import tokens_of
 from distillery.data.tokenizers import load_tokenizer, padding_token, token_texts
-from distillery.data.tokens import CHUNK, IGNORED, Masking, TextSamples, Tokens
-
-BAR = 20  # chunks from which tokenising shows a progress bar
+from distillery.data.tokens import CHUNK, Masking, TextSamples, Tokens
 
 
 @dataclass(eq=False, repr=False)
@@ -165,10 +158,9 @@ class TextData(Data):
             own.backend_tokenizer.no_truncation()  # how it was last called is part of what it writes
             own.backend_tokenizer.no_padding()
             vocabulary = own.backend_tokenizer.to_str()
-        template = str(getattr(own, "chat_template", None))
         return {
             "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
-            "chat template": hashlib.sha256(template.encode()).hexdigest(),
+            "chat template": hashlib.sha256(self.samples.key).hexdigest(),
             "layout": f"max_length={self.limit} pack={self.pack} too_long={self.too_long}",
             **super().seen_by_teacher(),
         }
@@ -235,7 +227,7 @@ class TextData(Data):
             name: (other.splits[stage].inputs.lengths, other.samples.batch_of(other.splits[stage], None))
             for name, other in self.others.items()
         }
-        return partial(_several, own, others)
+        return partial(several, own, others)
 
     @cached_property
     def masking(self) -> Masking | None:
@@ -290,44 +282,9 @@ class TextData(Data):
         return self.dataset(stage)[BatchKey(0, positions.tolist(), longest)]
 
     def _tokens(self, texts: Texts, indices: Tensor) -> Tokens:
-        """The texts at `indices`, tokenised, or what an earlier run has kept of them."""
-        tokenizer, content = self.loaded_tokenizer, texts.content()
-        kind = (
-            f"2 {self.samples.unit}".encode()
-            + (b"" if texts.completions is None else b"completions")
-            + self.samples.key
-        )
-        key = tokenizer_key(tokenizer, self.limit, content, indices.numpy().tobytes(), kind)
-        vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else self.tokenizer
-        identity = hashlib.sha256(content + f"{vocabulary} {self.limit}".encode() + self.samples.key).digest()
-        found = stored_tokens(key, partial(self._tokenised, texts, indices.tolist()))
-        self._longer += found.pop("longer").tolist()
-        lengths = torch.zeros(len(texts), dtype=torch.int64)
-        lengths[indices] = found.pop("lengths").long()
-        starts = torch.zeros(len(texts), dtype=torch.int64)
-        starts[indices] = lengths[indices].cumsum(0) - lengths[indices]
-        documents = found.pop("documents").long()
-        begins = documents.cumsum(0) - documents if len(documents) else None
-        padding = {"input_ids": padding_token(tokenizer), "target": IGNORED}
-        return Tokens(found, starts, lengths, {name: padding.get(name, 0) for name in found}, identity, begins)
-
-    def _tokenised(self, texts: Texts, order: list[int]) -> Iterator[dict[str, NDArray[np.int32]]]:
-        """The columns of some texts after another, and the positions of the `longer` ones.
-
-        `lengths` are those of the texts, and `documents` of the documents that these consist of, if not of one.
-        """
-        none = np.zeros(0, dtype=np.int32)
-        yield {"lengths": none, "documents": none, "longer": none}  # a split may be empty
-        chunks = [*self.samples.chunks(texts, order)]
-        silent = len(chunks) < BAR or not Console().is_terminal
-        for positions in track(chunks, "Tokenising", transient=True, disable=silent):
-            values, longer, counts = self.samples.tokenised(texts, positions)
-            columns = {name: np.fromiter(chain.from_iterable(each), dtype=np.int32) for name, each in values.items()}
-            lengths = np.array([len(ids) for ids in values["input_ids"]], dtype=np.int32)
-            documents = none if counts is None else lengths
-            if counts is not None:
-                lengths = np.add.reduceat(lengths, np.cumsum(counts, dtype=np.int64) - counts, dtype=np.int32)
-            yield {**columns, "lengths": lengths, "documents": documents, "longer": np.array(longer, dtype=np.int32)}
+        tokens, longer = tokens_of(self.samples, texts, indices, self.loaded_tokenizer, self.tokenizer, self.limit)
+        self._longer += longer
+        return tokens
 
     def _report_too_long(self, samples: int) -> None:
         found = f"{len(self._longer):,} of {samples:,} {self.samples.unit} have more than {self.limit} tokens"
@@ -338,19 +295,3 @@ class TextData(Data):
             )
         if self.pack is None:  # blocks say it themselves
             self._cut = (f"{found}: truncated (data.max_length)",)
-
-
-def _several(
-    own: Callable[..., Any], others: Mapping[str, tuple[Tensor, Callable[..., Any]]], index: Tensor, key: BatchKey
-) -> dict[str, Tensor]:
-    """A batch with the tokens of several tokenizers: those of the others by `<tokenizer>/<column>`.
-
-    Args:
-        own: makes the batch.
-        others: of each other tokenizer the tokens of each sample, and what makes its columns.
-    """
-    batch: dict[str, Tensor] = own(index, key)
-    for tokenizer, (lengths, columns_of) in others.items():
-        columns = columns_of(index, key._replace(length=int(lengths[index].max())))
-        batch |= {f"{tokenizer}/{name}": values for name, values in columns.items()}
-    return batch
