@@ -16,6 +16,7 @@ from distillery.config.build import Parts
 from distillery.core.errors import UserError
 from distillery.losses.levels import LEVELS
 from distillery.models.cnn import SmallCNN
+from distillery.models.taps.head import before_heads
 from distillery.models.weights import save_weights
 from distillery.runs.run import Result, train
 from distillery.runs.write_signals import Settings, write_signals
@@ -98,8 +99,10 @@ def first_epoch(parts: Parts) -> Iterator[tuple[Mapping[str, Tensor], Tensor, Ma
 def step(parts: Parts, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The total of the losses, and the student's gradients."""
     distiller = parts.distiller
-    signals = {"main": distiller.teachers["main"](batch, training=True)}
-    total = distiller.objective(distiller.student(batch), signals, batch).total
+    teacher = distiller.teachers["main"]
+    with before_heads([distiller.student, teacher]):
+        student, signals = distiller.student(batch), {"main": teacher(batch, training=True)}
+    total = distiller.objective(student, signals, batch).total
     trained = [parameter for parameter in distiller.student.parameters() if parameter.requires_grad]
     return total.detach(), list(torch.autograd.grad(total, trained))
 
@@ -107,6 +110,7 @@ def step(parts: Parts, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor
 def test_hidden_states_train_as_the_teacher_itself_does(caches: dict[str, Path], online: Parts, made: Config) -> None:
     """Bit for bit in the batches of the first epoch; with the teacher's weights far away."""
     parts = reading(made, caches["hidden"], "teachers.main.weights=null")
+    assert parts.distiller.teachers["main"].known_head is not None
     assert parts.distiller.teachers["main"].available.levels == frozenset(LEVELS)
     expected = first_epoch(online)
     for (batch, logits, _), (_, exact, _) in zip(first_epoch(parts), expected, strict=True):

@@ -106,6 +106,8 @@ class _Pass:
         )  # fmt: skip
         precision = made.precision_plugin
         dtype = next(precision.convert_module(nn.Linear(1, 1)).parameters()).dtype
+        teacher.tap((), parts.example)
+        teacher.tap_attention((), parts.example)
         teacher.place(made.strategy.root_device, dtype)
         self.scorer = Scorer(teacher, self.task, precision.forward_context, precision.convert_input)
         self.keys = list(self._keys())
@@ -139,7 +141,6 @@ class _Pass:
         begun = time.monotonic()
         written = write_cache(folder, contents, layout, self.batches, len(self.keys), self._rows, head, every)
         seconds = time.monotonic() - begun
-        self.teacher.tap((), self.parts.example)
         say(f"{folder}: written in {seconds:,.0f} s ({contents.rows / max(seconds, 1e-9):,.0f} rows/s); now its scores")
         evaluations = self._evaluations()
         files = {evaluation_file(stage): each.pop("sha256") for stage, each in evaluations.items()}
@@ -157,7 +158,7 @@ class _Pass:
         width, softcap = 0, None
         own = logits.dtype
         if settings.signals == "hidden":
-            headed = self.scorer.tap_head(example)
+            headed = self.scorer.headed(example)
             width, softcap, own = headed.hidden.shape[-1], headed.softcap, headed.hidden.dtype
             head = {"weight": headed.weight} | ({} if headed.bias is None else {"bias": headed.bias})
         few = settings.signals in ("topk", "sampled")
@@ -199,7 +200,7 @@ class _Pass:
         index, counts, length = [], [], 1
         seen: set[int] = set()
         for key, batch in zip(self.keys, self.batches(), strict=True):
-            _, of_sample, position = row_places(self.task, batch)
+            of_sample, position = row_places(self.task, batch)
             self._count(batch)
             if position is not None and len(position):
                 length = max(length, int(position.max()) + 1)

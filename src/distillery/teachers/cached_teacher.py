@@ -14,6 +14,7 @@ from distillery.data.sampler import SeededBatchSampler
 from distillery.losses.levels import Available, Headed, SparseLogits
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
+from distillery.models.taps.head import Head
 from distillery.tasks.evaluate import Evaluation
 from distillery.tasks.task import Task
 from distillery.teachers.disk_cache import HEAD, DiskCache
@@ -30,18 +31,17 @@ EXACT, COARSE = 1e-3, 0.1
 class StoredHead(nn.Module):
     """The head of a teacher whose hidden rows are stored: [..., H] → [..., V]."""
 
-    weight: Tensor
-    bias: Tensor | None
-
     def __init__(self, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.head = nn.Linear(weight.shape[1], len(weight), bias is not None, device="meta")
+        self.head.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            self.head.bias = nn.Parameter(bias, requires_grad=False)
         self.softcap = softcap
-        self.head = nn.Identity()  # its output is the tap `head`
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.head(Headed(hidden, self.weight, self.bias, self.softcap).logits())
+        logits = self.head(hidden.to(self.head.weight.dtype))
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
 class FromDisk(Adapter):
@@ -84,6 +84,7 @@ class CachedTeacher(Teacher):
         else:
             net = NoNetwork(0 if contents.k else contents.classes)
         super().__init__(net, FromDisk(cache), name, about["source"])
+        self.stored_head = Head("head", softcap=contents.softcap) if contents.signals == "hidden" else None
         self.sha256 = about["sha256"]
         self.about_classes, self.other_classes = about["about_classes"], about["other_classes"]
         self.cost = about["cost"]
@@ -136,7 +137,7 @@ def evaluation_file(stage: str) -> str:
 
 def described(task: Task) -> str:
     """What a teacher's score depends on besides the data."""
-    return f"{type(task).__name__} {vars(task) | {'weight': None}}"
+    return f"{type(task).__name__} {vars(task) | {'weight': None, 'rows_per_chunk': None}}"
 
 
 def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, seed: int) -> str:
@@ -158,7 +159,7 @@ def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, 
     gaps = []
     for key in SeededBatchSampler(torch.tensor(chosen), min(8, data.batch_size), **data.order("train")):
         batch = dataset[key]
-        _, of_sample, position = row_places(task, batch)
+        of_sample, position = row_places(task, batch)
         stored, counts = cache.rows(batch["index"])
         same = len(of_sample) == int(counts.sum())
         if not same or (position is not None and not torch.equal(stored["positions"], position)):

@@ -11,24 +11,23 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.core.numerics import log_softmax
 from distillery.core.random import hash_pairs, uniforms
+from distillery.losses.chunked import with_logits
 from distillery.losses.levels import Headed
 from distillery.losses.signals import Signals
 from distillery.losses.sparse import TopK, drawn
+from distillery.models.taps.head import before_heads, find_head
 from distillery.tasks.task import Task
 from distillery.teachers.disk_cache import Kind
 from distillery.teachers.frozen import Teacher
 
 STREAM = -5000  # the `view` of these random numbers, which no other draw has
-HIDDEN, WEIGHT, BIAS = "embedding", "head:weight", "head:bias"
 Batch = Mapping[str, Tensor]
 
 
-def row_places(task: Task, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Which of a batch's logits are rows: their places among all [N], the sample of each, and the place in it."""
-    shape = batch["target"].shape if task.per_token else batch["index"].shape
-    numbers = torch.arange(shape.numel(), dtype=torch.float64, device=batch["index"].device).view(*shape, 1)
-    rows, labelled = task.rows(Signals(numbers), batch)
-    return rows.logits[:, 0].long(), labelled["index"], labelled["position"] if task.per_token else None
+def row_places(task: Task, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Which of a batch's logits are rows: the sample of each [N], and for tokens the place in it [N]."""
+    labelled = task.rows(Signals(torch.empty(len(batch["index"]), 0)), batch)[1]
+    return labelled["index"], labelled["position"] if task.per_token else None
 
 
 def few(kind: Kind, logits: Tensor, k: int, seed: int, index: Tensor, position: Tensor | None) -> dict[str, Tensor]:
@@ -51,7 +50,7 @@ def few(kind: Kind, logits: Tensor, k: int, seed: int, index: Tensor, position: 
 
 @dataclass
 class Scorer:
-    """Computes rows of a teacher.
+    """Computes rows of a teacher as training does: before its head, where that is known, and in chunks.
 
     Attributes:
         precision: makes the context of its forward.
@@ -67,49 +66,45 @@ class Scorer:
         """The batch on the teacher's device, in its precision."""
         return cast(Batch, self.convert({key: value.to(self.teacher.device) for key, value in batch.items()}))
 
-    def compute(self, batch: Batch, stop: bool = False) -> Signals:
-        """One forward of a `moved` batch; `stop`: up to the last tap."""
+    def rows(self, batch: Batch) -> tuple[Signals, Batch]:
+        """The rows that may bear loss of a `moved` batch: logits, or hidden rows with the head."""
         context: AbstractContextManager[object] = self.precision()
-        with context:
-            return self.teacher.compute(batch, training=True, stop=stop)
+        with context, before_heads([self.teacher]):
+            signals = self.teacher.compute(batch, training=True)
+        return self.task.rows(signals, batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """The rows of logits that may bear loss, [N,V]."""
-        batch = self.moved(batch)
-        return self.task.rows(self.compute(batch), batch)[0].logits
+        parts = with_logits(*self.rows(self.moved(batch)), self.task.rows_per_chunk)
+        return torch.cat([rows.logits for rows, _ in parts])
 
     def columns(self, batch: Batch, kind: Kind, k: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """What is stored of the rows of a batch, their samples and their places in these."""
-        batch = self.moved(batch)
-        places, index, position = row_places(self.task, batch)
+        rows, labelled = self.rows(self.moved(batch))
+        index, position = labelled["index"], labelled["position"] if self.task.per_token else None
         if kind == "hidden":
-            hidden = self.compute(batch, stop=True).layers[HIDDEN]
-            rows = hidden.flatten(0, 1)[places] if self.task.per_token else hidden[places]
-            return {"hidden": rows}, index, position
-        logits = self.task.rows(self.compute(batch), batch)[0].logits
-        return few(kind, logits, k, seed, index, position), index, position
+            assert rows.headed is not None
+            return {"hidden": rows.headed.hidden}, index, position
+        parts = [
+            few(kind, part.logits, k, seed, of_part["index"], of_part["position"] if self.task.per_token else None)
+            for part, of_part in with_logits(rows, labelled, self.task.rows_per_chunk)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, index, position
 
-    def tap_head(self, batch: Batch) -> Headed:
-        """Record the input of the head from now on, and run no more; returns its rows of the batch with the head.
+    def headed(self, batch: Batch) -> Headed:
+        """The hidden rows of a batch and the head, before which forwards end from now on.
 
         Raises:
             UserError: the logits are not those of a linear layer.
         """
-        teacher, batch = self.teacher, self.moved(batch)
-        head = teacher.net.get_submodule(teacher.head(batch))
-        bias = getattr(head, "bias", None)
-        taps = [HIDDEN, WEIGHT, *([] if bias is None else [BIAS])]
-        teacher.tap(taps, batch)
-        found = self.compute(batch)
-        softcap = getattr(getattr(teacher.net, "config", None), "final_logit_softcapping", None)
-        headed = Headed(found.layers[HIDDEN], found.layers[WEIGHT], found.layers.get(BIAS), softcap)
-        scale = found.logits.float().abs().max().clamp_min(1)
-        loose = 1e-4 if found.logits.dtype in (torch.float32, torch.float64) else 5e-2
-        made = headed.logits()
-        if made.shape != found.logits.shape or (made - found.logits).abs().max() > loose * scale:
-            raise UserError(
-                f"signals=hidden: the logits of teacher {teacher.name!r} are not those of its last linear layer. "
-                "Choose signals=topk or signals=sampled."
-            )
-        teacher.stop_early(batch)
-        return headed
+        batch = self.moved(batch)
+        if self.teacher.known_head is None:
+            try:
+                find_head(self.teacher, batch)
+            except UserError as why:
+                raise UserError(
+                    f"signals=hidden: of teacher {self.teacher.name!r}, {why}. Choose signals=topk or signals=sampled."
+                ) from None
+        found = self.rows(batch)[0].headed
+        assert found is not None
+        return found

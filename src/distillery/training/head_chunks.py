@@ -31,7 +31,7 @@ def end_before_heads(
         batch: a few samples, of which one is tried.
         whole: why the run itself needs all logits at once, if it does.
     """
-    networks = [each for each in dict.fromkeys((student, *teachers.values())) if each.has_network]
+    networks = [each for each in dict.fromkeys((student, *teachers.values())) if each.has_network or each.stored_head]
     for network in networks:
         network.known_head = None
     if task.rows_per_chunk is None:
@@ -42,7 +42,9 @@ def end_before_heads(
         try:
             if whole:
                 raise UserError(whole)
-            find_head(network, few)
+            network.known_head = network.stored_head
+            if network.known_head is None:
+                find_head(network, few)
         except UserError as why:
             remark = f"all logits of a batch are computed at once ({SETTING}): {why}"
             network.remarks += [remark] if remark not in network.remarks else []

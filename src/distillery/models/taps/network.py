@@ -62,6 +62,7 @@ class Network(nn.Module):
         self._to_come = 0  # of these, in a forward that stops early
         self._shapes: dict[tuple[Any, ...], Shapes] = {}  # by the shapes of a batch
         self.known_head: Head | None = None  # set by `find_head`
+        self.stored_head: Head | None = None  # what that would find, where only the rows before the head are there
         self.ends_before_head = False  # set by `before_heads`
 
     @property
