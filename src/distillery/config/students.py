@@ -62,6 +62,7 @@ def exported_student(cfg: DictConfig, student: Network) -> Network:
         return student
     whole = blank_student(cfg, next(student.parameters()).dtype).to(student.device)
     whole.net.load_state_dict(state)
+    whole.known_head = student.known_head
     return whole
 
 
