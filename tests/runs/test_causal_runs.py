@@ -16,6 +16,7 @@ from distillery.config.check import check
 from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.results.report.write import write_report
+from distillery.runs.compare_baselines import compare_baselines
 from distillery.runs.export.export import export
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
@@ -24,7 +25,7 @@ from distillery.runs.verify_run import verify_run
 from fixtures.building import build
 from fixtures.command_line import Cli
 from fixtures.documents import TINY, documents, tiny_llama, write_bpe
-from fixtures.runs import Died, Dies, config, sha256
+from fixtures.runs import Died, Dies, config, contents, sha256
 from fixtures.texts import write_jsonl
 
 TEXTS = documents(30, longest=40)
@@ -214,10 +215,22 @@ def test_it_is_verified_and_reported(
     assert strided_score(student.folder, 31).score == pytest.approx(recorded, rel=1e-6), "the pieces of the data"
     own = [*texts, "model/teacher=none", "seed=1"]
     baseline = train(config(tmp_path / "baseline", *own), own)
+    assert list(baseline.record.fidelity) == ["student"]
+    compare_baselines([student.folder, tmp_path])
+    ours, theirs = (RunRecord.read(each.folder) for each in (baseline, student))
+    assert ours.fidelity["main"]["sha256"] == theirs.teachers["main"]["sha256"]
+    assert ours.fidelity["student"]["entropy"] == pytest.approx(baseline.record.fidelity["student"]["entropy"])
+    assert ours.fidelity["main"]["entropy"] == pytest.approx(theirs.fidelity["main"]["entropy"]), "one teacher"
+    assert ours.fidelity["main"]["kl"] > 1.01 * theirs.fidelity["main"]["kl"]
+    before = contents(tmp_path)
+    compare_baselines([student.folder, tmp_path])
+    assert contents(tmp_path) == before, "once"
     table = write_report([student.folder, baseline.folder], tmp_path / "out", "Documents").set_index("method")
     assert table.loc["kd", "bits_per_byte_mean"] == student.record.metrics["last"]["test_score"]
     difference = student.record.metrics["last"]["test_score"] - baseline.record.metrics["last"]["test_score"]
     assert table.loc["kd", "bits_per_byte_diff_mean"] == pytest.approx(difference)
+    assert table.loc["baseline", "kl"] == ours.fidelity["main"]["kl"]
+    assert table.loc["kd", "kl_own_text"] == theirs.fidelity["main"]["own_text"]["kl"]
     with np.load(student.folder / "predictions.npz") as saved:
         assert table.loc["kd", "agreement"] == (saved["student"] == saved["main"]).mean()
 

@@ -18,7 +18,9 @@ LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CH
 REPORT = ("report.md", "report.csv", "report.png")  # in the folder of a report
 TIMELINE = "timeline.png"  # there, too, if something changes during a run
 
+FIDELITY = "fidelity.png"  # of language models that were compared with their teacher
+
 
 def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
-    return [*REPORT, *([TIMELINE] if (out / TIMELINE).exists() else [])]
+    return [*REPORT, *(name for name in (TIMELINE, FIDELITY) if (out / name).exists())]

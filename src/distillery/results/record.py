@@ -19,6 +19,7 @@ from distillery.results.layout import RECORD
 NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan".split())  # at the root of the config
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
+ADDED = {"remarks", "fidelity", "samples"}  # fields that old records lack
 
 
 def _now() -> str:
@@ -53,11 +54,19 @@ class RunRecord:
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
             `val_loss`, `test_loss`, and `perplexity`, `exact_match` of the test split like a teacher's; `ensemble`,
             where the config asks for one.
+        fidelity: of a language model, by network (`student`, and the teachers that were loaded, as in `teachers`) means
+            over `tokens` of the test split: `entropy` in nats, `calibration_error` and its `bins`, and of a teacher's
+            divergence from the student `agreement`, `kl`, `reverse_kl`, `acceptance` (see `tasks/fidelity.py`).
+            `data_text` and `own_text` have these on continuations of the same prompts, the data's and the student's,
+            with `kl_by_place`; `texts` says how many there are. `not_compared` says why a teacher has none.
+            `sha256`: of a teacher that another run had, with which a run without one is compared.
+        samples: of a language model, the likeliest continuations of some test texts: `prompt`, `data` (what follows
+            there), `student`, and the teachers by name.
         cost: the student's `params`, `embedding_params` (those of them in lookup tables), `flops` (2 × MACs at
             batch 1), `latency_ms`.
         seconds: wall-clock time of the run.
         timeline: one entry an epoch, by the field names of `timeline.Epoch`.
-        remarks: notes on the networks for the user: what was done to their weights and classes. Absent in old records.
+        remarks: notes on the networks for the user: what was done to their weights and classes.
     """
 
     VERSION: ClassVar[int] = 1
@@ -76,6 +85,8 @@ class RunRecord:
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
     student_sha256: str | None = None
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fidelity: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: list[dict[str, str]] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     error: str | None = None
@@ -129,7 +140,7 @@ class RunRecord:
                 "Run that job again, or read it with the version that wrote it."
             )
         names = {f.name for f in dataclasses.fields(cls)}
-        missing, unexpected = sorted(names - content.keys() - {"remarks"}), sorted(content.keys() - names)
+        missing, unexpected = sorted(names - content.keys() - ADDED), sorted(content.keys() - names)
         if missing or unexpected:
             raise UserError(
                 f"{path} has unexpected fields ({', '.join(unexpected) or 'none'}) and lacks others "

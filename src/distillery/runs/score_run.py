@@ -19,6 +19,7 @@ from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights, unwrap, weights_hash
 from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, STUDENT
 from distillery.results.record import RunRecord
+from distillery.runs.fidelity import add_fidelity
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.teachers.ensemble import Ensemble
 from distillery.teachers.frozen import Teacher
@@ -67,6 +68,7 @@ def score_run(
     with atomic_write(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
 
+    add_fidelity(record, student, teachers, data, parts.distiller.task, parts.distiller.outputs)
     if ensemble is not None:
         record.metrics["ensemble"] = {"epoch": epoch, **_scores(parts, ensemble)[0]}
 

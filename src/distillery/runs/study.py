@@ -15,6 +15,7 @@ from distillery.core.terminal import plain_console, say
 from distillery.results.layout import report_files
 from distillery.results.report.write import terminal_table, write_report
 from distillery.runs import loggers
+from distillery.runs.compare_baselines import compare_baselines
 from distillery.runs.job import Job
 from distillery.runs.run import run_job
 from distillery.runs.study_bar import StudyBar
@@ -49,6 +50,7 @@ def run_study(cfg: DictConfig) -> None:
     if not students:  # seeds=[]: the teacher alone, of whose signals distill-cache can then be written
         return
     shared = [] if teacher is None or teacher.folder.is_relative_to(out) else [teacher.folder]
+    compare_baselines([out, *shared])
     report = write_report([out, *shared], out, cfg.title)
     console.print(terminal_table(report, cfg.title))
     say("Report: " + "  ".join(str(out / name) for name in report_files(out)))

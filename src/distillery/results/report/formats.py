@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from distillery.results.report.score import FRACTION, Score
-from distillery.results.report.table import EXACT, PERPLEXITY, TEXT_COLUMNS, is_baseline, is_teacher
+from distillery.results.report.table import EXACT, FIDELITY, PERPLEXITY, TEXT_COLUMNS, is_baseline, is_teacher
 
 NONE = "–"
 
@@ -36,6 +36,9 @@ def percent(value: float, digits: int = 1) -> str:
     return NONE if math.isnan(value) else f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
+AGREEMENT = Column("agreement %", "agrees\n%", lambda row: percent(row.agreement))
+
+
 def points(mean: float, ci95: float, score: Score = FRACTION) -> str:
     """A difference of scores with the half-width of its interval, of fractions in percentage points."""
     if math.isnan(mean):
@@ -60,6 +63,11 @@ def is_of_texts(table: pd.DataFrame) -> bool:
     return set(TEXT_COLUMNS) <= set(table.columns)
 
 
+def has_fidelity(table: pd.DataFrame) -> bool:
+    """Whether a method table has the columns of language models that were compared with their teacher."""
+    return set(FIDELITY) <= set(table.columns)
+
+
 def columns(table: pd.DataFrame) -> list[Column]:
     """What is shown of a method table, in order; of texts, what the student saves stands beside what it keeps."""
     score = Score.of_table(table)
@@ -75,10 +83,9 @@ def columns(table: pd.DataFrame) -> list[Column]:
         scores.insert(2, Column("perplexity", "perplexity", lambda row: _figure(row.perplexity, "{:.2f}")))
     if EXACT in table:
         scores.insert(2, Column("exact %", "exact\n%", _exact))
-    fidelity = [
-        Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0)),
-        Column("agreement %", "agrees\n%", lambda row: percent(row.agreement)),
-    ]
+    fidelity = [Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0))]
+    if not has_fidelity(table):
+        fidelity.append(AGREEMENT)
     cost = [
         Column("FLOPs", "FLOPs", lambda row: si(row.flops), is_cost=True),
         Column("latency ms", "latency\nms", lambda row: _figure(row.latency_ms, "{:.3g}"), is_cost=True),
@@ -101,6 +108,21 @@ def columns(table: pd.DataFrame) -> list[Column]:
         ),
     ]
     return [*scores, *savings, *fidelity, *cost]
+
+
+def fidelity_columns(table: pd.DataFrame) -> list[Column]:
+    """What is shown of the fidelity of language models, if there is any."""
+    if not has_fidelity(table):
+        return []
+    return [
+        AGREEMENT,
+        Column("KL", "KL", lambda row: _figure(row.kl, "{:.4f}")),
+        Column("KL, own text", "KL, own\ntext", lambda row: _figure(row.kl_own_text, "{:.4f}")),
+        Column("reverse KL, own text", "rev. KL,\nown text", lambda row: _figure(row.reverse_kl_own_text, "{:.4f}")),
+        Column("acceptance %", "accepts\n%", lambda row: percent(row.acceptance)),
+        Column("calibration error %", "calib.\nerror %", lambda row: percent(row.calibration_error, 2)),
+        Column("entropy", "entropy", lambda row: _figure(row.entropy, "{:.3f}")),
+    ]
 
 
 def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:

@@ -21,6 +21,11 @@ TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "
 SAMPLE_COLUMNS = ("labelled", "unlabelled")
 PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
 EXACT = "exact_match"  # of answers to prompts: the same
+# Of language models: nearness to the teacher, and how far predictions can be trusted; with their names in a record.
+FIDELITY = {
+    "kl": "kl", "kl_own_text": "kl", "reverse_kl_own_text": "reverse_kl", "acceptance": "acceptance",
+    "calibration_error": "calibration_error", "entropy": "entropy",
+}  # fmt: skip
 TEACHER, BASELINE = "teacher", "baseline"
 MAIN = "main"  # the teacher of this name is the one that all methods are compared with
 NAN = float("nan")
@@ -32,6 +37,7 @@ OVER_SEEDS = {
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), "speed_up": ("speed_up", "median"),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
+    **{column: (column, "mean") for column in FIDELITY},
 }  # fmt: skip
 
 
@@ -59,10 +65,9 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
 
     The columns are `COLUMNS`; those of a score of which lower is better have its name, see `Score`. Where a network
     has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of
-    answers to prompts the share that is `EXACT`, and
-    where a student saw unlabelled samples `SAMPLE_COLUMNS`. What they mean is said in each report
-    (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here. Ratios and gaps relate to the first
-    teacher's row.
+    answers to prompts the share that is `EXACT`, of language models their `FIDELITY`, and where a student saw
+    unlabelled samples `SAMPLE_COLUMNS`. What they mean is said in each report (`write.DEFINITIONS`). Scores, agreement,
+    retention and gap are fractions here. Ratios and gaps relate to the first teacher's row.
 
     Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
     none. `retention` and `gap_recovered` are ratios of means. `speed_up` divides latencies that one run has measured,
@@ -102,6 +107,8 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns.append(PERPLEXITY)
     if table[EXACT].notna().any():
         columns += [EXACT, f"{EXACT}_std"]
+    if table["entropy"].notna().any():
+        columns += FIDELITY
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
     return table.reindex(columns=columns).rename(columns=score.columns)
@@ -114,12 +121,28 @@ def _figures(run: Run) -> dict[str, Any]:
     return {
         **cost,
         **_samples(run),
+        **_fidelity(run),
         "method": run.label,
         "score": run.score,
         "agreement": run.agreement,
         **{figure: run.record.metrics["last"].get(figure) for figure in (PERPLEXITY, EXACT)},
         "speed_up": theirs / (cost.get("latency_ms") or NAN),
     }
+
+
+def compared_with(run: Run) -> str | None:
+    """The name of the teacher whose divergence from the run's student is shown; None: there is none."""
+    names = [name for name, entry in run.record.fidelity.items() if "kl" in entry]
+    return MAIN if MAIN in names else next(iter(names), None)
+
+
+def _fidelity(run: Run) -> dict[str, Any]:
+    """The figures of `FIDELITY`."""
+    teacher = run.record.fidelity.get(compared_with(run) or "", {})
+    own = run.record.fidelity.get("student", {})
+    entries = {"calibration_error": own, "entropy": own}
+    entries |= dict.fromkeys(("kl_own_text", "reverse_kl_own_text"), teacher.get("own_text", {}))
+    return {column: entries.get(column, teacher).get(name) for column, name in FIDELITY.items()}
 
 
 def _samples(run: Run) -> dict[str, int | None]:
@@ -154,8 +177,10 @@ def _teachers(
             if teacher["sha256"] == reference.get(run.record.seed):
                 label = TEACHER
             agreement = 1.0 if compared and label == TEACHER else NAN
-            samples = trained.get(teacher["sha256"], {})
-            own.append({**teacher, **samples, "method": label, "seed": run.record.seed, "agreement": agreement})
+            more = {**trained.get(teacher["sha256"], {}), "agreement": agreement}
+            if "kl" in (fidelity := run.record.fidelity.get(name, {})):
+                more |= {column: fidelity[column] for column in ("calibration_error", "entropy")}
+            own.append({**teacher, **more, "method": label, "seed": run.record.seed})
     own.sort(key=lambda teacher: teacher["method"] != TEACHER)
     distinct = {(teacher["method"], teacher["sha256"]): teacher for teacher in own}
     table = _over_seeds([*distinct.values()])

@@ -10,10 +10,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from distillery.results.layout import TIMELINE
+from distillery.results.layout import FIDELITY, TIMELINE
 from distillery.results.report.collect import Run, collect
-from distillery.results.report.formats import Column, best_method, cells, columns, is_of_texts, points, verdicts
+from distillery.results.report.formats import (
+    Column,
+    best_method,
+    cells,
+    columns,
+    fidelity_columns,
+    is_of_texts,
+    points,
+    verdicts,
+)
+from distillery.results.report.language import fidelity_section, samples_section
 from distillery.results.report.plot import plot
+from distillery.results.report.plot_fidelity import plot_fidelity
 from distillery.results.report.plot_timeline import MOST, plot_timeline
 from distillery.results.report.score import Score
 from distillery.results.report.selection import Selection, select
@@ -47,7 +58,7 @@ EXACT_DEFINITION = """
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
     """Writes `report.md`, `report.csv` and `report.png` on all runs below the folders; returns the table.
 
-    And `timeline.png`, where something changes during the runs.
+    And `timeline.png`, where something changes during the runs, and `fidelity.png` of language models.
 
     Raises:
         UserError: what `collect` or `select` refuse.
@@ -58,8 +69,9 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
     table.to_csv(out / "report.csv", index=False)
     plot(table, selection.students, out / "report.png")
     methods = plot_timeline(selection.students, out / TIMELINE)
+    drawn = plot_fidelity(selection.students, out / FIDELITY)
     command = shlex.join(["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"])
-    (out / "report.md").write_text(markdown(table, selection, title, command, methods), encoding="utf-8")
+    (out / "report.md").write_text(markdown(table, selection, title, command, methods, drawn), encoding="utf-8")
     return table
 
 
@@ -73,7 +85,8 @@ def terminal_table(table: pd.DataFrame, title: str) -> Group:
     best = best_method(table)
     bold = {best: "bold"} | {name: "dim" for name in table["method"] if is_teacher(name)}
     seen = [f"Training samples: {'; '.join(samples)}\n"] if (samples := _samples(table)) else []
-    return Group(_rows(table, scores, title, bold), _rows(_distinct_costs(table), costs, "Cost", {}), *seen)
+    fidelity = [_rows(table, shown, "Fidelity", bold)] if (shown := fidelity_columns(table)) else []
+    return Group(_rows(table, scores, title, bold), *fidelity, _rows(_distinct_costs(table), costs, "Cost", {}), *seen)
 
 
 def _rows(table: pd.DataFrame, shown: Sequence[Column], title: str, styles: Mapping[str, str]) -> Table:
@@ -97,14 +110,23 @@ def _distinct_costs(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table[~students], one])
 
 
-def markdown(table: pd.DataFrame, selection: Selection, title: str, command: str, timelines: Sequence[str]) -> str:
-    """The whole report as Markdown; `timelines`: the methods with something to show in the second picture."""
+def markdown(
+    table: pd.DataFrame, selection: Selection, title: str, command: str, timelines: Sequence[str], drawn: bool = False
+) -> str:
+    """The whole report as Markdown.
+
+    Args:
+        timelines: the methods with something to show in the second picture.
+        drawn: whether there is a picture of the fidelity.
+    """
     parts = [
         f"# {title}",
         _setting(selection.students),
         markdown_table(table).rstrip(),
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
+        fidelity_section(table, selection.students, drawn),
+        samples_section(selection.students),
         _list("## Training samples", _samples(table)),
         _list("## Teachers", _about_teachers(selection.students)),
         _list("## Not in the table", _left_out(selection)),
