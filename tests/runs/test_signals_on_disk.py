@@ -21,6 +21,7 @@ from distillery.models.weights import save_weights
 from distillery.runs.run import Result, train
 from distillery.runs.write_signals import Settings, write_signals
 from fixtures.building import build
+from fixtures.command_line import Cli
 from fixtures.documents import TINY, documents, tiny_llama, write_bpe
 from fixtures.runs import config
 
@@ -218,6 +219,21 @@ def test_images_too(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             build(config(tmp_path / "run", *given, f"teachers.main.cache='{tmp_path / 'full'}'", setting))
+
+
+@pytest.mark.slow
+def test_the_command(cli: Cli, folder: Path) -> None:
+    own = [f"data.source.path='{folder / 'texts'}'", f"data.tokenizer='{folder / 'bpe'}'"]
+    own += [*SETTINGS, f"teachers.main.net.model='{folder / 'teacher'}'"]
+    code, said = cli("cache", *own, "signals=topk", "k=auto", "out=signals")
+    said = " ".join(said.split())
+    assert code == 0, said
+    assert "against the frequencies of the classes" in said
+    assert "Use it: teachers.main.cache=signals" in said
+    for wrong, message in {"signals=some": "signals=some", "k=0": "k=0", "teacher=b": "Choose from: main"}.items():
+        code, said = cli("cache", *own, "out=other", wrong)
+        assert code == 2
+        assert message in said
 
 
 @pytest.mark.slow

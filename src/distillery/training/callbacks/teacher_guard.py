@@ -63,7 +63,9 @@ class TeacherGuard(L.Callback):
             if judged is not None:
                 found = teacher.evaluation(data, "val", task, outputs, judged)
                 if isinstance(found, str):
-                    found, split = teacher.evaluation(data, "train", task, outputs, judged), _name(data)
+                    trained = teacher.evaluation(data, "train", task, outputs, judged)
+                    if data.sizes["val"] == 0 or not isinstance(trained, str):
+                        found, split = trained, _name(data)
             if isinstance(found, str):
                 if trainer.is_global_zero:
                     say(f"Teacher {name!r} is not scored: {found}")
