@@ -6,6 +6,7 @@ from latex2mathml.converter import convert
 
 from distillery.config.loss_catalogue import FORMS, Loss, losses, markdown_row
 from distillery.losses import FAMILIES
+from distillery.losses.levels import Level
 
 INDEX = """\
 # All losses
@@ -33,6 +34,11 @@ Each formula is the loss before its weight. The row *holds* lists properties tha
 *shift-invariant* means that adding a constant to all logits of a row changes nothing, *symmetric* that student and
 teacher can be exchanged.
 """
+ENOUGH: dict[Level, str] = {
+    "topk": "its likeliest classes and the mass of the others",
+    "sampled": "classes drawn from it",
+    "token": "its probability of each target",
+}
 HOLDS = {
     "non_negative": "non-negative",
     "shift_invariant": "shift-invariant",
@@ -84,6 +90,11 @@ def _section(loss: Loss) -> str:
     }
     if contract.bias:
         rows["bias"] = contract.bias
+    if contract.below_logits:
+        enough = (
+            ENOUGH[level] + (f" (`{setting}`)" if setting else "") for level, setting in contract.below_logits.items()
+        )
+        rows["enough of the teacher"] = "; ".join(enough)
     facts = "".join(markdown_row(name, value) for name, value in rows.items())
     settings = "".join(markdown_row(f"`{s.name}`", f"`{s.default}`", s.comment) for s in loss.settings)
     return f"""

@@ -24,6 +24,7 @@ from distillery.tasks.causal_lm import CausalLM
 from distillery.tasks.evaluate import evaluate
 from distillery.teachers.frozen import Teacher
 from distillery.training.distiller import Distiller, Optim
+from distillery.training.head_chunks import end_before_heads
 from distillery.training.objective import Objective
 from distillery.training.update_counts import UpdateCounts
 from fixtures.documents import HARD, TINY, batches, document_data, documents, tiny_llama, write_bpe
@@ -249,13 +250,17 @@ class Kept(L.Callback):
         self.terms.append({name: value.item() for name, value in outputs["terms"].items()})
 
 
-def update(data: TextData, size: int, batch: int, ranks: int = 1) -> tuple[list[Tensor], dict[str, float]]:
+def update(
+    data: TextData, size: int, batch: int, ranks: int = 1, rows: int | None = None
+) -> tuple[list[Tensor], dict[str, float]]:
     """The gradient and, of one process, the losses of one update on all blocks, in batches of `batch` of them."""
     student, net = network(tiny_llama(size).double()), tiny_llama(size, seed=1).double()
-    teacher, task = Teacher(net, TextAdapter(net)), CausalLM(0.7)
+    teacher, task = Teacher(net, TextAdapter(net)), CausalLM(0.7, rows_per_chunk=rows)
     data.batch_size = batch
     blocks = data.sizes["train"]
     terms = {"kd": KD(1.3), "reverse_kl": ReverseKL(0.4)}
+    end_before_heads(task, terms, student, {"main": teacher}, data.example())
+    assert (student.known_head is None) == (rows is None)
     module = Distiller(
         student,
         {"main": teacher},
@@ -311,8 +316,8 @@ def test_an_update_of_two_processes_is_that_of_one(bpe: str, size: int) -> None:
     """Whose shares of the tokens are unequal."""
     texts = documents(8, seed=4, longest=16)
     expected, _ = update(document_data(bpe, texts, pack=False), size, 8)
-    for pack, batch in ((False, 8), (False, 4), (True, 4)):
-        found, _ = update(document_data(bpe, texts, pack=pack), size, batch, ranks=2)
+    for pack, batch, rows in ((False, 8, None), (False, 4, 5), (True, 4, 5)):
+        found, _ = update(document_data(bpe, texts, pack=pack), size, batch, ranks=2, rows=rows)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
