@@ -28,6 +28,7 @@ from distillery.models.text.generation import can_generate, generate, greedy, le
 from distillery.tasks.causal_lm import CausalLM
 from distillery.teachers.frozen import Teacher
 from distillery.training.distiller import Distiller, Optim
+from distillery.training.head_chunks import end_before_heads
 from distillery.training.objective import Objective
 from distillery.training.rollouts import Rollouts, batch_of, given, repetition
 from distillery.training.schedules import Progress, Stairs
@@ -284,6 +285,17 @@ def test_returns_go_to_the_end_of_each_text() -> None:
 
     found = term(Signals(student), Signals(teacher), batch)
     torch.testing.assert_close(found, -reward * torch.tensor([1.875, 1.75, 1.5, 1.0, 1.0, 1.0]))
+
+
+def test_returns_need_all_rows_at_once() -> None:
+    for discount in (0.0, 0.5):
+        student, teacher = networks()
+        terms: dict[str, Term] = {"sampled": SampledKL(estimator="policy_gradient", discount=discount)}
+        end_before_heads(CausalLM(rows_per_chunk=3), terms, student, {"main": teacher}, prompts(2, 5))
+        assert (student.known_head is None) == bool(discount)
+        assert [discount > 0] == [
+            remark.endswith("loss.sampled compares rows with each other") for remark in student.remarks or [""]
+        ]
 
 
 class Sums(L.LightningDataModule):

@@ -220,6 +220,11 @@ class Term(nn.Module):
         return self.contract.reads_labels
 
     @property
+    def compares_rows(self) -> bool:
+        """Whether the value of a row depends on other rows: it is then given all rows of a batch at once."""
+        return not self.contract.per_sample
+
+    @property
     def needs_logits(self) -> bool:
         """Whether `forward` reads the teacher's logits."""
         return self.contract.needs == "logits"

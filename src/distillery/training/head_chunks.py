@@ -55,7 +55,7 @@ def end_before_heads(
 def _needs_all(terms: Mapping[str, Term], teachers: Mapping[str, Network], batch: Mapping[str, Tensor]) -> str:
     """The loss or teacher whose rows are not compared one by one with the student's; nothing, if there is none."""
     for name, term in terms.items():
-        if term.contract.needs == "logits" and not term.contract.per_sample:
+        if term.contract.needs == "logits" and any(one.compares_rows for one in term.by_teacher.values()):
             return f"loss.{name} compares rows with each other"
         if term.contract.needs == "logits" and any(True for _ in term.parameters()):
             return f"loss.{name} has trained parameters"

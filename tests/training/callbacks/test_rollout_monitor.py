@@ -9,6 +9,7 @@ from distillery.losses.response.reverse_kl import ReverseKL
 from distillery.tasks.causal_lm import CausalLM
 from distillery.training.callbacks.rollout_monitor import RolloutMonitor, divergence_by_quarter
 from distillery.training.distiller import Distiller, Optim
+from distillery.training.head_chunks import end_before_heads
 from distillery.training.objective import Objective
 from distillery.training.rollouts import Rollouts
 from fixtures.own_texts import END, completions, networks, prompts
@@ -21,6 +22,12 @@ def test_divergence_by_quarter() -> None:
     objective = Objective(CausalLM(), {"rkl": ReverseKL()}, rollouts=Rollouts())
     module = Distiller(student, {"main": teacher}, CausalLM(), objective, Optim(lambda p: torch.optim.SGD(p, lr=1.0)))
     found = divergence_by_quarter(module, batch)
+    module.task.rows_per_chunk = 3
+    end_before_heads(module.task, {"rkl": ReverseKL()}, student, {"main": teacher}, batch)
+    assert student.known_head is not None
+    in_chunks = divergence_by_quarter(module, batch)
+    assert found is not None
+    torch.testing.assert_close(in_chunks, found)
     quarters: list[list[float]] = [[], [], [], []]
     for row, (size, text) in enumerate(zip((2, 5, 3, 4), completions(batch), strict=True)):
         ids = batch["input_ids"][row : row + 1, : size + len(text)]
@@ -29,7 +36,6 @@ def test_divergence_by_quarter() -> None:
         for number in range(len(text)):
             s, t = ours[size - 1 + number], theirs[size - 1 + number]
             quarters[int(4 * number / len(text))].append((s * (s / t).log()).sum().item())
-    assert found is not None
     assert found.tolist() == pytest.approx([sum(each) / max(1, len(each)) for each in quarters], abs=1e-5)
 
 

@@ -131,6 +131,8 @@ class SampledKL(Term, function=sampled_kl):
         below_logits={"token": ""},
     )
 
+    at_build = frozenset({"discount"})  # which decides whether rows may be computed apart
+
     estimator: Estimator = "k2"
     temperature: Positive = 1.0
     clip: Fraction = 0.0
@@ -139,6 +141,11 @@ class SampledKL(Term, function=sampled_kl):
     def __post_init__(self) -> None:
         _refuse_k1(self.estimator)
         super().__post_init__()
+
+    @property
+    def compares_rows(self) -> bool:
+        """With a discount, those of a text."""
+        return self.discount > 0
 
     @property
     def least_level(self) -> Level:

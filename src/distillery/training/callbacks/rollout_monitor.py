@@ -13,6 +13,7 @@ from torch import Tensor
 from distillery.core.numerics import kl, log_softmaxes
 from distillery.losses.on_policy import text_of_rows
 from distillery.models.evaluation_mode import evaluating
+from distillery.models.taps.head import before_heads
 from distillery.tasks.task import Batch
 from distillery.training.distiller import Distiller
 from distillery.training.rollouts import Round
@@ -107,13 +108,16 @@ def divergence_by_quarter(module: Distiller, batch: Batch) -> Tensor | None:
     Of the first teacher that a loss names; None if it does not give all logits.
     """
     name = next(iter(next(iter(module.objective.terms.values())).by_teacher))  # type: ignore[arg-type]
-    with evaluating(module.student):
-        ours, of_rows = module.task.rows(module.student(batch), batch)
-        theirs, _ = module.task.rows(module.teachers[name](batch, training=True), batch)
-    if theirs.logits.shape != ours.logits.shape or not len(ours.logits):
-        return None
-    student, teacher = log_softmaxes(ours.logits, theirs.logits, 1.0)
-    rows = kl(student, teacher).double()
+    student, teacher = module.student, module.teachers[name]
+    with evaluating(student), before_heads([student, teacher]):
+        ours, of_rows = module.task.rows(student(batch), batch)
+        theirs, _ = module.task.rows(teacher(batch, training=True), batch)
+        if theirs.level != "logits" or theirs.tokenizer is not None or not len(of_rows["target"]):
+            return None
+        size = module.task.rows_per_chunk or len(of_rows["target"])
+        parts = [slice(start, start + size) for start in range(0, len(of_rows["target"]), size)]
+        chunks = ((ours.rows(part).computed().logits, theirs.rows(part).computed().logits) for part in parts)
+        rows = torch.cat([kl(*log_softmaxes(*both, 1.0)) for both in chunks]).double()
     text = text_of_rows(of_rows["index"], of_rows["position"])
     _, place, counts = text.unique_consecutive(return_inverse=True, return_counts=True)
     number = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[place]
