@@ -27,6 +27,7 @@ def test_a_student_learns_to_answer_and_to_stop(tmp_path: Path, capsys: pytest.C
         f"data.source.path='{write_jsonl(tmp_path / 'chats.jsonl', rows)}'",
         f"data.tokenizer='{tokenizer}'",
         f"data.template='{tmp_path / 'chatml.jinja'}'",
+        "data.template_kwargs={enable_thinking: false}",
         "data.max_length=48",
         "data.batch_size=4",
         "model/student=causal_lm",

@@ -84,7 +84,7 @@ class ChatTemplate:
         return text, [(start, end) for start, end in chain(*marks)]
 
 
-def chat_template(tokenizer: Any, given: str | None, settings: Mapping[str, Any]) -> ChatTemplate | None:
+def chat_template(tokenizer: Any, given: str | None, settings: Mapping[str, Any] | None) -> ChatTemplate | None:
     """The chat template `given`, itself or in a file, or else the tokenizer's own; None: there is none.
 
     Raises:
@@ -97,7 +97,7 @@ def chat_template(tokenizer: Any, given: str | None, settings: Mapping[str, Any]
             raise UserError(f"data.template={given}: neither a Jinja template nor a file with one: {error}") from error
     if given is None and not tokenizer.chat_template:
         return None
-    return ChatTemplate(tokenizer, given or tokenizer.get_chat_template(), settings)
+    return ChatTemplate(tokenizer, given or tokenizer.get_chat_template(), settings or {})
 
 
 def _short(messages: Any) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, Self
 
@@ -47,7 +47,7 @@ class TextData(Data):
         pack: whether several documents share a block (task=causal_lm), none of which attends to another; False: each
             sample is of one document. None: the texts are for other tasks.
         template: the chat template of conversations, or a file with it; None: the tokenizer's own.
-        template_kwargs: what the template reads besides the messages, as `enable_thinking`.
+        template_kwargs: what the template reads besides the messages, as `enable_thinking`; None: nothing.
         think: whether think-spans of conversations bear loss.
     """
 
@@ -60,7 +60,7 @@ class TextData(Data):
     mask: float | None = None
     pack: bool | None = None
     template: str | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] | None = None
     think: Literal["keep", "mask"] = "keep"
 
     def __post_init__(self) -> None:

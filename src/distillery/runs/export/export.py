@@ -5,7 +5,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from distillery.config.networks import TOKENIZER, run_config
@@ -49,7 +49,7 @@ def export(run: Path, out: Path) -> Path:
 
 def _for_conversations(net: nn.Module, tokenizer: Any, data: DictConfig) -> Any:
     """The tokenizer with the chat template of the run's data; the network is told which tokens end a turn."""
-    template = chat_template(tokenizer, data.template, OmegaConf.to_container(data.template_kwargs))  # type: ignore[arg-type]
+    template = chat_template(tokenizer, data.template, data.template_kwargs)
     if template is None:
         return tokenizer
     own, model = copy(tokenizer), pretrained_model(net)

@@ -77,7 +77,8 @@ def _chat(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, A
     """What a chat template reads besides the messages; None: the student was not trained on conversations."""
     if "template" not in cfg.data or task_of(cfg).prediction != "token" or not tokenizer.chat_template:
         return None
-    return plain(cfg.data.template_kwargs)
+    given = cfg.data.template_kwargs
+    return {} if given is None else plain(given)
 
 
 def head_of(cfg: DictConfig) -> str:
