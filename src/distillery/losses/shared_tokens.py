@@ -43,13 +43,14 @@ class SharedTokens(nn.Module):
         self.register_buffer("shared", torch.tensor(shared), persistent=False)
         self.register_buffer("unmatched", (~torch.tensor(shared)).nonzero()[:, 0], persistent=False)
         self.register_buffer("first", first, persistent=False)
+        self.in_order = torch.equal(first, torch.arange(number))  # then a view saves time
         alone = torch.zeros(self.size, dtype=torch.bool).index_fill(0, first, True)
         self.register_buffer("others", (~alone).nonzero()[:, 0], persistent=False)
 
     def log_probabilities(self, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Of the tokens, [N, size], and of the classes: logits [N, V], of which the first `size` are tokens."""
         log_p = log_softmax(logits[..., : self.size], temperature)
-        found = log_p[:, self.first]
+        found = log_p[:, : len(self.first)] if self.in_order else log_p[:, self.first]
         if self.rest:
             found = torch.cat([found, torch.full_like(found[:, :1], RESOLUTION).log()], 1)
         if len(self.others):

@@ -124,13 +124,12 @@ def _moved(log_p: Tensor, own: Tensor, at: Tensor, text: Tensor) -> tuple[Tensor
     The mass of the text, exp(text), is taken from the outcome of its first token, `own`, and given to `at`, or to that
     one more.
     """
-    mass = log_p.gather(1, own[:, None])[:, 0]
-    left = torch.where(at == own, mass, mass + log_rest((text - mass)[:, None]))
-    log_p = log_p.scatter(1, own[:, None], left[:, None])
     to = torch.where(at == NONE, own, at)
-    there = log_p.gather(1, to[:, None])[:, 0]
-    more = torch.where(to == own, there, torch.logaddexp(there, text))
-    return log_p.scatter(1, to[:, None], more[:, None]), torch.where(at == NONE, text, NOTHING)
+    places = torch.stack([own, to], 1)
+    mass, there = log_p.gather(1, places).unbind(1)
+    left = torch.where(at == own, mass, mass + log_rest((text - mass)[:, None]))
+    more = torch.where(to == own, left.detach(), torch.logaddexp(there, text))  # one place has one gradient
+    return log_p.scatter(1, places, torch.stack([left, more], 1)), torch.where(at == NONE, text, NOTHING)
 
 
 def _sorted_gap(log_s: Tensor, log_t: Tensor) -> Tensor:
