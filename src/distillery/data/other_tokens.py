@@ -1,6 +1,6 @@
 """The tokens of another tokenizer for the pieces of documents that a student reads, and how far both correspond."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from distillery.data.blocks import Integers, PackedTokens, Pieces, causal_batch,
 from distillery.data.documents import documents_of
 from distillery.data.raw_data import Split
 from distillery.data.sampler import BatchKey
+from distillery.data.tokenizers import token_texts
 from distillery.data.tokens import IGNORED, Tokens
 from distillery.losses.byte_groups import TokenRows, shares
 
@@ -106,23 +107,20 @@ def _bytes_of(tokens: Tokens, documents: Pieces) -> Integers:
     return np.asarray(up_to[documents.starts + documents.lengths] - up_to[documents.starts])
 
 
-def correspondence(student: PackedTokens, teacher: PackedTokens) -> str:
-    """What is to be said of two tokenisations of the same blocks."""
-    some = torch.arange(len(student.lengths))[: max(1, COUNTED // int(student.lengths.max()))]
-    batches = (causal_batch(each, some, BatchKey(0, [], int(each.lengths[some].max()))) for each in (student, teacher))
-    ours, theirs = map(next_tokens, batches)
-    single, whole = shares(ours, theirs)
-    return f"{single:.1%} of the bytes are in one token of each, {whole:.1%} in groups of tokens that end together"
-
-
-def next_tokens(batch: Mapping[str, Tensor]) -> TokenRows:
-    """The tokens of a batch of blocks that bear loss, with their places in all blocks, which pieces keep apart."""
-    piece = (batch["position_ids"] == 0).cumsum(1)
-    block = torch.arange(len(piece), device=piece.device)[:, None]
-    place = (block << 48) + (piece << 32) + batch["ends"]
-    target = batch["target"][:, 1:]
-    bears = target != IGNORED
-    return TokenRows(target[bears], place[:, :-1][bears], place[:, 1:][bears])
+def correspondence(student: tuple[Any, Mapping[str, Split]], teacher: tuple[Any, Mapping[str, Split]]) -> Iterator[str]:
+    """What is to be said of two tokenizers and of the blocks in their tokens."""
+    ours, theirs = (token_texts(tokenizer) for tokenizer, _ in (student, teacher))
+    yield f"{len({*ours} & {*theirs}):,} of its {len(theirs):,} tokens are the data's, too"
+    for stage, split in student[1].items():
+        if not len(split.indices):
+            continue
+        blocks = (split.inputs, teacher[1][stage].inputs)
+        some = torch.arange(len(split.inputs.lengths))[: max(1, COUNTED // int(split.inputs.lengths.max()))]
+        rows = (
+            next_tokens(causal_batch(each, some, BatchKey(0, [], int(each.lengths[some].max())))) for each in blocks
+        )
+        single, whole = shares(*rows)
+        yield f"{stage}: {single:.1%} of the bytes are in one token of each, {whole:.1%} in groups that end together"
 
 
 def several(
@@ -139,3 +137,13 @@ def several(
         columns = columns_of(index, key._replace(length=int(lengths[index].max())))
         batch |= {f"{tokenizer}/{name}": values for name, values in columns.items()}
     return batch
+
+
+def next_tokens(batch: Mapping[str, Tensor]) -> TokenRows:
+    """The tokens of a batch of blocks that bear loss, with their places in all blocks, which pieces keep apart."""
+    piece = (batch["position_ids"] == 0).cumsum(1)
+    block = torch.arange(len(piece), device=piece.device)[:, None]
+    place = (block << 48) + (piece << 32) + batch["ends"]
+    target = batch["target"][:, 1:]
+    bears = target != IGNORED
+    return TokenRows(target[bears], place[:, :-1][bears], place[:, 1:][bears])

@@ -22,7 +22,7 @@ from distillery.data.passages import Passages
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.text_tokens import tokens_of
-from distillery.data.tokenizers import load_tokenizer, padding_token, token_texts
+from distillery.data.tokenizers import load_tokenizer, padding_token
 from distillery.data.tokens import CHUNK, Masking, TextSamples, Tokens
 
 
@@ -133,16 +133,11 @@ class TextData(Data):
             found.append(f"the tokenizer has no padding token: texts are padded with token {padding}")
         for name, other in self.others.items():
             _ = other.splits
-            same = len({*token_texts(other.loaded_tokenizer)} & {*token_texts(self.loaded_tokenizer)})
-            found.append(
-                f"each text has the tokens of {name}, too: a teacher's tokenizer. {same:,} of its {other.vocab_size:,} "
-                "tokens are the data's, too"
-            )
-            found += [f"tokenizer {name}: {remark}" for remark in other._cut]
-            for stage, split in self.splits.items():
-                if self.pack is not None and len(split.indices):
-                    how = correspondence(split.inputs, other.splits[stage].inputs)
-                    found.append(f"tokenizer {name}: {stage}: {how}")
+            found.append(f"each text has the tokens of {name}, too: a teacher's tokenizer")
+            said = list(other._cut)
+            if self.pack is not None:
+                said += correspondence(*((each.loaded_tokenizer, each.splits) for each in (self, other)))
+            found += [f"tokenizer {name}: {remark}" for remark in said]
         return (*super().remarks, *found)
 
     @property
