@@ -75,7 +75,7 @@ def test_packed_or_not_the_same_tokens_are_served(tokenizers: dict[str, str]) ->
     cut, _ = targets(pack=True, too_long="truncate")
     assert 0.2 * len(packed) < len(cut) < 0.8 * len(packed)
     (said,) = [remark for remark in data.remarks if "train: " in remark and "in one token of each" in remark]
-    assert "in groups of tokens that end together" in said
+    assert "in groups that end together" in said
     size = data.others[tokenizers["large"]].vocab_size
     assert f"tokenizer {tokenizers['large']}: 280 of its {size} tokens are the data's, too" in data.remarks
 
