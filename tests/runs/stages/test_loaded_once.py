@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from distillery.config import loaded_teachers
 from distillery.config.loaded_teachers import LoadedTeachers
@@ -21,7 +21,6 @@ from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
 from distillery.tasks.evaluate import evaluate
 from distillery.teachers import frozen
-from distillery.training.callbacks import teacher_guard
 from fixtures.building import build
 from fixtures.runs import STUDENT, config
 
@@ -54,9 +53,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     nets: list[torch.nn.Module] = []
     original_build, original_hash, original_digits = build_teacher, weights.weights_hash, digits.digits
 
-    def counted_build(cfg: DictConfig, name: str) -> frozen.Teacher:
+    def counted_build(*arguments: Any) -> frozen.Teacher:
         found["loaded"] += 1
-        teacher = original_build(cfg, name)
+        teacher = original_build(*arguments)
         nets.append(teacher.net)
         teacher.net.register_forward_pre_hook(lambda *_: found.update(forwards=1))
         return teacher
@@ -78,7 +77,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(frozen, "weights_hash", counted_hash)
     monkeypatch.setattr(score_run, "weights_hash", counted_hash)
     monkeypatch.setattr(digits, "digits", counted_digits)
-    monkeypatch.setattr(teacher_guard, "evaluate", counted_evaluation)
+    monkeypatch.setattr(frozen, "evaluate", counted_evaluation)
     monkeypatch.setattr(score_run, "evaluate", counted_evaluation)
     return found
 
