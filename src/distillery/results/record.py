@@ -19,6 +19,7 @@ from distillery.results.layout import RECORD
 NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan".split())  # at the root of the config
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
+NO_NETWORK = "it is no network here"  # why a teacher was not compared with the student when the run was scored
 ADDED = {"remarks", "fidelity", "samples"}  # fields that old records lack
 
 

@@ -1,14 +1,15 @@
-"""Language models that had no teacher in training are compared with the teacher of the others, once, for the report."""
+"""Language models that had no teacher's network beside them are compared with one, once, for the report."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillery.core.errors import UserError
+from distillery.core.roles import FROZEN, role_of
 from distillery.core.terminal import say
-from distillery.results.record import RunRecord
+from distillery.results.record import NO_NETWORK, RunRecord
 from distillery.results.report.collect import Run, collect
-from distillery.results.report.table import compared_with
+from distillery.results.report.table import MAIN
 from distillery.runs.folder_lock import FolderLock
 
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def compare_baselines(folders: Sequence[Path]) -> None:
-    """Complete `RunRecord.fidelity` of the finished runs below the folders that have no teacher.
+    """Complete `RunRecord.fidelity` of the finished runs below the folders.
 
-    Of the runs on the same data, one of the same seed lends its teacher if there is one. What cannot be compared, as a
-    teacher that is not there any more, is told and left empty.
+    Of a run without a teacher, another one on the same data lends its own, one of the same seed if there is one. A
+    teacher that was read from a cache on disk is loaded. What cannot be compared, as a teacher that is not there any
+    more, is told and left empty.
     """
     loaded: dict[str, Teacher] = {}  # by SHA-256
     for run, lender, name in _to_compare(collect(folders)):
@@ -31,22 +33,34 @@ def compare_baselines(folders: Sequence[Path]) -> None:
 
 
 def _to_compare(runs: Sequence[Run]) -> Iterator[tuple[Run, Run, str]]:
-    """The runs without a teacher, and for each another run with the name of the teacher that it lends."""
+    """The runs to complete, and for each the run and the name of the teacher to compare it with."""
     finished = [run for run in runs if run.record.status == "finished"]
     teachers = {entry["sha256"] for run in finished for entry in run.record.frozen_teachers.values()}
     for run in finished:
+        for own, entry in run.record.fidelity.items():
+            if entry.get("not_compared") == NO_NETWORK:
+                yield run, run, own
         if run.record.frozen_teachers or not run.record.fidelity or run.record.student_sha256 in teachers:
             continue
         lenders = [
             (other.record.seed != run.record.seed, place, other, name)
             for place, other in enumerate(finished)
-            if other.record.data["fingerprint"] == run.record.data["fingerprint"]
-            and (name := compared_with(other)) in other.record.frozen_teachers
+            if other.record.data["fingerprint"] == run.record.data["fingerprint"] and (name := _lent(other))
         ]
         if lenders:
-            *_, lender, name = min(lenders, key=lambda each: each[:2])
-            if run.record.fidelity.get(name, {}).get("sha256") != lender.record.teachers[name]["sha256"]:
-                yield run, lender, name
+            *_, lender, lent = min(lenders, key=lambda each: each[:2])
+            if run.record.fidelity.get(lent, {}).get("sha256") != lender.record.teachers[lent]["sha256"]:
+                yield run, lender, lent
+
+
+def _lent(run: Run) -> str | None:
+    """The name of a teacher that is compared with the run's student, or can be once it is loaded."""
+    names = [
+        name
+        for name in run.record.frozen_teachers
+        if "kl" in (entry := run.record.fidelity.get(name, {})) or entry.get("not_compared") == NO_NETWORK
+    ]
+    return MAIN if MAIN in names else next(iter(names), None)
 
 
 def _compare(run: Run, lender: Run, name: str, loaded: dict[str, "Teacher"]) -> None:
@@ -59,15 +73,14 @@ def _compare(run: Run, lender: Run, name: str, loaded: dict[str, "Teacher"]) -> 
     outputs = task.outputs(data)
     if sha256 not in loaded:
         cfg = run_config(str(lender.folder), "run").teachers.get(name)
-        if cfg is None:
-            raise UserError(f"teachers.{name} is the teacher of a stage.")
+        if cfg is None or role_of(cfg) != FROZEN or not cfg.get("weights"):
+            return  # the teacher of an earlier stage, or one that is nowhere a network
         teacher = build_teacher(cfg, name)
         if teacher.sha256 != sha256:
             raise UserError(f"teachers.{name}.weights are others now.")
         loaded[sha256] = teacher
     teacher = loaded[sha256].to(student.device)
     record = RunRecord.read(run.folder)
-    samples = record.samples
     add_fidelity(record, student, {name: teacher}, data, task, outputs)
-    record.fidelity[name]["sha256"], record.samples = sha256, samples
+    record.fidelity[name]["sha256"] = sha256
     record.write(run.folder)

@@ -17,7 +17,7 @@ from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.head import before_heads
 from distillery.models.taps.network import Network
 from distillery.models.text.generation import can_generate, generate, greedy, left_padded
-from distillery.results.record import RunRecord
+from distillery.results.record import NO_NETWORK, RunRecord
 from distillery.tasks.fidelity import by_place, calibration, divergences, predictions
 from distillery.tasks.task import Batch, Task
 from distillery.teachers.frozen import Teacher
@@ -128,7 +128,7 @@ def _new_tokens(data: TextData) -> int:
 
 def _why_not(teacher: Teacher, data: TextData) -> str:
     if not teacher.has_network:
-        return "it is no network here"
+        return NO_NETWORK
     if tokenizer := teacher.adapter.own_tokenizer(data.example(1)):
         return f"it reads the tokens of {tokenizer}"
     return f"it {teacher.other_classes}" if teacher.other_classes else ""
