@@ -22,6 +22,7 @@ WITHOUT_WEIGHTS = {
     "peer": {"role", "net", "input"},
     "self": {"role"},
     "stored": {"role", "path", "classes", "temperature", "missing"},
+    "served": {"role", "url", "model", "k", "cache", "client"},
 }
 
 

@@ -82,6 +82,6 @@ def test_causal_lm(tokens: Mapping[str, Tensor]) -> None:
     with pytest.raises(InstantiationException, match=r"vocab_size=50, and causal_lm predicts 60 tokens"):
         instantiate(padded.net, num_classes=60)
     teacher = composed("+model/teacher=causal_lm").teachers.main
-    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "cache"}
+    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "precision", "cache"}
     assert (teacher.weights, teacher.net.head) == ("pretrained", "causal_lm")
     assert OmegaConf.is_missing(teacher.net, "model")
