@@ -122,6 +122,8 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "data=sotu",
         "experiment=sotu_lm_teacher",
         "experiment=sotu_lm",
+        "experiment=movie_reviews_lm",
+        "study=demo_lm",
         "task=causal_lm",
         "data.root=pets",
     }
