@@ -246,6 +246,12 @@ def test_runs_from_disk(folder: Path, caches: dict[str, Path], made: Config) -> 
         cfg.paths.run = str(folder / name)
         return train(cfg)
 
+    half = ["trainer.precision=bf16-true", "task.rows_per_chunk=null"]
+    write_signals(made(*half), Settings(str(folder / "half"), "hidden"))
+    pairs = [run("half_online", *half), run("half_run", *half, f"teachers.main.cache='{folder / 'half'}'")]
+    for a, b in zip(*(each.parts.distiller.student.parameters() for each in pairs), strict=True):
+        assert torch.equal(a, b)
+    assert pairs[0].record.teachers["main"]["score"] == pairs[1].record.teachers["main"]["score"]
     for kind in KINDS:
         if kind not in caches:
             write_signals(made(), Settings(str(folder / kind), kind, K))  # type: ignore[arg-type]

@@ -97,8 +97,9 @@ class _Pass:
     def __init__(self, parts: Parts, teacher: Teacher, settings: Settings) -> None:
         self.parts, self.teacher, self.settings = parts, teacher, settings
         self.data, self.task = parts.data, parts.distiller.task
-        refuse_several(settings.teacher, parts.cfg.teachers[settings.teacher], self.data)
-        trainer = parts.cfg.trainer
+        own, trainer = parts.cfg.teachers[settings.teacher], parts.cfg.trainer
+        refuse_several(settings.teacher, own, self.data)
+        self.key = signals_key(teacher, own, self.data, str(trainer.precision))  # before its weights are cast
         hush_lightning()
         made = L.Trainer(
             accelerator=trainer.accelerator, devices=1, precision=trainer.get("precision", "32-true"), logger=False,
@@ -110,6 +111,7 @@ class _Pass:
         teacher.tap_attention((), parts.example)
         teacher.place(made.strategy.root_device, dtype)
         self.scorer = Scorer(teacher, self.task, precision.forward_context, precision.convert_input)
+        self.known_head = teacher.known_head
         self.keys = list(self._keys())
         self.dataset = self.data.dataset("train")
 
@@ -178,7 +180,7 @@ class _Pass:
             rows=int(lengths.sum()),
             per_token=self.task.per_token,
             length=length,
-            key=signals_key(teacher, cfg.teachers[settings.teacher], self.data, str(cfg.trainer.precision)),
+            key=self.key,
             teacher={
                 "source": teacher.source,
                 "sha256": teacher.sha256,
@@ -275,6 +277,7 @@ class _Pass:
     def _evaluations(self) -> dict[str, Any]:
         """The teacher's scores where runs ask for them; the predictions lie in files."""
         found: dict[str, Any] = {}
+        self.teacher.known_head = self.known_head  # it is scored as a run scores it
         data, outputs = self.data, self.parts.distiller.outputs
         data.setup("test")
         stages: list[Stage] = ["val" if data.sizes["val"] else "train", "test"]
