@@ -143,6 +143,7 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
         *sampled,
         "rollouts.temperature=0.9",
     )
+    refused("nothing to learn from the data's own texts", *sampled, "task.weight=0", "rollouts.share=0.5")
     refused("has dropout in training", *sampled, "+student.net.config.attention_dropout=0.1")
     refused(r"no `?share_?s|rollouts.*share_s", *own, "+rollouts.share_s=1")
     refused(r"rollouts\.share", *own, "rollouts.share=1.5")

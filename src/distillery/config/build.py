@@ -181,7 +181,7 @@ def build(
             teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
     check_levels(terms, teachers)
     if rollouts is not None:
-        refuse_parts(rollouts, terms, teachers, student)
+        refuse_parts(rollouts, task, terms, teachers, student)
     whole = "compile=true compiles whole networks" if cfg.compile else ""
     whole = "hardware=fsdp2 shards its head" if is_fsdp2(cfg.trainer.get("strategy")) else whole
     end_before_heads(task, terms, student, teachers, batch, whole)

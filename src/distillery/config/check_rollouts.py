@@ -58,17 +58,25 @@ def build_rollouts(cfg: DictConfig, schedules: Schedules, task: Task, data: Data
     return rollouts
 
 
-def refuse_parts(rollouts: Rollouts, terms: Mapping[str, Term], teachers: Mapping[str, Network], net: Network) -> None:
+def refuse_parts(
+    rollouts: Rollouts, task: Task, terms: Mapping[str, Term], teachers: Mapping[str, Network], net: Network
+) -> None:
     """Refuse losses and teachers that make no sense of the student's own texts.
 
     Raises:
-        UserError: no loss counts on them, a teacher knows the data's texts alone, or a loss on the drawn tokens is of
-            another law than that of sampling.
+        UserError: no loss counts on them, or none on the data's; a teacher knows the data's texts alone; or a loss on
+            the drawn tokens is of another law than that of sampling.
     """
     if all(term.reads_labels and not term.contract.reads_samples for term in terms.values()):
         raise UserError(
             "rollouts: there is nothing to learn from the student's own texts, as they have no labels. Choose a "
             f"teacher and a loss that needs none, as loss/response=[reverse_kl], {OFF}."
+        )
+    if rollouts.share < 1 and task.weight == 0 and all(term.contract.reads_samples for term in terms.values()):
+        raise UserError(
+            f"rollouts.share={rollouts.share:g}: there is nothing to learn from the data's own texts, as "
+            f"{' and '.join(f'loss.{name}' for name in terms)} counts on drawn tokens alone. Set task.weight=1, or "
+            "rollouts.share=1."
         )
     for name in dict.fromkeys(name for term in terms.values() for name in term.by_teacher):
         teacher = teachers[name]
