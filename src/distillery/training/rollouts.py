@@ -94,8 +94,8 @@ class Rollouts:
         law = [f"T={self.temperature:g}", f"top_p={self.top_p:g}", f"top_k={self.top_k or 'all'}"]
         stale = f", for {self.updates} updates each" if self.updates > 1 else ""
         return (
-            f"on {self.share:.0%} of the updates it learns from its own texts, of up to {self.new_tokens} new tokens, "
-            f"drawn with {', '.join(law)}{stale}; tokens that end a text: {list(self.ends or ())}"
+            f"its own texts (rollouts.share): up to {self.new_tokens} new tokens, drawn with {', '.join(law)}{stale}; "
+            f"tokens that end a text: {list(self.ends or ())}"
         )
 
     def own(self, update: int) -> bool:
