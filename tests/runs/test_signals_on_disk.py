@@ -189,6 +189,7 @@ def test_a_foreign_cache_is_refused(caches: dict[str, Path], made: Config, folde
     assert "were computed again: log-probabilities differ by at most" in "".join(parts.distiller.remarks)
 
 
+@pytest.mark.slow
 def test_images_too(tmp_path: Path) -> None:
     """All logits, one row for each image: bit for bit; a subset of the samples, in batches of another size."""
     torch.manual_seed(0)

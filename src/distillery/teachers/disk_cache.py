@@ -17,7 +17,6 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -217,13 +216,6 @@ class DiskCache:
             f"{self.folder / name} is missing or not as distill-cache left it. Write the cache again, into another "
             "folder."
         )
-
-    def __reduce__(self) -> tuple[type["DiskCache"], tuple[Path]]:
-        return DiskCache, (self.folder,)
-
-    @cached_property
-    def sha256(self) -> str:
-        return sha256_of(self.folder / MANIFEST)
 
     def rows(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The stored rows of the samples `index` [B], one sample after the other, and how many each has [B].
