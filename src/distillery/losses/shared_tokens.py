@@ -26,6 +26,8 @@ class SharedTokens(nn.Module):
         classes: the class of each token, [size].
         shared: whether the other vocabulary has the token, bool [size].
         unmatched: the tokens that it does not have.
+        beginnings: whether a class begins a word, [classes]; of equal vocabularies all do.
+        equal: whether the vocabularies are.
     """
 
     classes: Tensor
@@ -33,8 +35,11 @@ class SharedTokens(nn.Module):
     unmatched: Tensor
     first: Tensor
     others: Tensor
+    beginnings: Tensor
 
-    def __init__(self, classes: Sequence[int], shared: Sequence[bool], number: int, rest: bool) -> None:
+    def __init__(
+        self, classes: Sequence[int], shared: Sequence[bool], number: int, rest: bool, beginnings: Sequence[bool]
+    ) -> None:
         super().__init__()
         self.size, self.rest = len(classes), rest
         of = torch.tensor(classes)
@@ -43,6 +48,8 @@ class SharedTokens(nn.Module):
         self.register_buffer("shared", torch.tensor(shared), persistent=False)
         self.register_buffer("unmatched", (~torch.tensor(shared)).nonzero()[:, 0], persistent=False)
         self.register_buffer("first", first, persistent=False)
+        self.register_buffer("beginnings", torch.tensor(beginnings), persistent=False)
+        self.equal = all(beginnings)
         self.in_order = torch.equal(first, torch.arange(number))  # then a view saves time
         alone = torch.zeros(self.size, dtype=torch.bool).index_fill(0, first, True)
         self.register_buffer("others", (~alone).nonzero()[:, 0], persistent=False)
@@ -84,9 +91,16 @@ def shared_tokens(
 
     classes = [[class_of(token) for token in each] for each in (student, teacher)]
     rest = any(len(number) in each for each in classes)
+    equal = all(token in number for token in (*student, *teacher))
+    beginnings = [equal or _begins_word(token) for token in number] + [False] * rest
     found = (
-        SharedTokens(of, [token in number for token in each], len(number), rest)
+        SharedTokens(of, [token in number for token in each], len(number), rest, beginnings)
         for of, each in zip(classes, (student, teacher), strict=True)
     )
     ours, other = found
     return ours, other
+
+
+def _begins_word(token: bytes | str) -> bool:
+    """Whether tokenizers end a token before it whatever comes before: at blanks, punctuation and special tokens."""
+    return isinstance(token, str) or (token[:1] < b"\x80" and not token[:1].isalnum())

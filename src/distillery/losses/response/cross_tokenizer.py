@@ -44,6 +44,7 @@ def cross_tokenizer(
     t_squared: bool = False,
     beta: float = 0.0,
     uld_weight: float = 0.0,
+    words: bool = True,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """KL(teacher ‖ student) of what follows each place at which tokens of both begin, in nats.
@@ -65,8 +66,10 @@ def cross_tokenizer(
     student's ' con', 'gress' is then pushed away from what a teacher with the token ' congress' says, which never
     predicts 'gress' where the group begins.
 
-    What it cannot see: with the end of a token a tokenizer has said that the text does not go on as a longer one would.
-    After its ' con' a teacher gives 'gress' too little, as it would have written ' congress'.
+    With the end of a token a tokenizer has said that the text does not go on as a longer one would. After its ' con' a
+    teacher gives 'gress' too little, as it would have written ' congress'. So between vocabularies that differ, `words`
+    compares only what begins a word: the distribution given that one begins, times the teacher's probability of that.
+    How a word goes on is then learnt from the texts alone, and from the text of a group that begins one.
 
     Args:
         student_logits: [N,V].
@@ -77,6 +80,7 @@ def cross_tokenizer(
         beta: above 0 the divergence is the generalised Jensen-Shannon divergence, divided by β · (1 - β): at 1 it is
             KL(student ‖ teacher).
         uld_weight: of `uld` of the tokens that only one of the vocabularies has, which is added.
+        words: whether to compare only outcomes that begin a word: with a blank, punctuation or a special token.
         reduction: 'mean' over the student's rows, or 'none': [N]. The value of a group stands at its first row, and all
             others are 0, as are rows in no group.
 
@@ -99,6 +103,12 @@ def cross_tokenizer(
     at = torch.where(is_own[0] & exact_s, own_s, torch.where(is_own[1] & exact_t, own_t, NONE))
     of_student, text_s = _moved(of_student, own_s, at, text[0])
     of_teacher, text_t = _moved(of_teacher[groups.teacher], own_t, at, text[1])
+    share = torch.ones_like(text_t)
+    if words and not student.vocabulary.equal:
+        begins = student.vocabulary.beginnings
+        of_word = begins[own_s] & begins[own_t]
+        of_student, text_s, _ = _given(of_student, torch.where(of_word, text_s, NOTHING), begins)
+        of_teacher, text_t, share = _given(of_teacher, torch.where(of_word, text_t, NOTHING), begins)
     if beta == 0:
         rows = kl(of_teacher, of_student) + text_t.exp() * (text_t - text_s)
     else:
@@ -106,6 +116,7 @@ def cross_tokenizer(
             torch.cat([rest, last[:, None]], 1) for rest, last in ((of_student, text_s), (of_teacher, text_t))
         )
         rows = jsd(of_student, of_teacher, beta, divided=True, reduction="none")
+    rows = rows * share
     if uld_weight:
         rows = rows + uld_weight * _sorted_gap(
             log_s[:, student.vocabulary.unmatched], log_t[:, teacher.vocabulary.unmatched][groups.teacher]
@@ -130,6 +141,13 @@ def _moved(log_p: Tensor, own: Tensor, at: Tensor, text: Tensor) -> tuple[Tensor
     left = torch.where(at == own, mass, mass + log_rest((text - mass)[:, None]))
     more = torch.where(to == own, left.detach(), torch.logaddexp(there, text))  # one place has one gradient
     return log_p.scatter(1, places, torch.stack([left, more], 1)), torch.where(at == NONE, text, NOTHING)
+
+
+def _given(log_p: Tensor, text: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The outcomes `which` and the text, given that one of these comes, and the probability of that."""
+    log_p = log_p.masked_fill(~which, NOTHING)
+    share = torch.cat([log_p, text[:, None]], 1).logsumexp(1)
+    return log_p - share[:, None], text - share, share.exp()
 
 
 def _sorted_gap(log_s: Tensor, log_t: Tensor) -> Tensor:
@@ -157,8 +175,8 @@ class CrossTokenizer(Term, function=cross_tokenizer):
         r" \quad o \in \{\text{shared tokens}, \text{text of } g, \text{rest}\}",
         values_of="kd between equal tokenizers",
         reduction="sum over outcomes and over groups, divided by the student's rows",
-        bias="unmatched=rest: a student all of whose tokens are shared cannot follow a teacher's other tokens. Both: "
-        "blind to the longer tokens that a teacher would have written",
+        bias="unmatched=rest: a student all of whose tokens are shared cannot follow a teacher's other tokens. "
+        "words=false: away from how words go on that the teacher would have written in one token",
         aligned_classes=False,
         aligned_tokens=False,
     )
@@ -167,6 +185,7 @@ class CrossTokenizer(Term, function=cross_tokenizer):
     t_squared: bool = False
     beta: Annotated[float, Ge(0), Le(1), Says("from 0 to 1")] = 0.0
     unmatched: Unmatched = "prefix"
+    words: bool = True
     uld_weight: Annotated[float, Ge(0), Says("0 or more")] = 0.0
     vocabularies: nn.ModuleList = field(default_factory=nn.ModuleList, init=False)  # the student's and the teacher's
 
