@@ -70,6 +70,7 @@ def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
         "score_name": "accuracy",
         "higher_is_better": True,
         "score_range": [0.0, 1.0],
+        "measured": "",
         "remarks": [],
         "train": 100,
         "labelled": 100,

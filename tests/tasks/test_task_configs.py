@@ -19,6 +19,7 @@ MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path_
     "tokens",
     "evaluate",
     "windows",
+    "fidelity",
 }
 MEMBERS = sorted(name for name in vars(Task) if inspect.isfunction(vars(Task)[name]) and not name.startswith("_"))
 PIPELINE_TAGS = set("text-classification token-classification fill-mask sentence-similarity text-generation".split())
