@@ -38,8 +38,8 @@ class Tokenised(NamedTuple):
 def cross_tokenizer(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    student: Tokenised | None = None,
-    teacher: Tokenised | None = None,
+    student_text: Tokenised | None = None,
+    teacher_text: Tokenised | None = None,
     temperature: float = 1.0,
     t_squared: bool = False,
     beta: float = 0.0,
@@ -74,7 +74,7 @@ def cross_tokenizer(
     Args:
         student_logits: [N,V].
         teacher_logits: [M,V'].
-        student, teacher: what the rows predict; None: both have the same tokens, row by row.
+        student_text, teacher_text: what the rows predict; None: both have the same tokens, row by row.
         temperature: T; all softmaxes are of logits / T.
         t_squared: multiply by T².
         beta: above 0 the divergence is the generalised Jensen-Shannon divergence, divided by β · (1 - β): at 1 it is
@@ -87,25 +87,25 @@ def cross_tokenizer(
     Sources: universal logit distillation, https://arxiv.org/abs/2402.12030; approximate likelihood matching of chunks,
     https://arxiv.org/abs/2503.20083.
     """
-    if student is None or teacher is None:
+    if student_text is None or teacher_text is None:
         log_s, log_t = log_softmaxes(student_logits, teacher_logits, temperature)
         rows = kl(log_t, log_s) if beta == 0 else jsd(log_s, log_t, beta, divided=True, reduction="none")
         return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
     if not len(teacher_logits):
         return reduce_rows((student_logits * 0.0).sum(-1), reduction)
-    groups = byte_groups(student.rows, teacher.rows)
-    log_s, of_student = student.vocabulary.log_probabilities(student_logits, temperature)
-    log_t, of_teacher = teacher.vocabulary.log_probabilities(teacher_logits, temperature)
-    text = groups.sums(_of_token(log_s, student.rows), _of_token(log_t, teacher.rows))
-    own_s, exact_s = student.outcomes()
-    own_t, exact_t = (each[groups.teacher] for each in teacher.outcomes())
+    groups = byte_groups(student_text.rows, teacher_text.rows)
+    log_s, of_student = student_text.vocabulary.log_probabilities(student_logits, temperature)
+    log_t, of_teacher = teacher_text.vocabulary.log_probabilities(teacher_logits, temperature)
+    text = groups.sums(_of_token(log_s, student_text.rows), _of_token(log_t, teacher_text.rows))
+    own_s, exact_s = student_text.outcomes()
+    own_t, exact_t = (each[groups.teacher] for each in teacher_text.outcomes())
     is_own = groups.students == 1, groups.teachers == 1
     at = torch.where(is_own[0] & exact_s, own_s, torch.where(is_own[1] & exact_t, own_t, NONE))
     of_student, text_s = _moved(of_student, own_s, at, text[0])
     of_teacher, text_t = _moved(of_teacher[groups.teacher], own_t, at, text[1])
     share = torch.ones_like(text_t)
-    if words and not student.vocabulary.equal:
-        begins = student.vocabulary.beginnings
+    if words and not student_text.vocabulary.equal:
+        begins = student_text.vocabulary.beginnings
         of_word = begins[own_s] & begins[own_t]
         of_student, text_s, _ = _given(of_student, torch.where(of_word, text_s, NOTHING), begins)
         of_teacher, text_t, share = _given(of_teacher, torch.where(of_word, text_t, NOTHING), begins)
@@ -119,7 +119,7 @@ def cross_tokenizer(
     rows = rows * share
     if uld_weight:
         rows = rows + uld_weight * _sorted_gap(
-            log_s[:, student.vocabulary.unmatched], log_t[:, teacher.vocabulary.unmatched][groups.teacher]
+            log_s[:, student_text.vocabulary.unmatched], log_t[:, teacher_text.vocabulary.unmatched][groups.teacher]
         )
     rows = torch.where(groups.begins, rows, 0.0)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
