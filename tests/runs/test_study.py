@@ -46,7 +46,7 @@ CONTROLS = {  # named by what they are, not by their losses
     "born_again": ["kd"],
     "layerwise": ["kd", "hint"],
     "kd_labelled": ["kd"],
-    **dict.fromkeys(("lambda_0", "lambda_0.25", "lambda_0.5", "lambda_1"), ["reverse_kl"]),
+    **{key: ["reverse_kl"] for key in ("lambda_0", "lambda_0.25", "lambda_0.5", "lambda_1")},
     "logit_mse_labelled": ["logit_mse"],
     "kd_half": ["kd"],
 }
