@@ -106,7 +106,7 @@ def cross_tokenizer(
     share = torch.ones_like(text_t)
     if words and not student_text.vocabulary.equal:
         begins = student_text.vocabulary.beginnings
-        of_word = begins[own_s] & begins[own_t]
+        of_word = begins[own_s] | begins[own_t]  # of a token in the rest it is not known; both begin with one byte
         of_student, text_s, _ = _given(of_student, torch.where(of_word, text_s, NOTHING), begins)
         of_teacher, text_t, share = _given(of_teacher, torch.where(of_word, text_t, NOTHING), begins)
     if beta == 0:
