@@ -1,5 +1,6 @@
 """Documents in blocks: bytes, pieces, packing and targets against counting by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from distillery.core.errors import UserError
 from distillery.data.blocks import best_fit, cut
 from distillery.data.documents import document_columns, token_bytes
-from distillery.data.raw_data import Texts
+from distillery.data.raw_data import Split, Texts
 from distillery.data.tokenizers import load_tokenizer
 from fixtures.documents import (
     END,
@@ -182,6 +183,14 @@ def test_whole_documents_are_held_out(bpe: str) -> None:
     assert held["train"] | held["val"] == set(TEXTS)
     assert (len(held["train"]), len(held["val"])) == (12, 4)
     assert held["test"] == set(documents(5, seed=9))
+
+
+def test_documents_have_no_classes_whatever_labels_their_source_has(bpe: str) -> None:
+    labels = torch.arange(len(TEXTS)) % 2
+    raw = replace(raw_documents(TEXTS), classes=("bad", "good"), train=Split.whole(Texts(TEXTS), labels))
+    data = document_data(bpe, raw, val_size=4)
+    assert data.classes == ()
+    assert not [remark for remark in data.remarks if "good" in remark]
 
 
 def test_what_becomes_of_long_documents(bpe: str) -> None:

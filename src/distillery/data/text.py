@@ -125,6 +125,11 @@ class TextData(Data):
         return [spoken(text) for text in chosen] if texts.conversations else chosen
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the texts. Documents have none, whatever labels their source has."""
+        return super().classes if self.pack is None else ()
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         _ = self.splits  # tokenises the texts, which shows the ones that are too long
         found = list(self._cut)
