@@ -182,7 +182,7 @@ class TestConventions:
     def test_another_template_line_by_line(self, tmp_path: Path) -> None:
         (found,) = self.said(tmp_path, self.SYSTEM + CHATML)
         lines = found.splitlines()
-        assert lines[0] == "its own chat template renders an example otherwise than the data's:"
+        assert lines[0] == "its own chat template renders an example differently from the data's:"
         assert lines[1:3] == ["--- the data's chat template", f"+++ that of {tmp_path / 'theirs'}"]
         assert lines[4:] == [
             "+<|im_start|>system\\n",
@@ -198,12 +198,12 @@ class TestConventions:
         thinking = {"template": QWEN3, "template_kwargs": {"enable_thinking": False}}
         assert self.said(tmp_path, QWEN3, **thinking) == []
         (found,) = self.said(tmp_path, "{{ raise_exception('no') }}")
-        assert "does not render a conversation (no)" in found
+        assert "cannot render a conversation (no)" in found
 
     def test_another_end(self, tmp_path: Path) -> None:
         """A base model stops at another token than an instruction-tuned one."""
         (found,) = self.said(tmp_path, CHATML, stops="<|end|>")
-        assert found == "it stops at '<|end|>', and the data's texts end with '<|im_end|>'"
+        assert found == "it stops at '<|end|>', but the data's texts end with '<|im_end|>'"
         other = write_chat_tokenizer(tmp_path / "other", CHATML, end="<|eot_id|>")
         data = document_data(str(tmp_path / "own"), documents(4))
         net = tiny_llama(data.vocab_size)

@@ -138,7 +138,7 @@ def test_the_plan_shows_how_conversations_are_rendered(tmp_path: Path, chatml: s
         data = chat_data(tmp_path, chatml, [], template=template, source=partial(messages, train))
         remarks = "\n".join(data.remarks)
         assert "the first conversation begins with '<|im_start|>user\\n0" in remarks
-        assert ("no special token ends a turn of the assistant" in remarks) != ended
+        assert ("no special token ends an assistant turn" in remarks) != ended
 
 
 def test_the_date_is_always_the_same(tmp_path: Path, chatml: str) -> None:
@@ -223,12 +223,12 @@ def test_refusals(tmp_path: Path, chatml: str) -> None:
     strict = "{{ raise_exception('only the user speaks') }}"
     for tokenizer, given, message in (
         (bare, {}, r"data\.tokenizer=.*bpe has no chat template.*data\.template=<file\.jinja>"),
-        (bare, {"template": "nowhere.jinja"}, r"data\.template=nowhere\.jinja: neither a Jinja template nor a file"),
-        (chatml, {"template": endless}, r"leaves out the end of a turn, which the student would not learn"),
-        (chatml, {"template": greedy}, r"marks what is in no assistant's turn: 'Be brief\.'"),
-        (chatml, {"template": opened}, r"does not render an assistant's turn as it begins one"),
-        (chatml, {"template": empty}, r"leaves out what the assistant says: of 'Grüße, 日本!' it makes '<|im_end|>"),
-        (chatml, {"template": strict}, r"does not render a conversation \(only the user speaks\): \[\{\"role\""),
+        (bare, {"template": "nowhere.jinja"}, r"data\.template=nowhere\.jinja is neither a Jinja template nor a file"),
+        (chatml, {"template": endless}, r"leaves out the end of a turn, so the student would not learn"),
+        (chatml, {"template": greedy}, r"marks text outside of the assistant's turns: 'Be brief\.'"),
+        (chatml, {"template": opened}, r"renders an assistant turn differently from its generation prompt"),
+        (chatml, {"template": empty}, r"leaves out text of the assistant: it renders 'Grüße, 日本!' as '<|im_end|>"),
+        (chatml, {"template": strict}, r"cannot render a conversation \(only the user speaks\): \[\{\"role\""),
         (chatml, {"pack": None}, r"'train' has conversations, for task=causal_lm: set data\.pack"),
     ):
         with pytest.raises(UserError, match=message):

@@ -74,9 +74,9 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert raw.remarks == (
         "train: 1 repeated conversations left out",
         "train: 1 conversations that are also in test left out",
-        "train: 2 conversations without a turn of the assistant left out",
+        "train: 2 conversations without an assistant turn left out",
         "train: 1 conversations with an empty turn left out",
-        "train: 1 conversations that begin with a turn of the assistant left out",
+        "train: 1 conversations that begin with an assistant turn left out",
         "train: 1 with an empty completion left out",
     )
     many = messages(write_jsonl(tmp_path / "many.jsonl", [{"messages": turns(f"{i}", "b")} for i in range(20)]))
@@ -85,15 +85,18 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     for rows, message in (
-        ([ASKED, {"text": "a"}], r"rows\.jsonl', line 2: its keys are text\. A row has messages: .*Alpaca"),
-        ([{"messages": "a"}], r"line 1: 'messages' is no list of messages, but 'a'"),
+        (
+            [ASKED, {"text": "a"}],
+            r"rows\.jsonl', line 2: unknown format with the keys text\. A row must have messages: .*Alpaca",
+        ),
+        ([{"messages": "a"}], r"line 1: 'messages' is not a list of messages: 'a'"),
         (
             [{"messages": [{"role": "assistent", "content": "a"}]}],
-            r"message 0 has the role 'assistent'.*Did you mean",
+            r"message 0: unknown role 'assistent'.*Did you mean",
         ),
-        ([{"conversations": [{"value": "a"}]}], r"'conversations', message 0 has the role None"),
-        ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], r"message 0: the content is no text"),
-        ([{"instruction": "a", "output": 3}], r"line 1: 'output' is no text, but '3'"),
+        ([{"conversations": [{"value": "a"}]}], r"'conversations', message 0: unknown role None"),
+        ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], r"message 0: the content is not text"),
+        ([{"instruction": "a", "output": 3}], r"line 1: 'output' is not text: '3'"),
         (
             [{"messages": turns("a")}],
             r"'rows' has no conversations left for the train split\. train: 1 conv",

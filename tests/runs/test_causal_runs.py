@@ -185,7 +185,7 @@ def test_a_teacher_with_another_tokenizer(teacher: Result, distilled: list[str],
     assert result.record.fidelity["main"] == {"not_compared": f"it reads the tokens of {folder / 'bpe'}"}
     assert result.record.samples[0].keys() == {"prompt", "data", "student"}
     said = "\n".join(result.record.data["remarks"])
-    assert "of its 320 tokens are the data's, too" in said
+    assert "of its 320 tokens are also in the data's tokenizer" in said
     assert re.search(r"train: \d+\.\d% of the bytes are in one token of each, \d+\.\d% in groups", said)
     (metrics,) = result.folder.rglob("metrics.csv")
     columns = metrics.read_text().splitlines()[0]
@@ -195,7 +195,7 @@ def test_a_teacher_with_another_tokenizer(teacher: Result, distilled: list[str],
     assert table["method"].tolist() == ["teacher", "xtok"]
     for message, *given in (
         (r"teachers\.main: cache=true keeps what a teacher says of the data's tokens", "teachers.main.cache=true"),
-        (r"rollouts: the student writes texts in its own tokens", "rollouts=on_policy", "data.pack=false"),
+        (r"rollouts: the student generates texts in its own tokens", "rollouts=on_policy", "data.pack=false"),
     ):
         with pytest.raises(UserError, match=message):
             build(config(tmp_path / "refused", *distilled, *data, *given))
@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused(folder: Path, texts: list[str], tmp_path: 
             build(config(tmp_path / "run", *texts, *given))
 
     other = [*teacher, f"teachers.main.input.tokenizer='{tmp_path / 'other'}'"]
-    aligned = r"loss\.kd compares what both predict token by token\. Use loss/response=\[cross_tokenizer\]"
+    aligned = r"loss\.kd compares the predictions of both token by token\. Use loss/response=\[cross_tokenizer\]"
     refused(rf"(?s)made for the tokenizer .*other.*texts become other tokens.*{aligned}", *other)
     # the same tokens for the same texts, but one more that none of them has
     tokenizer.save_pretrained(tmp_path / "teacher")
@@ -281,8 +281,8 @@ def test_what_does_not_fit_is_refused(folder: Path, texts: list[str], tmp_path: 
     changed.save_pretrained(tmp_path / "data_tokenizer")
     more = [f"data.tokenizer='{tmp_path / 'data_tokenizer'}'"]
     refused(r"1 of 321 ids stand for other tokens: 320 is '<tool>' and None", *teacher, *more)
-    refused(r"'texts' is served for other tasks", "data.pack=null", "data.too_long=truncate", "model/teacher=none")
-    refused(r"data\.max_length=65: the student network was made for 64", "data.max_length=65", "model/teacher=none")
+    refused(r"'texts' is set up for another task", "data.pack=null", "data.too_long=truncate", "model/teacher=none")
+    refused(r"data\.max_length=65: the student network has only 64", "data.max_length=65", "model/teacher=none")
     with pytest.raises(UserError, match=r"min_teacher_score=2: it must be a score between 0 and 1"):
         check(config(tmp_path / "run", "min_teacher_score=2", "model/teacher=none"))
     check(config(tmp_path / "run", *texts, "min_teacher_score=2", "model/teacher=none"))
@@ -293,7 +293,7 @@ def test_the_commands(cli: Cli, folder: Path, tmp_path: Path) -> None:
     source = ["data=plain_text", f"data.source.path='{folder / 'texts'}'"]
     code, said = cli("tokenizer", *source, "size=300", "out=made")
     assert code == 0
-    assert "made: a tokenizer of 300 tokens, made of 24 texts" in said.replace("\n", " ")
+    assert "made: a tokenizer of 300 tokens, trained on 24 texts" in said.replace("\n", " ")
     sizes = [f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"]
     own = ["task=causal_lm", "model/student=causal_lm", "model/teacher=none", *sizes, "data.max_length=32"]
     small = ["trainer.max_epochs=1", "optim=adamw", "logger=none", "data.tokenizer=made", "hydra.run.dir=run"]

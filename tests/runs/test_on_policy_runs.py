@@ -114,7 +114,7 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_round_ends_bit_equal(
 
 @pytest.mark.slow
 def test_a_warm_start_is_a_stage(sums: list[str], teacher: Result, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="teacher 'main' knows its signals of the data's texts alone"):
+    with pytest.raises(UserError, match="teacher 'main' has signals only for the data's texts"):
         student(tmp_path / "run", sums, teacher, "teachers.main.cache=true")
     result = student(tmp_path / "run", sums, teacher, "stages=on_policy", "task.weight=0.5")
     lines = pd.read_csv(next((tmp_path / "run" / "metrics").rglob("metrics.csv")))
@@ -129,7 +129,7 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
 
     own = OWN
     refused(
-        r"rollouts\.new_tokens=61: with the longest prompt, of 4 tokens.*64 positions.*At most 60",
+        r"rollouts\.new_tokens=61: together with the longest prompt, of 4 tokens.*64 positions.*60 at most",
         *own[:1],
         "rollouts.new_tokens=61",
         *own[2:],
@@ -139,7 +139,7 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
     sampled = [*own[:2], "loss/response=[sampled_kl]"]
     refused(r"Set rollouts\.top_p=1 rollouts\.top_k=0", *sampled, "rollouts.top_k=5")
     refused(
-        r"loss\.sampled_kl\.temperature=1 must be that of sampling, rollouts\.temperature=0\.9",
+        r"loss\.sampled_kl\.temperature=1 must equal the sampling temperature, rollouts\.temperature=0\.9",
         *sampled,
         "rollouts.temperature=0.9",
     )
@@ -151,7 +151,7 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
     assert check(without).cfg.rollouts is None  # as an experiment has it, with rollouts=none
     with pytest.raises(UserError, match="there are no rollouts, so this would change nothing"):
         check(without, ["+rollouts.share=0.5"])
-    refused(r"loss\.sampled_kl\.discount is of the return of a text", *sampled, "loss.sampled_kl.discount=0.5")
+    refused(r"loss\.sampled_kl\.discount applies to the return of a text", *sampled, "loss.sampled_kl.discount=0.5")
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"sentence {number} of some"} for number in range(9)])
     plain = [each for each in sums if not each.startswith(("data=", "data.source"))]
     plain += ["data=plain_text", f"data.source.path='{path}'", "data.pack=false", "data.max_length=32", *own]

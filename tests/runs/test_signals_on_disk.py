@@ -229,7 +229,7 @@ def test_the_command(cli: Cli, folder: Path) -> None:
     code, said = cli("cache", *own, "signals=topk", "k=auto", "out=signals")
     said = " ".join(said.split())
     assert code == 0, said
-    assert "against the frequencies of the classes" in said
+    assert "compared with the class frequencies" in said
     assert "Use it: teachers.main.cache=signals" in said
     for wrong, message in {"signals=some": "signals=some", "k=0": "k=0", "teacher=b": "Choose from: main"}.items():
         code, said = cli("cache", *own, "out=other", wrong)

@@ -222,7 +222,7 @@ class TestNetworks:
         sizes = {**TINY, "max_position_embeddings": 64}
         del sizes["num_key_value_heads"]
         both_ways = network(transformer("bert", "causal_lm", size, sizes).eval())
-        with pytest.raises(UserError, match=r"reads the tokens that it is to predict.*is_decoder=true"):
+        with pytest.raises(UserError, match=r"reads the tokens that it has to predict.*is_decoder=true"):
             check_one_way(both_ways, data)
         bloom = {"hidden_size": 16, "n_layer": 2, "n_head": 2}
         for kind, config in (("bert", {**sizes, "is_decoder": True}), ("bloom", bloom)):
@@ -236,7 +236,7 @@ class TestNetworks:
                     if kind == net.config.model_type)  # fmt: skip
 
     def test_texts_past_the_positions_are_refused(self, bpe: str, size: int) -> None:
-        with pytest.raises(UserError, match=r"data\.max_length=65: the student network was made for 64 positions"):
+        with pytest.raises(UserError, match=r"data\.max_length=65: the student network has only 64 positions"):
             check_lengths(network(tiny_llama(size)), document_data(bpe, TEXTS, max_length=65))
 
 
@@ -375,9 +375,9 @@ def test_refusals() -> None:
     def outputs(**given: Any) -> object:
         return CausalLM().outputs(SimpleNamespace(name="x", classes=(), **given))
 
-    with pytest.raises(UserError, match=r"'x' is served for other tasks\. Set data\.pack=true data\.mask=null"):
+    with pytest.raises(UserError, match=r"'x' is set up for another task\. Set data\.pack=true data\.mask=null"):
         outputs(vocab_size=9, pack=None)
-    with pytest.raises(UserError, match=r"'x' has no texts\. Choose others, as data=plain_text"):
+    with pytest.raises(UserError, match=r"'x' has no texts\. Choose other data, such as data=plain_text"):
         outputs()
     with pytest.raises(UserError, match=r"this batch has no documents"):
         CausalLM().rows(Signals(logits()), {"target": torch.tensor([1, 2]), "index": torch.tensor([0, 1])})

@@ -100,7 +100,7 @@ def test_what_a_network_reads_is_tried_on_its_own_tokens(tokenizers: dict[str, s
     check_lengths(teacher, data)
     net = tiny_llama(data.others[tokenizers["large"]].vocab_size, max_position_embeddings=4)
     short = Teacher(net, TextAdapter(net, tokenizers["large"]))
-    with pytest.raises(UserError, match=r"made for 4 positions, and has up to \d+ tokens of its own for them"):
+    with pytest.raises(UserError, match=r"has only 4 positions, but a block has up to \d+ tokens in its own tokenizer"):
         check_lengths(short, data)
 
 
@@ -109,7 +109,7 @@ def test_losses_that_compare_rows_are_refused(tokenizers: dict[str, str], tmp_pa
     several = Several([CrossTokenizer(teacher=name) for name in ("main", "other")], combine="best")
     for term in (KD(), several):
         with pytest.raises(
-            UserError, match=r"(?s)texts become other tokens.*loss\.term compares what both predict"
+            UserError, match=r"(?s)texts become other tokens.*loss\.term compares the predictions of both"
         ) as e:
             match_vocabularies({"term": term}, {"main": teacher, "other": teacher}, data, task)
         assert "Use loss/response=[cross_tokenizer]" in str(e.value)

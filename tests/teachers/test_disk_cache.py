@@ -101,7 +101,7 @@ def test_a_killed_cache_is_resumed_and_ends_byte_equal(tmp_path: Path) -> None:
     assert bytes_of(out) == bytes_of(tmp_path / "whole")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds 'notes.txt', which is no part of a cache"):
+    with pytest.raises(UserError, match=r"holds 'notes.txt', which is not part of a cache"):
         write(tmp_path / "mine", what)
 
 
@@ -164,9 +164,9 @@ def test_the_size_is_told_before_and_a_full_disk_refused(
     sizes = {name: len(content) for name, content in bytes_of(tmp_path / "a").items() if name.endswith(".npy")}
     assert sum(sizes.values()) - 128 * len(sizes) == what.bytes  # NumPy's headers
     tell_size(what, tmp_path / "b")
-    assert "22 tokens that may bear loss, 20 bytes each" in capsys.readouterr().out
+    assert "22 tokens that can contribute to the loss, 20 bytes each" in capsys.readouterr().out
     monkeypatch.setattr(write_disk_cache, "free_bytes", lambda folder: 500)
-    with pytest.raises(UserError, match=r"are 552 bytes, and the disk of .* has 500 bytes free"):
+    with pytest.raises(UserError, match=r"are 552 bytes, but the disk of .* has 500 bytes free"):
         tell_size(what, tmp_path / "b")
 
 

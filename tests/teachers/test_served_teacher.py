@@ -129,7 +129,7 @@ def test_it_is_tried_before_training(server: FakeServer, data: TextData, tmp_pat
     mode, cost = teacher.remarks
     assert "T = 1" in mode
     assert "logprobs_mode=raw_logprobs" in mode
-    assert "the 1,000,000,000 tokens of training take it" in cost
+    assert "expected time for the 1,000,000,000 tokens of training: " in cost
     assert cost.endswith("hours")
     asked = len(server.asked)
     teacher(data.example(), training=True)  # the wiring reads it several times
@@ -138,9 +138,9 @@ def test_it_is_tried_before_training(server: FakeServer, data: TextData, tmp_pat
 
     card = dict(server.card)
     for change, settings, message in (
-        ({}, {"model": "tinny"}, r"model=tinny: http\S+ has no such model\. Did you mean 'tiny'\?"),
-        ({"owned_by": "llamacpp"}, {}, r"is a server of llama\.cpp, which gives no log-probabilities"),
-        ({"max_model_len": 24}, {}, r"data\.max_length=24: \S+ reads up to 24 tokens.* Set data\.max_length=23"),
+        ({}, {"model": "tinny"}, r"model=tinny: http\S+ does not serve this model\. Did you mean 'tiny'\?"),
+        ({"owned_by": "llamacpp"}, {}, r"is a llama\.cpp server, which returns no log-probabilities"),
+        ({"max_model_len": 24}, {}, r"data\.max_length=24: \S+ allows 24 tokens.* Set data\.max_length=23"),
     ):
         server.card = card | change
         with pytest.raises(UserError, match=message):
@@ -148,13 +148,14 @@ def test_it_is_tried_before_training(server: FakeServer, data: TextData, tmp_pat
     server.card = card
 
     other = AutoTokenizer.from_pretrained(write_bpe(tmp_path / "bpe", size=300))
-    with pytest.raises(UserError, match=r"The server names token 3\d\d \(.*, and the data's tokenizer has 300"):
+    with pytest.raises(UserError, match=r"The server names token 3\d\d \(.*, but the data's tokenizer has 300"):
         served(server, data, tokenizer=other)
     words = other.get_vocab()
     swapped = type(other)(tokenizer_object=other.backend_tokenizer.from_str(_rotated(other.backend_tokenizer.to_str())))
     swapped.add_tokens([f"<{number}>" for number in range(320 - len(words))])
     with pytest.raises(
-        UserError, match=r"are other texts there: \d+ is .*and .* here\. Its model has another tokenizer"
+        UserError,
+        match=r"stand for other texts on the server: \d+ is .* there and .* here\. Its model has another tokenizer",
     ):
         served(server, data, tokenizer=swapped)
 

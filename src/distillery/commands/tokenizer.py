@@ -21,10 +21,10 @@ def main(cfg: DictConfig) -> None:
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
     data = make("data", OmegaConf.create(check_target("data", settings)))
     if not isinstance(data, TextData):
-        raise UserError("distill-tokenizer reads texts. Choose others, as data=plain_text.")
+        raise UserError("distill-tokenizer needs texts. Choose other data, such as data=plain_text.")
     texts = data.training_texts()
     size = train_bpe(texts, cfg.size, cfg.out)
-    say(f"{cfg.out}: a tokenizer of {size:,} tokens, made of {len(texts):,} texts. Use it: data.tokenizer={cfg.out}")
+    say(f"{cfg.out}: a tokenizer of {size:,} tokens, trained on {len(texts):,} texts. Use it: data.tokenizer={cfg.out}")
 
 
 if __name__ == "__main__":

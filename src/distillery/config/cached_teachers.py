@@ -38,8 +38,8 @@ def refuse_several(name: str, cfg: DictConfig, data: Data) -> None:
     """Refuse to keep one set of signals for each sample where a sample has several."""
     if cfg.get("bn_mode") == "train":
         raise UserError(
-            f"teachers.{name}: with bn_mode=train an image's signals depend on the batch that it is in, and a cache "
-            "keeps one set of signals for each image. Set bn_mode=eval or cache=false."
+            f"teachers.{name}: with bn_mode=train the signals of an image depend on its batch, but a cache keeps one "
+            "set of signals per image. Set bn_mode=eval or cache=false."
         )
     refuse_varying(data)
 
@@ -84,14 +84,14 @@ def _cached(
         raise UserError(
             f"{setting}={own.cache} was written for another {' and another '.join(differ)}"
             + (f" ({'; '.join(plain)})" if plain else "")
-            + ". Write one for this run: distill-cache with its settings and another out=<folder>."
+            + ". Write a cache for this run: distill-cache with its settings and another out=<folder>."
         )
     index = data.splits["train"].indices
     absent = int((cache.layout.numbers(index.numpy()) < 0).sum())
     if absent:
         raise UserError(
-            f"{setting}={own.cache} has no signals of {absent:,} of the {len(index):,} training samples. Write them "
-            "all: distill-cache without data.train_size and the like."
+            f"{setting}={own.cache} has no signals of {absent:,} of the {len(index):,} training samples. Write a cache "
+            "of all samples: distill-cache without data.train_size and similar settings."
         )
     said = rescored(cache, data, task, teacher, cfg.seed)
     if teacher is not None:

@@ -20,7 +20,7 @@ from distillery.tasks.task import Task
 from distillery.teachers.frozen import Teacher
 from distillery.training.rollouts import Rollouts
 
-OFF = "or leave the student's own texts out with rollouts=none"
+OFF = "or turn on-policy distillation off with rollouts=none"
 
 
 def build_rollouts(cfg: DictConfig, schedules: Schedules, task: Task, data: Data, student: Network) -> Rollouts:
@@ -31,27 +31,27 @@ def build_rollouts(cfg: DictConfig, schedules: Schedules, task: Task, data: Data
     """
     rollouts: Rollouts = make_scheduled("rollouts", cfg, schedules)
     if not task.generates:
-        raise UserError(f"rollouts: the networks of this task continue no text. Set task=causal_lm, {OFF}.")
+        raise UserError(f"rollouts: the networks of this task do not generate text. Set task=causal_lm, {OFF}.")
     assert isinstance(data, TextData)
     if data.pack:
-        raise UserError(f"rollouts: a student continues one text at a time. Set data.pack=false, {OFF}.")
+        raise UserError(f"rollouts: the student continues one text per row. Set data.pack=false, {OFF}.")
     if data.others:
         raise UserError(
-            "rollouts: the student writes texts in its own tokens, and a teacher has another tokenizer. Set "
-            f"data.tokenizer={next(iter(data.others))}, and train the student with it, {OFF}."
+            "rollouts: the student generates texts in its own tokens, but a teacher has a different tokenizer. Set "
+            f"data.tokenizer={next(iter(data.others))} and train the student with it, {OFF}."
         )
     if not can_generate(student.net):
         raise UserError(
-            f"rollouts: a {type(student.net).__name__} cannot generate, as it takes no position_ids or no "
-            f"key-value cache. Choose another student, as model/student=causal_lm, {OFF}."
+            f"rollouts: a {type(student.net).__name__} cannot generate text: it takes no position_ids or has no "
+            f"key-value cache. Choose another student, such as model/student=causal_lm, {OFF}."
         )
     longest = _longest_prompt(data, rollouts)
     positions = positions_of(student.net)
     if positions is not None and longest + rollouts.new_tokens > positions:
         raise UserError(
-            f"rollouts.new_tokens={rollouts.new_tokens}: with the longest prompt, of {longest} tokens, these are more "
-            f"than the {positions} positions of the student. At most {max(0, positions - longest)} are possible; or "
-            "choose a student with more (net.config.max_position_embeddings of a new one)."
+            f"rollouts.new_tokens={rollouts.new_tokens}: together with the longest prompt, of {longest} tokens, this "
+            f"exceeds the student's {positions} positions. Set it to {max(0, positions - longest)} at most, or choose "
+            "a student with more positions (student.net.config.max_position_embeddings for a new one)."
         )
     rollouts.ends = ends_of(student.net, data) if rollouts.ends is None else list(rollouts.ends)
     rollouts.vocabulary = data.vocab_size
@@ -69,21 +69,21 @@ def refuse_parts(
     """
     if all(term.reads_labels and not term.contract.reads_samples for term in terms.values()):
         raise UserError(
-            "rollouts: there is nothing to learn from the student's own texts, as they have no labels. Choose a "
-            f"teacher and a loss that needs none, as loss/response=[reverse_kl], {OFF}."
+            "rollouts: there is nothing to learn from the student's own texts, because they have no labels. Choose a "
+            f"teacher and a loss that needs no labels, such as loss/response=[reverse_kl], {OFF}."
         )
     if rollouts.share < 1 and task.weight == 0 and all(term.contract.reads_samples for term in terms.values()):
         raise UserError(
-            f"rollouts.share={rollouts.share:g}: there is nothing to learn from the data's own texts, as "
-            f"{' and '.join(f'loss.{name}' for name in terms)} counts on drawn tokens alone. Set task.weight=1, or "
+            f"rollouts.share={rollouts.share:g}: there is nothing to learn from the data's own texts, because "
+            f"{' and '.join(f'loss.{name}' for name in terms)} uses only generated tokens. Set task.weight=1 or "
             "rollouts.share=1."
         )
     for name in dict.fromkeys(name for term in terms.values() for name in term.by_teacher):
         teacher = teachers[name]
         if isinstance(teacher, Teacher) and not teacher.reads_any_text:
             raise UserError(
-                f"rollouts: teacher {name!r} knows its signals of the data's texts alone. Let its network compute "
-                f"them (teachers.{name}.cache=false), {OFF}."
+                f"rollouts: teacher {name!r} has signals only for the data's texts. Let its network compute them "
+                f"(teachers.{name}.cache=false), {OFF}."
             )
     for name, term in terms.items():
         if term.contract.reads_samples:
@@ -93,18 +93,18 @@ def refuse_parts(
 def _refuse_other_law(name: str, terms: Iterable[Term], rollouts: Rollouts, student: Network) -> None:
     if rollouts.top_p < 1 or rollouts.top_k:
         raise UserError(
-            f"loss.{name} compares the probability of a token with that with which it was drawn, which must be of the "
-            "same law. Set rollouts.top_p=1 rollouts.top_k=0."
+            f"loss.{name} needs the probability with which each token was sampled, from the whole distribution. Set "
+            "rollouts.top_p=1 rollouts.top_k=0."
         )
     for term in terms:
         if getattr(term, "discount", 0.0) and (estimator := getattr(term, "estimator", "")) != "policy_gradient":
             raise UserError(
-                f"loss.{name}.discount is of the return of a text, and estimator={estimator} has none. Set "
-                f"loss.{name}.estimator=policy_gradient."
+                f"loss.{name}.discount applies to the return of a text, which estimator={estimator} does not use. Set "
+                f"loss.{name}.estimator=policy_gradient, or loss.{name}.discount=0."
             )
         if (own := getattr(term, "temperature", 1.0)) != rollouts.temperature:
             raise UserError(
-                f"loss.{name}.temperature={own:g} must be that of sampling, rollouts.temperature="
+                f"loss.{name}.temperature={own:g} must equal the sampling temperature, rollouts.temperature="
                 f"{rollouts.temperature:g}."
             )
     drops = (
@@ -113,8 +113,8 @@ def _refuse_other_law(name: str, terms: Iterable[Term], rollouts: Rollouts, stud
     )
     if any(isinstance(drop, bool | float | int) and drop for drop in drops):
         raise UserError(
-            f"loss.{name}: the student has dropout in training, and none when it draws its texts, so that its "
-            "probabilities would differ without an update. Set the dropout of student.net.config to 0."
+            f"loss.{name}: the student has dropout in training but not when it generates texts, so its probabilities "
+            "would differ even without an update. Set the dropout in student.net.config to 0."
         )
 
 
@@ -138,7 +138,7 @@ def _longest_prompt(data: TextData, rollouts: Rollouts) -> int:
         longest = max(longest, int(rollouts.prompts(batch).max()))
     if longest <= 1 and rollouts.prompt_tokens is None:
         raise UserError(
-            "rollouts.prompt_tokens=null: these documents have no prompts. Set it to how many of their first tokens "
-            f"the student continues, {OFF}."
+            "rollouts.prompt_tokens=null: these documents have no prompts. Set it to the number of first tokens that "
+            f"serve as a prompt, {OFF}."
         )
     return longest

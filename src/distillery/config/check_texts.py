@@ -55,9 +55,11 @@ def check_tokenizer(name: str, tokenizer: str, data: Data, task: Task, frozen: b
         data.add_tokenizer(tokenizer)
         return
     why = (
-        "The labels are those of tokens" if frozen else "Only a frozen teacher can have another tokenizer than the data"
+        "The labels belong to the data's tokens"
+        if frozen
+        else "Only a frozen teacher may have a different tokenizer than the data"
     )
-    raise UserError(f"{found}{why}. Set data.tokenizer={tokenizer}, and train the other network with it too.")
+    raise UserError(f"{found}{why}. Set data.tokenizer={tokenizer}, and train the other network with it, too.")
 
 
 def match_vocabularies(terms: Mapping[str, Term], teachers: Mapping[str, Network], data: Data, task: Task) -> None:
@@ -76,8 +78,8 @@ def match_vocabularies(terms: Mapping[str, Term], teachers: Mapping[str, Network
                 continue
             if term.aligned_tokens:
                 raise UserError(
-                    f"{_unlike(network.name, other.tokenizer, data, task)}loss.{name} compares what both predict token "
-                    "by token. Use loss/response=[cross_tokenizer], which aligns their tokens by bytes; or set "
+                    f"{_unlike(network.name, other.tokenizer, data, task)}loss.{name} compares the predictions of both "
+                    "token by token. Use loss/response=[cross_tokenizer], which aligns their tokens by bytes; or set "
                     f"data.tokenizer={other.tokenizer}, and train the student with it."
                 )
             try:
@@ -127,13 +129,13 @@ def check_one_way(network: Network, data: Data) -> None:
 
     if reaches(-1, slice(0, -1), torch.arange(2 * half)):
         raise UserError(
-            f"The {network.name} network reads the tokens that it is to predict: it is no causal model. Of a model "
-            f"type with both kinds, as BERT, set +{setting_of(network.name)}.net.config.is_decoder=true"
+            f"The {network.name} network reads the tokens that it has to predict, so it is not a causal model. For a "
+            f"model type that supports both, such as BERT, set +{setting_of(network.name)}.net.config.is_decoder=true"
         )
     if data.pack and reaches(0, slice(half, None), torch.arange(half).repeat(2)):
         raise UserError(
-            f"The {network.name} network attends from one document of a block to another, as its kind does not tell "
-            "them apart by their positions. Set data.pack=false."
+            f"The {network.name} network attends from one document of a block to another: this architecture does not "
+            "separate them by their position ids. Set data.pack=false."
         )
 
 
@@ -159,7 +161,7 @@ def conventions(network: Network, data: Data) -> list[str]:
     learnt = {str(ours.eos_token)} if template is None else template.ends
     stops = _stops(network.net, theirs)
     if stops and learnt and not learnt & stops:
-        found.append(f"it stops at {_listed(stops)}, and the data's texts end with {_listed(learnt)}")
+        found.append(f"it stops at {_listed(stops)}, but the data's texts end with {_listed(learnt)}")
     if template is not None and (own := chat_template(theirs, None, template.settings)) is not None:
         found += _template_difference(template, own, name)
     return found
@@ -172,7 +174,7 @@ def _template_difference(ours: ChatTemplate, theirs: ChatTemplate, name: str) ->
         return []
     before, after = ([repr(line)[1:-1] for line in text.splitlines(keepends=True)] for text in texts)
     lines = difflib.unified_diff(before, after, "the data's chat template", f"that of {name}", lineterm="", n=1)
-    return ["its own chat template renders an example otherwise than the data's:\n" + "\n".join(lines)]
+    return ["its own chat template renders an example differently from the data's:\n" + "\n".join(lines)]
 
 
 def _rendered(template: ChatTemplate) -> str:
@@ -206,11 +208,11 @@ def check_lengths(network: Network, data: Data) -> None:
     own, data = theirs is not data, theirs
     positions = positions_of(network.net)
     if data.pack is not None and positions and data.limit is not None and data.limit > positions:
-        where = f", and has up to {data.limit} tokens of its own for them" if own else ""
+        where = f", but a block has up to {data.limit} tokens in its own tokenizer" if own else ""
         raise UserError(
-            f"data.max_length={data.max_length}: the {network.name} network was made for {positions} positions{where}. "
-            "Set it to that at most, or choose a network that reads more (net.config.max_position_embeddings of a new "
-            "one)."
+            f"data.max_length={data.max_length}: the {network.name} network has only {positions} positions{where}. "
+            "Set a smaller data.max_length, or choose a network with more positions "
+            "(net.config.max_position_embeddings for a new one)."
         )
     try:
         network.shapes(data.longest())

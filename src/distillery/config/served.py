@@ -25,7 +25,7 @@ def served_teachers(cfg: DictConfig, data: Data, task: Task, example: Mapping[st
     for name in served:
         if task.head != "causal_lm":
             raise UserError(
-                f"teachers.{name}: a server scores the tokens of texts, each given those before it. Set task=causal_lm."
+                f"teachers.{name}: model/teacher=served supports only causal language models. Set task=causal_lm."
             )
     if not served:
         return {}

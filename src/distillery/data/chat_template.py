@@ -77,7 +77,7 @@ class ChatTemplate:
             made: Any = render_jinja_template([list(map(dict, messages))], tools, chat_template=self._dated, **given)
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
-                f"The chat template does not render a conversation ({error}): {_short(messages)}. Correct the data, or "
+                f"The chat template cannot render a conversation ({error}): {_short(messages)}. Correct the data, or "
                 "choose another template (data.template)."
             ) from error
         (text,), marks = made
@@ -94,7 +94,9 @@ def chat_template(tokenizer: Any, given: str | None, settings: Mapping[str, Any]
         try:
             given = Path(given).read_text(encoding="utf-8")
         except (OSError, UnicodeError) as error:
-            raise UserError(f"data.template={given}: neither a Jinja template nor a file with one: {error}") from error
+            raise UserError(
+                f"data.template={given} is neither a Jinja template nor a file with one: {error}"
+            ) from error
     if given is None and not tokenizer.chat_template:
         return None
     return ChatTemplate(tokenizer, given or tokenizer.get_chat_template(), settings or {})

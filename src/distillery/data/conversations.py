@@ -76,7 +76,7 @@ class Conversations(Documents):
         first = next(self.documents(json.loads(train.inputs.first[int(train.indices[0])])))
         remarks += (f"the first conversation begins with {first.text[:SHOWN]!r}",)
         if self.template and first.chat and not first.text.rstrip().endswith(self.template.specials):
-            remarks += ("no special token ends a turn of the assistant: the student does not learn where to stop",)
+            remarks += ("no special token ends an assistant turn: the student does not learn where to stop",)
         return Served(found, remarks)
 
     def documents(self, conversation: Mapping[str, Any]) -> Iterator[Rendered]:
@@ -96,8 +96,8 @@ class Conversations(Documents):
         if self.template is None:
             raise UserError(
                 f"data.tokenizer={self.tokenizer.name_or_path} has no chat template to render conversations with. Set "
-                "data.template=<file.jinja> to the one that the teacher was trained with, or data.tokenizer to that of "
-                "an instruction-tuned model."
+                "data.template=<file.jinja> to the template that the teacher was trained with, or data.tokenizer to "
+                "the tokenizer of an instruction-tuned model."
             )
         messages, tools = conversation["messages"], conversation.get("tools")
         first = conversation.get("prompt", 0)
@@ -132,10 +132,11 @@ class Conversations(Documents):
             start = next(at for at in range(start) if not ended.startswith(before[: at + 1]))
         if start < len(before) and not self.template.marks:  # which say where the turn begins
             raise UserError(
-                "The chat template does not render an assistant's turn as it begins one, so that it is not known which "
-                f"tokens it writes itself:\n  begun: …{before[-SHOWN:]!r}\n  turn:  …{ended[-SHOWN:]!r}\nSet "
-                "data.template_kwargs as for generation (enable_thinking), or data.template to a template that puts "
-                "what the assistant writes between {% generation %} and {% endgeneration %}."
+                "The chat template renders an assistant turn differently from its generation prompt, so the tokens "
+                f"that the assistant generates are not known:\n  prompt: …{before[-SHOWN:]!r}\n  turn:   "
+                f"…{ended[-SHOWN:]!r}\nSet data.template_kwargs as for generation (e.g. enable_thinking), or "
+                "data.template to a template that puts the assistant's text between {% generation %} and "
+                "{% endgeneration %}."
             )
         self._refuse_left_out(messages[turn], ended[start:])
         return start, start + len(self._to_the_end(ended[start:]))
@@ -152,9 +153,9 @@ class Conversations(Documents):
         if not own or own[-1][1] != turn[1]:
             marked = "".join(text[start:end] for start, end in own)
             raise UserError(
-                "The chat template's {% generation %} leaves out the end of a turn, which the student would not learn "
-                f"to write:\n  turn:   {text[slice(*turn)][-SHOWN:]!r}\n  marked: {marked[-SHOWN:]!r}\nCorrect it "
-                "(data.template): the token that ends a turn belongs before {% endgeneration %}."
+                "The chat template's {% generation %} leaves out the end of a turn, so the student would not learn to "
+                f"stop:\n  turn:   {text[slice(*turn)][-SHOWN:]!r}\n  marked: {marked[-SHOWN:]!r}\nCorrect the "
+                "template (data.template): the token that ends a turn belongs before {% endgeneration %}."
             )
         return own
 
@@ -162,16 +163,16 @@ class Conversations(Documents):
         for start, end in marks:
             if text[start:end].strip() and not any(start < last and end > first for first, last in turns):
                 raise UserError(
-                    f"The chat template's {{% generation %}} marks what is in no assistant's turn: "
-                    f"{text[start:end][:SHOWN]!r}. Correct it (data.template)."
+                    f"The chat template's {{% generation %}} marks text outside of the assistant's turns: "
+                    f"{text[start:end][:SHOWN]!r}. Correct the template (data.template)."
                 )
 
     def _refuse_left_out(self, message: Message, turn: str) -> None:
         """Refuse a template that does not write what the assistant says, but for an earlier think-span."""
         if message["content"].rpartition("</think>")[2].strip() not in turn:
             raise UserError(
-                f"The chat template leaves out what the assistant says: of {message['content'][:SHOWN]!r} it makes "
-                f"{turn[:SHOWN]!r}. Choose another (data.template)."
+                f"The chat template leaves out text of the assistant: it renders {message['content'][:SHOWN]!r} as "
+                f"{turn[:SHOWN]!r}. Choose another template (data.template)."
             )
 
     def _without_think(self, text: str, spans: Sequence[Span]) -> list[Span]:

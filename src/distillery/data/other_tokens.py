@@ -85,7 +85,7 @@ def _same_pieces(student: PackedTokens, tokens: Tokens, ours: Pieces, theirs: Pi
     same = len(ours.starts) == len(theirs.starts) and theirs.lengths.all()
     if not same or (_bytes_of(student.tokens, ours) != _bytes_of(tokens, theirs)).any():
         raise UserError(
-            "The documents are not the same text in both tokenizers, as conversations in two chat templates. Set "
+            "The documents are not the same text for both tokenizers; different chat templates may be the reason. Set "
             "data.tokenizer to the teacher's, and train the student with it."
         )
     order = ranges(*theirs)
@@ -110,7 +110,7 @@ def _bytes_of(tokens: Tokens, documents: Pieces) -> Integers:
 def correspondence(student: tuple[Any, Mapping[str, Split]], teacher: tuple[Any, Mapping[str, Split]]) -> Iterator[str]:
     """What is to be said of two tokenizers and of the blocks in their tokens."""
     ours, theirs = (token_texts(tokenizer) for tokenizer, _ in (student, teacher))
-    yield f"{len({*ours} & {*theirs}):,} of its {len(theirs):,} tokens are the data's, too"
+    yield f"{len({*ours} & {*theirs}):,} of its {len(theirs):,} tokens are also in the data's tokenizer"
     for stage, split in student[1].items():
         if not len(split.indices):
             continue

@@ -161,7 +161,7 @@ def load(auto: Any, model: str, config: PreTrainedConfig, pretrained: bool) -> P
             "channels and image_size as they are."
         )
     if base and base <= new:
-        raise UserError(f"The weights of {model} are of another network: none is a {type(net).__name__}'s.")
+        raise UserError(f"The weights of {model} belong to another network: none fits a {type(net).__name__}.")
     net.new_weights = [name for name, _ in net.named_parameters() if name in new and not _is_unused(net, name)]
     return net
 

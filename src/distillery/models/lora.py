@@ -43,8 +43,8 @@ def add_lora(
             own = layer.get_base_layer().weight
             if other := [name for name, each in before.items() if each is own and name != f"{path}.weight"]:
                 raise UserError(
-                    f"student.lora.target_modules: {path} shares its weights with {other[0]}, which would change too "
-                    "when they are merged. Leave it out."
+                    f"student.lora.target_modules: {path} shares its weights with {other[0]}, which would also change "
+                    "when LoRA is merged. Leave it out."
                 )
     for parameter in new.values():
         parameter.requires_grad_(True)

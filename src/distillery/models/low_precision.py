@@ -36,7 +36,7 @@ def lower_precision(net: nn.Module, precision: Precision) -> None:
     layers = {path: module for path, module in net.named_modules() if type(module) is nn.Linear and module not in head}
     if precision == "int4" and (odd := [path for path, each in layers.items() if each.in_features % GROUP]):
         raise UserError(
-            f"precision=int4: the {layers[odd[0]].in_features} inputs of {odd[0]} are no multiple of {GROUP}. Use int8."
+            f"precision=int4: {odd[0]} has {layers[odd[0]].in_features} inputs, not a multiple of {GROUP}. Use int8."
         )
     config = Int8WeightOnlyConfig()
     if precision == "int4":  # from the lowest to the highest weight of each group
@@ -58,4 +58,4 @@ def agreement(full: Tensor, lower: Tensor) -> str:
     same = (full.argmax(-1) == lower.argmax(-1)).float().mean().item()
     log_p, log_q = full.float().log_softmax(-1), lower.float().log_softmax(-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
-    return f"on {len(full):,} rows of logits its first choice is the same in {same:.1%}, KL {divergence:.2g} nats"
+    return f"on {len(full):,} rows of logits, its most likely class is the same in {same:.1%}, KL {divergence:.2g} nats"

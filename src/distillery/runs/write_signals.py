@@ -75,13 +75,15 @@ def write_signals(cfg: DictConfig, settings: Settings, every: float = EVERY) -> 
         cfg.teachers[settings.teacher].cache = False
     spec = check(cfg)
     if len(spec.stages) > 1:
-        raise UserError("distill-cache writes for a run without stages: set stages=none, and the stage's data.")
+        raise UserError("distill-cache works for runs without stages: set stages=none, and the data of the stage.")
     with cpu_threads(spec.cfg):
         parts = build(spec.stages[0])
         teacher = parts.distiller.frozen.get(settings.teacher)
         if teacher is None or not (teacher.has_network or teacher.available.k):
             names = [name for name, each in parts.distiller.frozen.items() if each.has_network]
-            raise UserError(f"teacher={settings.teacher}: there is no such network." + did_you_mean("", names))
+            raise UserError(
+                f"teacher={settings.teacher}: the run has no such teacher network." + did_you_mean("", names)
+            )
         if (most := teacher.available.k) and not (settings.signals == "topk" and settings.k in range(1, most + 1)):
             raise UserError(
                 f"signals={settings.signals} k={settings.k}: teacher {settings.teacher!r} gives {teacher.available}. "
@@ -137,13 +139,16 @@ class _Pass:
             refuse_another(folder, contents)
             if there.complete:
                 (folder / PROGRESS).unlink(missing_ok=True)  # killed right before the end
-                say(f"{folder} holds these very signals, complete: kept.")
+                say(f"{folder} already holds these signals, complete: nothing to do.")
                 return there
         tell_size(contents, folder)
         begun = time.monotonic()
         written = write_cache(folder, contents, layout, self.batches, len(self.keys), self._rows, head, every)
         seconds = time.monotonic() - begun
-        say(f"{folder}: written in {seconds:,.0f} s ({contents.rows / max(seconds, 1e-9):,.0f} rows/s); now its scores")
+        say(
+            f"{folder}: written in {seconds:,.0f} s ({contents.rows / max(seconds, 1e-9):,.0f} rows/s). "
+            "Scoring the teacher …"
+        )
         evaluations = self._evaluations()
         files = {evaluation_file(stage): each.pop("sha256") for stage, each in evaluations.items()}
         written = replace(written, evaluations=evaluations, sha256=written.sha256 | files)
@@ -165,7 +170,7 @@ class _Pass:
             head = {"weight": headed.weight} | ({} if headed.bias is None else {"bias": headed.bias})
         few = settings.signals in ("topk", "sampled")
         if few and not self.task.is_distribution():
-            raise UserError(f"signals={settings.signals}: the task predicts no classes. Choose signals=full.")
+            raise UserError(f"signals={settings.signals}: this task does not predict classes. Choose signals=full.")
         auto = HALF if few else str(own).removeprefix("torch.")
         cfg = self.parts.cfg
         contents = Contents(
@@ -225,7 +230,7 @@ class _Pass:
         if asked == "auto":
             if contents.signals == "sampled":
                 raise UserError(
-                    "k=auto is for signals=topk: drawn classes have no bias, only noise. Set k to a number."
+                    "k=auto is only for signals=topk: sampled classes have no bias, only noise. Set k to a number."
                 )
             return there.k if there is not None else self._chosen(contents)
         if asked > classes and self.settings.signals == "topk":
@@ -249,13 +254,13 @@ class _Pass:
         ours = torch.cat(students)[:ROWS] if trained else self.counts.add(1).log().expand_as(theirs)
         ks = candidates(contents.classes)
         losses = losses_by_k(theirs, ours, ks)
-        what = "the student" if trained else "the frequencies of the classes, which a student learns first"
-        title = f"signals=topk, on {len(theirs):,} rows, against {what}"
+        what = "the student" if trained else "the class frequencies, which a student learns first"
+        title = f"signals=topk on {len(theirs):,} rows, compared with {what}"
         plain_console().print(as_table(losses, {k: replace(contents, k=k).bytes_a_row for k in ks}, title))
         found = smallest(losses, tolerance)
         if found.gradient > tolerance:
-            say(f"No k up to {found.k} has a gradient within tolerance={tolerance:g}. signals=hidden has all of it.")
-        say(f"k={found.k}: its gradient differs by {found.gradient:.1%} (tolerance={tolerance:g})")
+            say(f"No k up to {found.k} has a gradient error within tolerance={tolerance:g}. signals=hidden is exact.")
+        say(f"k={found.k}: gradient error {found.gradient:.1%} (tolerance={tolerance:g})")
         return found.k
 
     def _rows(self, batch: Mapping[str, Tensor]) -> Rows:

@@ -95,11 +95,11 @@ class CausalLM(Task):
 
     def outputs(self, data: Labelled) -> int:
         if not isinstance(data, Documents):
-            raise UserError(f"task=causal_lm: '{data.name}' has no texts. Choose others, as data=plain_text.")
+            raise UserError(f"task=causal_lm: '{data.name}' has no texts. Choose other data, such as data=plain_text.")
         if data.pack is None:
             raise UserError(
-                f"task=causal_lm: '{data.name}' is served for other tasks. Set data.pack=true data.mask=null "
-                "data.too_long=split, and the source to whole documents (data.source.label=null, of sotu "
+                f"task=causal_lm: '{data.name}' is set up for another task. Set data.pack=true data.mask=null "
+                "data.too_long=split, and let the source read whole documents (data.source.label=null; for sotu "
                 "data.source.words=null)."
             )
         self._vocabulary, self._others = data.vocab_size, getattr(data, "others", {})
@@ -118,7 +118,7 @@ class CausalLM(Task):
         """
         batch = own_columns(batch, signals.tokenizer)
         if batch["target"].dim() != 2 or "bytes" not in batch:
-            raise UserError("task=causal_lm: this batch has no documents. Set data.pack.")
+            raise UserError("task=causal_lm: this batch has no documents. Set data.pack=true or false.")
         shifted = {**batch, "target": _next(batch["target"], IGNORED)}
         rows, labelled = token_rows("causal_lm", signals, shifted)
         others = self._others.get(signals.tokenizer or "")
@@ -163,8 +163,8 @@ def _first_classes(rows: Signals, number: int) -> Signals:
     """The rows without logits of the classes beyond. Raises UserError if a teacher that gives few names one of them."""
     if rows.sparse is not None and rows.sparse.classes.numel() and int(rows.sparse.classes.max()) >= number:
         raise UserError(
-            f"task=causal_lm: a teacher gives the probability of token {int(rows.sparse.classes.max())}, and the "
-            f"tokenizer has {number}. Its signals are of another tokenizer, or of logits that no token has."
+            f"task=causal_lm: a teacher gives the probability of token {int(rows.sparse.classes.max())}, but the "
+            f"tokenizer has {number} tokens. The signals come from another tokenizer, or from a padded vocabulary."
         )
     headed = None if rows.headed is None else rows.headed.first_classes(number)
     return replace(rows, logits=rows.logits[..., :number], headed=headed)

@@ -88,8 +88,8 @@ class CachedTeacher(Teacher):
         self.sha256 = about["sha256"]
         self.about_classes, self.other_classes = about["about_classes"], about["other_classes"]
         self.cost = about["cost"]
-        kind = {"hidden": "hidden states", "topk": f"the {contents.k} likeliest classes", "full": "all logits"}
-        what = kind.get(contents.signals, f"{contents.k} drawn classes")
+        kind = {"hidden": "hidden states", "topk": f"the {contents.k} most likely classes", "full": "all logits"}
+        what = kind.get(contents.signals, f"{contents.k} sampled classes")
         self.remarks.append(f"its signals are read from {cache.folder}: {what} of each row ({contents.dtype})")
 
     @property
@@ -124,9 +124,9 @@ class CachedTeacher(Teacher):
         """See `Teacher`: as it was when the cache was written."""
         known = self.cache.contents.evaluations.get(stage)
         if known is None:
-            return f"{self.cache.folder} has no score on {stage}"
+            return f"{self.cache.folder} has no score for the {stage} split"
         if (known["data"], known["task"]) != (data.split_sha256(stage), described(task)):
-            return f"{self.cache.folder} has its score on {stage} of other data, or for other settings of the task"
+            return f"{self.cache.folder} has a {stage} score for other data or other settings of the task"
         stored = load_file(self.cache.folder / evaluation_file(stage))
         return Evaluation(known["score"], known["loss"], **stored)
 
@@ -163,12 +163,12 @@ def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, 
         stored, counts = cache.rows(batch["index"])
         same = len(of_sample) == int(counts.sum())
         if not same or (position is not None and not torch.equal(stored["positions"], position)):
-            return "differ: other tokens bear loss now"
+            return "differ: the cache was written for other tokens with loss"
         if scorer is not None:
             gaps.append(_gaps(cache, stored, scorer.logits(batch).cpu(), task))
     what = f"{rows:,} of its {contents.rows:,} rows, drawn at random"
     if not gaps:
-        return f"the teacher is not there, so that nothing was computed again; {what}, are undamaged"
+        return f"the teacher was not loaded, so nothing was computed again; {what}, are undamaged"
     gap = torch.cat(gaps)
     values = "log-probabilities" if task.is_distribution() else "outputs"
     if contents.key["precision"] in ("32-true", "64-true"):

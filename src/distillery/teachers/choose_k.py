@@ -86,7 +86,7 @@ def smallest(losses: Sequence[Loss], tolerance: float) -> Loss:
 
 def as_table(losses: Sequence[Loss], bytes_of: dict[int, int], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for heading in ("k", "bytes a row", "kept mass", "KL gap", "of the KL", "gradient error"):
+    for heading in ("k", "bytes per row", "mass kept", "KL lost", "% of the KL", "gradient error"):
         table.add_column(heading, justify="right")
     for loss in losses:
         share = loss.gap / loss.full if loss.full else 0.0

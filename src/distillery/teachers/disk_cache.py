@@ -117,11 +117,14 @@ class Contents:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["version"] != VERSION:
-                raise UserError(f"{path}: version {found['version']}, written by another version of Distillery.")
+                raise UserError(
+                    f"{path} has version {found['version']}, and this version of Distillery reads {VERSION}. Write the "
+                    "cache again, into another folder."
+                )
             return cls(**{name: found[name] for name in (each.name for each in fields(cls))})
         except OSError:
             raise UserError(
-                f"{folder} holds no teacher's signals: there is no {MANIFEST}. Write them first: distill-cache "
+                f"{folder} holds no teacher's signals: it has no {MANIFEST}. Write them first: distill-cache "
                 f"<the run's settings> signals=topk out={folder}"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -190,7 +193,7 @@ class DiskCache:
         self.folder = folder
         self.contents = Contents.read(folder)
         if not self.contents.complete:
-            raise UserError(f"{folder}: the cache is not complete. Repeat the distill-cache command, which resumes it.")
+            raise UserError(f"{folder}: the cache is not complete. Repeat the distill-cache command to resume it.")
         for name, sha256 in self.contents.sha256.items():
             if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
                 raise self._torn(name)
@@ -213,7 +216,7 @@ class DiskCache:
 
     def _torn(self, name: str) -> UserError:
         return UserError(
-            f"{self.folder / name} is missing or not as distill-cache left it. Write the cache again, into another "
+            f"{self.folder / name} is missing or not as distill-cache wrote it. Write the cache again, into another "
             "folder."
         )
 
@@ -232,8 +235,8 @@ class DiskCache:
             part = {name: np.array(array[rows]) for name, array in self._columns.items()}
             if checksum(part) != self._checksums[number]:
                 raise UserError(
-                    f"{self.folder} is damaged: the signals of sample {self.layout.index[number]} are not those that "
-                    "were written. Write the cache again, into another folder."
+                    f"{self.folder} is damaged: the signals of sample {self.layout.index[number]} do not match their "
+                    "checksum. Write the cache again, into another folder."
                 )
             parts.append(part)
         columns = self.contents.columns
@@ -250,7 +253,10 @@ class DiskCache:
             return joined
         positions = joined.pop("positions")
         if len(positions) and int(positions.max()) >= length:
-            raise UserError(f"{self.folder} has signals of {int(positions.max()) + 1} tokens, the batch has {length}.")
+            raise UserError(
+                f"{self.folder} has signals of {int(positions.max()) + 1} tokens, but the batch has {length}. The "
+                "cache belongs to other data: write one for this run."
+            )
         places = torch.arange(len(index)).repeat_interleave(counts) * length + positions
         return {
             name: values.new_zeros(len(index) * length, *values.shape[1:])

@@ -25,7 +25,7 @@ from distillery.teachers.without_network import TeacherWithoutNetwork
 PATH = "/v1/completions"
 PARTS = 8
 DRIFT = 0.05  # nats per token, by which the answers of one server may differ: batches of other shapes round otherwise
-OTHER = "and the data's tokenizer"
+OTHER = "the data's tokenizer"
 SAME = 0.9  # the least share of tokens that are the same text here and there
 
 
@@ -136,7 +136,7 @@ class Spread(SignalSource):
         assert sparse is not None
         assert sparse.log_p_target is not None
         if int(sparse.classes.max()) >= self.outputs:
-            raise UserError(f"The server names token {int(sparse.classes.max())}, {OTHER} has {self.outputs}.")
+            raise UserError(f"The server names token {int(sparse.classes.max())}, but {OTHER} has {self.outputs}.")
         ids = batch["input_ids"]
         target = torch.cat([ids[:, 1:], ids[:, :1]], 1).unsqueeze(-1)
         beyond = ~(sparse.classes == target).any(-1)
@@ -191,10 +191,10 @@ class ServedTeacher(TeacherWithoutNetwork):
         minutes = tokens * seconds / asked / 60
         about = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes"
         self.remarks += [
-            f"gives its {served.k} likeliest tokens and their log-probabilities at T = 1, before any sampling setting "
+            f"returns its {served.k} most likely tokens with log-probabilities at T = 1, before any sampling setting "
             "(vLLM's logprobs_mode=raw_logprobs)",
-            f"{asked / seconds:,.0f} tokens/s when it was tried on {asked:,} tokens; the {tokens:,} tokens of training "
-            f"take it {about if minutes >= 1 else 'less than a minute'}",
+            f"{asked / seconds:,.0f} tokens/s when it was tried on {asked:,} tokens; expected time for the {tokens:,} "
+            f"tokens of training: {about if minutes >= 1 else 'less than a minute'}",
         ]
 
     @property
@@ -216,15 +216,15 @@ def _card(served: Served, longest: int | None) -> dict[str, Any]:
     cards = {card["id"]: card for card in served.client.models()}
     if served.model not in cards:
         near = did_you_mean(served.model, cards)
-        raise UserError(f"model={served.model}: {served.client.url} has no such model.{near}")
+        raise UserError(f"model={served.model}: {served.client.url} does not serve this model.{near}")
     card = cards[served.model]
     if card.get("owned_by") == "llamacpp":
-        raise UserError(f"{served.client.url} is a server of llama.cpp, which {NO_SCORES}")
+        raise UserError(f"{served.client.url} is a llama.cpp server, which {NO_SCORES}")
     limit = card.get("max_model_len")
     if longest and isinstance(limit, int) and longest >= limit:
         raise UserError(
-            f"data.max_length={longest}: {served.client.url} reads up to {limit} tokens, one of which it generates. "
-            f"Set data.max_length={limit - 1}, or serve with a larger --max-model-len."
+            f"data.max_length={longest}: {served.client.url} allows {limit} tokens per request, one of which it "
+            f"generates. Set data.max_length={limit - 1}, or start the server with a larger --max-model-len."
         )
     return card
 
@@ -241,8 +241,8 @@ def _refuse_other_tokenizer(said: Mapping[int, str], tokenizer: Any) -> None:
     """
     if beyond := [token for token in said if token >= len(tokenizer)]:
         raise UserError(
-            f"The server names token {beyond[0]} ({said[beyond[0]]!r}), {OTHER} has {len(tokenizer)}. Its model has "
-            "another one: set data.tokenizer to that."
+            f"The server names token {beyond[0]} ({said[beyond[0]]!r}), but {OTHER} has {len(tokenizer)} tokens. Its "
+            "model has another tokenizer: set data.tokenizer to it."
         )
     # Bytes that are no whole character have no text of their own; vLLM may give that of the character.
     ours = {token: tokenizer.decode([token]) for token in said}
@@ -251,6 +251,6 @@ def _refuse_other_tokenizer(said: Mapping[int, str], tokenizer: Any) -> None:
     if len(differ) > (1 - SAME) * len(whole):
         first = differ[0]
         raise UserError(
-            f"Of {len(whole)} tokens {len(differ)} are other texts there: {first} is {said[first]!r}, and "
-            f"{ours[first]!r} here. Its model has another tokenizer: set data.tokenizer to its own."
+            f"{len(differ)} of {len(whole)} token ids stand for other texts on the server: {first} is {said[first]!r} "
+            f"there and {ours[first]!r} here. Its model has another tokenizer: set data.tokenizer to it."
         )

@@ -87,8 +87,8 @@ class Client:
             raise ServerError(f"{self.url}/v1/models: {error}. Is the server running, and is this its URL?") from None
         except (Wrong, LookupError, TypeError, ValueError) as error:
             raise ServerError(
-                f"{self.url}/v1/models answers no list of models ({error}). Is it the URL of an OpenAI-compatible "
-                "server?"
+                f"{self.url}/v1/models does not return a list of models ({error}). Is this the URL of an "
+                "OpenAI-compatible server?"
             ) from None
 
     def post_all(self, path: str, bodies: Iterable[Any], read: Callable[[Any, Any], T]) -> list[T]:
@@ -116,14 +116,14 @@ class Client:
             except Wrong as error:
                 wrong += 1
                 if wrong == GARBLED:
-                    raise ServerError(f"{self.url}{path} answers wrongly, {GARBLED} times: {error}") from None
+                    raise ServerError(f"{self.url}{path} gave {GARBLED} invalid answers: {error}") from None
             except _Passing as error:
                 since = self._clock() if since is None else since
                 if self._clock() - since + error.retry_after >= self.patience:
-                    asked = f" It asks to wait for {error.retry_after:.0f} s." if error.retry_after else ""
+                    asked = f" The server asks to wait {error.retry_after:.0f} s." if error.retry_after else ""
                     raise ServerError(
                         f"{self.url}{path} has not answered for {self._clock() - since:.0f} s: {error}.{asked} When it "
-                        "is well again, resume the run; or raise the teacher's patience."
+                        "works again, resume the run. To wait longer, raise the teacher's client.patience."
                     ) from None
 
     def _when_well(self, method: str, path: str, body: Any) -> Any:
@@ -139,7 +139,7 @@ class Client:
 
     def _once(self, method: str, path: str, body: Any) -> Any:
         if self._given_up.is_set():
-            raise ServerError(f"{self.url}{path} is not asked any more: another request has failed.")
+            raise ServerError(f"{self.url}{path}: request not sent, because another request has failed.")
         before = self._backoff
         try:
             answer = self._answer(method, path, body)
@@ -152,7 +152,7 @@ class Client:
         try:
             return json.loads(answer)
         except ValueError:
-            raise Wrong(f"{len(answer):,} bytes that are no complete JSON") from None
+            raise Wrong(f"{len(answer):,} bytes that are not complete JSON") from None
 
     def _answer(self, method: str, path: str, body: Any) -> bytes:
         data = None if body is None else json.dumps(body).encode()
@@ -165,7 +165,7 @@ class Client:
         if response.status in PASSING or response.status >= 500:
             raise _Passing(f"HTTP {response.status}{_message(response.data)}", _retry_after(response))
         if response.status != 200:
-            raise ServerError(f"{self.url}{path} refuses: HTTP {response.status}{_message(response.data)}")
+            raise ServerError(f"{self.url}{path} refused the request: HTTP {response.status}{_message(response.data)}")
         return response.data
 
 
@@ -176,9 +176,12 @@ def _base(url: str) -> str:
     except LocationValueError:
         parsed = urllib3.util.Url()
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UserError(f"url={url}: it must be that of a server, as http://localhost:8000.")
+        raise UserError(f"url={url}: it must be the URL of a server, such as http://localhost:8000.")
     if parsed.auth:
-        raise UserError("url: it holds a password, and the config is recorded. Name its variable in api_key_env.")
+        raise UserError(
+            "url: it contains a password, which would be recorded with the config. Put the key into an environment "
+            "variable, and set client.api_key_env to its name."
+        )
     return url.rstrip("/").removesuffix("/v1")
 
 

@@ -102,7 +102,7 @@ def _begin(folder: Path, contents: Contents, layout: Layout, head: Mapping[str, 
         refuse_another(folder, contents)
         return int(json.loads((folder / PROGRESS).read_text())["batches"])
     if folder.exists() and (others := sorted({path.name for path in folder.iterdir() if path.name[0] != "."} - files)):
-        raise UserError(f"{folder} holds {others[0]!r}, which is no part of a cache. Choose another folder: out=…")
+        raise UserError(f"{folder} holds {others[0]!r}, which is not part of a cache. Choose another folder: out=…")
     folder.mkdir(parents=True, exist_ok=True)
     np.save(array_path(folder, "index"), layout.index)
     if contents.per_token:
@@ -127,7 +127,7 @@ def refuse_another(folder: Path, contents: Contents) -> None:
         if "key" in differ:
             differ = [name for name, value in there.key.items() if value != here.key.get(name)]
         raise UserError(
-            f"{folder} holds other signals ({', '.join(differ)} differ). Choose another folder, out=…, or remove it."
+            f"{folder} holds other signals ({', '.join(differ)} differ). Choose another folder (out=…), or remove it."
         )
 
 
@@ -182,12 +182,12 @@ def tell_size(contents: Contents, folder: Path) -> None:
     free = free_bytes(folder)
     if not folder.joinpath(MANIFEST).is_file() and contents.bytes > free:
         raise UserError(
-            f"{contents.rows:,} {rows} of {contents.bytes_a_row:,} bytes are {size(contents.bytes)}, and the disk of "
+            f"{contents.rows:,} {rows} of {contents.bytes_a_row:,} bytes are {size(contents.bytes)}, but the disk of "
             f"{folder} has {size(free)} free. Choose another folder (out=…), fewer classes (k=…), or signals=sampled."
         )
     say(
-        f"{contents.rows:,} {rows} that may bear loss, {contents.bytes_a_row:,} bytes each: {size(contents.bytes)} of "
-        f"the {size(free)} that are free"
+        f"{contents.rows:,} {rows} that can contribute to the loss, {contents.bytes_a_row:,} bytes each: "
+        f"{size(contents.bytes)} of {size(free)} free"
     )
 
 

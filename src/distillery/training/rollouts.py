@@ -92,10 +92,10 @@ class Rollouts:
     def remark(self) -> str:
         """What the plan and the record say of them, with the law of sampling."""
         law = [f"T={self.temperature:g}", f"top_p={self.top_p:g}", f"top_k={self.top_k or 'all'}"]
-        stale = f", for {self.updates} updates each" if self.updates > 1 else ""
+        stale = f", {self.updates} updates at a time" if self.updates > 1 else ""
         return (
-            f"its own texts (rollouts.share): up to {self.new_tokens} new tokens, drawn with {', '.join(law)}{stale}; "
-            f"tokens that end a text: {list(self.ends or ())}"
+            f"texts that it generates (rollouts.share): up to {self.new_tokens} new tokens, sampled with "
+            f"{', '.join(law)}{stale}; ids of end tokens: {list(self.ends or ())}"
         )
 
     def own(self, update: int) -> bool:

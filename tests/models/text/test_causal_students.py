@@ -168,11 +168,11 @@ def test_refusals() -> None:
         (
             {"num_key_value_heads": 2},
             None,
-            r"share one of 2 .*, in the source 2 share one of 3",
+            r"share one of 2 key-value heads, in the source 2 share one of 3",
         ),
         ({"head_dim": 2, "num_key_value_heads": 3}, None, r"rotated in pairs\. Set \+student\.net\.config\.head_dim=4"),
         ({"rms_norm_eps": 1e-3}, None, r"with rms_norm_eps=0\.001 the student would compute something else"),
-        ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, None, "rope_parameters=.*where it is"),
+        ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, None, "rope_parameters=.*; the source has"),
         ({"vocab_size": 100}, None, "vocabulary has 100 tokens, the source's 90"),
         ({}, sliding, r"layer_types=\['full_attention', 'full_attention'\].*\['full_attention', 'sliding_attention'\]"),
     ):
@@ -180,7 +180,7 @@ def test_refusals() -> None:
         student = network(kind, 1, **({} if other else WIDE | {"num_attention_heads": 6}) | given)
         with pytest.raises(UserError, match=message):
             initialise(student, other or source)
-    with pytest.raises(UserError, match=r"the layers of GPT2Model are those of attention heads"):
+    with pytest.raises(UserError, match=r"single attention heads in the layers of GPT2Model"):
         initialise(network("gpt2", 1, hidden_size=8), network("gpt2"))
     with pytest.raises(UserError, match=r"keep=activations\. Did you mean 'activation'"):
         initialise(network(), network(), keep="activations")  # type: ignore[arg-type]

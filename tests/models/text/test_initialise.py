@@ -102,21 +102,21 @@ class TestRefusals:
                 "vocabulary has 40 tokens, the source's 50. Give the student the source's tokenizer",
             ),
             ({"layers": 8}, {}, {}, "the student has 8 layers, the source 6"),
-            ({}, {}, {"layers": [0, 9]}, "2 layers are named, and the student has 6"),
+            ({}, {}, {"layers": [0, 9]}, "2 layers are listed, but the student has 6"),
             ({"layers": 2}, {}, {"layers": [0, 9]}, "no layer 9"),
             ({"num_attention_heads": 2}, {}, {}, "2 attention heads of width 4, the source 4 of width 2"),
             ({"max_position_embeddings": 20}, {}, {}, "position_embeddings has 20 rows in the student, 16 in"),
             ({"intermediate_size": 20}, {}, {}, r"intermediate.dense.weight is \[20, 8\] in the student and \[12, 8\]"),
             ({"kind": "distilbert"}, {}, {}, "DistilBertModel and BertModel differ.*student.net.model=bert"),
             ({"kind": "roberta"}, {}, {}, "count positions differently .*padding_idx 1 and None"),
-            ({"kind": "electra", "embedding_size": 4}, {}, {}, "4 wide, the source's 8. Take embeddings=factorise"),
+            ({"kind": "electra", "embedding_size": 4}, {}, {}, "4 wide, the source's 8. Use embeddings=factorise"),
             ({"kind": "electra", "embedding_size": 8}, {}, {"embeddings": "factorise"}, "there is no projection"),
             ({}, {}, {"embeddings": "factorise"}, "8 wide, its hidden states 8, and there is no projection"),
             (
                 {"kind": "electra", "embedding_size": 2},
                 {"kind": "electra", "embedding_size": 4},
                 {"embeddings": "factorise"},
-                "those of the source are factorised already, 4 wide",
+                "the source's embeddings are already factorised, 4 wide",
             ),
             ({}, {}, {"embeddings": "factorize"}, "embeddings=factorize. Did you mean 'factorise'"),
             ({"kind": "albert", "embedding_size": 8}, {}, {}, r"student \(AlbertModel\) has 0 lists of layers"),
@@ -134,7 +134,7 @@ class TestRefusals:
     @pytest.mark.parametrize("which", ["student", "source"])
     def test_networks_of_other_kinds(self, which: str) -> None:
         other = BiLSTM(50, 3, 4, 4)
-        with pytest.raises(UserError, match=f"the {which} is a BiLSTM, and only transformers are filled"):
+        with pytest.raises(UserError, match=f"the {which} is a BiLSTM, but student and source must be"):
             initialise(*((other, made()) if which == "student" else (made(), other)))
 
     def test_fused_attention_of_another_width(self) -> None:
@@ -142,5 +142,5 @@ class TestRefusals:
         source = made("modernbert", 2, **special)
         same, narrower = made("modernbert", 2, **special), made("modernbert", 2, hidden_size=4, **special)
         assert initialise(same, source).names
-        with pytest.raises(UserError, match="not known which parameters in the layers of ModernBertModel are"):
+        with pytest.raises(UserError, match="single attention heads in the layers of ModernBertModel"):
             initialise(narrower, source)

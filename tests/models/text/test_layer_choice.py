@@ -37,7 +37,7 @@ def test_chosen(layers: Any, available: int, wanted: int, expected: Sequence[int
     [
         ("evn", 6, 3, "layers=evn. Did you mean 'even'"),
         ("even", 6, 8, r"the student has 8 layers, the source 6.*at most 6"),
-        ([0, 1], 6, 3, r"2 layers are named, and the student has 3.*num_hidden_layers to 2"),
+        ([0, 1], 6, 3, r"2 layers are listed, but the student has 3.*num_hidden_layers to 2"),
         ([0, 6], 6, 2, r"no layer 6; the source's are 0 to 5"),
         ([-1, 0], 6, 2, r"no layer -1"),
     ],

@@ -137,6 +137,6 @@ class TestFolder:
         assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
 
     def test_other_networks_are_refused(self, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"A BiLSTM is not a Hugging Face network.*run folder .* rebuilds it"):
+        with pytest.raises(UserError, match=r"A BiLSTM is not a Hugging Face network.*from its run folder"):
             save_pretrained_folder(BiLSTM(50, 3, 4, 4), tokenizer, tmp_path / "net", "")
         assert not list(tmp_path.iterdir())

@@ -79,7 +79,7 @@ def test_causal_lm(tokens: Mapping[str, Tensor]) -> None:
     padded = composed("+model/student=causal_lm", "+student.net.config.vocab_size=64").student  # to be a round number
     assert instantiate(padded.net, num_classes=60)(**given).logits.shape == (2, 7, 64)
     padded.net.config.vocab_size = 50
-    with pytest.raises(InstantiationException, match=r"vocab_size=50, and causal_lm predicts 60 tokens"):
+    with pytest.raises(InstantiationException, match=r"vocab_size=50, but causal_lm predicts 60 tokens"):
         instantiate(padded.net, num_classes=60)
     teacher = composed("+model/teacher=causal_lm").teachers.main
     assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "precision", "cache"}

@@ -111,7 +111,7 @@ class TestPretrained:
 
     def test_weights_of_another_network(self, classifier: Path) -> None:
         save_file({"conv.weight": torch.ones(2)}, classifier / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(UserError, match="of another network: none is a BertForSequenceClassification's"):
+        with pytest.raises(UserError, match="belong to another network: none fits a BertForSequenceClassification"):
             transformer(str(classifier), CLASSIFY, 3, pretrained=True)
 
     @pytest.mark.parametrize(("content", "what"), [(None, "no file named model.safetensors"), (b"xx", "Safetensor")])

@@ -42,7 +42,7 @@ class TestRefusals:
                 "=100 is not a multiple of the 12 attention heads: .* 96 or 108",
             ),
             ("bert", CLASSIFY, 2, {"num_hidden_layers": -1}, "config.num_hidden_layers=-1: it must be at least 1"),
-            ("bert", "masked_lm", 50, {"vocab_size": 60}, "vocab_size=60, and masked_lm predicts 50 tokens"),
+            ("bert", "masked_lm", 50, {"vocab_size": 60}, "vocab_size=60, but masked_lm predicts 50 tokens"),
             ("bert", "sentence_embedding", 5, {}, "have the width 768, not 5"),
             ("vit", CLASSIFY, 2, {}, "no sequence_classification for the model type 'vit'"),
             ("bert", CLASSIFY, 2, {**SMALL, "pad_token_id": 70}, "cannot be built with these settings: Padding_idx"),

@@ -340,7 +340,7 @@ def test_a_network_that_transformers_cannot_load(run: Path, tmp_path: Path) -> N
     OmegaConf.save(cfg, run / "config.yaml")
     save_weights(net, run / "student.safetensors")
     replace(RunRecord.read(run), student_sha256=weights_hash(net)).write(run)
-    with pytest.raises(UserError, match=r"A BiLSTM is not a Hugging Face network.*rebuilds it"):
+    with pytest.raises(UserError, match=r"A BiLSTM is not a Hugging Face network.*from its run folder"):
         exported(run, tmp_path / "out")
     cfg.student.input = {"mean": [0.5], "std": [0.5], "size": None}
     OmegaConf.save(cfg, run / "config.yaml")

@@ -140,8 +140,8 @@ def test_a_stopped_run_is_continued(folder: Path, teacher: Teacher, tmp_path: Pa
     assert len(read.train.indices) == counts["stop"]
 
     for other, settings, message in (
-        (tiny_llama(326, seed=1), {}, r"b\.about\.json says that the texts beside it are of another teacher_sha256"),
-        (teacher.net, {"temperature": 0.5}, r"another temperature: 1\.0, and now it is 0\.5\. Name another file"),
+        (tiny_llama(326, seed=1), {}, r"b\.about\.json says that the existing texts have another teacher_sha256"),
+        (teacher.net, {"temperature": 0.5}, r"another temperature: 1\.0, not 0\.5\. Write to another file"),
     ):
         own, given = Teacher(other, TextAdapter(other)), law(ends=ENDS, **settings)
         with pytest.raises(UserError, match=message):

@@ -48,4 +48,4 @@ def test_it_warns_once_of_each_collapse() -> None:
     said = [str(each.message) for each in caught]
     assert len(said) == 2
     assert said[0].startswith("Step 1: 60% of the student's own texts have no end after rollouts.new_tokens")
-    assert said[1].startswith("Step 2: 30% of the sequences of four tokens")
+    assert said[1].startswith("Step 2: 30% of the four-token sequences")

@@ -85,7 +85,7 @@ def conversation(row: Mapping[str, Any], where: str) -> Document:
     elif "instruction" in given and "output" in given:
         turns = _alpaca(given, where)
     else:
-        raise UserError(f"{where}: its keys are {', '.join(row) or 'none'}. A row has {FORMATS}.")
+        raise UserError(f"{where}: unknown format with the keys {', '.join(row) or 'none'}. A row must have {FORMATS}.")
     if "tools" in given:
         extra["tools"] = json.loads(given["tools"]) if isinstance(given["tools"], str) else given["tools"]
     first = next((turn["role"] for turn in turns if turn["role"] not in ("system", "developer")), None)
@@ -93,16 +93,18 @@ def conversation(row: Mapping[str, Any], where: str) -> Document:
     if any(not turn.get("tool_calls") and not turn["content"].strip() for turn in turns if turn["role"] != "system"):
         reason = "conversations with an empty turn"
     elif all(turn["role"] != "assistant" for turn in turns[extra.get("prompt", 0) :]):
-        reason = "conversations without a turn of the assistant"
+        reason = "conversations without an assistant turn"
     elif first == "assistant":
-        reason = "conversations that begin with a turn of the assistant"
+        reason = "conversations that begin with an assistant turn"
     return Document(json.dumps({"messages": turns, **extra}, ensure_ascii=False), reason)
 
 
 def _messages(given: Any, key: str, where: str) -> list[dict[str, Any]]:
     """Messages with `role` and `content`, and whatever else they have."""
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-        raise UserError(f"{where}: '{key}' is no list of messages, but {str(given)[:SHOWN]!r}. A row has {FORMATS}.")
+        raise UserError(
+            f"{where}: '{key}' is not a list of messages: {str(given)[:SHOWN]!r}. A row must have {FORMATS}."
+        )
     found: list[dict[str, Any]] = []
     for number, each in enumerate(given):
         said = {name: value for name, value in each.items() if value is not None}
@@ -111,11 +113,11 @@ def _messages(given: Any, key: str, where: str) -> list[dict[str, Any]]:
         place = f"{where}: '{key}', message {number}"
         if role not in ROLES:
             hint = did_you_mean(str(role), [*ROLES, *SHARE_GPT])
-            raise UserError(f"{place} has the role {role!r}; known are {', '.join([*ROLES, *SHARE_GPT])}.{hint}")
+            raise UserError(f"{place}: unknown role {role!r}. Known roles are {', '.join([*ROLES, *SHARE_GPT])}.{hint}")
         if content is None and "tool_calls" in said:
             content = ""
         if not isinstance(content, str):
-            raise UserError(f"{place}: the content is no text, but {str(content)[:SHOWN]!r}.")
+            raise UserError(f"{place}: the content is not text: {str(content)[:SHOWN]!r}.")
         found.append({"role": role, "content": content, **said})
     return found
 
@@ -130,7 +132,7 @@ def _alpaca(given: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """Earlier turns (`history`), the instruction with its input, and the output."""
     for key in ("instruction", "input", "output", "system"):
         if not isinstance(given.get(key, ""), str):
-            raise UserError(f"{where}: '{key}' is no text, but {str(given[key])[:SHOWN]!r}.")
+            raise UserError(f"{where}: '{key}' is not text: {str(given[key])[:SHOWN]!r}.")
     earlier = [text for pair in given.get("history", []) for text in pair]
     asked = "\n".join(text for text in (given["instruction"], given.get("input")) if text)
     said = [*earlier, asked, given["output"]]

@@ -32,11 +32,11 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
     model, folder = pretrained_model(net), Path(folder)
     if model is None:
         raise UserError(
-            f"A {type(net).__name__} is not a Hugging Face network, and AutoModel cannot read it. Its run folder "
-            "(config.yaml, student.safetensors) rebuilds it: model/teacher=run, or distill-evaluate."
+            f"A {type(net).__name__} is not a Hugging Face network, so AutoModel cannot read it. Use it from its run "
+            "folder (config.yaml, student.safetensors): model/teacher=run, or distill-evaluate."
         )
     if folder.exists() and not _is_export(folder):
-        raise UserError(f"{folder} exists and is not an earlier export, so it is not replaced. Name another folder.")
+        raise UserError(f"{folder} exists and is not an earlier export, so it is not replaced. Choose another folder.")
     unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "replaced"))
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -45,12 +45,12 @@ def factorised_embeddings(
         raise UserError(
             f"student.initialise.embeddings=factorise: the student's embeddings are {width} wide, its hidden states "
             f"{hidden}, and there is no projection between them. Give it an embedding_size below its hidden_size "
-            "(model/student=encoder, an ELECTRA), or take embeddings=copy."
+            "(model/student=encoder, an ELECTRA), or use embeddings=copy."
         )
     if words.embedding_dim != source.config.hidden_size:
         raise UserError(
-            "student.initialise.embeddings=factorise: those of the source are factorised already, "
-            f"{words.embedding_dim} wide. Give the student this embedding_size, and take embeddings=copy."
+            "student.initialise.embeddings=factorise: the source's embeddings are already factorised, "
+            f"{words.embedding_dim} wide. Give the student this embedding_size, and use embeddings=copy."
         )
     table = words.weight.detach()[:, :hidden]
     directions = leading_directions(table, width, counts)

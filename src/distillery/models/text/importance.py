@@ -73,7 +73,7 @@ def by_activation(
                 sums += mean.square().sum(0)
     if missing := [name for name, each in {"heads": heads, "neurons": inner}.items() if not each.sum(1).all()]:
         raise UserError(
-            f"student.initialise.keep=activation: it is not known which modules of {type(net).__name__} read the "
+            f"student.initialise.keep=activation: cannot find the modules of {type(net).__name__} that read the "
             f"{missing[0]}. Set student.initialise.keep=magnitude."
         )
     return [Scores(hidden.sqrt(), heads[n].sqrt(), inner[n].sqrt()) for n in range(len(layers))]

@@ -89,7 +89,7 @@ def initialise(
     by = {"first": "the first of each", "magnitude": "those with the largest weights"}.get(keep, "by their activation")
     remarks = [f"its layers are {', '.join(map(str, numbers))} of the source's 0 to {theirs.depth - 1}"]
     if widths[0] != widths[1]:
-        remarks.append(f"in a layer {widths[0]}, of {widths[1]}: {by}")
+        remarks.append(f"each layer keeps {widths[0]}, of {widths[1]}: {by}")
     return Filled(list(filled), remarks)
 
 
@@ -99,8 +99,8 @@ class _Body:
     def __init__(self, whole: nn.Module, role: str) -> None:
         if (found := pretrained_model(whole)) is None:
             raise UserError(
-                f"student.initialise: the {role} is a {type(whole).__name__}, and only transformers are filled from "
-                "transformers. Set student.initialise=null."
+                f"student.initialise: the {role} is a {type(whole).__name__}, but student and source must be Hugging "
+                "Face transformers. Set student.initialise=null."
             )
         self.net: PreTrainedModel = found.base_model  # type: ignore[assignment]
         path = next(path for path, module in whole.named_modules() if module is self.net)
@@ -115,8 +115,8 @@ class _Body:
         if len(stacks) != 1:
             raise UserError(
                 f"student.initialise: the {role} ({type(self.net).__name__}) has {len(stacks)} lists of layers called "
-                f"{' or '.join(STACKS)}, and one is wanted. Choose another (bert, electra, roberta, distilbert), or "
-                "set student.initialise=null."
+                f"{' or '.join(STACKS)}, but exactly one is needed. Choose another model (bert, electra, roberta, "
+                "distilbert), or set student.initialise=null."
             )
         ((self.stack, self.layers),) = stacks.items()
         self.depth = len(self.layers)
@@ -134,13 +134,14 @@ def _layer(ours: _Body, number: int, theirs: _Body, chosen: int, keep: Truncatio
     given = dict(theirs.layers[chosen].named_parameters())
     if not keep.same_but_inner and not any(is_of_heads(name, 0) for name in given):
         raise UserError(
-            f"student.initialise: it is not known which parameters in the layers of {type(theirs.net).__name__} are "
-            "those of attention heads, to leave some out. Give the student the source's widths, and fewer layers only."
+            "student.initialise: cannot find the parameters of single attention heads in the layers of "
+            f"{type(theirs.net).__name__}, so heads cannot be removed. Give the student the source's widths; it may "
+            "have fewer layers."
         )
     if different := sorted(wanted.keys() ^ given.keys()):
         raise UserError(
             f"student.initialise: the layers of {type(ours.net).__name__} and {type(theirs.net).__name__} differ: "
-            f"{different[0]} is known in one only. Take a student of the source's family: "
+            f"{different[0]} exists in only one of them. Take a student of the source's family: "
             f"student.net.model={theirs.net.config.model_type}"
         )
     path = f"{ours.stack}.{number}."
@@ -187,8 +188,8 @@ def _rows(path: str, ours: nn.Embedding, theirs: nn.Module, table: Tensor) -> Te
     """The first rows of a table: as many positions or token types as the student has."""
     if ours.num_embeddings > len(table):
         raise UserError(
-            f"student.initialise: {path} has {ours.num_embeddings} rows in the student, {len(table)} in the source: "
-            "set the student's max_position_embeddings or type_vocab_size to at most that."
+            f"student.initialise: {path} has {ours.num_embeddings} rows in the student, {len(table)} in the source. "
+            f"Set the student's max_position_embeddings or type_vocab_size to at most {len(table)}."
         )
     if "position" in path and ours.padding_idx != theirs.padding_idx:  # RoBERTa counts from padding_idx + 1
         raise UserError(
@@ -206,14 +207,14 @@ def _refuse_embeddings(
     if our_words > their_words or (our_words < their_words and not fewer_words):
         raise UserError(
             f"student.initialise: the student's vocabulary has {our_words} tokens, the source's {their_words}. Give "
-            "the student the source's tokenizer (student.input.tokenizer) and vocab_size; or, where they are to "
-            "differ, set student.initialise=null and take losses on logits only."
+            "the student the source's tokenizer (student.input.tokenizer) and vocab_size. If they must differ, set "
+            "student.initialise=null and use losses on logits only."
         )
     both_wide = our_width == ours.config.hidden_size and their_width == theirs.config.hidden_size
     if embeddings == "copy" and our_width != their_width and not both_wide:
         raise UserError(
             f"student.initialise.embeddings=copy: the student's embeddings are {our_width} wide, the source's "
-            f"{their_width}. Take embeddings=factorise, or give the student embedding_size={their_width}."
+            f"{their_width}. Use embeddings=factorise, or give the student embedding_size={their_width}."
         )
 
 
@@ -231,14 +232,14 @@ def _refuse_other_function(ours: Any, theirs: Any, numbers: Sequence[int]) -> No
         if (own := getattr(ours, key)) != value:
             raise UserError(
                 f"student.initialise: with {key}={own} the student would compute something else with the source's "
-                f"weights, where it is {value}. Set '+student.net.config.{key}={value}', or take over all of its "
-                "settings with student.net.model=<the source>."
+                f"weights; the source has {value}. Set '+student.net.config.{key}={value}', or use all settings of the "
+                "source with student.net.model=<the source>."
             )
 
 
 def _refuse_narrower_rotation(ours: Widths, theirs: Widths, config: Any) -> None:
     if ours.head < theirs.head and getattr(config, "rope_parameters", None):
         raise UserError(
-            f"student.initialise: heads narrower than the source's {theirs.head} have no use for its queries and keys, "
-            f"which are rotated in pairs. Set +student.net.config.head_dim={theirs.head}."
+            f"student.initialise: the student's heads are narrower than the source's ({theirs.head}), but queries and "
+            f"keys cannot be cut, as they are rotated in pairs. Set +student.net.config.head_dim={theirs.head}."
         )

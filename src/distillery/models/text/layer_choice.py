@@ -20,12 +20,12 @@ def chosen_layers(layers: Layers | Sequence[int], available: int, wanted: int) -
     if isinstance(layers, str):
         if layers not in get_args(Layers):
             raise UserError(
-                f"student.initialise.layers={layers}.{did_you_mean(layers, get_args(Layers))} Or give their numbers."
+                f"student.initialise.layers={layers}.{did_you_mean(layers, get_args(Layers))} Or list layer numbers."
             )
         if wanted > available:
             raise UserError(
                 f"student.initialise.layers={layers}: the student has {wanted} layers, the source {available}. Give "
-                f"the student at most {available}, or name a source layer for each, as [0, 0, 1, 1]."
+                f"the student at most {available}, or list a source layer for each, such as [0, 0, 1, 1]."
             )
         if layers == "even":
             gaps = max(wanted - 1, 1)
@@ -34,8 +34,8 @@ def chosen_layers(layers: Layers | Sequence[int], available: int, wanted: int) -
     numbers = list(layers)
     if len(numbers) != wanted:
         raise UserError(
-            f"student.initialise.layers={numbers}: {len(numbers)} layers are named, and the student has {wanted}. "
-            f"Name {wanted}, or set the student's num_hidden_layers to {len(numbers)}."
+            f"student.initialise.layers={numbers}: {len(numbers)} layers are listed, but the student has {wanted}. "
+            f"List {wanted}, or set the student's num_hidden_layers to {len(numbers)}."
         )
     if wrong := [number for number in numbers if number not in range(available)]:
         raise UserError(

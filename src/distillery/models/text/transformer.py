@@ -61,7 +61,7 @@ def transformer(
     """
     made = transformer_config(model, head, num_classes, config)
     if pretrained and is_type(model):
-        raise UserError(f"{model!r} is a model type, which has no weights. Name a model on the hub, or a folder.")
+        raise UserError(f"{model!r} is a model type, which has no weights. Set it to a model on the hub, or a folder.")
     with quiet():
         net = _pretrained(model, head, made) if pretrained else _new(head, made)
     return SentenceEncoder(net) if head == "sentence_embedding" else net
@@ -86,7 +86,7 @@ def transformer_config(
         settings = {**(config or {})}
         refuse_unknown(default, settings)
         if settings.get("vocab_size", 0) is None:
-            raise UserError("config.vocab_size=null: it must be the number of the tokenizer's tokens.")
+            raise UserError("config.vocab_size=null: it must be the number of tokens in the tokenizer.")
         settings = {default.attribute_map.get(key, key): value for key, value in settings.items()}
         if "num_hidden_layers" in settings:  # the kinds of a config's own layers: for others the class names them
             given = {key: value for key, value in given.items() if key != "layer_types"}
@@ -115,7 +115,7 @@ def _size(default: PreTrainedConfig, head: str, num_classes: int | None, setting
         size = settings.get("vocab_size", num_classes)
         if size < num_classes or (size > num_classes and head == "masked_lm"):
             raise UserError(
-                f"config.vocab_size={size}, and {head} predicts {num_classes} tokens: they are the same. Leave "
+                f"config.vocab_size={size}, but {head} predicts {num_classes} tokens; the two must be equal. Leave "
                 "config.vocab_size out."
             )
         return {"vocab_size": size}
@@ -167,11 +167,11 @@ def _pretrained(model: str, head: str, config: PreTrainedConfig) -> PreTrainedMo
             theirs, ours = (list(shape) for shape in mismatched[name])
             raise UserError(
                 f"The weights of {model} do not fit these settings: {name} is {theirs} there, {ours} here. "
-                "Leave its sizes as they are, and its vocabulary with its own tokenizer. A smaller student takes "
-                "pretrained=false (weights=null), and student.initialise fills it."
+                "Keep the model's sizes, vocabulary and tokenizer. For a smaller student, set weights=null "
+                "(pretrained=false), and fill it with student.initialise."
             )
     new = info["missing_keys"] | mismatched.keys()
     if all(name in new for name, parameter in net.named_parameters() if parameter in base):
-        raise UserError(f"The weights of {model} are of another network: none is a {type(net).__name__}'s.")
+        raise UserError(f"The weights of {model} belong to another network: none fits a {type(net).__name__}.")
     net.new_weights = [name for name, _ in net.named_parameters() if name in new]
     return net

@@ -82,17 +82,16 @@ class Truncation:
         if ours.heads > theirs.heads or ours.head > theirs.head:
             raise UserError(
                 f"student.initialise: the student has {ours.heads} attention heads of width {ours.head}, the source "
-                f"{theirs.heads} of width {theirs.head}; there are no weights for more or wider ones. Set the "
+                f"{theirs.heads} of width {theirs.head}. The source has no weights for more or wider heads. Set the "
                 f"student's num_attention_heads so that hidden_size / num_attention_heads is at most {theirs.head}, or "
-                f"of a causal model +student.net.config.head_dim={theirs.head}."
+                f"for a causal model +student.net.config.head_dim={theirs.head}."
             )
         shared, their_shared = ours.heads // ours.groups, theirs.heads // theirs.groups
         if ours.groups > theirs.groups or shared > their_shared:
             raise UserError(
-                f"student.initialise: in the student {shared} heads share one of {ours.groups} heads of keys and "
-                f"values, in the source {their_shared} share one of {theirs.groups}. Set the student's "
-                f"num_key_value_heads to at most {theirs.groups}, and num_attention_heads to at most {their_shared} "
-                "times that."
+                f"student.initialise: in the student {shared} heads share one of {ours.groups} key-value heads, in the "
+                f"source {their_shared} share one of {theirs.groups}. Set the student's num_key_value_heads to at most "
+                f"{theirs.groups}, and num_attention_heads to at most {their_shared} times that."
             )
         self.same = ours == theirs
         self.same_but_inner = replace(ours, inner=theirs.inner) == theirs
@@ -120,8 +119,8 @@ class Truncation:
             if kept.shape == shape:
                 return kept
         raise UserError(
-            f"student.initialise: {name} is {list(shape)} in the student and {list(tensor.shape)} in the source, and "
-            "it is not known which part to keep. Give the student the source's sizes, or set student.initialise=null."
+            f"student.initialise: {name} is {list(shape)} in the student and {list(tensor.shape)} in the source, so "
+            "the part to keep is unknown. Give the student the source's sizes, or set student.initialise=null."
         )
 
     def _kept(self, name: str, axis: int, theirs: int, ours: int) -> Tensor | None:
@@ -136,8 +135,8 @@ class Truncation:
         ]
         if self._scored and len(narrower) > 1:
             raise UserError(
-                f"student.initialise: {name} has {theirs} hidden channels or neurons, the student {ours} of both, so "
-                "it is not known which they are. Set student.initialise.keep=first, or give the student another "
+                f"student.initialise: {name} has a dimension of {theirs}, which may be hidden channels or neurons, and "
+                f"the student has {ours} of both. Set student.initialise.keep=first, or give the student another "
                 "intermediate_size."
             )
         return narrower[0] if narrower else None

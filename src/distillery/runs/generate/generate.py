@@ -107,8 +107,8 @@ def _same_or_refused(path: Path, about: dict[str, Any]) -> None:
         free = {"samples", "teacher"}  # more of them are added; the same teacher may lie elsewhere
         if differ := [key for key in about if key not in free and before.get(key) != about[key]]:
             raise UserError(
-                f"{path} says that the texts beside it are of another {differ[0]}: {before.get(differ[0])}, and now it "
-                f"is {about[differ[0]]}. Name another file (out=…), or remove them."
+                f"{path} says that the existing texts have another {differ[0]}: {before.get(differ[0])}, not "
+                f"{about[differ[0]]}. Write to another file (out=…), or remove the existing ones."
             )
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

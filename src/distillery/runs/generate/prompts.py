@@ -45,7 +45,7 @@ def prompts_of(data: TextData, tokens: int) -> Iterator[Prompt]:
             if template is None:
                 raise UserError(
                     f"The tokenizer {data.tokenizer} has no chat template to render conversations with. Set "
-                    "data.template=<file.jinja> to the one that the teacher was trained with."
+                    "data.template=<file.jinja> to the template that the teacher was trained with."
                 )
             first = given.get("prompt", 0)
             messages = given["messages"]

@@ -89,14 +89,14 @@ class RolloutMonitor(L.Callback):
     def _warn(self, values: dict[str, float], step: int) -> None:
         said = {
             "truncated": "of the student's own texts have no end after rollouts.new_tokens",
-            "repeated": "of the sequences of four tokens in the student's own texts are repetitions",
+            "repeated": "of the four-token sequences in the student's own texts are repetitions",
         }
         for name, bound in self.bounds.items():
             if values[name] > bound and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"Step {step}: {values[name]:.0%} {said[name]}. A student that has not learnt to write learns "
-                    "little from its own texts: begin with the data's (stages=on_policy), or with a smaller "
+                    f"Step {step}: {values[name]:.0%} {said[name]}. A student that does not yet write well learns "
+                    "little from its own texts: begin with the data's texts (stages=on_policy), or set a smaller "
                     "rollouts.share.",
                     stacklevel=2,
                 )
