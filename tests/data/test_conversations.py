@@ -141,6 +141,24 @@ def test_the_plan_shows_how_conversations_are_rendered(tmp_path: Path, chatml: s
         assert ("no special token ends an assistant turn" in remarks) != ended
 
 
+def test_signals_of_another_template_are_of_other_texts(tmp_path: Path, chatml: str) -> None:
+    """Trap 15: a teacher's cache has the template in its key, and what it is given; so it is with packing."""
+    rows = [{"messages": turns("a", "b")}] * 4
+
+    def differs(**given: Any) -> set[str]:
+        there, here = (chat_data(tmp_path, chatml, rows, **each).seen_by_teacher() for each in ({}, given))
+        return {what for what in there if there[what] != here[what]} - {"data"}
+
+    assert differs() == set()
+    assert (
+        differs(template=CHATML + "\n")
+        == differs(template_kwargs={"a": 1})
+        == differs(think="mask")
+        == {"chat template"}
+    )
+    assert differs(pack=True) == differs(max_length=63) == differs(too_long="split") == {"layout"}
+
+
 def test_the_date_is_always_the_same(tmp_path: Path, chatml: str) -> None:
     dated = "{% set today = strftime_now('%d %b %Y') %}{{ today + ' ' + strftime_now(\"%Y-%m-%d\") }}\n" + CHATML
     ((text, _),) = learnt(chat_data(tmp_path, chatml, [{"messages": turns("a", "b")}], template=dated))

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, BertConfig
 
 from distillery.core.errors import UserError
-from distillery.data.tokenizers import difference, load_tokenizer
+from distillery.data.tokenizers import difference, load_tokenizer, other_vocabulary
 from fixtures.texts import VOCABULARY, sentences, write_tokenizer
 
 TEXTS = [text for text, _ in sentences(30)]
@@ -88,3 +88,18 @@ class TestComparison:
             "    data: [CLS] a good film , the good film …",
             "    main: [CLS] a [UNK] film [UNK] the [UNK] film …",
         ]
+
+    def test_as_many_tokens_of_which_no_text_has_those_that_differ(self, ours: Any, tmp_path: Path) -> None:
+        """Trap 5: id by id, not by their number."""
+        same, other = ([*VOCABULARY, *more] for more in (["<a>", "<b>"], ["<b>", "<c>"]))
+        one, two = (
+            AutoTokenizer.from_pretrained(write_tokenizer(tmp_path / name, words))
+            for name, words in (("one", same), ("two", other))
+        )
+        assert len(one) == len(two)
+        assert difference(one, two, "main", "n", TEXTS) is None
+        first = len(VOCABULARY)
+        assert other_vocabulary(one, two) == (
+            f"2 of {first + 2} ids stand for other tokens: {first} is '<a>' and '<b>', {first + 1} is '<b>' and '<c>'"
+        )
+        assert other_vocabulary(one, one) is other_vocabulary(ours, two) is None  # it may have more

@@ -158,7 +158,9 @@ def test_low_precision_is_widened_before_the_product() -> None:
         expected = naive(exact[0], exact[1], batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             found = chunked(low[0], low[1], batch)
+            logits = low[1].logits()  # all at once, as for scores
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(logits, exact[1].logits(), rtol=0, atol=0)
         for one, other in zip(gradients(found, low[0]), gradients(expected, exact[0]), strict=True):
             assert one.dtype == torch.bfloat16
             torch.testing.assert_close(one.float(), other, rtol=2**-8, atol=1e-6)

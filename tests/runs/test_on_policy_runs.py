@@ -17,7 +17,7 @@ from distillery.runs.export.export import export
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
 from fixtures.building import build
-from fixtures.documents import TINY, write_bpe
+from fixtures.documents import TINY, tiny_llama, write_bpe
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import write_jsonl
 
@@ -129,11 +129,19 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
 
     own = OWN
     refused(
-        r"rollouts\.new_tokens=61: together with the longest prompt, of 4 tokens.*64 positions.*60 at most",
+        r"rollouts\.new_tokens=61: together with the longest prompt, of 4 tokens.*64 positions of the student.*60 at most",
         *own[:1],
         "rollouts.new_tokens=61",
         *own[2:],
     )
+    short = tiny_llama(330, max_position_embeddings=20)
+    short.save_pretrained(tmp_path / "short")
+    AutoTokenizer.from_pretrained(next(each for each in sums if "tokenizer" in each).split("'")[1]).save_pretrained(
+        tmp_path / "short"
+    )
+    read = [*sums, "model/teacher=causal_lm", f"teachers.main.net.model='{tmp_path / 'short'}'", "data.max_length=20"]
+    with pytest.raises(UserError, match=r"exceeds the 20 positions of the main network\. Set it to 16 at most"):
+        build(config(tmp_path / "run", *read, *own, "rollouts.new_tokens=17"))
     refused(r"Set data\.pack=false", *own, "data.pack=true")
     refused("nothing to learn from the student's own texts", *own[:2], "loss/response=[nkd]")
     sampled = [*own[:2], "loss/response=[sampled_kl]"]

@@ -20,6 +20,8 @@ from distillery.models.taps.head import before_heads
 from distillery.models.weights import save_weights
 from distillery.runs.run import Result, train
 from distillery.runs.write_signals import Settings, write_signals
+from distillery.teachers.cached_teacher import rescored
+from distillery.teachers.disk_cache import DiskCache
 from fixtures.building import build
 from fixtures.command_line import Cli
 from fixtures.documents import TINY, documents, tiny_llama, write_bpe
@@ -184,6 +186,18 @@ def test_a_foreign_cache_is_refused(caches: dict[str, Path], made: Config, folde
     (out / "cache.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match="does not agree with the teacher"):
         reading(made, out)
+    # rows of the same samples, of other tokens; without a teacher, only their places can tell
+    cache, parts = DiskCache(caches["hidden"]), reading(made, caches["hidden"], "teachers.main.weights=null")
+    stored = cache.rows
+
+    def moved(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        columns, counts = stored(index)
+        return {**columns, "positions": columns["positions"] + 1}, counts
+
+    compared = cache, parts.data, parts.distiller.task, None, 0
+    assert "are undamaged" in rescored(*compared)
+    cache.rows = moved  # type: ignore[method-assign]
+    assert rescored(*compared) == "differ: other tokens bear loss now"
     # other seeds, batches and parts of the samples are no other data
     parts = reading(made, caches["hidden"], "data.batch_size=3", "data.seed=8", "seed=5")
     assert "were computed again: log-probabilities differ by at most" in "".join(parts.distiller.remarks)

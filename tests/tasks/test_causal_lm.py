@@ -95,6 +95,19 @@ class TestRows:
         rows, labelled = CausalLM().rows(Signals(given), BATCH)
         assert CausalLM().loss(rows.logits, labelled["target"]).max() < 1e-30
 
+    def test_the_loss_of_low_precision_is_that_of_its_numbers(self) -> None:
+        """Trap 7: the softmax is in float32, and so are the nats that the score adds up."""
+        given, target = logits().view(-1, VOCABULARY).bfloat16(), torch.arange(10) % VOCABULARY
+        expected = F.cross_entropy(given.double(), target, reduction="none")
+        torch.testing.assert_close(CausalLM().loss(given, target).double(), expected, rtol=1e-6, atol=1e-6)
+
+    def test_the_loss_of_a_distribution_is_its_cross_entropy(self) -> None:
+        """Of the teacher's tokens, in nats: of the student, and of the teacher itself, which is its entropy."""
+        t, s = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.2, 0.5, 0.2, 0.1]], dtype=torch.float64)
+        cross, entropy = ((t * CausalLM().loss(p.log().expand(4, 4) + 2, torch.arange(4))).sum().item() for p in (s, t))
+        assert (cross, entropy) == pytest.approx((1.369208052, 1.142120043), abs=1e-9)
+        assert cross - entropy == pytest.approx(KD(temperature=1.0)(Signals(s.log()[None]), Signals(t.log()[None]), {}))
+
     def test_the_end_of_a_text_is_learnt_where_it_is_also_the_padding(self) -> None:
         """Trap 4: three ends of three documents are targets; by its id none, or the padding too, would be."""
         _, labelled = CausalLM().rows(Signals(logits()), BATCH)

@@ -197,6 +197,24 @@ def test_greedy_texts_are_those_of_transformers() -> None:
     assert completions(Rollouts(new_tokens=5, ends=[END]).draw(net, [batch], 0)[0]) == completions(first)
 
 
+def test_logits_that_no_token_has_are_not_drawn() -> None:
+    """Trap 5: of a padded vocabulary, however large they are; what is recorded is the law of the others alone."""
+    student, _ = networks(9)
+    student.net.get_output_embeddings().weight.data[7:] *= 50  # type: ignore[operator]
+    rollouts = Rollouts(new_tokens=6, ends=[END], seed=1)
+    (beyond,) = rollouts.draw(student.net, [prompts(2, 5, 3, vocabulary=7)], 0)
+    assert beyond["input_ids"].max() >= 7  # the case is what it says
+    rollouts.vocabulary = 7
+    (drawn,) = rollouts.draw(student.net, [prompts(2, 5, 3, vocabulary=7)], 0)
+    assert drawn["input_ids"].max() < 7
+    for row, text in enumerate(completions(drawn)):
+        whole = drawn["input_ids"][row, : int(drawn["attention_mask"][row].sum())].tolist()
+        law = fresh(student.net, whole)[-len(text) - 1 : -1, :7].log_softmax(-1)
+        expected = law.gather(1, torch.tensor(text)[:, None])[:, 0]
+        found = drawn[SAMPLED][row][drawn["target"][row] != IGNORED]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
 def test_repetition_is_counted_in_each_text() -> None:
     tokens = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 0, 0]])
     assert repetition(tokens, torch.tensor([6, 6, 4])) == 2 / (3 + 3 + 1)
@@ -362,6 +380,11 @@ def test_rounds_of_several_updates_draw_their_texts_together(tmp_path: Path) -> 
     seen.clear()
     trained(tmp_path, 2, 2, Noting(new_tokens=4, updates=2), {"rkl": ReverseKL()}, steps=4)
     assert [(int(a), int(b)) for a, b in seen] == [(0, 4), (2, 4)]
+    seen.clear()
+    coin = Rollouts(share=0.5, seed=2)  # trap 12: one for an update, and not for each batch of it
+    trained(tmp_path, 2, 2, Noting(new_tokens=4, share=0.5, seed=2), {"rkl": ReverseKL()}, steps=4)
+    assert [(int(a), int(b)) for a, b in seen] == [(update, 2) for update in range(4) if coin.own(update)]
+    assert [coin.own(update) for update in range(4)] != [coin.own(2 * update) for update in range(4)]
 
 
 def test_the_share_may_have_a_schedule() -> None:
@@ -377,7 +400,8 @@ def test_the_share_may_have_a_schedule() -> None:
 
 def test_two_processes_draw_and_learn_as_one_does() -> None:
     """Texts of unequal lengths, two on each; the mean of the gradients is that of all four on one process."""
-    batch, made = prompts(2, 5, 3, 4), [networks() for _ in range(3)]
+    made = [networks() for _ in range(3)]
+    batch = prompts(2, 5, 3, 4)
 
     def gradients(rows: slice, pair: tuple[Network, Teacher]) -> tuple[list[list[int]], list[Tensor]]:
         student, teacher = pair
@@ -387,9 +411,14 @@ def test_two_processes_draw_and_learn_as_one_does() -> None:
         losses = Objective(CausalLM(), terms)(student(drawn), {"main": teacher(drawn)}, drawn)
         return completions(drawn), list(torch.autograd.grad(losses.total, [*student.net.parameters()]))
 
-    texts, whole = gradients(slice(None), made[2])
-    (even, a), (odd, b) = on_ranks(lambda rank: gradients(slice(rank, None, 2), made[rank]))
-    assert [even[0], odd[0], even[1], odd[1]] == texts
-    assert len({*map(len, texts)}) > 1
-    for one, other, both in zip(a, b, whole, strict=True):
-        torch.testing.assert_close((one + other) / 2, both, rtol=1e-4, atol=1e-6)
+    for empty in (False, True):
+        batch["target"][1::2] = (
+            IGNORED if empty else batch["target"][1::2]
+        )  # nothing to continue on the second (trap 2)
+        texts, whole = gradients(slice(None), made[2])
+        (even, a), (odd, b) = on_ranks(lambda rank: gradients(slice(rank, None, 2), made[rank]))
+        assert [even[0], odd[0], even[1], odd[1]] == texts
+        assert (odd == [[], []]) == empty
+        assert len({*map(len, texts)}) > 1
+        for one, other, both in zip(a, b, whole, strict=True):
+            torch.testing.assert_close((one + other) / 2, both, rtol=1e-4, atol=1e-6)

@@ -170,7 +170,7 @@ def build(
         )  # transformers takes seconds: only for texts
 
         own = stage.schedules["rollouts"]
-        rollouts = build_rollouts(cfg.rollouts, own, task, data, student)
+        rollouts = build_rollouts(cfg.rollouts, own, task, data, student, teachers.values())
         schedules |= {f"rollouts.{setting}": each for setting, each in own.items()}
     objective = Objective(task, terms, schedules, cfg.objective.balance == "auto", peers, rollouts)
     monitors = {"optim.monitor": cfg.optim.get("monitor")}

@@ -23,11 +23,13 @@ from distillery.training.rollouts import Rollouts
 OFF = "or turn on-policy distillation off with rollouts=none"
 
 
-def build_rollouts(cfg: DictConfig, schedules: Schedules, task: Task, data: Data, student: Network) -> Rollouts:
+def build_rollouts(
+    cfg: DictConfig, schedules: Schedules, task: Task, data: Data, student: Network, teachers: Iterable[Network]
+) -> Rollouts:
     """The rollouts of a run, with the tokens that end a text and the vocabulary.
 
     Raises:
-        UserError: task, data or student cannot have any, or the student has too few positions.
+        UserError: task, data or student cannot have any, or the student or a teacher has too few positions.
     """
     rollouts: Rollouts = make_scheduled("rollouts", cfg, schedules)
     if not task.generates:
@@ -46,13 +48,15 @@ def build_rollouts(cfg: DictConfig, schedules: Schedules, task: Task, data: Data
             f"key-value cache. Choose another student, such as model/student=causal_lm, {OFF}."
         )
     longest = _longest_prompt(data, rollouts)
-    positions = positions_of(student.net)
-    if positions is not None and longest + rollouts.new_tokens > positions:
-        raise UserError(
-            f"rollouts.new_tokens={rollouts.new_tokens}: together with the longest prompt, of {longest} tokens, this "
-            f"exceeds the student's {positions} positions. Set it to {max(0, positions - longest)} at most, or choose "
-            "a student with more positions (student.net.config.max_position_embeddings for a new one)."
-        )
+    for network in dict.fromkeys((student, *teachers)):
+        positions = positions_of(network.net)
+        if positions is not None and longest + rollouts.new_tokens > positions:
+            raise UserError(
+                f"rollouts.new_tokens={rollouts.new_tokens}: together with the longest prompt, of {longest} tokens, "
+                f"this exceeds the {positions} positions of the {network.name} network. Set it to "
+                f"{max(0, positions - longest)} at most, or choose a network with more positions "
+                "(net.config.max_position_embeddings for a new one)."
+            )
     rollouts.ends = ends_of(student.net, data) if rollouts.ends is None else list(rollouts.ends)
     rollouts.vocabulary = data.vocab_size
     return rollouts
