@@ -141,6 +141,15 @@ def test_the_plan_shows_how_conversations_are_rendered(tmp_path: Path, chatml: s
         assert ("no special token ends an assistant turn" in remarks) != ended
 
 
+def test_rendered_texts_are_not_begun_twice(tmp_path: Path) -> None:
+    """Trap 6: the template writes the token with which the tokenizer itself begins other texts."""
+    llama = write_chat_tokenizer(tmp_path / "llama", LLAMA3, "<|eot_id|>", begins=True)
+    rows: list[dict[str, Any]] = [{"messages": TWO}, {"prompt": "a", "completion": "b"}]
+    found = [text for text, _ in learnt(chat_data(tmp_path, llama, rows))]
+    assert [text.count("<|begin_of_text|>") for text in found] == [1, 1]
+    assert all(text.startswith("<|begin_of_text|>") for text in found)
+
+
 def test_signals_of_another_template_are_of_other_texts(tmp_path: Path, chatml: str) -> None:
     """Trap 15: a teacher's cache has the template in its key, and what it is given; so it is with packing."""
     rows = [{"messages": turns("a", "b")}] * 4

@@ -60,6 +60,15 @@ def test_means_of_values_and_gradients() -> None:
     same(gradient, reverse)
 
 
+def test_what_a_token_is_worth_has_no_gradient() -> None:
+    """Of each token by itself: what the worth and s_old would add has mean 0 over all of them."""
+    log_s = S.log().requires_grad_()
+    assert not on_policy.advantage(T.log(), log_s).requires_grad
+    worth = T.log() - log_s
+    (gradient,) = torch.autograd.grad(on_policy.policy_gradient(log_s, log_s, worth).sum(), log_s)
+    same(gradient, -worth.detach())
+
+
 def test_the_term_is_its_estimator_at_the_sampled_token() -> None:
     drawn = torch.arange(4)
     for estimator, expected in (("k2", reverse_kl), ("k3", kd), ("policy_gradient", reverse_kl)):

@@ -207,10 +207,15 @@ class TestNetworks:
             torch.testing.assert_close(both[:, 11:], alone, rtol=1e-4, atol=1e-4)
 
     def test_left_and_right_padding_give_the_values_without_any(self) -> None:
-        """Trap 8, and the loss of the padding is none."""
+        """Trap 8, and the loss of the padding is none; gradients too."""
+
+        def gradients(net: nn.Module, logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(CausalLM().loss(logits, target).mean(), [*net.parameters()])
+
         for net in self.nets():
             own, ids = network(net.double()), torch.arange(9)[None] * 7 % 40
             plain = own({"input_ids": ids, "position_ids": torch.arange(9)[None], "attention_mask": ids}).logits
+            expected = gradients(net, plain[0, :-1], ids[0, 1:])
             filling, none = ids.new_full((1, 4), 39), torch.zeros(1, 4, dtype=torch.int64)
             for parts, place in (([filling, ids], slice(4, 13)), ([ids, filling], slice(0, 9))):
                 order = (lambda own, rest: [rest, own]) if parts[0] is filling else (lambda own, rest: [own, rest])
@@ -225,6 +230,8 @@ class TestNetworks:
                 rows, labelled = CausalLM().rows(own(batch), batch | sizes)
                 assert labelled["target"].tolist() == ids[0, 1:].tolist()
                 torch.testing.assert_close(rows.logits, plain[0, :-1], rtol=1e-9, atol=1e-9)
+                mine = gradients(net, rows.logits, labelled["target"])
+                torch.testing.assert_close(mine, expected, rtol=1e-7, atol=1e-10)
 
     def test_networks_that_read_on_or_across_are_refused(self, bpe: str, size: int) -> None:
         data = document_data(bpe, TEXTS)

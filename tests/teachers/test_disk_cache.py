@@ -16,7 +16,9 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.sparse import TopK, drawn, sparse_kl
+from distillery.models.taps.head import before_heads
 from distillery.teachers import write_disk_cache
+from distillery.teachers.cached_teacher import CachedTeacher
 from distillery.teachers.choose_k import candidates, losses_by_k, smallest
 from distillery.teachers.disk_cache import Contents, DiskCache, Kind, Layout
 from distillery.teachers.row_signals import few
@@ -116,6 +118,24 @@ def test_rows_are_found_by_sample_and_position(tmp_path: Path) -> None:
     for absent in (5, 15, 99):
         with pytest.raises(UserError, match=f"no signals of sample {absent}"):
             cache.rows(torch.tensor([10, absent]))
+
+
+def test_hidden_rows_have_the_head_that_they_were_written_for(tmp_path: Path) -> None:
+    """Trap 17: with its soft-cap, whether all logits are computed at once or a few rows at a time."""
+    about = {"source": "", "sha256": "a", "about_classes": "", "other_classes": False, "cost": None}
+    write(tmp_path / "a", contents("hidden", softcap=2.0, teacher=about))
+    teacher = CachedTeacher(DiskCache(tmp_path / "a"), "main")
+    batch = {"index": torch.tensor([50, 10]), "target": torch.zeros(2, 9, dtype=torch.int64)}
+    expected = torch.zeros(2, 9, CLASSES)
+    for row, sample in enumerate((4, 0)):
+        sums = logits_of(sample)[:, :6].sum(1, keepdim=True)  # its head is all ones
+        expected[row, torch.arange(int(LENGTHS[sample])) * 2 % 9] = (2 * (sums / 2).tanh()).expand(-1, CLASSES)
+    torch.testing.assert_close(teacher(batch, training=True).logits, expected)
+    teacher.known_head = teacher.stored_head
+    with before_heads([teacher]):
+        headed = teacher(batch, training=True).headed
+    assert headed is not None
+    torch.testing.assert_close(headed.logits(), expected)
 
 
 def test_a_torn_cache_is_refused(tmp_path: Path) -> None:

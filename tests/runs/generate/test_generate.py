@@ -14,9 +14,11 @@ from distillery.data.sources.plain_text import plain_text
 from distillery.data.text import TextData
 from distillery.models.adapters import TextAdapter
 from distillery.runs.generate.generate import write_texts
+from distillery.runs.generate.prompts import prompts_of
 from distillery.teachers.frozen import Teacher
 from distillery.training.rollouts import Rollouts
 from fixtures.command_line import Cli
+from fixtures.conversations import LLAMA3, chat_data, turns, write_chat_tokenizer
 from fixtures.documents import END, documents, tiny_llama, write_bpe
 from fixtures.texts import write_jsonl
 
@@ -118,6 +120,17 @@ def test_greedy_texts_are_those_of_transformers(folder: Path, teacher: Teacher, 
     for (index, _), row in list(written.items())[:4]:
         ids = tokenizer(documents(20)[index])["input_ids"][:5]
         assert row["text"] == tokenizer.decode([*ids, *continued(ids)], skip_special_tokens=True)
+
+
+def test_prompts_begin_as_the_data_do(tmp_path: Path) -> None:
+    """Once, whether the chat template or the tokenizer writes the token that begins a text."""
+    llama = write_chat_tokenizer(tmp_path / "llama", LLAMA3, "<|eot_id|>", begins=True)
+    train = write_jsonl(tmp_path / "all.jsonl", [{"messages": turns("a", "b")}, {"prompt": "a", "completion": "b"}])
+    test = write_jsonl(tmp_path / "test.jsonl", [{"messages": turns("c", "d")}])
+    data = chat_data(tmp_path, llama, [], source=lambda: messages(train, test=test))
+    begin = data.loaded_tokenizer.bos_token_id
+    found = [prompt.ids for prompt in prompts_of(data, 8)]
+    assert [(ids[0], ids.count(begin)) for ids in found] == [(begin, 1), (begin, 1)]
 
 
 def test_a_stopped_run_is_continued(folder: Path, teacher: Teacher, tmp_path: Path) -> None:
