@@ -125,6 +125,8 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "experiment=movie_reviews_lm",
         "study=demo_lm",
         "task=causal_lm",
+        "data=messages",
+        "run=outputs/sotu_lm/kd",
         "data.root=pets",
     }
     for name, *arguments in dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page)):
