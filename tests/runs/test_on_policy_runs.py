@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from distillery.config.check import check
+from distillery.config.check_rollouts import ends_of
 from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.results.report.write import write_report
@@ -17,6 +18,7 @@ from distillery.runs.export.export import export
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
 from fixtures.building import build
+from fixtures.conversations import chat_data, turns, write_chat_tokenizer
 from fixtures.documents import TINY, tiny_llama, write_bpe
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import write_jsonl
@@ -120,6 +122,17 @@ def test_a_warm_start_is_a_stage(sums: list[str], teacher: Result, tmp_path: Pat
     lines = pd.read_csv(next((tmp_path / "run" / "metrics").rglob("metrics.csv")))
     tokens = lines.loc[lines["rollouts/tokens"].notna(), "step"]
     assert tokens.min() > result.record.data["train"] / 4  # in the first epoch there are none
+
+
+def test_the_tokens_that_end_a_text(tmp_path: Path) -> None:
+    """Trap 4: the tokenizer's, that of a turn (another one in base models), and a pretrained network's own."""
+    data = chat_data(tmp_path, write_chat_tokenizer(tmp_path / "own", end="<|end|>"), [{"messages": turns("a", "b")}])
+    text, turn, other = data.loaded_tokenizer.convert_tokens_to_ids(["<|end|>", "<|im_end|>", "<|eot_id|>"])
+    new = tiny_llama(data.vocab_size)
+    assert new.generation_config.eos_token_id == 2  # type: ignore[union-attr]
+    assert ends_of(new, data) == sorted([text, turn])
+    new.generation_config = GenerationConfig(eos_token_id=[other, turn])
+    assert ends_of(new, data) == sorted([text, turn, other])
 
 
 def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -> None:
