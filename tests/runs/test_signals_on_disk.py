@@ -164,6 +164,18 @@ def build_loss(online: Parts, batch: Mapping[str, Tensor], *losses: str, made: C
     return float(step(build_loss.parts, batch)[0])  # type: ignore[attr-defined]
 
 
+def test_a_soft_cap_is_stored(made: Config, folder: Path, tmp_path: Path) -> None:
+    """Trap 17: of Gemma 2; when the cache is read, rows are computed again and compared."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bpe")
+    config = {"head_dim": 8, "final_logit_softcapping": 1.5}
+    tiny_llama(len(tokenizer), kind="gemma2", **config).save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    teacher = f"teachers.main.net.model='{tmp_path / 'gemma'}'"
+    write_signals(made(teacher), Settings(str(tmp_path / "out"), "hidden"))
+    _, logits, _ = next(first_epoch(reading(made, tmp_path / "out", teacher)))
+    assert 1 < logits.abs().max() <= 1.5
+
+
 def test_a_foreign_cache_is_refused(caches: dict[str, Path], made: Config, folder: Path, tmp_path: Path) -> None:
     def refused(message: str, *overrides: str) -> None:
         with pytest.raises(UserError, match=message):

@@ -16,8 +16,9 @@ from fixtures.own_texts import END, completions, networks, prompts
 
 
 def test_divergence_by_quarter() -> None:
-    """Of each text's tokens, one after the other; one of a single token is all in its first quarter."""
-    student, teacher = networks()
+    """Of each text's tokens, one after the other; one of a single token is all in its first quarter. Dropout is off."""
+    student, teacher = networks(attention_dropout=0.5)
+    student.train()
     (batch,) = Rollouts(new_tokens=9, ends=[END], seed=3).draw(student.net, [prompts(2, 5, 3, 4)], 0)
     objective = Objective(CausalLM(), {"rkl": ReverseKL()}, rollouts=Rollouts())
     module = Distiller(student, {"main": teacher}, CausalLM(), objective, Optim(lambda p: torch.optim.SGD(p, lr=1.0)))
@@ -28,6 +29,8 @@ def test_divergence_by_quarter() -> None:
     in_chunks = divergence_by_quarter(module, batch)
     assert found is not None
     torch.testing.assert_close(in_chunks, found)
+    assert student.net.training
+    student.eval()
     quarters: list[list[float]] = [[], [], [], []]
     for row, (size, text) in enumerate(zip((2, 5, 3, 4), completions(batch), strict=True)):
         ids = batch["input_ids"][row : row + 1, : size + len(text)]
