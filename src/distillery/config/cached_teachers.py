@@ -41,7 +41,7 @@ def refuse_several(name: str, cfg: DictConfig, data: Data) -> None:
             f"teachers.{name}: with bn_mode=train the signals of an image depend on its batch, but a cache keeps one "
             "set of signals per image. Set bn_mode=eval or cache=false."
         )
-    refuse_varying(data)
+    refuse_varying(data, f"teachers.{name}")
 
 
 def cached_teachers(

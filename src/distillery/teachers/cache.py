@@ -130,12 +130,12 @@ class TeacherCache(SignalSource):
             )
 
 
-def refuse_varying(data: Data) -> None:
-    """Raise UserError if training samples differ from epoch to epoch."""
+def refuse_varying(data: Data, teacher: str = "the teacher") -> None:
+    """Raise UserError, which names the `teacher`, if training samples differ from epoch to epoch."""
     if data.varies:
         raise UserError(
-            f"A cached teacher sees each sample once, but data.{data.varies} changes the samples in each epoch. "
-            f"Set data.{data.varies}=null, or the teacher's cache=false."
+            f"A cache keeps one set of signals of {teacher} per sample, but data.{data.varies} changes the samples in "
+            f"each epoch. Set data.{data.varies}=null, or the teacher's cache=false."
         )
 
 
