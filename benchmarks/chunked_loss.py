@@ -93,7 +93,7 @@ def measure_step(form: str, rows: int, classes: int, repeats: int, chunk: int) -
 
     from distillery.losses.response.kd import KD
     from distillery.models.adapters import TextAdapter
-    from distillery.models.taps.head import before_heads
+    from distillery.models.taps.end_before_head import before_heads
     from distillery.models.taps.network import Network
     from distillery.models.text.transformer import transformer
     from distillery.tasks.causal_lm import CausalLM

@@ -11,7 +11,7 @@ import torch
 from distillery.data.text import TextData
 from distillery.data.tokens import IGNORED
 from distillery.models.adapters import TextAdapter
-from distillery.models.taps.head import find_head
+from distillery.models.taps.end_before_head import find_head
 from distillery.models.taps.network import Network
 from distillery.results.record import RunRecord
 from distillery.runs import fidelity

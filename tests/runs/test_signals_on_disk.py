@@ -16,7 +16,7 @@ from distillery.config.build import Parts
 from distillery.core.errors import UserError
 from distillery.losses.levels import LEVELS
 from distillery.models.cnn import SmallCNN
-from distillery.models.taps.head import before_heads
+from distillery.models.taps.end_before_head import before_heads
 from distillery.models.weights import save_weights
 from distillery.runs.run import Result, train
 from distillery.runs.write_signals import Settings, write_signals

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.sparse import TopK, drawn, sparse_kl
-from distillery.models.taps.head import before_heads
+from distillery.models.taps.end_before_head import before_heads
 from distillery.teachers import write_disk_cache
 from distillery.teachers.cached_teacher import CachedTeacher
 from distillery.teachers.choose_k import candidates, losses_by_k, smallest

@@ -17,7 +17,7 @@ from distillery.losses.response.topk_kd import TopKKD
 from distillery.losses.several import Several
 from distillery.losses.term import Term
 from distillery.models.adapters import TextAdapter
-from distillery.models.taps.head import before_heads, find_head
+from distillery.models.taps.end_before_head import before_heads, find_head
 from distillery.models.taps.network import Network
 from distillery.models.text.transformer import transformer
 from distillery.tasks.causal_lm import CausalLM

@@ -14,7 +14,7 @@ from distillery.data.text import TextData
 from distillery.data.tokens import IGNORED
 from distillery.losses.signals import Signals
 from distillery.models.evaluation_mode import evaluating
-from distillery.models.taps.head import before_heads
+from distillery.models.taps.end_before_head import before_heads
 from distillery.models.taps.network import Network
 from distillery.models.text.generation import can_generate, generate, greedy, left_padded
 from distillery.results.record import NO_NETWORK, RunRecord

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distillery.losses.chunked import with_logits
 from distillery.models.evaluation_mode import evaluating
-from distillery.models.taps.head import before_heads
+from distillery.models.taps.end_before_head import before_heads
 from distillery.tasks.task import Task, labelled_rows
 
 

@@ -15,7 +15,7 @@ from distillery.losses.chunked import with_logits
 from distillery.losses.levels import Headed
 from distillery.losses.signals import Signals
 from distillery.losses.sparse import TopK, drawn
-from distillery.models.taps.head import before_heads, find_head
+from distillery.models.taps.end_before_head import before_heads, find_head
 from distillery.tasks.task import Task
 from distillery.teachers.disk_cache import Kind
 from distillery.teachers.frozen import Teacher

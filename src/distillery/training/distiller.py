@@ -13,7 +13,7 @@ from distillery.core.process import of_all_ranks
 from distillery.core.roles import EMA, FROZEN, PEER
 from distillery.data.loader import ResumableLoader
 from distillery.losses.chunked import with_logits
-from distillery.models.taps.head import before_heads
+from distillery.models.taps.end_before_head import before_heads
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Batch, Task, labelled_rows
 from distillery.teachers.ema import EMATeacher

@@ -7,7 +7,7 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.core.roles import PEER
 from distillery.losses.term import Term
-from distillery.models.taps.head import find_head
+from distillery.models.taps.end_before_head import find_head
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Task
 

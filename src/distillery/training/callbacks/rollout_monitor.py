@@ -13,7 +13,7 @@ from torch import Tensor
 from distillery.core.numerics import kl, log_softmaxes
 from distillery.losses.on_policy import text_of_rows
 from distillery.models.evaluation_mode import evaluating
-from distillery.models.taps.head import before_heads
+from distillery.models.taps.end_before_head import before_heads
 from distillery.tasks.task import Batch
 from distillery.training.distiller import Distiller
 from distillery.training.rollouts import Round
