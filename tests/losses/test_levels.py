@@ -194,7 +194,7 @@ def test_rows_are_taken_of_all_that_stands_for_logits() -> None:
     assert rows.headed is not None
     torch.testing.assert_close(rows.headed.logits(), task.rows(Signals(logits), batch)[0].logits)
     beyond = SparseLogits(torch.full((2, 3, 1), 7), torch.zeros(2, 3, 1), torch.zeros(2, 3))
-    with pytest.raises(UserError, match="probability of token 7, and the tokenizer has 7"):
+    with pytest.raises(UserError, match="probability of token 7, but the tokenizer has 7"):
         task.rows(Signals(torch.empty(2, 0), sparse=beyond), batch)
     with pytest.raises(UserError, match="a row of logits for each token"):
         task.rows(Signals(torch.empty(2, 0), sparse=SparseLogits(*(x[:, :2] for x in (classes, log_p)))), batch)
