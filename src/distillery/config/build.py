@@ -164,10 +164,8 @@ def build(
     peers = [name for name, teacher in teachers.items() if isinstance(teacher, Peer)]
     rollouts = None
     if cfg.get("rollouts") is not None:
-        from distillery.config.check_rollouts import (
-            build_rollouts,
-            refuse_parts,
-        )  # transformers takes seconds: only for texts
+        # transformers takes seconds: only for texts
+        from distillery.config.check_rollouts import build_rollouts, refuse_parts
 
         own = stage.schedules["rollouts"]
         rollouts = build_rollouts(cfg.rollouts, own, task, data, student, teachers.values())

@@ -9,7 +9,6 @@ from distillery.config.check_texts import positions_of
 from distillery.config.instantiate import make_scheduled
 from distillery.config.stages import Schedules
 from distillery.core.errors import UserError
-from distillery.data.conversations import Conversations
 from distillery.data.module import Data
 from distillery.data.sampler import BatchKey
 from distillery.data.text import TextData
@@ -129,7 +128,7 @@ def ends_of(net: Any, data: TextData) -> list[int]:
 
     The settings of a new network are ignored: they are the defaults of its model type, for another vocabulary.
     """
-    template = data.samples.template if isinstance(data.samples, Conversations) else None
+    template = data.rendered_by
     turns = [] if template is None else data.loaded_tokenizer.convert_tokens_to_ids(sorted(template.ends))
     own = getattr(net, "generation_config", None)
     named = None if own is None or own._from_model_config else own.eos_token_id

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from distillery.config.networks import setting_of
 from distillery.core.errors import UserError
 from distillery.data.chat_template import ChatTemplate, chat_template
-from distillery.data.conversations import Conversations
 from distillery.data.module import Data
 from distillery.data.text import TextData
 from distillery.data.tokenizers import difference, load_tokenizer, other_vocabulary, token_texts
@@ -157,7 +156,7 @@ def conventions(network: Network, data: Data) -> list[str]:
         for what, kind in (("beginning", "bos_token"), ("end", "eos_token"))
         if getattr(ours, kind) != getattr(theirs, kind)
     ]
-    template = data.samples.template if isinstance(data.samples, Conversations) else None
+    template = data.rendered_by
     learnt = {str(ours.eos_token)} if template is None else template.ends
     stops = _stops(network.net, theirs)
     if stops and learnt and not learnt & stops:

@@ -185,7 +185,7 @@ def blocks_of(tokens: Tokens, documents: Pieces, most: int, pack: bool, rest: bo
         longer=int((lengths > most).sum()),
         read=int((every.lengths - 1).sum() + (lengths > 1).sum() - without.sum()),
         losses=int(losses.sum()),
-        bytes=int(_sums(tokens.columns["bytes"], documents).sum()),
+        bytes=int(sums_over(tokens.columns["bytes"], documents).sum()),
         left_out=left_out,
         lossless=(len(without), int(without.sum())),
         most=most,
@@ -196,10 +196,10 @@ def _losses(tokens: Tokens, pieces: Pieces) -> Integers:
     """How many tokens of each piece bear loss [P]: at most all but its first."""
     if "target" not in tokens.columns:
         return pieces.lengths - 1
-    return _sums(tokens.columns["target"], Pieces(pieces.starts + 1, pieces.lengths - 1), bearing=True)
+    return sums_over(tokens.columns["target"], Pieces(pieces.starts + 1, pieces.lengths - 1), bearing=True)
 
 
-def _sums(column: Tensor, pieces: Pieces, bearing: bool = False) -> Integers:
+def sums_over(column: Tensor, pieces: Pieces, bearing: bool = False) -> Integers:
     """The sum of the column over each piece, or how many of its values are not `IGNORED` (`bearing`), [P]."""
     found = [np.zeros(0, dtype=np.int64)]
     for some in _parts(pieces):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError
-from distillery.data.blocks import Integers, PackedTokens, Pieces, causal_batch, ranges
+from distillery.data.blocks import Integers, PackedTokens, Pieces, causal_batch, ranges, sums_over
 from distillery.data.documents import documents_of
 from distillery.data.raw_data import Split
 from distillery.data.sampler import BatchKey
@@ -29,12 +29,13 @@ def with_ends(splits: Mapping[str, Split]) -> None:
     """
     for split in splits.values():
         if isinstance(split.inputs, PackedTokens):  # a split without documents has no blocks
-            tokens = split.inputs.tokens  # of all splits, often
-            if "ends" not in tokens.columns:
-                tokens.columns["ends"], tokens.padding["ends"] = _ends(tokens), 0
+            _ends(split.inputs.tokens)
 
 
-def _ends(tokens: Tokens) -> Tensor:
+def _ends(tokens: Tokens) -> Integers:
+    """The column `ends`, made once: splits often share their tokens."""
+    if "ends" in tokens.columns:
+        return tokens.columns["ends"].numpy()
     sizes = tokens.columns["bytes"].numpy().astype(np.int64)
     number = np.arange(len(sizes))
     begins = (tokens.starts[tokens.lengths > 0] if tokens.documents is None else tokens.documents).numpy()
@@ -44,7 +45,8 @@ def _ends(tokens: Tokens) -> Tensor:
     owner, seen = np.maximum.accumulate(owner), np.maximum.accumulate(seen)  # its document, the last token of a byte
     up_to = sizes.cumsum()
     ends = (up_to - (up_to - sizes)[owner]) * PLACES + np.minimum(number - seen, PLACES - 1)
-    return torch.from_numpy(ends.astype(np.int32))
+    tokens.columns["ends"], tokens.padding["ends"] = torch.from_numpy(ends.astype(np.int32)), 0
+    return tokens.columns["ends"].numpy()
 
 
 def same_text(
@@ -83,15 +85,16 @@ def _same_pieces(student: PackedTokens, tokens: Tokens, ours: Pieces, theirs: Pi
         ours, theirs: the documents.
     """
     same = len(ours.starts) == len(theirs.starts) and theirs.lengths.all()
-    if not same or (_bytes_of(student.tokens, ours) != _bytes_of(tokens, theirs)).any():
+    bytes_of = [sums_over(each.columns["bytes"], at) for each, at in ((student.tokens, ours), (tokens, theirs))]
+    if not same or (bytes_of[0] != bytes_of[1]).any():
         raise UserError(
             "The documents are not the same text for both tokenizers; different chat templates may be the reason. Set "
             "data.tokenizer to the teacher's, and train the student with it."
         )
     order = ranges(*theirs)
     keys = np.repeat(np.arange(len(theirs.starts)), theirs.lengths) << 32
-    keys += _ends(tokens).numpy()[order]
-    ends = _ends(student.tokens).numpy()
+    keys += _ends(tokens)[order]
+    ends = _ends(student.tokens)
     document = np.searchsorted(ours.starts, student.pieces.starts, side="right") - 1
     begun, ended = (
         np.searchsorted(keys, (document << 32) + ends[student.pieces.starts + place], side="right")
@@ -100,11 +103,6 @@ def _same_pieces(student: PackedTokens, tokens: Tokens, ours: Pieces, theirs: Pi
     beginning = (theirs.lengths.cumsum() - theirs.lengths)[document]
     first = np.where(student.pieces.starts == ours.starts[document], beginning, np.maximum(begun - 1, beginning))
     return Pieces(order[first], np.maximum(ended - first, 1))
-
-
-def _bytes_of(tokens: Tokens, documents: Pieces) -> Integers:
-    up_to = np.concatenate([[0], tokens.columns["bytes"].numpy().cumsum(dtype=np.int64)])
-    return np.asarray(up_to[documents.starts + documents.lengths] - up_to[documents.starts])
 
 
 def correspondence(student: tuple[Any, Mapping[str, Split]], teacher: tuple[Any, Mapping[str, Split]]) -> Iterator[str]:

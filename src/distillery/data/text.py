@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from distillery.core.errors import UserError
-from distillery.data.chat_template import chat_template
+from distillery.data.chat_template import ChatTemplate, chat_template
 from distillery.data.conversations import Conversations, spoken
 from distillery.data.documents import Documents
 from distillery.data.module import STAGES, Data, Stage
@@ -22,7 +22,7 @@ from distillery.data.passages import Passages
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.text_tokens import tokens_of
-from distillery.data.tokenizers import load_tokenizer, padding_token
+from distillery.data.tokenizers import load_tokenizer, padding_token, written
 from distillery.data.tokens import CHUNK, Masking, TextSamples, Tokens
 
 
@@ -146,18 +146,18 @@ class TextData(Data):
         return (*super().remarks, *found)
 
     @property
+    def rendered_by(self) -> ChatTemplate | None:
+        """The chat template of conversations; None: the texts are others."""
+        return self.samples.template if isinstance(self.samples, Conversations) else None
+
+    @property
     def input(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer}
 
     def seen_by_teacher(self, tokenizer: str | None = None) -> dict[str, str]:
         if tokenizer in self.others:
             return self.others[tokenizer].seen_by_teacher()
-        own = self.loaded_tokenizer
-        vocabulary = self.tokenizer
-        if own.is_fast:
-            own.backend_tokenizer.no_truncation()  # how it was last called is part of what it writes
-            own.backend_tokenizer.no_padding()
-            vocabulary = own.backend_tokenizer.to_str()
+        vocabulary = written(self.loaded_tokenizer, self.tokenizer)
         return {
             "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
             "chat template": hashlib.sha256(self.samples.key).hexdigest(),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distillery.data.raw_data import Texts
 from distillery.data.token_cache import stored_tokens, tokenizer_key
-from distillery.data.tokenizers import padding_token
+from distillery.data.tokenizers import padding_token, written
 from distillery.data.tokens import IGNORED, TextSamples, Tokens
 
 FORMAT = 2  # of what is kept: another number where tokens of the same texts became others
@@ -36,8 +36,7 @@ def tokens_of(
     completions = b"" if texts.completions is None else b"completions"
     kind = f"{FORMAT} {samples.unit}".encode() + completions + samples.key
     key = tokenizer_key(tokenizer, limit, content, indices.numpy().tobytes(), kind)
-    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else name
-    identity = hashlib.sha256(content + f"{vocabulary} {limit}".encode() + samples.key).digest()
+    identity = hashlib.sha256(content + f"{written(tokenizer, name)} {limit}".encode() + samples.key).digest()
     found = stored_tokens(key, partial(_tokenised, samples, texts, indices.tolist()))
     longer = found.pop("longer").tolist()
     lengths = torch.zeros(len(texts), dtype=torch.int64)

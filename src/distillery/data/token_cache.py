@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distillery.core.files import atomic_write
 from distillery.core.paths import cache_folder
+from distillery.data.tokenizers import written
 
 SETTINGS = ("model_input_names", "truncation_side", "special_tokens_map", "add_prefix_space")
 CHECKSUM = "sha256"
@@ -36,11 +37,9 @@ def tokenizer_key(tokenizer: Any, limit: int | None, *content: bytes) -> str | N
     """
     if not tokenizer.is_fast:
         return None
-    tokenizer.backend_tokenizer.no_truncation()  # how it was last called is part of what it writes
-    tokenizer.backend_tokenizer.no_padding()
     settings = [getattr(tokenizer, name, None) for name in SETTINGS]
     versions = (type(tokenizer).__name__, tokenizers.__version__, transformers.__version__)
-    said = f"{tokenizer.backend_tokenizer.to_str()} {settings} {versions} {limit}"
+    said = f"{written(tokenizer, '')} {settings} {versions} {limit}"
     return hashlib.sha256(said.encode() + b"".join(hashlib.sha256(part).digest() for part in content)).hexdigest()
 
 

@@ -77,6 +77,15 @@ def train_bpe(texts: Sequence[str], size: int, folder: str | Path) -> int:
     return len(made)
 
 
+def written(tokenizer: Any, name: str) -> str:
+    """All that the tokens of a text depend on, in JSON; of a tokenizer in Python, which does not say it, the name."""
+    if not tokenizer.is_fast:
+        return name
+    tokenizer.backend_tokenizer.no_truncation()  # how it was last called is part of what it writes
+    tokenizer.backend_tokenizer.no_padding()
+    return str(tokenizer.backend_tokenizer.to_str())
+
+
 @cache
 def token_texts(tokenizer: Any) -> list[bytes | str]:
     """What each id stands for: bytes of a text, or the name of a special token. The end of a text is always `END`.

@@ -40,6 +40,11 @@ class Available(NamedTuple):
         return " and ".join(words[level] for level in LEVELS if level in self.levels) or "no probabilities"
 
 
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits / cap), the last step of Gemma 2; None: the logits as they are."""
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
 @dataclass(frozen=True)
 class Headed:
     """Rows before a network's head, and the head: logits that have not been computed.
@@ -48,7 +53,7 @@ class Headed:
         hidden: [...,H].
         weight: [V,H], also where it is the embedding.
         bias: [V].
-        softcap: c of c · tanh(logits / c), the last step of Gemma 2.
+        softcap: see `soft_capped`.
     """
 
     hidden: Tensor
@@ -63,7 +68,7 @@ class Headed:
             return self.capped(product if self.bias is None else product + self.bias)
 
     def capped(self, logits: Tensor) -> Tensor:
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+        return soft_capped(logits, self.softcap)
 
     def detach(self) -> Self:
         bias = None if self.bias is None else self.bias.detach()

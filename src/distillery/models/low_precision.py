@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
+from distillery.core.numerics import kl, log_softmax
 from distillery.models.classifier import classifier_paths
 from distillery.models.taps.network import Network, probe
 
@@ -56,6 +57,5 @@ def sample_logits(network: Network, batch: Mapping[str, Tensor]) -> Tensor:
 def agreement(full: Tensor, lower: Tensor) -> str:
     """How often the largest logit [N, C] is the same, and the mean divergence KL(full ‖ lower) in nats."""
     same = (full.argmax(-1) == lower.argmax(-1)).float().mean().item()
-    log_p, log_q = full.float().log_softmax(-1), lower.float().log_softmax(-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    divergence = kl(log_softmax(full, 1.0), log_softmax(lower, 1.0)).mean().item()
     return f"on {len(full):,} rows of logits, its most likely class is the same in {same:.1%}, KL {divergence:.2g} nats"

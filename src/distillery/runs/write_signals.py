@@ -25,17 +25,17 @@ from distillery.core.random import permutation
 from distillery.core.terminal import plain_console, say
 from distillery.data.module import Stage
 from distillery.data.sampler import BatchKey, SeededBatchSampler
-from distillery.losses.signals import Signals
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters
 from distillery.models.taps.network import probe
 from distillery.runs.folder_lock import FolderLock
 from distillery.runs.run import cpu_threads
 from distillery.runs.trainer import hush_lightning
+from distillery.tasks.task import row_labels
 from distillery.teachers.cached_teacher import described, evaluation_file
 from distillery.teachers.choose_k import ROWS, as_table, candidates, losses_by_k, smallest
 from distillery.teachers.disk_cache import MANIFEST, Contents, Kind, Layout
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.row_signals import Scorer, row_places
+from distillery.teachers.row_signals import Scorer
 from distillery.teachers.without_network import NO_COST
 from distillery.teachers.write_disk_cache import EVERY, PROGRESS, Rows, finish, refuse_another, tell_size, write_cache
 
@@ -105,7 +105,7 @@ class _Pass:
         hush_lightning()
         made = L.Trainer(
             accelerator=trainer.accelerator, devices=1, precision=trainer.get("precision", "32-true"), logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, barebones=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         precision = made.precision_plugin
         dtype = next(precision.convert_module(nn.Linear(1, 1)).parameters()).dtype
@@ -207,20 +207,19 @@ class _Pass:
         index, counts, length = [], [], 1
         seen: set[int] = set()
         for key, batch in zip(self.keys, self.batches(), strict=True):
-            of_sample, position = row_places(self.task, batch)
-            self._count(batch)
-            if position is not None and len(position):
-                length = max(length, int(position.max()) + 1)
+            labelled = row_labels(self.task, batch)
+            self._count(labelled["target"])
+            if self.task.per_token and len(labelled["position"]):
+                length = max(length, int(labelled["position"].max()) + 1)
             for sample in key.positions:
                 if sample not in seen:
                     index.append(sample)
-                    counts.append(int((of_sample == sample).sum()))
+                    counts.append(int((labelled["index"] == sample).sum()))
             seen.update(key.positions)
         order = np.argsort(index)
         return np.array(index)[order], np.array(counts)[order], length
 
-    def _count(self, batch: dict[str, Tensor]) -> None:
-        target = self.task.rows(Signals(torch.empty(len(batch["index"]), 0)), batch)[1]["target"]
+    def _count(self, target: Tensor) -> None:
         if self.task.is_distribution():
             self.counts += target[(target >= 0) & (target < len(self.counts))].bincount(minlength=len(self.counts))
 

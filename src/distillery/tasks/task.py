@@ -7,6 +7,7 @@ package asks the task for what it needs to know and never which task it is.
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -117,6 +118,12 @@ class Task(Protocol):
             tokenizer: the tokenizer it is exported with.
         """
         return Usage('"A text of yours."', ["logits = model(**inputs).logits"])
+
+
+def row_labels(task: Task, batch: Batch) -> Batch:
+    """What `Task.rows` says of the rows of a batch, without any network's signals."""
+    samples = len(next(iter(batch.values())))
+    return task.rows(Signals(torch.empty(samples, 0)), batch)[1]
 
 
 def labelled_rows(rows: Signals, batch: Batch, samples: Batch) -> tuple[Signals, Batch]:

@@ -11,15 +11,15 @@ from distillery.core.numerics import log_softmax
 from distillery.core.random import hash_key
 from distillery.data.module import Data, Stage
 from distillery.data.sampler import SeededBatchSampler
-from distillery.losses.levels import Available, Headed, SparseLogits
+from distillery.losses.levels import Available, Headed, SparseLogits, soft_capped
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.models.taps.head import Head
 from distillery.tasks.evaluate import Evaluation
-from distillery.tasks.task import Task
-from distillery.teachers.disk_cache import HEAD, DiskCache
+from distillery.tasks.task import Task, row_labels
+from distillery.teachers.disk_cache import DiskCache
 from distillery.teachers.frozen import Teacher
-from distillery.teachers.row_signals import Scorer, row_places
+from distillery.teachers.row_signals import Scorer
 from distillery.teachers.without_network import NoNetwork
 
 RESCORED, MOST = 0.001, 10_000  # the share of rows that the teacher computes again, and how many at most
@@ -40,8 +40,7 @@ class StoredHead(nn.Module):
         self.softcap = softcap
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.head(hidden.to(self.head.weight.dtype))
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+        return soft_capped(self.head(hidden.to(self.head.weight.dtype)), self.softcap)
 
 
 class FromDisk(Adapter):
@@ -79,8 +78,7 @@ class CachedTeacher(Teacher):
     def __init__(self, cache: DiskCache, name: str) -> None:
         contents, about = cache.contents, cache.contents.teacher
         if contents.signals == "hidden":
-            head = load_file(cache.folder / HEAD)
-            net: nn.Module = StoredHead(head["weight"], head.get("bias"), contents.softcap)
+            net: nn.Module = StoredHead(cache.head["weight"], cache.head.get("bias"), contents.softcap)
         else:
             net = NoNetwork(0 if contents.k else contents.classes)
         super().__init__(net, FromDisk(cache), name, about["source"])
@@ -159,10 +157,10 @@ def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, 
     gaps = []
     for key in SeededBatchSampler(torch.tensor(chosen), min(8, data.batch_size), **data.order("train")):
         batch = dataset[key]
-        of_sample, position = row_places(task, batch)
+        labelled = row_labels(task, batch)
         stored, counts = cache.rows(batch["index"])
-        same = len(of_sample) == int(counts.sum())
-        if not same or (position is not None and not torch.equal(stored["positions"], position)):
+        same = len(labelled["index"]) == int(counts.sum())
+        if not same or (task.per_token and not torch.equal(stored["positions"], labelled["position"])):
             return "differ: the cache was written for other tokens with loss"
         if scorer is not None:
             gaps.append(_gaps(cache, stored, scorer.logits(batch).cpu(), task))
@@ -190,7 +188,7 @@ def _gaps(cache: DiskCache, stored: Mapping[str, Tensor], logits: Tensor, task: 
         found, theirs = stored["log_p"].float(), log_p.gather(-1, stored["classes"])
     else:
         if "hidden" in stored:
-            head = load_file(cache.folder / HEAD)
+            head = cache.head
             made = Headed(stored["hidden"], head["weight"], head.get("bias"), cache.contents.softcap).logits()
         else:
             made = stored["logits"].float()

@@ -17,12 +17,14 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
 from distillery.core.errors import UserError
@@ -207,6 +209,11 @@ class DiskCache:
                 np.dtype(column.dtype),
             ):
                 raise self._torn(f"{name}.npy")
+
+    @cached_property
+    def head(self) -> dict[str, Tensor]:
+        """`weight`, and `bias` if it has one, of the teacher's head; where hidden rows are stored."""
+        return load_file(self.folder / HEAD)
 
     def _array(self, name: str) -> Array:
         try:

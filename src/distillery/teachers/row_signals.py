@@ -24,12 +24,6 @@ STREAM = -5000  # the `view` of these random numbers, which no other draw has
 Batch = Mapping[str, Tensor]
 
 
-def row_places(task: Task, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Which of a batch's logits are rows: the sample of each [N], and for tokens the place in it [N]."""
-    labelled = task.rows(Signals(torch.empty(len(batch["index"]), 0)), batch)[1]
-    return labelled["index"], labelled["position"] if task.per_token else None
-
-
 def few(kind: Kind, logits: Tensor, k: int, seed: int, index: Tensor, position: Tensor | None) -> dict[str, Tensor]:
     """The columns of signals=topk, sampled or full, of rows of logits [N,V].
 

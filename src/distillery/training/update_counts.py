@@ -9,8 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distillery.core.process import world_size
-from distillery.losses.signals import Signals
-from distillery.tasks.task import Batch, Task
+from distillery.tasks.task import Batch, Task, row_labels
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class UpdateCounts:
 
         Every rank must call this, with equally many batches.
         """
-        rows = (task.rows(Signals(torch.empty(_samples(batch), 0)), batch)[1] for batch in batches)
+        rows = (row_labels(task, batch) for batch in batches)
         return cls._over_ranks([_counts(*both) for both in zip(rows, batches, strict=True)], batches[0])
 
     @classmethod
