@@ -15,7 +15,7 @@ from distillery.config.students import build_student
 from distillery.core.errors import UserError
 from distillery.data.module import Data
 from fixtures.building import build
-from fixtures.documents import documents, tiny_llama, write_bpe
+from fixtures.documents import documents, tiny_llama, write_bpe, write_texts
 from fixtures.runs import config
 
 IDS = torch.randint(0, 90, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -26,9 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents, a tokenizer, and a model with three more logits than it has tokens."""
     folder = tmp_path_factory.mktemp("documents")
     write_bpe(folder / "bpe")
-    (folder / "texts").mkdir()
-    for number, text in enumerate(documents(20)):
-        (folder / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    write_texts(folder / "texts", documents(20))
     source: Any = tiny_llama(323, num_hidden_layers=4, num_key_value_heads=2)
     source.save_pretrained(folder / "source")
     AutoTokenizer.from_pretrained(folder / "bpe").save_pretrained(folder / "source")

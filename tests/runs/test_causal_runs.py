@@ -25,7 +25,7 @@ from distillery.runs.strided_score import strided_score
 from distillery.runs.verify_run import verify_run
 from fixtures.building import build
 from fixtures.command_line import Cli
-from fixtures.documents import TINY, documents, tiny_llama, write_bpe
+from fixtures.documents import TINY_STUDENT, documents, run_on_texts, tiny_llama, write_bpe, write_texts
 from fixtures.runs import Died, Dies, config, contents, sha256
 from fixtures.texts import write_jsonl
 
@@ -37,30 +37,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     write_bpe(folder / "bpe")
-    (folder / "texts").mkdir()
-    for number, text in enumerate(TEXTS):
-        (folder / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    write_texts(folder / "texts", TEXTS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def texts(folder: Path) -> list[str]:
-    return [
-        "data=plain_text",
-        f"data.source.path='{folder / 'texts'}'",
-        "data.source.test_fraction=0.2",
-        f"data.tokenizer='{folder / 'bpe'}'",
-        "data.max_length=32",
-        "data.batch_size=2",
-        "task=causal_lm",
-        "model/student=causal_lm",
-        *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
-        "optim=adamw",
-        "optim.optimizer.lr=1e-2",
-        "logger=none",
-        "callbacks.scale_report=null",
-        "trainer.max_epochs=2",
-    ]
+    return run_on_texts(folder / "texts", folder / "bpe")
 
 
 @pytest.fixture(scope="module")
@@ -294,8 +277,7 @@ def test_the_commands(cli: Cli, folder: Path, tmp_path: Path) -> None:
     code, said = cli("tokenizer", *source, "size=300", "out=made")
     assert code == 0
     assert "made: a tokenizer of 300 tokens, trained on 24 texts" in said.replace("\n", " ")
-    sizes = [f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"]
-    own = ["task=causal_lm", "model/student=causal_lm", "model/teacher=none", *sizes, "data.max_length=32"]
+    own = ["task=causal_lm", "model/student=causal_lm", "model/teacher=none", *TINY_STUDENT, "data.max_length=32"]
     small = ["trainer.max_epochs=1", "optim=adamw", "logger=none", "data.tokenizer=made", "hydra.run.dir=run"]
     code, said = cli("train", *source, *own, *small)
     assert code == 0, said

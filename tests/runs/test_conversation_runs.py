@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from distillery.runs.export.export import export
 from distillery.runs.run import train
 from fixtures.conversations import CHATML, turns, write_chat_tokenizer
-from fixtures.documents import TINY, WORDS
+from fixtures.documents import TINY_STUDENT, WORDS
 from fixtures.runs import config
 from fixtures.texts import write_jsonl
 
@@ -32,7 +32,7 @@ def test_a_student_learns_to_answer_and_to_stop(tmp_path: Path, capsys: pytest.C
         "data.batch_size=4",
         "model/student=causal_lm",
         "model/teacher=none",
-        *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
+        *TINY_STUDENT,
         "student.net.config.hidden_size=32",
         "optim=adamw",
         "optim.optimizer.lr=1e-2",

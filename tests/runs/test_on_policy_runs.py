@@ -19,7 +19,7 @@ from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
 from fixtures.building import build
 from fixtures.conversations import chat_data, turns, write_chat_tokenizer
-from fixtures.documents import TINY, tiny_llama, write_bpe
+from fixtures.documents import TINY_STUDENT, tiny_llama, write_bpe
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import write_jsonl
 
@@ -40,7 +40,7 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "task=causal_lm",
         "task.exact_match=true",
         "model/student=causal_lm",
-        *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
+        *TINY_STUDENT,
         "optim=adamw",
         "optim.optimizer.lr=1e-2",
         "logger=csv",

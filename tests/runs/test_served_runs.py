@@ -19,7 +19,7 @@ from distillery.runs.write_signals import Settings, write_signals
 from distillery.tasks.classification import Classification
 from distillery.teachers.served_client import ServerError
 from fixtures.building import build
-from fixtures.documents import TINY, documents, tiny_llama, write_bpe
+from fixtures.documents import documents, run_on_texts, tiny_llama, write_bpe, write_texts
 from fixtures.fake_server import FakeServer, fake_server
 from fixtures.runs import config, sha256
 
@@ -32,9 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     write_bpe(folder / "teacher")
     tiny_llama(320).save_pretrained(folder / "teacher")  # type: ignore[operator]
-    (folder / "texts").mkdir()
-    for number, text in enumerate(documents(30, longest=40)):
-        (folder / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    write_texts(folder / "texts", documents(30, longest=40))
     return folder
 
 
@@ -46,23 +44,7 @@ def server(folder: Path) -> Iterator[FakeServer]:
 
 @pytest.fixture(scope="module")
 def texts(folder: Path) -> list[str]:
-    return [
-        "data=plain_text",
-        f"data.source.path='{folder / 'texts'}'",
-        "data.source.test_fraction=0.2",
-        f"data.tokenizer='{folder / 'teacher'}'",
-        "data.max_length=32",
-        "data.batch_size=2",
-        "task=causal_lm",
-        "model/student=causal_lm",
-        *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
-        "+student.net.config.attention_dropout=0.1",
-        "optim=adamw",
-        "optim.optimizer.lr=1e-2",
-        "logger=none",
-        "callbacks.scale_report=null",
-        "trainer.max_epochs=2",
-    ]
+    return [*run_on_texts(folder / "texts", folder / "teacher"), "+student.net.config.attention_dropout=0.1"]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from distillery.teachers.cached_teacher import rescored
 from distillery.teachers.disk_cache import DiskCache
 from fixtures.building import build
 from fixtures.command_line import Cli
-from fixtures.documents import TINY, documents, tiny_llama, write_bpe
+from fixtures.documents import TINY_STUDENT, documents, tiny_llama, write_bpe, write_texts
 from fixtures.runs import config
 
 Config = Callable[..., DictConfig]
@@ -44,7 +44,7 @@ SETTINGS = [
     "data.seed=3",
     "task=causal_lm",
     "model/student=causal_lm",
-    *(f"student.net.config.{key}={value}" for key, value in TINY.items() if key != "initializer_range"),
+    *TINY_STUDENT,
     "model/teacher=causal_lm",
     "optim=adamw",
     "optim.optimizer.lr=1e-2",
@@ -58,9 +58,7 @@ SETTINGS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("disk")
     write_bpe(folder / "bpe")
-    (folder / "texts").mkdir()
-    for number, text in enumerate(documents(24, longest=40)):
-        (folder / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    write_texts(folder / "texts", documents(24, longest=40))
     tokenizer = AutoTokenizer.from_pretrained(folder / "bpe")
     for name, seed in (("teacher", 1), ("another", 2)):
         tiny_llama(len(tokenizer), seed=seed).save_pretrained(folder / name)

@@ -15,7 +15,7 @@ from distillery.models.text.transformer import transformer
 from distillery.runs.export.export import export
 from distillery.runs.run import train
 from distillery.runs.verify_run import student_of, verify_run
-from fixtures.documents import END, documents, tiny_llama, write_bpe
+from fixtures.documents import END, documents, tiny_llama, write_bpe, write_texts
 from fixtures.runs import config
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -43,9 +43,7 @@ def test_a_fresh_process_gives_the_same(tmp_path: Path) -> None:
     base: Any = tiny_llama(len(tokenizer), hidden_size=32)
     base.generation_config = GenerationConfig(do_sample=True, temperature=0.3, top_k=5, eos_token_id=[7, 0])
     base.save_pretrained(tmp_path / "base")
-    (tmp_path / "texts").mkdir()
-    for number, text in enumerate(documents(30)):
-        (tmp_path / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    write_texts(tmp_path / "texts", documents(30))
     own = [
         *("data=plain_text", f"data.source.path={tmp_path}/texts", f"data.tokenizer={tmp_path}/base"),
         *("data.source.test_fraction=0.2", "data.max_length=32", "data.batch_size=4", "task=causal_lm"),

@@ -11,6 +11,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from distillery.config.writer import LAW
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
 from distillery.core.terminal import plain_console
@@ -96,7 +97,7 @@ def _batch(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]
 def _about(teacher: Teacher, law: Rollouts, prompts: Sequence[Prompt], samples: int) -> dict[str, Any]:
     """What the texts depend on."""
     content = hashlib.sha256(json.dumps([(prompt.position, prompt.ids) for prompt in prompts]).encode())
-    settings = {key: getattr(law, key) for key in ("new_tokens", "temperature", "top_p", "top_k", "ends", "seed")}
+    settings = {key: getattr(law, key) for key in (*LAW, "ends")}
     own = {"teacher": teacher.source, "teacher_sha256": teacher.sha256, "prompts_sha256": content.hexdigest()}
     return {**own, "prompts": len(prompts), "samples": samples, **settings}
 
