@@ -3,10 +3,13 @@
     python benchmarks/chunked_loss.py [--rows 2048] [--classes 49152] [--repeats 3] [--step]
 
 kd and cross-entropy of a student with 256 hidden units and a teacher with 576, forward and backward by hidden rows and
-head, in float32 on one thread. Each form runs in a process of its own, the two in turn. Memory is the largest resident
-set above that before the first run, when a run on a few rows and classes has loaded the libraries. Time is that of the
+head, in float32 on one thread. Each form runs in a process of its own, in turn. Memory is the largest resident set
+above that before the first run, when a run on a few rows and classes has loaded the libraries. Time is that of the
 processor, in the fastest run, since other load on the machine only adds time. Exits with 1 if the chunks take more than
-0.25 × the memory or more than 1.1 × the time.
+0.25 × the memory or more than 1.1 × the time, or if a form gives another loss.
+
+Where Liger Kernel is installed (pip install --no-deps liger-kernel), its fused linear JSD loss is measured as well,
+with the same chunks and settings under which it is the same loss.
 
 With --step it is a training step of two causal language models of 4 layers on texts of 256 tokens: forwards of both,
 task loss, kd and backward.
@@ -19,9 +22,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 MEMORY, TIME = 0.25, 1.1  # limits, as parts of the naive form's
+TOLERANCE = 1e-4  # of the loss, relative
 STUDENT, TEACHER = 256, 576  # hidden units
 LENGTH = 256  # tokens of a text
 
@@ -50,6 +55,12 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
         return (of_labels + kd(student.logits, teachers["main"].logits, 2.0, reduction="none")).sum()
 
     def value(student: Headed, teacher: Headed, batch: Batch) -> torch.Tensor:
+        if form == "liger":
+            from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+            fused = LigerFusedLinearJSDLoss(1.0, 4.0, beta=0.0, temperature=2.0, compiled=False, chunk_size=chunk)
+            mean = fused(student.hidden, student.weight, teacher.hidden, teacher.weight, batch["target"])
+            return mean * len(batch["target"])
         if form == "chunked":
             rows_of = Signals(torch.empty(0, 0), headed=teacher)
             return sum_over_rows(loss, student, {"main": rows_of}, batch, rows=chunk)[0]
@@ -70,21 +81,23 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
     value(*inputs(3, 5)).backward()
     student, *others = inputs(rows, classes)
 
-    def once() -> None:
+    def once() -> float:
         student.hidden.grad = student.weight.grad = None
-        value(student, *others).div(rows).backward()
+        loss = value(student, *others).div(rows)
+        loss.backward()
+        return loss.item()
 
     return timed(once, repeats)
 
 
-def timed(once: Callable[[], None], repeats: int) -> dict[str, float]:
-    """MiB above what is resident now, and the seconds of the fastest run."""
+def timed(once: Callable[[], float], repeats: int) -> dict[str, float]:
+    """MiB above what is resident now, the seconds of the fastest run, and the loss."""
     before, times = resident(), []
     for _ in range(repeats):
         start = time.process_time()
-        once()
+        loss = once()
         times.append(time.process_time() - start)
-    return {"MiB": resident() - before, "seconds": min(times)}
+    return {"MiB": resident() - before, "seconds": min(times), "loss": loss}
 
 
 def measure_step(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dict[str, float]:
@@ -117,11 +130,13 @@ def measure_step(form: str, rows: int, classes: int, repeats: int, chunk: int) -
         end_before_heads(task, {}, student, {"main": teacher}, batch)
         objective = Objective(task, {"kd": KD(temperature=2.0)})
 
-        def once() -> None:
+        def once() -> float:
             student.zero_grad()
             with before_heads([student, teacher]):
                 signals = teacher(batch, training=True), student(batch)
-            objective(signals[1], {"main": signals[0]}, batch).total.backward()
+            loss = objective(signals[1], {"main": signals[0]}, batch).total
+            loss.backward()
+            return loss.item()
 
         return once
 
@@ -138,24 +153,28 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=2, help="in each process, of which each form has two")
     arguments.add_argument("--chunk", type=int, default=128, help="rows of a chunk")
     arguments.add_argument("--step", action="store_true", help="a training step instead of the loss alone")
-    arguments.add_argument("--form", choices=["naive", "chunked"], help="measure this form here, and print JSON")
+    arguments.add_argument("--form", choices=["naive", "chunked", "liger"], help="measure it here, and print JSON")
     given = arguments.parse_args()
     if given.form:
         measured = measure_step if given.step else measure
         print(json.dumps(measured(given.form, given.rows, given.classes, given.repeats, given.chunk)))
         return
+    forms = ["naive", "chunked"]
+    if not given.step and find_spec("liger_kernel"):
+        forms.append("liger")
     found: dict[str, dict[str, float]] = {}
-    for form in ("naive", "chunked") * 2:
+    for form in forms * 2:
         command = [sys.executable, __file__, *sys.argv[1:], f"--form={form}"]
         ran = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         found[form] = {key: min(value, found.get(form, ran)[key]) for key, value in ran.items()}
-    naive = found["naive"]
+    naive, chunked = found["naive"], found["chunked"]
     print(f"{given.rows} rows, {given.classes} classes, {given.chunk} rows a chunk")
     for form, one in found.items():
-        ratios = " ".join(f"{one[key] / naive[key]:9.2f} ×" for key in naive)
-        print(f"{form:8} {one['MiB']:8.0f} MiB {one['seconds']:7.2f} s {ratios}")
-    over = found["chunked"]["MiB"] > MEMORY * naive["MiB"], found["chunked"]["seconds"] > TIME * naive["seconds"]
-    if any(over):
+        ratios = " ".join(f"{one[key] / naive[key]:9.2f} ×" for key in ("MiB", "seconds"))
+        print(f"{form:8} {one['MiB']:8.0f} MiB {one['seconds']:7.2f} s {ratios}   loss {one['loss']:.5f}")
+    if any(abs(one["loss"] / naive["loss"] - 1) > TOLERANCE for one in found.values()):
+        sys.exit("The forms give different losses.")
+    if chunked["MiB"] > MEMORY * naive["MiB"] or chunked["seconds"] > TIME * naive["seconds"]:
         sys.exit(f"More than {MEMORY:g} × the memory, or more than {TIME:g} × the time, of the naive form.")
 
 
