@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.losses.chunked import Batch, sum_over_rows, with_logits
+from distillery.losses.chunked import Batch, map_rows, sum_over_rows
 from distillery.losses.functional import kd
 from distillery.losses.levels import Headed, SparseLogits
 from distillery.losses.response.topk_kd import TopKKD
@@ -123,13 +123,23 @@ def test_a_teacher_of_which_few_classes_are_known() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_rows_with_logits_a_few_at_a_time() -> None:
+def test_what_is_computed_of_each_row_a_few_at_a_time() -> None:
     student, _, batch = networks()
-    parts = list(with_logits(rows_of(student), batch | {"of_samples": torch.zeros(2)}, 4))
-    assert [len(part["target"]) for _, part in parts] == [4, 4, 3]
-    torch.testing.assert_close(torch.cat([rows.logits for rows, _ in parts]), student.logits())
-    assert all("of_samples" not in part for _, part in parts)
-    assert [len(rows.logits) for rows, _ in with_logits(rows_of(student), batch, None)] == [N]
+    given = batch | {"of_samples": torch.zeros(2)}
+
+    def figures(rows: Signals, part: Batch) -> dict[str, Tensor]:
+        assert part.keys() == batch.keys()
+        sizes.append(len(rows.logits))
+        return {"logits": rows.logits, "doubled": 2 * part["target"]}
+
+    for rows, expected in ((4, [4, 4, 3]), (None, [N])):
+        sizes: list[int] = []
+        found = map_rows(figures, rows_of(student), given, rows)
+        assert sizes == expected
+        torch.testing.assert_close(found["logits"], student.logits())
+        assert torch.equal(found["doubled"], 2 * batch["target"])
+    whole = map_rows(lambda own, _: {"sums": own.logits.sum(1)}, Signals(student.logits()), given, 4)
+    torch.testing.assert_close(whole["sums"], student.logits().sum(1))
 
 
 def test_tied_embeddings_gather_the_gradients_of_both_uses() -> None:

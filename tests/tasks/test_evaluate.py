@@ -1,5 +1,8 @@
 """Scores against scikit-learn and NumPy; and that scoring leaves no trace in a network."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -117,3 +120,38 @@ def test_modes_are_restored_after_an_error(network: Network, samples: dict[str, 
         evaluate(network, breaks(), Classification(), CLASSES)
     assert [module.training for module in network.modules()] == modes
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.slow
+def test_a_large_vocabulary_takes_the_memory_of_one_chunk() -> None:
+    """Also where the C library does not give memory back: what is kept of the chunks must not break it up."""
+    script = """
+import torch
+from distillery.models.adapters import TextAdapter
+from distillery.models.taps.network import Network
+from distillery.tasks.causal_lm import CausalLM
+from distillery.tasks.evaluate import evaluate
+from distillery.training.head_chunks import end_before_heads
+from fixtures.documents import tiny_llama
+
+def peak():  # MiB
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+
+def batch(rows):
+    ids = torch.randint(49_152, (rows, 64))
+    ones = torch.ones_like(ids)
+    return {"input_ids": ids, "attention_mask": ones, "target": ids, "bytes": ones, "index": torch.arange(rows)}
+
+net = tiny_llama(49_152)
+network = Network(net, TextAdapter(net))
+end_before_heads(CausalLM(), {}, network, {}, batch(2))
+evaluate(network, [batch(2)], CausalLM(), 49_152)
+before = peak()
+evaluate(network, [batch(32) for _ in range(3)], CausalLM(), 49_152)
+print(peak() - before)
+"""
+    keeping = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
+    environment = os.environ | keeping | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 500

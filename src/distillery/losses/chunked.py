@@ -52,21 +52,33 @@ def sum_over_rows(
     return (sums * sums.new_tensor(weights)).sum(), sums
 
 
-def with_logits(signals: Signals, batch: Batch, rows: int | None) -> Iterator[tuple[Signals, Batch]]:
-    """The rows with their logits, at most `rows` at a time where they are computed from hidden rows, else all at once.
+def map_rows(
+    function: Callable[[Signals, Batch], Mapping[str, Tensor]], signals: Signals, batch: Batch, rows: int | None
+) -> dict[str, Tensor]:
+    """What `function` gives of each row, by name: [N, ...].
+
+    It is called with at most `rows` rows at a time where their logits are computed from hidden rows, else with all at
+    once.
 
     Args:
+        function: is given rows that have `logits`.
         signals: of N rows, such as `Task.rows` returns.
         batch: what has not N rows is left out of parts.
     """
     headed = signals.headed
     if headed is None:
-        yield signals, batch
-        return
+        return dict(function(signals, batch))
     number = len(headed.hidden)
+    # Results are copied to where those of all rows will be. Small tensors that remain between the large ones of each
+    # part keep glibc before 2.38 from reusing the memory of these (bug 14581): it could need gigabytes.
+    found: dict[str, Tensor] = {}
     for start in range(0, max(number, 1), rows or max(number, 1)):
         part = slice(start, start + rows if rows else None)
-        yield _part(signals, part).computed(), _of_rows(batch, number, part)
+        for name, values in function(_part(signals, part).computed(), _of_rows(batch, number, part)).items():
+            if name not in found:
+                found[name] = values.new_empty(number, *values.shape[1:])
+            found[name][part] = values
+    return found
 
 
 def _of_rows(batch: Batch, number: int, part: slice) -> Batch:

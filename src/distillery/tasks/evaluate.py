@@ -7,10 +7,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from distillery.losses.chunked import with_logits
+from distillery.losses.chunked import map_rows
+from distillery.losses.signals import Signals
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.end_before_head import before_heads
-from distillery.tasks.task import Task, labelled_rows
+from distillery.tasks.task import Batch, Task, labelled_rows
 
 
 @dataclass
@@ -48,20 +49,21 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
     device = next(chain(network.parameters(), network.buffers())).device
     metric = task.metric(outputs).to(device)
     found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
+
+    def figures(rows: Signals, labelled: Batch) -> dict[str, Tensor]:
+        loss = task.loss(rows.logits, labelled["target"])
+        task.score_rows(metric, rows.logits, loss, labelled)
+        return {"predicted": task.predict(rows.logits), "loss": loss}
+
     with evaluating(network), before_heads(network.modules()):
         for batch in loader:
             batch = {key: value.to(device) for key, value in batch.items()}
-            whole = labelled_rows(*task.rows(network(batch), batch), batch)
-            for rows, labelled in with_logits(*whole, task.rows_per_chunk):
-                target = labelled["target"]
-                if not len(target):
-                    continue  # no token that counts, or no label
-                loss = task.loss(rows.logits, target)
-                task.score_rows(metric, rows.logits, loss, labelled)
-                found["index"].append(labelled["index"])
-                found["target"].append(target)
-                found["predicted"].append(task.predict(rows.logits))
-                found["loss"].append(loss)
+            rows, labelled = labelled_rows(*task.rows(network(batch), batch), batch)
+            if not len(labelled["target"]):
+                continue  # no token that counts, or no label
+            for key, values in (labelled | map_rows(figures, rows, labelled, task.rows_per_chunk)).items():
+                if key in found:
+                    found[key].append(values)
     joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
     mean = joined.pop("loss").mean().item()
     return Evaluation(metric.compute().item(), mean, **joined)

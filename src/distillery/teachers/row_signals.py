@@ -5,13 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import log_softmax
 from distillery.core.random import hash_pairs, uniforms
-from distillery.losses.chunked import with_logits
+from distillery.losses.chunked import map_rows
 from distillery.losses.levels import Headed
 from distillery.losses.signals import Signals
 from distillery.losses.sparse import TopK, drawn
@@ -69,8 +68,8 @@ class Scorer:
 
     def logits(self, batch: Batch) -> Tensor:
         """The rows of logits that may bear loss, [N,V]."""
-        parts = with_logits(*self.rows(self.moved(batch)), self.task.rows_per_chunk)
-        return torch.cat([rows.logits for rows, _ in parts])
+        rows, labelled = self.rows(self.moved(batch))
+        return map_rows(lambda part, _: {"logits": part.logits}, rows, labelled, self.task.rows_per_chunk)["logits"]
 
     def columns(self, batch: Batch, kind: Kind, k: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """What is stored of the rows of a batch, their samples and their places in these."""
@@ -79,11 +78,11 @@ class Scorer:
         if kind == "hidden":
             assert rows.headed is not None
             return {"hidden": rows.headed.hidden}, index, position
-        parts = [
-            few(kind, part.logits, k, seed, of_part["index"], of_part["position"] if self.task.per_token else None)
-            for part, of_part in with_logits(rows, labelled, self.task.rows_per_chunk)
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, index, position
+
+        def columns(part: Signals, own: Batch) -> dict[str, Tensor]:
+            return few(kind, part.logits, k, seed, own["index"], own["position"] if self.task.per_token else None)
+
+        return map_rows(columns, rows, labelled, self.task.rows_per_chunk), index, position
 
     def headed(self, batch: Batch) -> Headed:
         """The hidden rows of a batch and the head, before which forwards end from now on.

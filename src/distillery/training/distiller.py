@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from distillery.core.process import of_all_ranks
 from distillery.core.roles import EMA, FROZEN, PEER
 from distillery.data.loader import ResumableLoader
-from distillery.losses.chunked import with_logits
+from distillery.losses.chunked import map_rows
+from distillery.losses.signals import Signals
 from distillery.models.taps.end_before_head import before_heads
 from distillery.models.taps.network import Network
 from distillery.tasks.task import Batch, Task, labelled_rows
@@ -201,12 +202,14 @@ class Distiller(L.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         with before_heads([self.student]):
             whole = labelled_rows(*self.task.rows(self.student(batch), batch), batch)
-        losses = []
-        for rows, labelled in with_logits(*whole, self.task.rows_per_chunk):
-            losses.append(self.task.loss(rows.logits, labelled["target"]))
-            if len(losses[-1]):  # a batch of texts may have no labelled token
-                self.task.score_rows(self.val_score, rows.logits, losses[-1], labelled)
-        loss = torch.cat(losses)
+
+        def scored(rows: Signals, labelled: Batch) -> dict[str, Tensor]:
+            loss = self.task.loss(rows.logits, labelled["target"])
+            if len(loss):  # a batch of texts may have no labelled token
+                self.task.score_rows(self.val_score, rows.logits, loss, labelled)
+            return {"loss": loss}
+
+        loss = map_rows(scored, *whole, self.task.rows_per_chunk)["loss"]
         count = len(loss)
         # The attribute is named, since each stage has a metric of its own.
         self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")
