@@ -61,9 +61,9 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
             rows, labelled = labelled_rows(*task.rows(network(batch), batch), batch)
             if not len(labelled["target"]):
                 continue  # no token that counts, or no label
-            for key, values in (labelled | map_rows(figures, rows, labelled, task.rows_per_chunk)).items():
-                if key in found:
-                    found[key].append(values)
+            known = {**labelled, **map_rows(figures, rows, labelled, task.rows_per_chunk)}
+            for key, values in found.items():
+                values.append(known[key])
     joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
     mean = joined.pop("loss").mean().item()
     return Evaluation(metric.compute().item(), mean, **joined)
