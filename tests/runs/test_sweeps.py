@@ -2,6 +2,7 @@
 
 import re
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,9 +58,34 @@ def test_what_is_finished_is_kept_and_the_rest_is_run(
     assert said.splitlines()[-1] == "1 kept, 1 run, 0 failed: sweep"
     assert statuses() == {"0_kd_seed0": "finished", "1_kd_seed1": "finished"}
     assert contents(first) == before
-    assert sorted(path.name for path in Path("sweep").iterdir()) == ["0_kd_seed0", "1_kd_seed1", "multirun.yaml"]
+    report = {"multirun.yaml", "report.md", "report.csv", "report.png"}
+    assert {path.name for path in Path("sweep").iterdir()} == {"0_kd_seed0", "1_kd_seed1", *report}
     validation = [RunRecord.read(path).metrics["last"]["val_score"] for path in (first, Path("sweep/1_kd_seed1"))]
     assert scores == [validation[0], *validation], "a sampler is told of the kept ones, too"
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_in_its_table(cli: Cli, jobs: Sequence[str]) -> None:
+    """Its validation scores are those of its jobs, and `distill-report` tells the same of the folder."""
+    code, said = cli("train", *jobs, "loss.kd.temperature=1,4", "seed=0,1")
+    assert code == 0
+    records = [RunRecord.read(folder.parent) for folder in Path("sweep").rglob(RECORD)]
+    means = {
+        temperature: 100 * statistics.mean(r.val_score or 0 for r in records if f"temperature={temperature}" in str(r))
+        for temperature in (1, 4)
+    }
+    rows = {float(t): float(mean) for t, mean in re.findall(r"^ kd temperature=(\d) +2 +(\S+) ±", said, re.MULTILINE)}
+    assert rows == pytest.approx(means, abs=0.005)
+    best = max(means, key=lambda temperature: means[temperature])
+    assert f"Best on the validation split: kd temperature={best}.\n" in said
+    files = "  ".join(f"sweep/report.{kind}" for kind in ("md", "csv", "png"))
+    assert f"Report: {files}" in said
+
+    written = contents(Path("sweep"))[Path("sweep/report.csv")][0]
+    code, again = cli("report", "runs=[sweep]")
+    assert code == 0
+    assert again.splitlines()[1:] == said[said.index("Sweep of digits_demo") :].splitlines()[1:-1]
+    assert contents(Path("sweep"))[Path("sweep/report.csv")][0] == written
 
 
 @pytest.mark.slow

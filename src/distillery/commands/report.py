@@ -11,20 +11,13 @@ from distillery.core.errors import UserError
 @hydra_main("report")
 def main(cfg: DictConfig) -> None:
     """Writes report.md, report.csv and report.png, and prints the table."""
-    from distillery.core.terminal import plain_console, say
-    from distillery.results.layout import report_files
-    from distillery.results.report.write import terminal_table, write_report
-    from distillery.runs.compare_baselines import compare_baselines
+    from distillery.runs.show_report import show_report
 
     if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:
         raise UserError("Which runs? Name run folders, or a folder above them: distill-report runs=[outputs/demo]")
     names = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
     folders = [Path(str(name)) for name in names]
-    out = Path(cfg.out or folders[0])
-    compare_baselines(folders)
-    table = write_report(folders, out, cfg.title)
-    plain_console().print(terminal_table(table, cfg.title))
-    say(f"Written: {out}/{', '.join(report_files(out))}")
+    show_report(folders, Path(cfg.out or folders[0]), cfg.title)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".lock"  # held by the process that uses the folder
 RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, BALANCE)  # what a run that replaces another removes
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
+SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's folder by Hydra and by Optuna
 
 REPORT = ("report.md", "report.csv", "report.png")  # in the folder of a report
 TIMELINE = "timeline.png"  # there, too, if something changes during a run

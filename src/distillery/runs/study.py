@@ -11,13 +11,11 @@ from distillery.config.command_line import quoted
 from distillery.config.loss_catalogue import loss_choices
 from distillery.config.names import BASELINE
 from distillery.core.roles import EMA, PEER, SELF, SERVED, STORED
-from distillery.core.terminal import plain_console, say
-from distillery.results.layout import report_files
-from distillery.results.report.write import terminal_table, write_report
+from distillery.core.terminal import plain_console
 from distillery.runs import loggers
-from distillery.runs.compare_baselines import compare_baselines
 from distillery.runs.job import Job
 from distillery.runs.run import run_job
+from distillery.runs.show_report import show_report
 from distillery.runs.study_bar import StudyBar
 
 CHOICE = "model/teacher="
@@ -34,9 +32,9 @@ def run_study(cfg: DictConfig) -> None:
         UserError: a config that does not compose or check, or a folder that holds another job and may not be replaced.
     """
     refuse_missing(cfg)
-    out, console = Path(cfg.out), plain_console()
+    out = Path(cfg.out)
     teacher, students = jobs(cfg, out)
-    with StudyBar(console, (teacher is not None) + len(students)) as bar:
+    with StudyBar(plain_console(), (teacher is not None) + len(students)) as bar:
         if teacher is not None:
             run(teacher, bar)
         for job in students:
@@ -50,10 +48,7 @@ def run_study(cfg: DictConfig) -> None:
     if not students:  # seeds=[]: the teacher alone, of whose signals distill-cache can then be written
         return
     shared = [] if teacher is None or teacher.folder.is_relative_to(out) else [teacher.folder]
-    compare_baselines([out, *shared])
-    report = write_report([out, *shared], out, cfg.title)
-    console.print(terminal_table(report, cfg.title))
-    say("Report: " + "  ".join(str(out / name) for name in report_files(out)))
+    report = show_report([out, *shared], out, cfg.title)
     loggers.log_report(students[0].cfg, report, out)
 
 

@@ -1,11 +1,13 @@
-"""What became of a sweep's jobs: each notes it in whichever process a launcher runs it; the sweep prints it at its end.
+"""What became of a sweep's jobs: each notes it in whichever process a launcher runs it; the sweep reports at its end.
 
-Imports nothing heavy: Hydra makes the callback for every command.
+Imports nothing heavy before: Hydra makes the callback for every command.
 """
 
 import json
 import os
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +25,9 @@ def note(outcome: Outcome, folder: Path) -> None:
 
 
 class SweepSummary(Callback):
-    """Prints at a sweep's end how many jobs were kept, run and failed, and where. Listed under `hydra.callbacks`.
+    """Reports at a sweep's end: the table of its settings, and how many jobs were kept, run and failed.
+
+    Listed under `hydra.callbacks`.
 
     Raises:
         SystemExit: 1 at the end, if a job failed.
@@ -42,7 +46,21 @@ class SweepSummary(Callback):
         notes = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
         journal.unlink()
         folders = {outcome: [where for each, where in notes if each == outcome] for outcome in get_args(Outcome)}
+        _report([Path(where) for _, where in notes], Path(config.hydra.sweep.dir), f"Sweep of {config.name}")
         counts = ", ".join(f"{len(those)} {outcome}" for outcome, those in folders.items())
         print(f"{counts}: {config.hydra.sweep.dir}", *(f"failed: {where}" for where in folders["failed"]), sep="\n")
         if folders["failed"]:
             sys.exit(1)
+
+
+def _report(runs: Sequence[Path], out: Path, title: str) -> None:
+    """The report on these runs and the others in the sweep's folder. An error is printed: the sweep itself is done."""
+    from distillery.config.explain import user_message
+    from distillery.core.terminal import say
+    from distillery.runs.show_report import show_report
+
+    elsewhere = [run for run in runs if not run.is_relative_to(out.resolve())]
+    try:
+        show_report([*([out] if len(elsewhere) < len(runs) else []), *elsewhere], out, title)
+    except Exception as error:  # of which Hydra would make a warning
+        say(f"No report: {user_message(error, 'report') or ''.join(traceback.format_exception(error))}")

@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from distillery.core.errors import UserError
-from distillery.results.layout import CONFIG, PREDICTIONS, RECORD
+from distillery.results.layout import CONFIG, PREDICTIONS, RECORD, SWEEPS
 from distillery.results.record import RunRecord, computed_settings, leaves
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
@@ -25,7 +25,8 @@ class Run:
     Attributes:
         folder: of the run.
         record: its `run.json`.
-        settings: what is computed, by dotted path: its `config.yaml` without names, paths, loggers and bars.
+        settings: what is computed, by dotted path: its `config.yaml` without names, paths, loggers and bars, and of a
+            run without teachers without the losses on their signals.
         label: of its row in the table, see `settings.labelled`.
         agreement: share of test samples on which student and teacher agree; None where no teacher's predictions are
             known, or the predictions are not classes.
@@ -42,6 +43,11 @@ class Run:
         """Score on the test split at the last epoch: nothing is selected on test."""
         score: float | None = self.record.metrics.get("last", {}).get("test_score")
         return score
+
+    @property
+    def swept(self) -> bool:
+        """Whether it was a job of a sweep (`distill-train -m`)."""
+        return any((parent / name).is_file() for parent in self.folder.parents[:2] for name in SWEEPS)
 
 
 def collect(folders: Iterable[Path]) -> list[Run]:
@@ -74,7 +80,10 @@ def _records(folder: Path) -> list[Path]:
 def _read(folder: Path) -> Run:
     record, path = RunRecord.read(folder), folder / CONFIG
     config = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) if path.is_file() else {}
-    return Run(folder, record, dict(leaves(computed_settings(config))), label=record.method)
+    settings = dict(leaves(computed_settings(config)))
+    if not record.teachers:
+        settings = {key: value for key, value in settings.items() if not key.startswith("loss.")}
+    return Run(folder, record, settings, label=record.method)
 
 
 def _predictions(folder: Path) -> Predictions:

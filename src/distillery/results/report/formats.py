@@ -9,7 +9,16 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from distillery.results.report.score import FRACTION, Score
-from distillery.results.report.table import EXACT, FIDELITY, PERPLEXITY, TEXT_COLUMNS, is_baseline, is_teacher
+from distillery.results.report.table import (
+    EXACT,
+    FIDELITY,
+    PERPLEXITY,
+    SELECTION,
+    TEXT_COLUMNS,
+    VALIDATION,
+    is_baseline,
+    is_teacher,
+)
 
 NONE = "–"
 
@@ -23,12 +32,14 @@ class Column:
         narrow: on a terminal.
         cell: the text for a row of the method table.
         is_cost: whether it says what a network costs.
+        is_of_teacher: whether it relates the student to its teacher.
     """
 
     heading: str
     narrow: str
     cell: Callable[[Any], str]
     is_cost: bool = False
+    is_of_teacher: bool = False
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -36,7 +47,7 @@ def percent(value: float, digits: int = 1) -> str:
     return NONE if math.isnan(value) else f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
-AGREEMENT = Column("agreement %", "agrees\n%", lambda row: percent(row.agreement))
+AGREEMENT = Column("agreement %", "agrees\n%", lambda row: percent(row.agreement), is_of_teacher=True)
 
 
 def points(mean: float, ci95: float, score: Score = FRACTION) -> str:
@@ -68,6 +79,11 @@ def has_fidelity(table: pd.DataFrame) -> bool:
     return set(FIDELITY) <= set(table.columns)
 
 
+def is_of_sweep(table: pd.DataFrame) -> bool:
+    """Whether a method table has the columns of a sweep's jobs."""
+    return set(SELECTION) <= set(table.columns)
+
+
 def columns(table: pd.DataFrame) -> list[Column]:
     """What is shown of a method table, in order; of texts, what the student saves stands beside what it keeps."""
     score = Score.of_table(table)
@@ -78,12 +94,17 @@ def columns(table: pd.DataFrame) -> list[Column]:
         Column("Δ baseline", "Δ baseline", lambda row: points(row.diff_mean, row.diff_ci95, score)),
     ]
     if not score.lower:
-        scores.append(Column("retention %", "retained\n%", lambda row: percent(row.retention)))
+        retention = Column("retention %", "retained\n%", lambda row: percent(row.retention), is_of_teacher=True)
+        scores.append(retention)
     if PERPLEXITY in table:
         scores.insert(2, Column("perplexity", "perplexity", lambda row: _figure(row.perplexity, "{:.2f}")))
     if EXACT in table:
         scores.insert(2, Column("exact %", "exact\n%", _exact))
-    fidelity = [Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0))]
+    if is_of_sweep(table):
+        heading = "validation" if score.lower else "validation %"
+        scores.insert(1, Column(heading, heading, lambda row: _validation(row, score)))
+    gap = Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0), is_of_teacher=True)
+    fidelity = [gap]
     if not has_fidelity(table):
         fidelity.append(AGREEMENT)
     cost = [
@@ -131,6 +152,10 @@ def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:
     return [[str(row.method), *(column.cell(row) for column in shown)] for row in rows]
 
 
+def _validation(row: Any, score: Score) -> str:
+    return in_unit(row.validation_mean, score) + _spread(row.validation_std, score)
+
+
 def _exact(row: Any) -> str:
     return in_unit(row.exact_match, FRACTION) + _spread(row.exact_match_std, FRACTION)
 
@@ -147,11 +172,24 @@ def _share(ratio: float) -> str:
     return "" if math.isnan(ratio) else f" ({percent(ratio, 0)})"
 
 
-def best_method(table: pd.DataFrame) -> str:
-    """The student with the best mean score; that may be the baseline."""
+def best_method(table: pd.DataFrame) -> str | None:
+    """The student with the best mean score; that may be the baseline.
+
+    Of a sweep, in which one is chosen, that with the best score on the validation split; None: there is no such split.
+    """
     score = Score.of_table(table)
     students = score.generic(table[~table["method"].map(is_teacher)])
-    return str(students.loc[(score.sign * students["score_mean"]).idxmax(), "method"])
+    means = score.sign * students[VALIDATION if is_of_sweep(table) else "score_mean"]
+    return None if means.isna().all() else str(students.loc[means.idxmax(), "method"])
+
+
+def chosen(table: pd.DataFrame) -> str:
+    """A sentence on the best setting of a sweep; empty for any other table."""
+    if not is_of_sweep(table):
+        return ""
+    if (best := best_method(table)) is None:
+        return "There is no validation split, by which a setting could be chosen."
+    return f"Best on the validation split: {best}."
 
 
 def verdict(mean: float, ci95: float) -> str:

@@ -21,6 +21,9 @@ TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "
 SAMPLE_COLUMNS = ("labelled", "unlabelled")
 PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
 EXACT = "exact_match"  # of answers to prompts: the same
+# Of sweeps, whose best setting is chosen by it and not on test: the mean over seeds, and its deviation.
+VALIDATION = "validation_mean"
+SELECTION = (VALIDATION, "validation_std")
 # Of language models: nearness to the teacher, and how far predictions can be trusted; with their names in a record.
 FIDELITY = {
     "kl": "kl", "kl_own_text": "kl", "reverse_kl_own_text": "reverse_kl", "acceptance": "acceptance",
@@ -34,6 +37,7 @@ OVER_SEEDS = {
     "n_seeds": ("score", "size"), "score_mean": ("score", "mean"), "score_std": ("score", "std"),
     "agreement": ("agreement", "mean"), PERPLEXITY: (PERPLEXITY, "mean"),
     EXACT: (EXACT, "mean"), f"{EXACT}_std": (EXACT, "std"),
+    **{column: ("val_score", function) for column, function in zip(SELECTION, ("mean", "std"), strict=True)},
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), "speed_up": ("speed_up", "median"),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
@@ -65,9 +69,10 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
 
     The columns are `COLUMNS`; those of a score of which lower is better have its name, see `Score`. Where a network
     has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of
-    answers to prompts the share that is `EXACT`, of language models their `FIDELITY`, and where a student saw
-    unlabelled samples `SAMPLE_COLUMNS`. What they mean is said in each report (`write.DEFINITIONS`). Scores, agreement,
-    retention and gap are fractions here. Ratios and gaps relate to the first teacher's row.
+    answers to prompts the share that is `EXACT`, of language models their `FIDELITY`, where a student saw unlabelled
+    samples `SAMPLE_COLUMNS`, and of sweeps their `SELECTION`. What they mean is said in each report
+    (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here. Ratios and gaps relate to the first
+    teacher's row.
 
     Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
     none. `retention` and `gap_recovered` are ratios of means. `speed_up` divides latencies that one run has measured,
@@ -111,6 +116,8 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns += FIDELITY
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
+    if any(run.swept for run in students):
+        columns += SELECTION
     return table.reindex(columns=columns).rename(columns=score.columns)
 
 
@@ -124,6 +131,7 @@ def _figures(run: Run) -> dict[str, Any]:
         **_fidelity(run),
         "method": run.label,
         "score": run.score,
+        "val_score": run.record.val_score,
         "agreement": run.agreement,
         **{figure: run.record.metrics["last"].get(figure) for figure in (PERPLEXITY, EXACT)},
         "speed_up": theirs / (cost.get("latency_ms") or NAN),

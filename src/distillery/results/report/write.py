@@ -16,8 +16,10 @@ from distillery.results.report.formats import (
     Column,
     best_method,
     cells,
+    chosen,
     columns,
     fidelity_columns,
+    is_of_sweep,
     is_of_texts,
     points,
     verdicts,
@@ -50,6 +52,10 @@ PERPLEXITY_DEFINITION = """
 - **perplexity**: exp(mean loss in nats a predicted token) on the test split, mean over seeds. It compares only where
   vocabulary and masking are the same."""
 
+VALIDATION_DEFINITION = """
+- **validation**: score on the validation split at the last epoch, mean ± sample deviation over seeds. The setting that
+  is best in it is in bold: none is chosen on the test split."""
+
 EXACT_DEFINITION = """
 - **exact %**: share of the test prompts of which the likeliest continuation, token by token, is exactly the given one,
   mean ± standard deviation over seeds."""
@@ -78,15 +84,19 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
 def terminal_table(table: pd.DataFrame, title: str) -> Group:
     """The table for a terminal of 80 columns, the best method in bold; below it what the networks cost.
 
-    Costs are a table of their own: beside the scores, no cell would fit on one line. Where they differ, the numbers of
-    training samples follow.
+    Costs are a table of their own: beside the scores, no cell would fit on one line. Nor would the settings of a sweep:
+    of it, how students compare with their teacher is left to the files. Where they differ, the numbers of training
+    samples follow.
     """
     scores, costs = ([column for column in columns(table) if column.is_cost is cost] for cost in (False, True))
-    best = best_method(table)
-    bold = {best: "bold"} | {name: "dim" for name in table["method"] if is_teacher(name)}
+    if is_of_sweep(table):
+        scores = [column for column in scores if not column.is_of_teacher]
+    named = [f"{sentence}\n"] if (sentence := chosen(table)) else []
+    bold = {str(best_method(table)): "bold"} | {name: "dim" for name in table["method"] if is_teacher(name)}
     seen = [f"Training samples: {'; '.join(samples)}\n"] if (samples := _samples(table)) else []
     fidelity = [_rows(table, shown, "Fidelity", bold)] if (shown := fidelity_columns(table)) else []
-    return Group(_rows(table, scores, title, bold), *fidelity, _rows(_distinct_costs(table), costs, "Cost", {}), *seen)
+    cost = _rows(_distinct_costs(table), costs, "Cost", {})
+    return Group(_rows(table, scores, title, bold), *named, *fidelity, cost, *seen)
 
 
 def _rows(table: pd.DataFrame, shown: Sequence[Column], title: str, styles: Mapping[str, str]) -> Table:
@@ -123,6 +133,7 @@ def markdown(
         f"# {title}",
         _setting(selection.students),
         markdown_table(table).rstrip(),
+        chosen(table),
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
         fidelity_section(table, selection.students, drawn),
@@ -162,7 +173,8 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     )
     perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
     exact = EXACT_DEFINITION if EXACT in table else ""
-    return definitions + (TEXT_DEFINITIONS + perplexity + exact if texts else "")
+    validation = VALIDATION_DEFINITION if is_of_sweep(table) else ""
+    return definitions + validation + (TEXT_DEFINITIONS + perplexity + exact if texts else "")
 
 
 def _setting(students: Sequence[Run]) -> str:

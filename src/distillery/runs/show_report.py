@@ -1,0 +1,24 @@
+"""The report of run folders, written and shown: the same for a study, a sweep and `distill-report`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from distillery.core.terminal import plain_console, say
+from distillery.results.layout import report_files
+from distillery.results.report.write import terminal_table, write_report
+from distillery.runs.compare_baselines import compare_baselines
+
+
+def show_report(folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
+    """Write the report on all runs below the folders into `out`, print its table and its paths; returns the table.
+
+    Raises:
+        UserError: see `write_report`.
+    """
+    compare_baselines(folders)
+    table = write_report(folders, out, title)
+    plain_console().print(terminal_table(table, title))
+    say("Report: " + "  ".join(str(out / name) for name in report_files(out)))
+    return table
