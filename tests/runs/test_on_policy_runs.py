@@ -142,7 +142,7 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
 
     own = OWN
     refused(
-        r"rollouts\.new_tokens=61: together with the longest prompt, of 4 tokens.*64 positions of the student.* 60 at",
+        r"rollouts\.new_tokens=61: together with the longest prompt, of 4 tokens.*64 tokens that the student.* 60 at",
         *own[:1],
         "rollouts.new_tokens=61",
         *own[2:],
@@ -153,7 +153,7 @@ def test_what_does_not_go_together_is_refused(sums: list[str], tmp_path: Path) -
         tmp_path / "short"
     )
     read = [*sums, "model/teacher=causal_lm", f"teachers.main.net.model='{tmp_path / 'short'}'", "data.max_length=20"]
-    with pytest.raises(UserError, match=r"exceeds the 20 positions of the main network\. Set it to 16 at most"):
+    with pytest.raises(UserError, match=r"exceeds the 20 tokens that the main network can read\. Set it to 16 at most"):
         build(config(tmp_path / "run", *read, *own, "rollouts.new_tokens=17"))
     refused(r"Set data\.pack=false", *own, "data.pack=true")
     refused("nothing to learn from the student's own texts", *own[:2], "loss/response=[nkd]")

@@ -84,11 +84,17 @@ def test_the_student_is_that_of_the_network(
     assert verify_run(student.folder).score == student.record.metrics["last"]["test_score"]
 
 
-def test_it_scores_what_the_student_writes(folder: Path, served: list[str], local: list[str]) -> None:
+def test_it_scores_what_the_student_writes(
+    folder: Path, served: list[str], local: list[str], server: FakeServer
+) -> None:
     rollouts = ["rollouts=on_policy", "rollouts.new_tokens=8", "rollouts.prompt_tokens=6", "data.pack=false"]
     none = "++student.net.config.attention_dropout=0"
     own = [*rollouts, none, "loss/response=[sampled_kl]", "trainer.max_epochs=1"]
     same_student(*(train(config(folder / name, *given, *own)) for name, given in (("s", served), ("l", local))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(server.card, "max_model_len", 15)
+        with pytest.raises(UserError, match=r"prompt, of 6 tokens, this exceeds the 14 tokens .* Set it to 8 at most"):
+            train(config(folder / "long", *served, *own, "rollouts.new_tokens=9", "data.max_length=12"))
 
 
 def test_its_signals_on_disk_train_the_same_student_without_the_server(

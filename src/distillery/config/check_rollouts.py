@@ -18,6 +18,7 @@ from distillery.models.taps.network import Dropout, Network
 from distillery.models.text.generation import can_generate
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import Teacher
+from distillery.teachers.served import ServedTeacher
 from distillery.training.rollouts import Rollouts
 
 OFF = "or turn on-policy distillation off with rollouts=none"
@@ -49,13 +50,13 @@ def build_rollouts(
         )
     longest = _longest_prompt(data, rollouts)
     for network in dict.fromkeys((student, *teachers)):
-        positions = positions_of(network.net)
+        positions = network.longest if isinstance(network, ServedTeacher) else positions_of(network.net)
         if positions is not None and longest + rollouts.new_tokens > positions:
             raise UserError(
                 f"rollouts.new_tokens={rollouts.new_tokens}: together with the longest prompt, of {longest} tokens, "
-                f"this exceeds the {positions} positions of the {network.name} network. Set it to "
-                f"{max(0, positions - longest)} at most, or choose a network with more positions "
-                "(net.config.max_position_embeddings for a new one)."
+                f"this exceeds the {positions} tokens that the {network.name} network can read. Set it to "
+                f"{max(0, positions - longest)} at most, or choose a network that reads longer texts "
+                "(net.config.max_position_embeddings of a new one, --max-model-len of a served one)."
             )
     rollouts.ends = ends_of(student.net, data) if rollouts.ends is None else list(rollouts.ends)
     rollouts.vocabulary = data.vocab_size

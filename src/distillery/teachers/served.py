@@ -158,6 +158,9 @@ class ServedTeacher(TeacherWithoutNetwork):
         longest: the most tokens of a text; None: unknown.
         tokens: how many it will be asked for in training.
 
+    Attributes:
+        longest: the most tokens of a text that the server accepts; None: unknown.
+
     Raises:
         UserError: no such server or model, or one that does not score these texts.
     """
@@ -175,6 +178,8 @@ class ServedTeacher(TeacherWithoutNetwork):
         super().__init__(Spread(served, outputs), outputs, name, f"{served.model}, served by {served.client.url}")
         self.training_signals = served
         card = _card(served, longest)
+        limit = card.get("max_model_len")
+        self.longest = limit - 1 if isinstance(limit, int) else None  # one token of a request is generated
         start = time.monotonic()
         texts = [tuple(example["input_ids"][row, begin:end].tolist()) for row, begin, end in pieces(example)]
         answers = served.client.post_all(PATH, served.bodies(list(dict.fromkeys(texts))), _read_with_texts)
