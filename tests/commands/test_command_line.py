@@ -124,6 +124,8 @@ TRAIN = [
     (["loss.hint.weight=2"], r"Unknown setting 'loss\.hint'\. Choose it first: loss/feature=hint"),
     (["logger.wandb.project=x"], r"Unknown setting 'logger\.wandb'\. Choose it first: logger=wandb"),
     (["data.augment={crap: 1}"], r"Unknown setting 'data\.augment\.crap'\. Did you mean 'data\.augment\.crop'\?"),
+    (["data.augment.mixup=0.2"], r"Unknown setting 'data\.augment\.mixup'\. .*behind a plus: \+data\.augment\.mixup="),
+    (["data/augment=rbs"], r"Unknown option 'rbs' for data/augment\. Did you mean 'rsb'"),
     (["teacher=none"], r"Unknown setting 'teacher'\. Did you mean 'model/teacher'\?"),
     (["loss=kd"], r"Unknown setting 'loss'\. Did you mean .*'loss/response'"),
     (["loss/respons=kd"], r"Unknown setting 'loss/respons'\. Did you mean 'loss/response'\?"),

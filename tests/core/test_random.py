@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from distillery.core.random import hash_key, hash_pairs, permutation, uniforms
+from distillery.core.random import hash_key, hash_pairs, integers, permutation, uniforms
 
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -31,6 +31,17 @@ def test_uniforms_follow_the_definition(seed: int, epoch: int, view: int) -> Non
         for i in index.tolist()
     ]
     assert uniforms(seed, epoch, index, view, 3).tolist() == expected
+
+
+def test_integers_follow_the_definition() -> None:
+    index, key = torch.tensor([0, 1, 49_999, 2**40]), 0
+    for counter in (3, 7, -2):
+        key = splitmix((key + GOLDEN + counter) % 2**64)
+    for below in (1, 7, 2**40 + 1):
+        expected = [
+            (splitmix((splitmix((i * GOLDEN + key) % 2**64) + GOLDEN) % 2**64) >> 1) % below for i in index.tolist()
+        ]
+        assert integers(3, 7, index, -2, below).tolist() == expected
 
 
 def test_uniforms_depend_on_nothing_else() -> None:

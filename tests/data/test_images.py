@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from distillery.core.errors import UserError
+from distillery.data.augmentation import augment_options
 from distillery.data.decoding import decode
 from distillery.data.images import EncodedImages
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
 from fixtures.datasets import write_image_folder
+
+GREY = [0.5] * 3  # the mean and std of every channel
 
 
 def files(images: object) -> list[Path]:
@@ -72,7 +74,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> N
     twin[11].write_bytes(twin[3].read_bytes())
     augment = {"resized_crop": [0.2, 1.0], "flip": True}
     images = image_folder(tmp_path, size=28, drop_duplicates=False).train.inputs
-    transform = images.augmentation(augment)
+    transform = images.transform(augment_options(augment), GREY, GREY)
     index = torch.tensor([3, 11, 0])
     state = torch.get_rng_state()
     first = images.batch(index, transform, seed=0, epoch=0)
@@ -85,15 +87,12 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> N
     assert not torch.equal(first[0], first[1])  # equal pictures, but other positions
 
 
-def test_augmentation_options(tmp_path: Path) -> None:
+def test_flips_alone_take_the_centre(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
     images = image_folder(tmp_path, size=28).train.inputs
-    kinds = [type(step) for step in images.augmentation({"resized_crop": [0.5, 1.0], "flip": True}).transforms]
-    assert kinds[:2] == [v2.RandomResizedCrop, v2.RandomHorizontalFlip]
-    with pytest.raises(UserError, match="resized_crop"):
-        images.augmentation({"resized_crops": [0.5, 1.0]})
+    transform = images.transform(augment_options({"flip": True}), GREY, GREY)
     plain = images.batch(torch.tensor([2]), None, 0, 0)
-    flipped = [images.batch(torch.tensor([2]), images.augmentation({"flip": True}), 0, epoch) for epoch in range(20)]
+    flipped = [images.batch(torch.tensor([2]), transform, 0, epoch) for epoch in range(20)]
     same = sum(torch.equal(image, plain) for image in flipped)
     assert 0 < same < 20
     assert all(torch.equal(image, plain) or torch.equal(image.flip(-1), plain) for image in flipped)

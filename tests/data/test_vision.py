@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.core.random import uniforms
@@ -14,9 +13,9 @@ from distillery.data.augmentation import CropFlip
 from distillery.data.sources.digits import digits
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
+from fixtures.composing import train_config
 from fixtures.datasets import Raw, write_cifar10, write_cifar100, write_fashion_mnist, write_image_folder
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 Cifar = tuple[Path, dict[str, Raw]]
 Make = Callable[..., VisionData]
 
@@ -214,9 +213,7 @@ WRITERS = {
 def test_each_config_serves_training_batches(tmp_path: Path) -> None:
     for name in WRITERS:
         WRITERS[name](tmp_path)
-        cfg = OmegaConf.create(
-            {"data": OmegaConf.load(CONFIGS / f"{name}.yaml"), "seed": 3, "paths": {"data": str(tmp_path)}}
-        )
+        cfg = train_config(f"data={name}", "seed=3", f"paths.data={tmp_path}")
         if name != "digits":
             cfg.data.root = str(tmp_path)
         if cfg.data.val_size:
@@ -236,7 +233,7 @@ def test_each_config_serves_training_batches(tmp_path: Path) -> None:
 
 
 def test_the_mean_and_std_of_digits_are_those_of_the_training_images() -> None:
-    cfg = OmegaConf.load(CONFIGS / "digits.yaml")
+    cfg = train_config("data=digits").data
     train = digits().train
     pixels = train.inputs.batch(train.indices, None, 0, 0).double()
     assert cfg.mean == [pytest.approx(pixels.mean().item(), abs=5e-5)]

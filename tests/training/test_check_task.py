@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
+from distillery.losses.feature.crd import CRD
 from distillery.losses.feature.hidden_mse import HiddenMSE
 from distillery.losses.response.deep_supervision import DeepSupervision
+from distillery.losses.response.dkd import DKD
 from distillery.losses.response.kd import KD
 from distillery.losses.response.logit_mse import LogitMSE
 from distillery.losses.several import Several
@@ -23,6 +25,7 @@ from distillery.tasks.regression import Regression
 from distillery.tasks.token_classification import TokenClassification
 from distillery.training.check_task import check_task
 
+MIXED = {"varies": "augment", "mixes": True}
 BATCH: Mapping[str, Tensor] = {"image": torch.rand(2, 1, 2, 2)}
 
 
@@ -30,8 +33,10 @@ def network(width: int) -> Network:
     return Network(nn.Sequential(nn.Flatten(), nn.Linear(4, width)), ImageAdapter([0.5], [0.5]))
 
 
-def checked(task: Any, terms: Mapping[str, Any], varies: str | None = None, width: int = 3) -> None:
-    data: Any = SimpleNamespace(varies=varies, labelled=2)
+def checked(
+    task: Any, terms: Mapping[str, Any], varies: str | None = None, width: int = 3, mixes: bool = False
+) -> None:
+    data: Any = SimpleNamespace(varies=varies, labelled=2, mixes=mixes)
     check_task(task, data, terms, (), network(3), {"main": network(width), "b": network(width)}, BATCH)
 
 
@@ -59,6 +64,9 @@ def two(combine: str) -> Several:
         (Embedding(), {"kd": KD()}, {}, r"loss\.kd compares distributions over classes"),
         (MaskedLM(), {"deep_supervision": DeepSupervision()}, {}, "one label for each sample"),
         (TokenClassification(), {"hidden_mse": two("confidence")}, {}, "combine=mean or combine=random"),
+        (Classification(), {"kd": KD(), "dkd": DKD()}, MIXED, r"loss\.dkd needs one class .*data\.augment\.mixup=0"),
+        (Classification(), {"x": Several([KD(), DKD(teacher="b")])}, MIXED, r"loss\.x needs one class"),
+        (Embedding(), {"logit_mse": LogitMSE()}, MIXED, r"this task predicts none\. Set data\.augment\.mixup=0"),
         (Embedding(), {"logit_mse": LogitMSE()}, {"width": 5}, "3 dimensions, those of teacher 'main' 5"),
     ],
 )
@@ -73,6 +81,7 @@ def test_refused(task: Any, terms: Mapping[str, Any], given: dict[str, Any], mes
         (MaskedLM(), {"kd": KD(), "hidden_mse": two("mean")}, {"varies": "mask"}),
         (Classification(), {"deep_supervision": DeepSupervision(), "hidden_mse": two("confidence")}, {}),
         (Classification(weight=0.0), {"kd": KD()}, {"varies": "augment"}),
+        (Classification(), {"crd": CRD(), "hidden_mse": two("confidence")}, MIXED),
         (Regression(), {"logit_mse": LogitMSE(), "hidden_mse": HiddenMSE()}, {}),
         (Embedding(), {"logit_mse": LogitMSE()}, {}),
     ],

@@ -96,10 +96,10 @@ def _nearest(cfg: DictConfig, key: str) -> str:
     near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
     near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)
     near = near or [path for path in paths if get_close_matches(_last(key), [_last(path)], cutoff=0.7)]
-    if of_stage := key.startswith("stages."):
+    if open_ended := key.startswith(("stages.", "data.augment.")):
         near = [path for path in near if not key.startswith(f"{path}.")]
     said = " Did you mean " + " or ".join(map(repr, near[:4])) + "?" if near else ""
-    if of_stage:
+    if open_ended:
         return f"{said} What a recipe does not set is added behind a plus: +{key}=…"
     return said or " `--cfg job` shows all there are."
 

@@ -47,11 +47,19 @@ def hash_pairs(first: Tensor, second: Tensor) -> Tensor:
 
 def uniforms(seed: int, epoch: int, index: Tensor, view: int, n: int) -> Tensor:
     """`n` uniform numbers in [0, 1) for each sample: float32 [B, n] for `index` int64 [B], on its device."""
+    # float32 holds 24 bits exactly: more would round some words up to 1.0.
+    return ((_words(seed, epoch, index, view, n) >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def integers(seed: int, epoch: int, index: Tensor, view: int, below: int) -> Tensor:
+    """An integer in [0, below) for each sample: int64 [B] for `index` int64 [B], on its device."""
+    return ((_words(seed, epoch, index, view, 1).squeeze(1) >> 1) & (WORD >> 1)) % below
+
+
+def _words(seed: int, epoch: int, index: Tensor, view: int, n: int) -> Tensor:
     start = _mix_tensor(index * _signed(GOLDEN) + _signed(hash_key(seed, epoch, view)))
     steps = torch.arange(1, n + 1, device=index.device) * _signed(GOLDEN)
-    words = _mix_tensor(start[:, None] + steps)
-    # float32 holds 24 bits exactly: more would round some words up to 1.0.
-    return ((words >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    return _mix_tensor(start[:, None] + steps)
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Images by position: held in memory, or in files that are decoded batch by batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from distillery.core.random import hash_key, uniforms
-from distillery.data.augmentation import CropFlip, CropScale, augment_options
+from distillery.core.random import uniforms
+from distillery.data.augmentation import Augmentation, CropFlip, of_samples
 from distillery.data.decoding import decode
 from distillery.data.sampler import BatchKey
+
+Transform = CropFlip | Callable[[Any], Tensor] | None  # None: images are served as in evaluation
 
 
 class Images(Protocol):
@@ -22,11 +24,11 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def augmentation(self, options: Mapping[str, Any]) -> Any:
-        """The training augmentation for the options of `data.augment`; raises `UserError` for an unknown option."""
+    def transform(self, options: Augmentation, mean: Sequence[float], std: Sequence[float]) -> Transform:
+        """What augments single images, for `batch`."""
 
-    def batch(self, index: Tensor, augmentation: Any, seed: int, epoch: int) -> Tensor:
-        """The images at positions `index` [B], float32 [B,C,H,W] in [0,1]; None for `augmentation`: none."""
+    def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
+        """The images at positions `index` [B], float32 [B,C,H,W] in [0,1]."""
 
     def content(self) -> bytes:
         """Bytes that identify the images, for the fingerprint."""
@@ -43,13 +45,17 @@ class TensorImages:
     def __len__(self) -> int:
         return len(self.values)
 
-    def augmentation(self, options: Mapping[str, Any]) -> CropFlip:
-        return augment_options(CropFlip, options)
+    def transform(self, options: Augmentation, mean: Sequence[float], std: Sequence[float]) -> Transform:
+        if not options.of_each:
+            return CropFlip(options.crop, options.flip)
+        return options.transform(self.shape[1:], [], [v2.ToDtype(torch.float32, scale=True)], mean, std)
 
-    def batch(self, index: Tensor, augmentation: CropFlip | None, seed: int, epoch: int) -> Tensor:
+    def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
         images = self.values[index]
-        if augmentation is not None:
-            images = augmentation(images, uniforms(seed, epoch, index, 0, augmentation.uniforms))
+        if isinstance(transform, CropFlip):
+            images = transform(images, uniforms(seed, epoch, index, 0, transform.uniforms))
+        elif transform is not None:
+            return torch.stack(of_samples(transform, images, seed, epoch, index, 0))
         return images if images.is_floating_point() else images.float().div_(255)
 
     def content(self) -> bytes:
@@ -97,10 +103,10 @@ class EncodedImages:
         self.pictures = pictures
         self.background = background
         self.shape = (3, size, size)
-        to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
         # Evaluation on ImageNet crops 224 of the 256 pixels of the shorter side.
-        self.centre = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *to_float])
-        self.to_float = v2.Compose(to_float)
+        self.whole = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+        self.to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+        self.centre = v2.Compose([*self.whole, *self.to_float])
 
     @property
     def paths(self) -> list[Path]:
@@ -110,30 +116,19 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def augmentation(self, options: Mapping[str, Any]) -> v2.Transform:
-        choice = augment_options(CropScale, options)
-        flip = [v2.RandomHorizontalFlip()] if choice.flip else []
-        if choice.resized_crop is None:
-            return v2.Compose([self.centre, *flip])
-        crop = v2.RandomResizedCrop(self.shape[1], scale=tuple(choice.resized_crop))
-        return v2.Compose([crop, *flip, self.to_float])
+    def transform(self, options: Augmentation, mean: Sequence[float], std: Sequence[float]) -> Transform:
+        return options.transform(self.shape[1:], self.whole, self.to_float, mean, std)
 
-    def batch(self, index: Tensor, augmentation: v2.Transform | None, seed: int, epoch: int) -> Tensor:
+    def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
         images = [decode(*self.pictures.open(position), self.background) for position in index.tolist()]
-        if augmentation is None:
+        if transform is None:
             return torch.stack([self.centre(image) for image in images])
-        served = []
-        with torch.random.fork_rng(devices=[]):
-            for position, image in zip(index.tolist(), images, strict=True):
-                # Not `torch.manual_seed`, which would reseed the accelerators as well.
-                torch.default_generator.manual_seed(hash_key(seed, epoch, 0, position) >> 1)
-                served.append(augmentation(image))
-        return torch.stack(served)
+        return torch.stack(of_samples(transform, images, seed, epoch, index, 0))
 
     def content(self) -> bytes:
         return self.pictures.content()
 
 
-def image_batch(images: Images, augmentation: Any, seed: int, index: Tensor, key: BatchKey) -> dict[str, Tensor]:
+def image_batch(images: Images, transform: Transform, seed: int, index: Tensor, key: BatchKey) -> dict[str, Tensor]:
     """The `image` of a batch, from the positions [B] and the `BatchKey`."""
-    return {"image": images.batch(index, augmentation, seed, key.epoch)}
+    return {"image": images.batch(index, transform, seed, key.epoch)}

@@ -47,7 +47,7 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
         if self.labelled is None:
             return batch
         labelled = self.labelled[index]
-        if (target := batch["target"]).dim() == 2:  # a label for each word
+        if (target := batch["target"]).dim() == 2 and not target.is_floating_point():  # a label for each word
             target = target.masked_fill(~labelled[:, None] & (target != IGNORED), UNLABELLED)
         return batch | {"target": target, "labelled": labelled}
 

@@ -109,6 +109,11 @@ class Data(LightningDataModule):
         """The setting that changes a training sample from epoch to epoch, if there is one."""
         raise NotImplementedError
 
+    @property
+    def mixes(self) -> bool:
+        """Whether training samples are mixed with others: the targets of their batches are then soft."""
+        return False
+
     def _validation(self) -> tuple[Split, Split]:
         train, own = self.raw.train, self.raw.val
         if own is not None:

@@ -37,9 +37,15 @@ def with_stored_targets(
         missing: whether training samples without a target are refused, or left out of training.
 
     Raises:
-        UserError: there are no such targets, rows are no distributions, or training samples have none.
+        UserError: there are no such targets, rows are no distributions, training samples have none, or samples are
+            mixed.
     """
     setting, raw = f"teachers.{name}", _raw_splits(data)
+    if data.mixes:
+        raise UserError(
+            f"{setting}: its stored targets are of single images, and data.augment mixes them. Set "
+            "data.augment.mixup=0 and data.augment.cutmix=0, or choose a teacher that sees the mixed images."
+        )
     if path is None:
         source, sha256, notes = "the column data.source.soft_label", data.soft_labels_sha256, list[str]()
         classes: tuple[str, ...] | None = data.classes

@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from distillery.core.errors import UserError
+from distillery.data.augmentation import SETTING, augment_options
 from distillery.data.images import image_batch
+from distillery.data.mixing import MixedImages
 from distillery.data.module import Data, Stage
 from distillery.data.raw_data import Split
 
@@ -17,9 +19,11 @@ from distillery.data.raw_data import Split
 class VisionData(Data):
     """Serves `image` [B,C,H,W] in [0,1], `target` [B] and `index` [B] from the splits of `source`.
 
+    Where training images are mixed, the `target` of their batches is soft: [B,K], float32.
+
     Args, besides those of `Data`:
         mean, std: per channel, for the networks' input adapters; the batches themselves are not normalised.
-        augment: options of the training augmentation; None: no augmentation.
+        augment: options of the training augmentation, see `Augmentation`; None: no augmentation.
     """
 
     kind = "images"
@@ -38,9 +42,20 @@ class VisionData(Data):
         return splits
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
-        images = self.splits[stage].inputs
-        augmentation = images.augmentation(self.augment) if stage == "train" and self.augment else None
-        return partial(image_batch, images, augmentation, self.seed)
+        split = self.splits[stage]
+        if stage != "train" or not self.augment:
+            return partial(image_batch, split.inputs, None, self.seed)
+        options = augment_options(self.augment)
+        transform = split.inputs.transform(options, self.mean, self.std)
+        if not options.mixes:
+            return partial(image_batch, split.inputs, transform, self.seed)
+        if not self.classes:
+            raise UserError(
+                f"{SETTING}: mixup and cutmix mix the classes of two images, and those of '{self.name}' have none. Set "
+                f"{SETTING}.mixup=0 and {SETTING}.cutmix=0."
+            )
+        which = split.indices, split.labelled_indices
+        return MixedImages(split.inputs, transform, options.mix(), split.targets, *which, len(self.classes), self.seed)
 
     @property
     def input(self) -> dict[str, Any]:
@@ -49,6 +64,10 @@ class VisionData(Data):
     @property
     def varies(self) -> str | None:
         return "augment" if self.augment else None
+
+    @property
+    def mixes(self) -> bool:
+        return augment_options(self.augment or {}).mixes
 
     @property
     def channels(self) -> int:

@@ -48,6 +48,7 @@ class Contract:
     # {a level below "logits" that is enough: the setting with which it is, or ""}; see `Term.least_level`
     below_logits: Mapping[Level, str] = field(default_factory=dict)
     reads_labels: bool = False  # runs on the labelled rows alone, where some samples have no label
+    takes_soft_labels: bool = False  # those labels may be probabilities [N,C], as of mixed images
     reads_samples: bool = False  # its targets are tokens that the student has drawn, where a batch says so: no labels
 
 

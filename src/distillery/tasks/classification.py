@@ -42,10 +42,10 @@ class Classification(Task):
         return len(data.classes)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of each row [N], in at least float32."""
-        return nn.functional.cross_entropy(
-            at_least_float32(logits), target, label_smoothing=self.label_smoothing, reduction="none"
-        )
+        """Cross-entropy of each row [N], in at least float32, with classes [N] or their probabilities [N,C]."""
+        logits = at_least_float32(logits)
+        target = target.to(logits) if target.is_floating_point() else target
+        return nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="none")
 
     def metric(self, outputs: int | None) -> Metric:
         return MulticlassAccuracy(outputs, average="micro", validate_args=False)

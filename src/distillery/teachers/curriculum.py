@@ -44,9 +44,10 @@ def confidences(teacher: Network, data: Data, task: Task) -> tuple[Tensor, Tenso
             rows, labelled = task.rows(teacher(batch), batch)
             target = labelled["target"]
             if target.is_floating_point() or len(target) != len(batch["index"]):
+                unmixed = ", or set data.augment.mixup=0 and data.augment.cutmix=0" if data.mixes else ""
                 raise UserError(
                     f"easiest: the samples of '{data.name}' do not have one class each, of which a teacher could be "
-                    "confident. Leave out easiest."
+                    f"confident. Leave out easiest{unmixed}."
                 )
             if "labelled" in labelled:
                 target = torch.where(labelled["labelled"], target, rows.logits.argmax(-1))

@@ -39,7 +39,8 @@ def check_task(
     Raises:
         UserError: tokens are masked and the task does not predict them; words have labels, and the task is not
             about words, or the reverse; there is nothing to learn from; no training sample has a label, and the task
-            loss or another one reads labels; a loss on distributions, for numbers or vectors; a loss on the logits of
+            loss or another one reads labels; images are mixed, and the task or a loss takes no soft labels; a loss on
+            distributions, for numbers or vectors; a loss on the logits of
             samples, for the logits of tokens; vectors of different widths.
     """
     if data.varies == "mask" and not task.masked:
@@ -61,6 +62,8 @@ def check_task(
         )
     if not data.labelled:
         _refuse_without_labels(data, terms, task.weight != 0 or "task.weight" in schedules)
+    if data.mixes:
+        _refuse_hard_labels(task, terms)
     for name, term in terms.items():
         if term.contract.needs == "logits":
             if not task.is_distribution() and "shift_invariant" in term.contract.properties:
@@ -113,6 +116,19 @@ def _refuse_without_labels(data: Data, terms: Mapping[str, Term], by_task: bool)
                 f"loss.{name} reads labels, but {none}. Choose a loss that does not, as loss/response=[kd], or add "
                 "labelled samples."
             )
+
+
+def _refuse_hard_labels(task: Task, terms: Mapping[str, Term]) -> None:
+    mend = "Set data.augment.mixup=0 and data.augment.cutmix=0"
+    if task.prediction != "class":
+        raise UserError(f"data.augment mixes images and their classes, and this task predicts none. {mend}.")
+    for name, term in terms.items():
+        for one in term.by_teacher.values():
+            if one.reads_labels and not one.contract.takes_soft_labels:
+                raise UserError(
+                    f"loss.{name} needs one class for each image, and data.augment mixes images and their classes. "
+                    f"{mend}, or choose a loss that reads no labels, as loss/response=[kd]."
+                )
 
 
 def _refuse_other_widths(

@@ -106,6 +106,7 @@ class CRD(Term):
         form="learned",
         per_sample=False,
         reads_labels=True,
+        takes_soft_labels=True,
         reduction="sum over negatives and both directions, mean over samples",
         scale="about 2 (1 + log K) at the start, 21 with 16384 negatives; in_batch: 2 log B",
         needs="vectors",
