@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from hydra import compose, initialize_config_dir
@@ -22,11 +23,13 @@ from wandb.proto.wandb_internal_pb2 import Record
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
+from distillery.results.record import RunRecord
 from distillery.runs import loggers
 from distillery.runs.job import resumed
 from distillery.runs.run import train
 from distillery.runs.study import run_study
-from fixtures.runs import STUDENT, Died, Dies
+from fixtures.command_line import Cli
+from fixtures.runs import STUDENT, Died, Dies, Forgets
 
 TEACHER = ["experiment=digits_teacher", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "logger=none"]
 OFFLINE = ["logger=wandb", "logger.wandb.offline=true"]
@@ -64,8 +67,13 @@ def student(teacher: Path) -> list[str]:
 def test_a_run_shows_its_config_its_losses_and_its_result(student: list[str], compose_train: Any) -> None:
     result = train(compose_train(*student, *OFFLINE, "loss/feature=[hint]", "seed=3", "loss.kd.temperature=2.5"))
     run = only_run(result.folder)
-    assert (run.project, run.group, run.job_type, run.name) == ("distillery", "digits_demo", "kd+hint", "kd+hint_seed3")
-    assert run.tags == ["digits_demo", "kd+hint"]
+    assert (run.project, run.group, run.job_type, run.name) == (
+        "distillery",
+        "digits_demo",
+        "kd+hint",
+        "kd+hint seed=3",
+    )
+    assert run.tags == ["digits_demo", "kd+hint", "seed=3"]
     assert run.exit_code == 0
 
     assert run.config["loss"]["kd"]["temperature"] == 2.5
@@ -93,8 +101,8 @@ def test_a_run_shows_its_config_its_losses_and_its_result(student: list[str], co
 
 def test_the_run_is_kept_as_an_artifact(student: list[str], compose_train: Any) -> None:
     result = train(compose_train(*student, *OFFLINE, "loss/feature=[hint]"))
-    (artifact,) = only_run(result.folder).artifacts
-    assert (artifact.type, artifact.name) == ("model", "digits_demo-kd-hint_seed0")
+    (artifact,) = models(only_run(result.folder))
+    assert artifact.name == f"digits_demo-kd-hint-seed-0-{result.record.config_hash[:8]}"
     kept = {entry.path: entry.digest for entry in artifact.manifest.contents}
     files = ["student.safetensors", "config.yaml", "run.json", "predictions.npz"]
     assert kept == {file: md5(result.folder / file) for file in files}, "as they are when the run is over"
@@ -107,7 +115,7 @@ def test_a_run_that_fails_is_a_failed_one(student: list[str], compose_train: Any
     assert run.exit_code == 1
     assert run.summary["status"] == "failed"
     assert "loss" in run.summary["error"]
-    assert not run.artifacts
+    assert not models(run)
     assert wandb.run is None
 
 
@@ -116,11 +124,11 @@ def test_two_jobs_of_one_process_share_nothing(student: list[str], compose_train
     second = only_run(train(compose_train(*student, *OFFLINE, "seed=1", run="b")).folder)
     assert "WANDB_MODE" not in os.environ, "Lightning's own `offline` would leave WANDB_MODE behind"
     assert first.id != second.id
-    assert (first.name, second.name) == ("kd+hint_seed0", "kd_seed1")
+    assert (first.name, second.name) == ("kd+hint seed=0", "kd seed=1")
     assert "hint" in first.config["loss"]
     assert "hint" not in second.config["loss"]
     assert not any("train/hint" in row for row in second.history)
-    assert len(first.artifacts) == len(second.artifacts) == 1
+    assert len(models(first)) == len(models(second)) == 1
 
 
 def test_a_job_after_a_failed_one_is_its_own(student: list[str], compose_train: Any) -> None:
@@ -143,8 +151,8 @@ def test_a_resumed_run_keeps_its_id(student: list[str], compose_train: Any) -> N
     assert (before.group, before.name) == (after.group, after.name)
     assert [max_step(run) for run in (before, after)] == [4, 6]
     assert min(row["trainer/global_step"] for row in after.history if "train/loss" in row) == 5, "it went on"
-    assert not before.artifacts
-    assert len(after.artifacts) == 1
+    assert not models(before)
+    assert len(models(after)) == 1
 
 
 def test_a_new_run_in_an_old_folder_has_a_new_id(student: list[str], compose_train: Any) -> None:
@@ -192,8 +200,8 @@ def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
     found = {run.name: run for run in runs(tmp_path / "study")}
     assert {name: run.job_type for name, run in found.items()} == {
         "teacher": "teacher",
-        "baseline_seed0": "baseline",
-        "kd_seed0": "kd",
+        "baseline seed=0": "baseline",
+        "kd seed=0": "kd",
         "report": "report",
     }
     assert {run.group for run in found.values()} == {"demo"}
@@ -270,6 +278,77 @@ def test_without_an_account_the_way_out_is_said(compose_train: Any) -> None:
 def test_an_unknown_setting_is_refused(compose_train: Any) -> None:
     with pytest.raises(UserError, match=r"logger\.wandb\.grup.*'group'"):
         train(compose_train(*TEACHER[:-1], "logger=wandb", "+logger.wandb.grup=x"))
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_sweep_are_told_apart(cli: Cli, teacher: Path) -> None:
+    """Four of them had two names, and students of different width one artifact."""
+    given = [*STUDENT, *OFFLINE, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1"]
+    swept = ["student.net.widths=[8,16],[16,32]", "seed=0,1"]
+    code, said = cli("train", "-m", *given, "loss.kd.temperature=4", *swept, "hydra.sweep.dir=sweep")
+    assert code == 0, said
+    found = sorted(runs(Path("sweep")), key=lambda run: str(run.name))
+    assert [run.name for run in found] == [f"kd widths={w} seed={s}" for w in ([16, 32], [8, 16]) for s in (0, 1)]
+    assert {run.group for run in found} == {"digits_demo_sweep"}
+    assert found[0].tags == ["digits_demo", "kd", "widths=[16, 32]", "seed=0"]
+    assert len({artifact.name for run in found for artifact in models(run)}) == 4
+
+
+def test_students_of_separate_runs_have_artifacts_of_their_own(student: list[str], compose_train: Any) -> None:
+    narrow, wide = (
+        only_run(train(compose_train(*student, *OFFLINE, f"student.net.widths={widths}", run=name)).folder)
+        for name, widths in {"narrow": [8, 16], "wide": [16, 32]}.items()
+    )
+    assert narrow.name == wide.name
+    assert models(narrow)[0].name != models(wide)[0].name
+
+
+def test_a_search_may_draw_some_values_twice(compose_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    own = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep", "hydra/sweeper=optuna"]
+    monkeypatch.setenv("DISTILLERY_SWEPT", '["loss.kd.temperature", "loss/response", "optim.optimizer.lr"]')
+    names = []
+    for trial in (0, 1):
+        job = ["loss.kd.temperature=2.12345678", "loss/response=[kd]", "optim.optimizer.lr=0.01"]
+        with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+            hydra = compose("train", [*own, *job, f"hydra.job.num={trial}"], return_hydra_config=True)
+            HydraConfig.instance().set_config(hydra)
+        names.append(compose_train(*STUDENT, *job, "logger=wandb").logger.wandb.name)
+    assert names == [f"kd trial={trial} temperature=2.12346 lr=0.01 seed=0" for trial in (0, 1)]
+
+
+def test_the_summary_has_the_best_validation_score(student: list[str], compose_train: Any) -> None:
+    result = train(compose_train(*student, *OFFLINE), callbacks=[Forgets(2)])
+    scores = [entry["score"] for entry in result.record.timeline]
+    assert max(scores) > scores[-1], "the last one is not the best"
+    summary = only_run(result.folder).summary
+    assert summary["best/val_score"] == max(scores)
+    assert summary["best/epoch"] == 1 + scores.index(max(scores))
+    assert summary["val/score"] == {"max": pytest.approx(max(scores)), "last": pytest.approx(scores[-1])}
+
+
+def test_of_a_score_of_which_lower_is_better_the_lowest_is_the_best() -> None:
+    record = RunRecord("x", "kd", 0, "", data={"higher_is_better": False})
+    record.timeline = [{"epoch": epoch, "score": score} for epoch, score in ((1, 2.5), (2, 2.25), (3, None), (4, 2.4))]
+    assert loggers._best(record) == {"best/val_score": 2.25, "best/epoch": 2}
+
+
+def test_what_is_predicted_is_a_table(student: list[str], compose_train: Any) -> None:
+    result = train(compose_train(*student, *OFFLINE))
+    run = only_run(result.folder)
+    (shown,) = (row for row in run.history if "predictions._type" in row)
+    table = json.loads((media(run) / shown["predictions.path"]).read_text())
+    arrays = dict(np.load(result.folder / "predictions.npz"))
+    assert table["columns"] == ["index", "target", "student", "main"] == [*arrays]
+    assert len(table["data"]) == 200 < len(arrays["index"])
+    rows = list(zip(*(array.tolist() for array in arrays.values()), strict=True))
+    assert [tuple(row) for row in table["data"]] == [row for row in rows if [*row] in table["data"]]
+    assert (tuple(table["data"][0]), tuple(table["data"][-1])) == (rows[0], rows[-1])
+
+
+def models(run: SimpleNamespace) -> list[Any]:
+    return [artifact for artifact in run.artifacts if artifact.type == "model"]
 
 
 def only_run(folder: Path) -> SimpleNamespace:

@@ -19,7 +19,18 @@ HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 
 def register_resolvers() -> None:
     """Make the functions below available in configs, as `${method:}` or `${package:name,folder}`."""
-    for resolver in (_method, _run_dir, _package, _score_mode, _options, _group, _quoted, _text_data):
+    for resolver in (
+        _method,
+        _run_dir,
+        _package,
+        _score_mode,
+        _options,
+        _group,
+        _run_name,
+        _run_tags,
+        _quoted,
+        _text_data,
+    ):
         OmegaConf.register_new_resolver(resolver.__name__.removeprefix("_"), resolver, replace=True)
 
 
@@ -61,6 +72,20 @@ def _group(*, _root_: DictConfig) -> str:
     if HydraConfig.initialized() and (own := HydraConfig.get()).mode == RunMode.MULTIRUN:
         return f"{_root_.name}_{Path(own.sweep.dir).name}"
     return str(_root_.name)
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    """The method, and what tells the run from the others of its sweep: `kd temperature=4 seed=1`."""
+    from distillery.config.sweep_words import differences
+
+    return " ".join([str(_root_.method), *differences(_root_)])
+
+
+def _run_tags(*, _root_: DictConfig) -> list[str]:
+    """The same as single words, after the experiment's name. W&B takes 64 characters of each."""
+    from distillery.config.sweep_words import differences
+
+    return [word[:64] for word in (str(_root_.name), str(_root_.method), *differences(_root_))]
 
 
 def _quoted(value: object) -> str:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -20,6 +21,7 @@ from distillery.results.record import RunRecord
 from distillery.runs.job import plain
 
 WANDB = "wandb"  # its key under `logger`
+TABLE_ROWS = 200  # of a table of predictions
 SUMMARY = ("status", "error", "seconds", "metrics", "teachers", "cost", "git")  # what W&B is sent of the record
 
 
@@ -51,12 +53,14 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
 
 
 def log_config(loggers: Sequence[Logger], cfg: DictConfig, record: RunRecord, folder: Path) -> None:
-    """Log the resolved config, and note in the run folder which W&B run it is."""
+    """Log the resolved config; tell W&B which score is the best, and note in the run folder which run of its it is."""
     settings = plain(cfg) | {"config_hash": record.config_hash, "data_fingerprint": record.data.get("fingerprint")}
     for logger in loggers:
         logger.log_hyperparams(settings)
         if isinstance(logger, WandbLogger) and is_main():
             (folder / WANDB_ID).write_text(f"{logger.version}\n", encoding="utf-8")
+            better = "max" if record.data["higher_is_better"] else "min"
+            logger.experiment.define_metric("val/score", summary=f"{better},last")
 
 
 def log_scores(loggers: Sequence[Logger], record: RunRecord, step: int) -> None:
@@ -165,17 +169,37 @@ def _finish(record: RunRecord, folder: Path) -> None:
         return
     finished = record.status == "finished"
     try:
-        run.summary.update({name: getattr(record, name) for name in SUMMARY})
+        run.summary.update({name: getattr(record, name) for name in SUMMARY} | _best(record))
         if finished:
+            run.log({"predictions": wandb.Table(dataframe=_predictions(folder))})
             files = (STUDENT, CONFIG, RECORD, PREDICTIONS)
-            run.log_artifact(_artifact(f"{run.group}-{run.name}", "model", folder, files))
+            run.log_artifact(_artifact(f"{run.group}-{run.name}", "model", folder, files, record.config_hash[:8]))
     finally:
         run.finish(exit_code=0 if finished else 1)
 
 
-def _artifact(name: str, kind: str, folder: Path, files: Sequence[str]) -> Any:
+def _best(record: RunRecord) -> dict[str, Any]:
+    """The best validation score of all epochs, and the epoch."""
+    scores = [(entry["score"], entry["epoch"]) for entry in record.timeline if entry["score"] is not None]
+    if not scores:
+        return {}
+    score, epoch = (max if record.data["higher_is_better"] else min)(scores, key=lambda each: each[0])
+    return {"best/val_score": score, "best/epoch": epoch}
+
+
+def _predictions(folder: Path) -> pd.DataFrame:
+    """What student and teachers predict of at most `TABLE_ROWS` rows, evenly spaced in the test split."""
+    with np.load(folder / PREDICTIONS, allow_pickle=False) as arrays:
+        rows = len(arrays["index"])
+        some = np.linspace(0, rows - 1, min(rows, TABLE_ROWS)).round().astype(int)
+        return pd.DataFrame({name: arrays[name][some].tolist() for name in arrays})
+
+
+def _artifact(name: str, kind: str, folder: Path, files: Sequence[str], identity: str = "") -> Any:
+    """An artifact of these files. `identity` keeps those apart that have the same name; W&B takes 128 characters."""
     import wandb
 
+    name = "-".join([name[:100], *([identity] if identity else [])])
     artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name, flags=re.ASCII), kind)
     for file in files:
         artifact.add_file(str(folder / file))

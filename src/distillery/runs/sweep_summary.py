@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from distillery.config.sweep_words import SWEPT, swept_settings
+
 Outcome = Literal["kept", "run", "failed"]
 JOURNAL = "DISTILLERY_JOURNAL"  # names the file of the notes: a job's own `hydra.sweep.dir` may differ (`name=a,b`)
 
@@ -38,9 +40,11 @@ class SweepSummary(Callback):
         if journal.is_file():  # of a sweep that was stopped
             journal.unlink()
         os.environ[JOURNAL] = str(journal)
+        os.environ[SWEPT] = json.dumps(swept_settings(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         journal = Path(os.environ.pop(JOURNAL))
+        del os.environ[SWEPT]
         if not journal.exists():  # the plans were shown
             return
         notes = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
