@@ -25,7 +25,7 @@ from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.core.process import NUMBERS, is_main, processes
 from distillery.models.weights import read_weights
-from distillery.results.layout import REPORT
+from distillery.results.layout import report_files
 from distillery.results.record import RunRecord, config_hash
 from distillery.runs import ranks as module
 from distillery.runs.ranks import VARIABLES, Child, Ranks, SameJob, ranks
@@ -239,7 +239,8 @@ def test_each_job_of_a_sweep_has_two_ranks_of_its_own_config(
 
     folders = sorted(path.parent for path in (tmp_path / "outputs").rglob("run.json"))
     assert [files(folder) for folder in folders] == [FILES, FILES]
-    assert len(files(tmp_path / "outputs")) == 2 * len(FILES) + len(["multirun.yaml", *REPORT])
+    (sweep,) = {folder.parent for folder in folders}
+    assert len(files(tmp_path / "outputs")) == 2 * len(FILES) + len(["multirun.yaml", *report_files(sweep)])
     for folder, lr in zip(folders, (LR, 0.02), strict=True):
         assert f"optim.optimizer.lr={lr}" in RunRecord.read(folder).overrides
         assert_same_weights(folder, alone(lr))
