@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from distillery.results.layout import RECORD
@@ -86,6 +86,28 @@ def test_a_sweep_ends_in_its_table(cli: Cli, jobs: Sequence[str]) -> None:
     assert code == 0
     assert again.splitlines()[1:] == said[said.index("Sweep of digits_demo") :].splitlines()[1:-1]
     assert contents(Path("sweep"))[Path("sweep/report.csv")][0] == written
+
+
+@pytest.mark.slow
+def test_a_search_ends_in_its_trials(cli: Cli, jobs: Sequence[str]) -> None:
+    """The value of a trial is the mean over its seeds, each of which has a folder of its own."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    code, said = cli("train", *jobs, "sweep=optuna", "hydra.sweeper.n_trials=2", "seed=[0,1]")
+    assert code == 0, said
+    of_trials = [
+        [RunRecord.read(Path(f"sweep/{trial}_kd_seed0-1/seed{seed}")).val_score or 0 for seed in (0, 1)]
+        for trial in (0, 1)
+    ]
+    assert [RunRecord.read(Path("sweep/1_kd_seed0-1/seed1")).overrides[-1]] == ["seed=1"]
+    values = [statistics.mean(scores) for scores in of_trials]
+    found = re.findall(r"^ +(\d) .* 2 +(\S+) ± (\S+)", said, re.MULTILINE)
+    assert [int(trial) for trial, _, _ in found] == [0, 1]
+    assert [float(mean) for _, mean, _ in found] == pytest.approx([100 * value for value in values], abs=0.005)
+    best = OmegaConf.load("sweep/optimization_results.yaml")
+    assert best.best_value == pytest.approx(max(values))
+    named = f"Best on the validation split: trial {values.index(max(values))}, temperature="
+    assert named + f"{best.best_params['loss.kd.temperature']:g}, weight=" in said
+    assert "0 kept, 4 run, 0 failed: sweep" in said.splitlines()  # Optuna writes its log after it
 
 
 @pytest.mark.slow

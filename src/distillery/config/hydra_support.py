@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
@@ -23,7 +23,9 @@ def register_resolvers() -> None:
         _method,
         _run_dir,
         _package,
-        _score_mode,
+        score_mode,
+        _direction,
+        _joined,
         _options,
         _group,
         _run_name,
@@ -54,12 +56,22 @@ def _package(name: str, folder: str = "") -> str:
     return str(Path(spec.submodule_search_locations[0]) / folder)
 
 
-def _score_mode(target: str) -> str:
+def score_mode(target: str) -> str:
     """Whether the best score of a task's class is the `max` or the `min`."""
     try:
         return "max" if hydra.utils.get_class(target).higher_is_better else "min"  # type: ignore[attr-defined]
     except (ImportError, AttributeError, ValueError):
         return "max"  # a class that cannot be imported is refused elsewhere, with a message of its own
+
+
+def _direction(target: str) -> str:
+    """The same as Optuna calls it."""
+    return f"{score_mode(target)}imize"
+
+
+def _joined(values: object) -> str:
+    """The values of a list as one word, as `0-1-2`; a single value as it is."""
+    return "-".join(map(str, values)) if isinstance(values, ListConfig) else str(values)
 
 
 def _options(group: str) -> str:

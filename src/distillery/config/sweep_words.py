@@ -20,9 +20,20 @@ def swept_settings(config: DictConfig) -> list[str]:
     Args:
         config: of the sweep, with Hydra's own part.
     """
+    return [key for key, override in _parsed(arguments(config)).items() if override.is_sweep_override()]
+
+
+def arguments(config: DictConfig) -> list[str]:
+    """All overrides of a sweep as its sweeper reads them: `hydra.sweeper.params`, then those of the command line."""
     params = (config.hydra.sweeper.get("params") or {}).items()
-    given = _parsed([*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task])
-    return [key for key, override in given.items() if override.is_sweep_override()]
+    return [*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task]
+
+
+def swept_values() -> dict[str, str]:
+    """What a job of a sweep has of the settings that the sweep varies, as it is written in its overrides."""
+    given = _parsed(HydraConfig.get().overrides.task)
+    keys = json.loads(os.environ.get(SWEPT, "[]"))
+    return {key: given[key].get_value_element_as_str() for key in keys if key in given}
 
 
 def differences(cfg: DictConfig) -> list[str]:
@@ -33,15 +44,21 @@ def differences(cfg: DictConfig) -> list[str]:
     """
     words = []
     if HydraConfig.initialized() and (own := HydraConfig.get()).mode == RunMode.MULTIRUN:
-        from distillery.results.report.settings import in_label, short_names
+        from distillery.results.report.settings import short_names
 
-        given = _parsed(own.overrides.task)
-        losses = () if "method" in given else ("loss/",)
-        keys = [key for key in json.loads(os.environ.get(SWEPT, "[]")) if key in given and key != "seed"]
-        names = short_names([key for key in keys if not key.startswith(losses)])
+        swept = swept_values()
+        losses = () if "method" in _parsed(own.overrides.task) else ("loss/",)
+        names = short_names([key for key in swept if key != "seed" and not key.startswith(losses)])
         words = [] if own.sweeper._target_ == GRID else [f"trial={own.job.num}"]
-        words += [f"{name}={in_label(given[key].value())}" for key, name in names.items()]
+        words += [f"{name}={shown(swept[key])}" for key, name in names.items()]
     return [*words, f"seed={cfg.seed}"]
+
+
+def shown(written: str) -> str:
+    """A value of an override as it is shown."""
+    from distillery.results.report.settings import in_label
+
+    return in_label(OverridesParser.create().parse_override(f"k={written}").value())
 
 
 def _parsed(overrides: Any) -> dict[str, Override]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.console import RenderableType
 
 from distillery.core.terminal import plain_console, say
 from distillery.results.layout import report_files
@@ -11,14 +12,17 @@ from distillery.results.report.write import terminal_table, write_report
 from distillery.runs.compare_baselines import compare_baselines
 
 
-def show_report(folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
+def show_report(folders: Sequence[Path], out: Path, title: str, shown: RenderableType | None = None) -> pd.DataFrame:
     """Write the report on all runs below the folders into `out`, print its table and its paths; returns the table.
+
+    Args:
+        shown: what is printed in place of the table.
 
     Raises:
         UserError: see `write_report`.
     """
     compare_baselines(folders)
     table = write_report(folders, out, title)
-    plain_console().print(terminal_table(table, title))
+    plain_console().print(shown or terminal_table(table, title))
     say("Report: " + "  ".join(str(out / name) for name in report_files(out)))
     return table

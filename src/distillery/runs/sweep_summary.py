@@ -7,23 +7,25 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from distillery.config.sweep_words import SWEPT, swept_settings
+from distillery.config.sweep_words import SWEPT, swept_settings, swept_values
 
 Outcome = Literal["kept", "run", "failed"]
 JOURNAL = "DISTILLERY_JOURNAL"  # names the file of the notes: a job's own `hydra.sweep.dir` may differ (`name=a,b`)
 
 
-def note(outcome: Outcome, folder: Path) -> None:
-    """Note what became of the job in this run folder."""
+def note(outcome: Outcome, folder: Path, score: float | None = None) -> None:
+    """Note what became of the job, or of one seed of it, in this run folder; and its validation score."""
+    job = {"job": HydraConfig.get().job.num, "swept": swept_values()}
     with Path(os.environ[JOURNAL]).open("a", encoding="utf-8") as file:
-        file.write(json.dumps([outcome, str(folder)]) + "\n")
+        file.write(json.dumps({"outcome": outcome, "folder": str(folder), "score": score, **job}) + "\n")
 
 
 class SweepSummary(Callback):
@@ -49,22 +51,28 @@ class SweepSummary(Callback):
             return
         notes = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
         journal.unlink()
-        folders = {outcome: [where for each, where in notes if each == outcome] for outcome in get_args(Outcome)}
-        _report([Path(where) for _, where in notes], Path(config.hydra.sweep.dir), f"Sweep of {config.name}")
+        _report(notes, config)
+        folders = {o: [each["folder"] for each in notes if each["outcome"] == o] for o in get_args(Outcome)}
         counts = ", ".join(f"{len(those)} {outcome}" for outcome, those in folders.items())
         print(f"{counts}: {config.hydra.sweep.dir}", *(f"failed: {where}" for where in folders["failed"]), sep="\n")
         if folders["failed"]:
             sys.exit(1)
 
 
-def _report(runs: Sequence[Path], out: Path, title: str) -> None:
+def _report(notes: Sequence[Mapping[str, Any]], config: DictConfig) -> None:
     """The report on these runs and the others in the sweep's folder. An error is printed: the sweep itself is done."""
     from distillery.config.explain import user_message
     from distillery.core.terminal import say
     from distillery.runs.show_report import show_report
+    from distillery.runs.trials import trials_of, trials_table
 
+    out, runs = Path(config.hydra.sweep.dir), [Path(each["folder"]) for each in notes]
     elsewhere = [run for run in runs if not run.is_relative_to(out.resolve())]
     try:
-        show_report([*([out] if len(elsewhere) < len(runs) else []), *elsewhere], out, title)
+        optuna = "optuna" in config.hydra.sweeper._target_
+        finished = [each["folder"] for each in notes if each["outcome"] != "failed"]
+        trials = trials_table(trials_of(notes), Path(finished[0]), config) if optuna and finished else None
+        folders = [*([out] if len(elsewhere) < len(runs) else []), *elsewhere]
+        show_report(folders, out, f"Sweep of {config.name}", trials)
     except Exception as error:  # of which Hydra would make a warning
         say(f"No report: {user_message(error, 'report') or ''.join(traceback.format_exception(error))}")

@@ -1,0 +1,91 @@
+"""A search with Optuna: which way is better, and which parameters mattered."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.core.paths import CONFIGS
+from distillery.results.record import RunRecord
+from distillery.runs import sweep
+from distillery.runs.trials import importances, trials_of, trials_table
+
+pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+SPACE = {"loss.kd.temperature": "interval(1, 8)", "optim.optimizer.lr": "tag(log, interval(0.003, 0.1))", "a": "x,y"}
+CONFIG = OmegaConf.create(
+    {"name": "search", "hydra": {"sweeper": {"params": SPACE}, "overrides": {"task": ["seed=[0,1]"]}}}
+)
+
+
+def notes(number: int, **scores: Any) -> list[dict[str, Any]]:
+    """Of trials whose score is that of the learning rate alone, as `scores` says by trial if it does."""
+    return [
+        {
+            "job": trial,
+            "swept": {
+                "loss.kd.temperature": repr(1 + 7 * ((trial * 0.618) % 1)),
+                "optim.optimizer.lr": repr(0.003 + 0.09 * ((trial * 0.414) % 1)),
+                "a": "xy"[trial % 2],
+            },
+            "score": scores.get(f"s{trial}", ((trial * 0.414) % 1) / 2) if seed else 0.0,
+        }
+        for trial in range(number)
+        for seed in (0, 1)
+    ]
+
+
+def shown(folder: Path, of: list[dict[str, Any]], **data: Any) -> str:
+    RunRecord("x", "kd", 0, "", data=data).write(folder)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(trials_table(trials_of(of), folder, CONFIG))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_parameter_that_matters_is_found() -> None:
+    found = importances(trials_of(notes(12)), CONFIG)
+    assert next(iter(found)) == "optim.optimizer.lr"
+    assert found["optim.optimizer.lr"] > 0.6
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_of_few_trials_nothing_is_said() -> None:
+    assert importances(trials_of(notes(9)), CONFIG) == {}
+    assert importances(trials_of(notes(12, **{f"s{trial}": 0.5 for trial in range(12)})), CONFIG) == {}
+
+
+@pytest.mark.parametrize(("data", "best"), [({}, 2), ({"score_name": "bits", "higher_is_better": False}, 0)])
+def test_the_best_trial_is_the_tasks(data: dict[str, Any], best: int, tmp_path: Path) -> None:
+    said = shown(tmp_path, notes(4, s0=0.1, s1=0.2, s2=0.4, s3=None), **data)
+    assert f"Best on the validation split: trial {best}, temperature=" in said
+    assert "failed" in next(line for line in said.splitlines() if line.startswith("     3 "))
+    assert ("20.00 ± 28.28" if not data else "0.2000 ± 0.2828") in said, "0 and 0.4"
+
+
+@pytest.mark.parametrize(
+    ("choices", "direction", "worst"),
+    [(["experiment=digits_demo"], "maximize", -math.inf), (["task=causal_lm"], "minimize", math.inf)],
+)
+def test_the_direction_is_the_tasks(
+    choices: list[str], direction: str, worst: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that failed would be the best one, were its score −∞ where lower is better."""
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+        cfg = compose("train", ["sweep=optuna", *choices], return_hydra_config=True)
+    assert cfg.hydra.sweeper.direction == direction
+
+    def broken(cfg: DictConfig, overrides: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(sweep, "check", broken)
+    monkeypatch.setattr(sweep, "note", lambda *_: None)
+    monkeypatch.setattr(sweep.Job, "record_failure", lambda *_: None)
+    own = OmegaConf.create({"seed": [0, 1], "paths": {"run": "run"}, "task": {"_target_": cfg.task._target_}})
+    assert sweep.sweep_job(own, []) == worst
