@@ -9,7 +9,7 @@ from torch import Tensor
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import is_absent, is_cached
 from distillery.config.teacher_classes import fit_classes
-from distillery.core.errors import UserError
+from distillery.core.errors import UserError, named
 from distillery.data.module import Data
 from distillery.tasks.task import Task
 from distillery.teachers.cache import refuse_varying
@@ -93,11 +93,11 @@ def _cached(
             f"{setting}={own.cache} has no signals of {absent:,} of the {len(index):,} training samples. Write a cache "
             "of all samples: distill-cache without data.train_size and similar settings."
         )
-    said = rescored(cache, data, task, teacher, cfg.seed)
+    cached = CachedTeacher(cache, name)
+    try:
+        cached.remarks.append(rescored(cache, data, task, teacher, cfg.seed))
+    except UserError as error:
+        raise named(f"{setting}={own.cache}", error) from None
     if teacher is not None:
         loaded.forget(teacher)
-    if said.startswith("differ"):
-        raise UserError(f"{setting}={own.cache} does not agree with the teacher. {said.capitalize()}.")
-    cached = CachedTeacher(cache, name)
-    cached.remarks.append(said)
     return cached

@@ -28,7 +28,7 @@ def add_lora(
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
-        raise UserError("student.lora needs peft: pip install 'distillery[lm]'") from None
+        raise UserError("student.lora needs peft: pip install -e '.[lm]'") from None
     new = {name: net.get_parameter(name) for name in getattr(net, "new_weights", ())}
     modules = target_modules if isinstance(target_modules, str) else [*target_modules]
     config = LoraConfig(r=r, lora_alpha=alpha, target_modules=modules, lora_dropout=dropout)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def lower_precision(net: nn.Module, precision: Precision) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, MappingType, PerGroup, quantize_
     except ImportError:
-        raise UserError(f"precision={precision} needs torchao: pip install 'distillery[lm]'") from None
+        raise UserError(f"precision={precision} needs torchao: pip install -e '.[lm]'") from None
     head = {net.get_submodule(path) for path in classifier_paths(net)}
     layers = {path: module for path, module in net.named_modules() if type(module) is nn.Linear and module not in head}
     if precision == "int4" and (odd := [path for path, each in layers.items() if each.in_features % GROUP]):

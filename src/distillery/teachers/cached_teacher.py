@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distillery.core.errors import UserError
 from distillery.core.numerics import log_softmax
 from distillery.core.random import hash_key
 from distillery.data.module import Data, Stage
@@ -26,6 +27,7 @@ RESCORED, MOST = 0.001, 10_000  # the share of rows that the teacher computes ag
 # By how much log-probabilities may differ that were computed in other batches: the largest difference where the teacher
 # computes in 32 bits, and the mean where it computes in 16.
 EXACT, COARSE = 1e-3, 0.1
+DISAGREES = "the cache does not agree with the teacher"
 
 
 class StoredHead(nn.Module):
@@ -141,7 +143,10 @@ def described(task: Task) -> str:
 def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, seed: int) -> str:
     """Compare a random part of the stored rows with what the batches and, if it is there, the teacher say now.
 
-    Returns: for the user: what was compared. It begins with "differ" if the cache does not agree.
+    Returns: for the user: what was compared.
+
+    Raises:
+        UserError: they differ.
     """
     contents = cache.contents
     chosen, rows = [], 0
@@ -161,7 +166,7 @@ def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, 
         stored, counts = cache.rows(batch["index"])
         same = len(labelled["index"]) == int(counts.sum())
         if not same or (task.per_token and not torch.equal(stored["positions"], labelled["position"])):
-            return "differ: the cache was written for other tokens with loss"
+            raise UserError(f"{DISAGREES}: it was written for other tokens with loss.")
         if scorer is not None:
             gaps.append(_gaps(cache, stored, scorer.logits(batch).cpu(), task))
     what = f"{rows:,} of its {contents.rows:,} rows, drawn at random"
@@ -174,7 +179,9 @@ def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, 
     else:
         allowed, measured, how = COARSE, gap.mean().item(), "on average"
     said = f"{what}, were computed again: {values} differ by {how} {measured:.2g}"
-    return said if measured <= allowed else f"differ: {said}, and {allowed:.2g} is allowed"
+    if measured > allowed:
+        raise UserError(f"{DISAGREES}: {said}, and {allowed:.2g} is allowed.")
+    return said
 
 
 def _allowed(dtype: str) -> float:
