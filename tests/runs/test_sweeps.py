@@ -17,7 +17,7 @@ from distillery.results.record import RunRecord
 from distillery.runs import sweep
 from distillery.training.distiller import Distiller
 from fixtures.command_line import Cli
-from fixtures.runs import STEPS, STUDENT, contents
+from fixtures.runs import STEPS, STUDENT, contents, sha256
 
 NAN = "optim.optimizer.lr=1e30"
 SWEEP = "hydra.sweep.dir=sweep"
@@ -86,6 +86,22 @@ def test_a_sweep_ends_in_its_table(cli: Cli, jobs: Sequence[str]) -> None:
     assert code == 0
     assert again.splitlines()[1:] == said[said.index("Sweep of digits_demo") :].splitlines()[1:-1]
     assert contents(Path("sweep"))[Path("sweep/report.csv")][0] == written
+
+
+@pytest.mark.slow
+def test_jobs_at_a_time_leave_the_same_runs_and_table(cli: Cli, jobs: Sequence[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    in_turn = cli("train", *jobs, "loss.kd.temperature=1,4")[1]
+    others = [f"{SWEEP}_joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loss.kd.temperature=1,4"]
+    code, at_a_time = cli("train", *jobs, *others)
+    assert code == 0, at_a_time
+    for temperature in (0, 1):
+        job = Path(f"{temperature}_kd_seed0") / "student.safetensors"
+        assert sha256(Path("sweep") / job) == sha256(Path("sweep_joblib") / job)
+    rows = [re.findall(r"^ kd temperature=.*$|^Best on.*$", said, re.MULTILINE) for said in (in_turn, at_a_time)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) >= 3
+    assert "0 kept, 2 run, 0 failed: sweep_joblib" in at_a_time.splitlines()
 
 
 @pytest.mark.slow
