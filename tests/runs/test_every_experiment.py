@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -199,7 +199,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
             "trainer.log_every_n_steps=1",
         ]
         cfg = train_config(*own, *more)
-        if teachers_of(cfg) and cfg.teachers.main.weights != "pretrained":
+        if teachers_of(cfg) and OmegaConf.to_container(cfg.teachers.main)["weights"] != "pretrained":
             cfg.teachers.main.weights = str(teacher_of(experiment, cfg.teachers.main.net))
         return cfg
 

@@ -185,12 +185,14 @@ STAGES = (
 @pytest.mark.slow
 @pytest.mark.parametrize("hardware", [TWO, SHARDED], ids=["ddp", "fsdp2"])
 def test_stages_are_those_of_one_process(hardware: tuple[str, ...], teacher: str, tmp_path: Path) -> None:
+    """With FSDP2 they are those of DDP: Lightning has it in 32 bits alone, in which other batches round otherwise."""
     job = (*JOB, teacher, f"+stages={{{', '.join(STAGES)}}}")
-    if hardware == SHARDED:  # which Lightning does not do in 64 bits; without Adam no last bit makes a difference
-        job = (*job, "optim=sgd", "trainer.precision=32-true")
+    reference: tuple[str, ...] = ()
+    if hardware == SHARDED:
+        job, reference = (*job, "optim=sgd"), (*TWO[:3], SHARDED[-1])
     hashes = f"+callbacks.hashes={{_target_: fixtures.two_ranks.Hashes, folder: '{tmp_path / 'hashes'}'}}"
     train(config(tmp_path / "two", *job, *hardware, hashes))
-    train(config(tmp_path / "one", *job))
+    train(config(tmp_path / "one", *job, *reference))
     for place in (".", "stages/hint", "stages/assistant", "stages/head"):
         assert_same_weights(tmp_path / "two" / place, tmp_path / "one" / place)
     found, expected = (RunRecord.read(tmp_path / name) for name in ("two", "one"))
