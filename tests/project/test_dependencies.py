@@ -60,6 +60,7 @@ def test_every_import_of_the_package_is_declared() -> None:
     # pydantic requires one exact version of pydantic-core.
     other_names = {
         "hydra": "hydra-core",
+        "hydra_plugins": "hydra-optuna-sweeper",
         "PIL": "pillow",
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
