@@ -31,11 +31,14 @@ class Trial:
     scores: list[float | None] = field(default_factory=list)
 
     @property
+    def known(self) -> list[float]:
+        """The scores of the seeds that did not fail."""
+        return [score for score in self.scores if score is not None]
+
+    @property
     def value(self) -> float:
         """The mean validation score; NaN if a seed failed."""
-        return (
-            math.nan if None in self.scores else statistics.fmean(score for score in self.scores if score is not None)
-        )
+        return statistics.fmean(self.known) if len(self.known) == len(self.scores) else math.nan
 
 
 def trials_of(notes: Sequence[Mapping[str, Any]]) -> dict[int, Trial]:
@@ -64,7 +67,7 @@ def trials_table(trials: Mapping[int, Trial], folder: Path, config: DictConfig) 
         cells = [shown(trial.parameters[key]) for key in names]
         value = in_unit(trial.value, score) if number in finished else "failed"
         if len(trial.scores) > 1 and number in finished:
-            value += f" ± {in_unit(statistics.stdev(s for s in trial.scores if s is not None), score)}"
+            value += f" ± {in_unit(statistics.stdev(trial.known), score)}"
         style = "bold" if number == best else None
         table.add_row(str(number), *cells, str(len(trial.scores)), value, style=style)
     lines = []
@@ -73,7 +76,7 @@ def trials_table(trials: Mapping[int, Trial], folder: Path, config: DictConfig) 
         lines.append(f"Best on the validation split: trial {best}, {chosen}.")
     if weights := importances({number: trials[number] for number in finished}, config):
         said = ", ".join(f"{names[key]} {weight:.2f}" for key, weight in weights.items())
-        lines.append(f"Importance for it: {said}.")
+        lines.append(f"Importance of the parameters: {said}.")
     return Group(table, *lines, "")
 
 
