@@ -36,7 +36,7 @@ def test_without_stages_there_is_one_without_a_name(compose_train: Compose) -> N
 def test_what_a_stage_does_not_name_stays(compose_train: Compose) -> None:
     one, two, three = made(
         compose_train,
-        "{one: {epochs: 2, loss: {hint: {weight: 7}}, task: {weight: 0}, optim: {optimizer: {lr: 0.5}}},"
+        "{one: {epochs: 2, loss: {hint: {weight: 7}}, task: {weight: 0}, optim: {optimizer: {lr: 0.5}}, train: ['h*']},"
         " two: {epochs: 3, loss: {kd: {temperature: 2}, hint: {}}, data: {batch_size: 50}}, three: {epochs: 1}}",
     )
     assert [*one.cfg.loss] == ["hint"]
@@ -48,6 +48,7 @@ def test_what_a_stage_does_not_name_stays(compose_train: Compose) -> None:
     assert [stage.cfg.trainer.max_epochs for stage in (one, two, three)] == [2, 3, 1]
     assert [stage.cfg.optim.scheduler.T_max for stage in (one, two, three)] == [2, 3, 1]  # ${trainer.max_epochs}
     assert [stage.fresh for stage in (one, two, three)] == [True, False, False]
+    assert [stage.train for stage in (one, two, three)] == [["h*"], None, None]  # but for this
 
 
 def test_another_target_and_other_layers_replace_the_old_ones(compose_train: Compose) -> None:

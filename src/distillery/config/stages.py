@@ -1,7 +1,8 @@
 """`cfg.stages` → the stages of a run, each with a whole config of its own.
 
 A stage's config is that of the stage before, with the stage's own settings merged into it. A setting that is null
-restores the value that the run has.
+restores the value that the run has. `train` alone is not
+handed on: a stage without it trains the whole student.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,14 +127,13 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
     lengths = lengths_of(resolved, cfg.trainer.max_epochs)
     stages: list[Stage] = []
     plain, losses, students = root, dict(root["loss"]), []
-    train: list[str] | None = None
     easiest: float | None = None
     for name, node in nodes.items():
         said = {key: resolved[name][key] for key in ("teacher", "teachers") if key in node}  # of the run's own teacher
         plain = _merged_stage(plain, root, {**node, **said}, losses)
         plain["trainer"] = {**plain["trainer"], "max_epochs": lengths[name]}
-        train, easiest = resolved[name].get("train", train), resolved[name].get("easiest", easiest)
-        steps = resolved[name].get("steps")
+        easiest = resolved[name].get("easiest", easiest)
+        train, steps = resolved[name].get("train"), resolved[name].get("steps")
         unresolved = OmegaConf.create(plain)
         own = unresolved.copy()
         OmegaConf.resolve(own)

@@ -147,11 +147,12 @@ def test_what_no_loss_reaches_is_frozen_and_thawed_again(staged: Staged) -> None
     assert all(not torch.equal(border[name], end[name]) for name in start)
 
 
-def test_a_stage_trains_what_it_names(staged: Staged) -> None:
+def test_a_stage_trains_what_it_names_and_the_next_one_all(staged: Staged) -> None:
     looks = Looks(weights_of)
-    train(staged("{head: {epochs: 1, train: ['head.*'], loss: {kd: {}}}}"), callbacks=[looks])
-    start, end = looks.seen
-    assert {name for name in start if not torch.equal(start[name], end[name])} == {"head.weight", "head.bias"}
+    train(staged("{head: {epochs: 1, train: ['head.*'], loss: {kd: {}}}, all: {epochs: 1}}"), callbacks=[looks])
+    start, border, end = looks.seen
+    assert {name for name in start if not torch.equal(start[name], border[name])} == {"head.weight", "head.bias"}
+    assert all(not torch.equal(border[name], end[name]) for name in start)  # statistics of BatchNorm, too
 
 
 def test_what_a_student_never_trains_is_not_thawed(teacher: Path, staged: Staged) -> None:
