@@ -172,6 +172,47 @@ def test_what_is_right_passes(overrides: list[str], compose_train: Compose) -> N
     check(compose_train(TAUGHT, *overrides), overrides)
 
 
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.05, "weight_decay": 5e-4}
+EXCHANGED: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {
+    ("optim.optimizer._target_=torch.optim.Adam",): ("optimizer", ADAM),
+    ("optim.optimizer._target_=torch.optim.Adam", "optim.optimizer.lr=1"): ("optimizer", {**ADAM, "lr": 1}),
+    ("optim.optimizer={_target_: torch.optim.Adam}", "+optim.optimizer.eps=1e-7"): ("optimizer", {**ADAM, "eps": 1e-7}),
+    ("optim=adamw", "optim.optimizer._target_=timm.optim.Lion"): (
+        "optimizer",
+        {"_target_": "timm.optim.Lion", "_partial_": True, "lr": 1e-3, "weight_decay": 0.05},
+    ),
+    ("optim.scheduler._target_=torch.optim.lr_scheduler.StepLR", "+optim.scheduler.step_size=3"): (
+        "scheduler",
+        {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, "step_size": 3},
+    ),
+}
+
+
+@each_case(("overrides", "exchanged"), list(EXCHANGED.items()))
+def test_another_optimizer_or_scheduler_has_no_leftovers(
+    overrides: tuple[str, ...], exchanged: tuple[str, dict[str, Any]], compose_train: Compose, capsys: Any
+) -> None:
+    node, expected = exchanged
+    stages = "+stages={a: {epochs: 1, loss: {kd: {}}}}"
+    spec = check(compose_train(TAUGHT, stages, *overrides), [stages, *overrides])
+    assert [dict(cfg.optim[node]) for cfg in (spec.cfg, spec.stages[0].cfg)] == [expected] * 2
+    (told,) = capsys.readouterr().out.splitlines()
+    left = {"optimizer": "fused" if "optim=adamw" in overrides else "momentum, nesterov", "scheduler": "T_max"}[node]
+    assert told.startswith(f"optim.{node}: {expected['_target_']} does not take {left}. Kept: ")
+
+
+def test_what_the_user_has_set_for_an_optimizer_is_never_left_out(compose_train: Compose) -> None:
+    given = ["optim.optimizer._target_=torch.optim.Adam", "optim.optimizer.momentum=0.9"]  # as in the file
+    refused = r"^Unknown setting 'optim\.optimizer\.momentum'.*remove .*: ~optim\.optimizer\.momentum$"
+    with pytest.raises(UserError, match=refused):
+        check(compose_train(TAUGHT, *given), given)
+    refused = (
+        r"^Unknown setting 'optim\.optimizer\.momentum'.*: ~optim\.optimizer\.momentum ~optim\.optimizer\.nesterov$"
+    )
+    with pytest.raises(UserError, match=refused):  # in a file, which may be the user's
+        check(compose_train(TAUGHT, *given))
+
+
 def test_settings_of_a_deselected_loss_are_accepted_and_make_no_loss(compose_train: Compose) -> None:
     cfg = compose_train("experiment=digits_demo", "loss/response=[]", "loss/relation=[rkd]")
     assert cfg.loss.kd.weight == 0.9  # what the experiment says of it

@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt
 from distillery.config.check_networks import check_student, check_teachers
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
+from distillery.config.optim import not_taken, without_leftovers
 from distillery.config.precision import native_precision
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import (
@@ -25,7 +26,7 @@ from distillery.config.spec import (
     kinds,
 )
 from distillery.config.stages import RunSpec, Schedules, Stage, merged, stages_of
-from distillery.config.targets import check_settings, check_target, imported, parameters, refuse_unknown
+from distillery.config.targets import Kinds, check_settings, check_target, imported, parameters, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
 from distillery.core.paths import CONFIGS
@@ -64,7 +65,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    cfg = expand_home(cfg)
+    cfg = without_leftovers(expand_home(cfg), overrides)
     checked, parsed = _checked(cfg, overrides)
     if not checked.get("stages"):
         own = OmegaConf.create(checked)
@@ -162,13 +163,26 @@ def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _optim(node: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {key: value for key, value in node.items() if key != "optimizer"}
-    checked = check_section("optim", rest, OptimSettings)
-    optimizer = node.get("optimizer")
+    rest = {key: value for key, value in node.items() if key not in ("optimizer", "scheduler")}
+    checked = {**node, **check_section("optim", rest, OptimSettings)}
+    optimizer, scheduler = node.get("optimizer"), node.get("scheduler")
     if not isinstance(optimizer, Mapping) or "_target_" not in optimizer:
         given = shown(optimizer)
         raise UserError(f"optim.optimizer={given}: training needs one. Choose it with optim=sgd or optim=adamw.")
-    return {**node, **checked, "optimizer": check_target("optim.optimizer", optimizer, {"lr": LEARNING_RATE})}
+    checked["optimizer"] = _exchangeable("optim.optimizer", optimizer, {"lr": LEARNING_RATE})
+    if scheduler is not None:
+        checked["scheduler"] = _exchangeable("optim.scheduler", _with_target("optim.scheduler", scheduler))
+    return checked
+
+
+def _exchangeable(path: str, node: Mapping[str, Any], kinds: Kinds | None = None) -> dict[str, Any]:
+    """A node whose target may have been exchanged in a file, where Hydra keeps the settings of the former one."""
+    try:
+        return check_target(path, node, kinds)
+    except UserError as error:
+        if remove := " ".join(f"~{path}.{key}" for key in not_taken(path, node)):
+            raise UserError(f"{error} To remove what was set for another target: {remove}") from None
+        raise
 
 
 def _loss(name: str, node: Any) -> tuple[Any, Schedules, list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def quoted(value: object) -> str:
     # In Hydra's quotes a backslash means something before a quote or `${` only.
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def settings_in(overrides: Sequence[str]) -> set[str]:
+    """The paths of the settings that overrides give: of `a={b: 1}` it is `a.b`."""
+    parsed = OverridesParser.create().parse_overrides([*overrides])
+    return {path for each in parsed for path in _paths(each.key_or_group, each.value())}
+
+
+def _paths(path: str, value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return {inner for key, item in value.items() for inner in _paths(f"{path}.{key}", item)}
+    return {path}
 
 
 def expand_home(cfg: DictConfig) -> DictConfig:

@@ -1,19 +1,51 @@
-"""Optimizer and scheduler: fills in what depends on the length of the run, and refuses what torch refuses."""
+"""Optimizer and scheduler: makes room for other ones, fills in what depends on the run, refuses what torch refuses."""
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from distillery.config.command_line import settings_in
+from distillery.config.targets import HYDRA, imported, parameters
 from distillery.core.errors import UserError
 from distillery.core.process import processes
+from distillery.core.terminal import say
 from distillery.data.module import Data
 from distillery.training.distiller import Distiller
 
 PLATEAU = ReduceLROnPlateau.__name__  # the scheduler that watches a metric
+
+
+def without_leftovers(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config without the settings of an optimizer or a scheduler that the command line has replaced by another.
+
+    Where an override gives `optim.optimizer._target_`, or the scheduler's, the files' settings that the new target does
+    not take are left out, and named on the terminal. Those that an override gives stay, to be refused.
+    """
+    given = settings_in([override for override in overrides if "optim." in override])
+    cfg = cfg.copy()
+    for path in ("optim.optimizer", "optim.scheduler"):
+        if f"{path}._target_" not in given:
+            continue
+        node = OmegaConf.select(cfg, path)
+        of_files = [str(key) for key in node if key not in HYDRA and f"{path}.{key}" not in given]
+        left = [key for key in not_taken(path, node) if key in of_files]
+        for key in left:
+            del node[key]
+        if left:
+            kept = ", ".join(f"{key}={node[key]}" for key in of_files if key in node) or "nothing"
+            say(f"{path}: {node._target_} does not take {', '.join(left)}. Kept: {kept}.")
+    return cfg
+
+
+def not_taken(path: str, node: Mapping[str, Any]) -> list[str]:
+    """The settings of a node that its target does not take."""
+    names, takes_any = parameters(imported(f"{path}._target_", node["_target_"]))
+    return [] if takes_any else [str(key) for key in node if key not in {*names, *HYDRA}]
 
 
 def updates(data: Data, trainer: DictConfig) -> tuple[int, int]:
