@@ -170,6 +170,7 @@ TRAIN = [
 OTHERS = [
     (evaluate, [], r"Which run\? Name a run folder"),
     (evaluate, ["run=nowhere"], r"nowhere is not a run folder"),
+    (evaluate, ["run=x", "data.root=y", "stride=8"], r"data\.\* and stride exclude each other"),
     (evaluate, ["runs=x"], r"Unknown setting 'runs'\. Did you mean 'run'\?"),
     (export, [], r"Which run\? Name a run folder"),
     (export, ["run=nowhere"], r"nowhere is not a run folder"),

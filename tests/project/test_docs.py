@@ -130,6 +130,8 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "data=messages",
         "run=outputs/sotu_lm/kd",
         "data.root=pets",
+        "run=outputs/pictures/kd/seed0",
+        "run=outputs/reviews/kd/seed0",
     }
     for name, *arguments in dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page)):
         command = name.removeprefix("distill-")

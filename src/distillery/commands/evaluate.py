@@ -1,4 +1,7 @@
-"""`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and check its score, or score it anew."""
+"""`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and check its score, or score it anew.
+
+`data.root=<folder>`, or any other setting of the data, scores it on other data.
+"""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,13 +14,19 @@ def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from distillery.runs.harness import harness_scores
+    from distillery.runs.score_other_data import score_other_data
     from distillery.runs.strided_score import strided_score
     from distillery.runs.verify_run import verify_run
 
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("Which run? Name a run folder: distill-evaluate run=outputs/demo/kd/seed0")
     run = Path(str(cfg.run))
-    if cfg.lm_eval:
+    if cfg.data:
+        if cfg.lm_eval or cfg.stride is not None:
+            other = "lm_eval" if cfg.lm_eval else "stride"
+            raise UserError(f"data.* and {other} exclude each other: leave out one of them.")
+        score_other_data(run, OmegaConf.to_container(cfg.data, resolve=True), cfg.split)  # type: ignore[arg-type]
+    elif cfg.lm_eval:
         harness_scores(run, [cfg.lm_eval] if isinstance(cfg.lm_eval, str) else cfg.lm_eval, cfg.limit)
     elif cfg.stride is not None:
         strided_score(run, cfg.stride, cfg.split)

@@ -136,7 +136,7 @@ def build(
             )
         if name in cached:
             continue  # its classes are those of the run that it was written for
-        logits, own_outputs = _logits(teacher, batch, data.kind), _outputs_of(teacher, data, task, outputs)
+        logits, own_outputs = logits_shape(teacher, batch, data.kind), _outputs_of(teacher, data, task, outputs)
         fit_classes(teacher, cfg.teachers[name], data, task, own_outputs, logits, batch)
         if name in data.targets and not teacher.other_classes:
             teacher.remarks += training_score(teacher, data, task, outputs)
@@ -251,7 +251,7 @@ def _refuse_networks(
     for network in networks:
         if network.available.level != "logits":
             continue  # it names the classes that it gives
-        logits = _logits(network, batch, data.kind)
+        logits = logits_shape(network, batch, data.kind)
         if isinstance(network, Teacher) and network.other_classes:
             if network.name in with_own_classes:
                 continue
@@ -314,7 +314,7 @@ def _compile(networks: Iterable[Network]) -> None:
         network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
 
 
-def _logits(network: Network, batch: Mapping[str, Tensor], kind: str) -> torch.Size:
+def logits_shape(network: Network, batch: Mapping[str, Tensor], kind: str) -> torch.Size:
     """The shape of the network's logits.
 
     Raises:

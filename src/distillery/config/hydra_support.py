@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -18,7 +19,11 @@ HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if BEFORE_1_4 else {}
 
 
 def register_resolvers() -> None:
-    """Make the functions below available in configs, as `${method:}` or `${package:name,folder}`."""
+    """Make the functions below available in configs, as `${method:}` or `${package:name,folder}`.
+
+    And the config `any_setting`: a section that takes settings which no file names.
+    """
+    ConfigStore.instance().store("any_setting", OmegaConf.create({}, flags={"struct": False}))
     for resolver in (
         _method,
         _run_dir,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillery.core.errors import UserError, did_you_mean
 from distillery.data.splits import SPLIT_SEED, stratified
 
 UNLABELLED = -1  # the class of a sample without a label, which PyTorch's losses refuse; as a number it is NaN
@@ -58,6 +59,13 @@ class Split:
         labelled[indices] = True
         return self._hiding(labelled)
 
+    def _renumbered(self, place: Tensor) -> "Split":
+        """The same samples; `place` has the new number of each class, and at its end that of `UNLABELLED`."""
+        inputs = self.inputs
+        if isinstance(inputs, Texts) and inputs.labels is not None:
+            return replace(self, inputs=replace(inputs, labels=[place[list(each)].tolist() for each in inputs.labels]))
+        return replace(self, targets=place[self.targets], soft_labels=None)
+
     def _hiding(self, labelled: Tensor | None) -> "Split":
         if labelled is None or labelled.all():
             return self
@@ -78,6 +86,28 @@ class RawData:
     test: Split
     val: Split | None = None
     remarks: tuple[str, ...] = ()
+
+    def with_classes(self, classes: Sequence[str]) -> "RawData":
+        """The same samples with the numbers that their classes have among `classes`; soft labels are left out.
+
+        The data may lack some of them, and may have them in another order.
+
+        Raises:
+            UserError: the data have classes that are none of these; with both lists.
+        """
+        if (own := list(self.classes)) == list(classes):
+            return self
+        if strange := [name for name in own if name not in classes]:
+            lacking = ", ".join(name for name in classes if name not in own)
+            raise UserError(
+                f"'{self.name}' has classes that the run lacks: {', '.join(strange)}. The run's: {', '.join(classes)}"
+                + (f"; of these the data lack {lacking}." if lacking else ".")
+                + did_you_mean(strange[0], classes)
+            )
+        place = torch.tensor([list(classes).index(name) for name in own] + [UNLABELLED])
+        parts = {part: getattr(self, part) for part in ("train", "test", "val")}
+        moved = {part: split and split._renumbered(place) for part, split in parts.items()}
+        return replace(self, classes=tuple(classes), **moved)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,21 @@ RECORD = "run.json"  # what is known of the run, see `record.py`
 STUDENT = "student.safetensors"  # the trained student's parameters and buffers
 PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
 LM_EVAL = "lm_eval.json"  # the scores that distill-evaluate lm_eval=… has found
+EVALUATIONS = "evaluations"  # a file for each of the other data that distill-evaluate has scored the student on
 BALANCE = "balance.json"  # the weights that objective.balance=auto has found, by their place in the config
 WANDB_ID = "wandb_id.txt"  # the W&B run that a resumed run continues
 STAGES = "stages"  # the student of each finished stage, in a run folder of its own
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"  # held by the process that uses the folder
-RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, BALANCE)  # what a run that replaces another removes
+RESULTS = (
+    CHECKPOINTS,
+    STAGES,
+    STUDENT,
+    PREDICTIONS,
+    LM_EVAL,
+    EVALUATIONS,
+    BALANCE,
+)  # what a run that replaces another removes
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's folder by Hydra and by Optuna
 

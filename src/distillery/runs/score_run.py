@@ -21,6 +21,7 @@ from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, STUDENT
 from distillery.results.record import RunRecord
 from distillery.runs.fidelity import add_fidelity
 from distillery.tasks.evaluate import Evaluation, evaluate
+from distillery.tasks.task import Task
 from distillery.teachers.ensemble import Ensemble
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.linear_probe import probe_of
@@ -105,7 +106,7 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
         evaluation = _evaluate(parts, teacher, parts.data.test_dataloader())
     if isinstance(evaluation, str):
         return entry | {"scored_by": f"nothing: {evaluation}"}, None
-    entry |= {"score": evaluation.score, **_figures(parts, evaluation)}
+    entry |= {"score": evaluation.score, **figures(parts.distiller.task, evaluation)}
     own_tokens = teacher.adapter.own_tokenizer(parts.example) if parts.distiller.task.per_token else None
     if own_tokens is not None:
         entry["tokenizer"] = own_tokens  # its predictions are of other rows than the student's
@@ -122,13 +123,12 @@ def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float 
         "val_loss": val.loss if val else None,
         "test_score": test.score,
         "test_loss": test.loss,
-        **_figures(parts, test),
+        **figures(parts.distiller.task, test),
     }, test
 
 
-def _figures(parts: Parts, test: Evaluation) -> dict[str, float]:
-    """Of the test split: perplexity and exact match, where the task has them."""
-    task = parts.distiller.task
+def figures(task: Task, test: Evaluation) -> dict[str, float]:
+    """Of a split: perplexity and exact match, where the task has them."""
     found = {"perplexity": math.exp(test.loss)} if task.perplexity else {}
     return found | ({"exact_match": test.exact_match} if task.exact_match else {})
 

@@ -49,8 +49,6 @@ def verify_run(folder: Path, split: str = "test") -> Evaluation:
 def rebuilt(folder: Path, split: str) -> tuple[RunRecord, Network, Data, Task]:
     """The record of a finished run, and its student, its data and its task, made anew from the folder.
 
-    The student is on the kind of device that the run was scored on, if this machine has one, and else on the CPU.
-
     Raises:
         UserError: see `verify_run`.
     """
@@ -68,9 +66,7 @@ def rebuilt(folder: Path, split: str) -> tuple[RunRecord, Network, Data, Task]:
             f"The data of {record.data['name']} are not those of the run in {folder}: their hashes differ. "
             "Point data.root to the data set that the run used."
         )
-    on_gpu = record.environment.get("scored_on") == "cuda" and torch.cuda.is_available()
-    student = student_of(folder, cfg, record).to("cuda" if on_gpu else "cpu")
-    return record, student, data, instantiate(cfg.task)
+    return record, student_of(folder, cfg, record), data, instantiate(cfg.task)
 
 
 def tolerance(record: RunRecord, student: Network, samples: int) -> tuple[int, str]:
@@ -113,6 +109,8 @@ def finished(folder: Path) -> RunRecord:
 def student_of(folder: Path, cfg: DictConfig, record: RunRecord) -> Network:
     """The trained student of a run folder, in the precision that it was exported in.
 
+    It is on the kind of device that the run was scored on, if this machine has one, and else on the CPU.
+
     Raises:
         UserError: the file does not hold the weights that the run exported.
     """
@@ -121,4 +119,5 @@ def student_of(folder: Path, cfg: DictConfig, record: RunRecord) -> Network:
     load_weights(student.net, folder / STUDENT)
     if weights_hash(student.net) != record.student_sha256:
         raise UserError(f"{folder / STUDENT} does not hold the weights that the run exported: their hashes differ.")
-    return student
+    on_gpu = record.environment.get("scored_on") == "cuda" and torch.cuda.is_available()
+    return student.to("cuda" if on_gpu else "cpu")
