@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from distillery.tasks.classification import Classification as Classification
     from distillery.teachers.frozen import Teacher as Teacher
     from distillery.training.distiller import Distiller as Distiller
-    from distillery.training.distiller import Optim as Optim
     from distillery.training.objective import Objective as Objective
+    from distillery.training.optim import Optim as Optim
     from distillery.training.wiring import wire as wire
 
 _MODULES = {
@@ -20,7 +20,7 @@ _MODULES = {
     "Distiller": "distillery.training.distiller",
     "Network": "distillery.models.taps.network",
     "Objective": "distillery.training.objective",
-    "Optim": "distillery.training.distiller",
+    "Optim": "distillery.training.optim",
     "Teacher": "distillery.teachers.frozen",
     "wire": "distillery.training.wiring",
 }

@@ -36,10 +36,12 @@ from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 from distillery.teachers.without_network import StoredTeacher, training_score
 from distillery.training.check_task import check_levels, check_task
-from distillery.training.distiller import VALIDATED, Distiller, Optim
+from distillery.training.distiller import VALIDATED, Distiller
 from distillery.training.head_chunks import end_before_heads
 from distillery.training.logged_metrics import refuse_unlogged
+from distillery.training.lr_scales import lr_scales
 from distillery.training.objective import Objective
+from distillery.training.optim import Optim
 from distillery.training.wiring import wire
 
 SIDES = (16, 32, 64, 96, 128, 224, 256, 299, 384, 448, 512)  # of the images that networks are made for
@@ -186,7 +188,9 @@ def build(
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in VALIDATED else 1
-    optim = Optim(**instantiate(cfg.optim), frequency=frequency)
+    settings = instantiate(cfg.optim)
+    rates = {"layer_decay": settings.pop("layer_decay", None), **settings.pop("lr_scale", {})}
+    optim = Optim(**settings, lr_scales=lr_scales(student, objective, batch, **rates), frequency=frequency)
     distiller = Distiller(student, teachers, task, objective, optim, outputs)
     if cfg.trainer.max_epochs:  # a cosine cannot have the length 0
         refuse_optim(distiller, cfg, updates(data, cfg.trainer)[1])

@@ -124,13 +124,17 @@ def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
     Raises:
         UserError: they are refused, or the scheduler ends before the run.
     """
-    parameters = [parameter for _, parameter in distiller.trainable()]
     with _refused_by_torch("optim.optimizer"):  # made only to see whether it can be: the trainer makes its own
-        optimizer = distiller.optim.optimizer(distiller.optim.groups(parameters))
-    if distiller.optim.scheduler is None:
-        return
+        optimizer = distiller.optim.make_optimizer(distiller.trainable())
+    if optimizer.param_groups[0].get("lr") is None:
+        raise UserError(
+            f"optim.optimizer.lr: {type(optimizer).__name__} would choose a learning rate of its own. Give one (and "
+            "relative_step=false for Adafactor of transformers)."
+        )
     with _refused_by_torch("optim.scheduler"):
-        scheduler = distiller.optim.scheduler(optimizer)
+        scheduler = distiller.optim.make_scheduler(optimizer)
+        if scheduler is None:
+            return
         if not isinstance(scheduler, ReduceLROnPlateau):
             with warnings.catch_warnings(action="ignore"):  # of a step before the optimizer's
                 scheduler.step()

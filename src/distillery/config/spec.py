@@ -153,12 +153,21 @@ class ObjectiveSettings(TypedDict, total=False):
     balance_steps: PositiveInt
 
 
+class LrScale(TypedDict, total=False):
+    """Factors of the learning rate."""
+
+    head: Annotated[FiniteFloat, Gt(0)]
+    projectors: Annotated[FiniteFloat, Gt(0)]
+
+
 class OptimSettings(TypedDict, total=False):
     optimizer: Node
     scheduler: Node | None
     interval: Literal["epoch", "step"]
     monitor: str | None
     decay_biases_and_norms: bool
+    layer_decay: Annotated[float, Gt(0), Le(1), Says("a number greater than 0 and of at most 1, or null")] | None
+    lr_scale: LrScale
 
 
 class Paths(TypedDict, total=False):

@@ -1,8 +1,7 @@
 """The LightningModule of every method: batch → signals of teachers and student → objective."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, cast
 
 import lightning as L
@@ -21,42 +20,13 @@ from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
+from distillery.training.optim import Optim
 from distillery.training.rollouts import Rollouts, given
 from distillery.training.update_counts import UpdateCounts
 
 OWN = "own_texts"  # in a checkpoint: the batches that are left of a round, of each process
 TERMS = "objective.terms."  # prefix of the losses' parameters and buffers in the state dict
 VALIDATED = ("val/score", "val/loss")  # the metrics that a validation logs
-
-
-@dataclass
-class Optim:
-    """How the student is optimised.
-
-    Attributes:
-        optimizer: makes one of a list of parameters, or of parameter groups.
-        scheduler: makes the learning-rate schedule of the optimizer; None: the rate is constant.
-        interval: how often the scheduler steps, `epoch` or `step`.
-        decay_biases_and_norms: whether weight decay applies to parameters of one dimension, too: biases, and the
-            weights of normalisations. Transformers are trained without (Devlin et al. 2019, the authors' code).
-        monitor: the metric that the scheduler is given, if it is a `ReduceLROnPlateau`.
-        frequency: the scheduler steps after this many intervals; with a metric of the validation, after each of these.
-    """
-
-    optimizer: Callable[[Any], torch.optim.Optimizer]
-    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None
-    interval: str = "epoch"
-    decay_biases_and_norms: bool = True
-    monitor: str | None = None
-    frequency: int = 1
-
-    def groups(self, parameters: list[nn.Parameter]) -> list[Any]:
-        """What the optimizer is made of: the parameters, or two groups of them where some are not decayed."""
-        if self.decay_biases_and_norms:
-            return parameters
-        decayed = [parameter for parameter in parameters if parameter.dim() > 1]
-        others = [parameter for parameter in parameters if parameter.dim() <= 1]
-        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
 
 class Distiller(L.LightningModule):
@@ -220,16 +190,12 @@ class Distiller(L.LightningModule):
             shard(self.student, self.objective, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optim.optimizer(self.optim.groups([parameter for _, parameter in self.trainable()]))
-        if self.optim.scheduler is None:
+        optimizer = self.optim.make_optimizer(self.trainable())
+        scheduler = self.optim.make_scheduler(optimizer)
+        if scheduler is None:
             return optimizer
-        scheduler = {
-            "scheduler": self.optim.scheduler(optimizer),
-            "interval": self.optim.interval,
-            "frequency": self.optim.frequency,
-            "monitor": self.optim.monitor,
-        }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        when = {"interval": self.optim.interval, "frequency": self.optim.frequency, "monitor": self.optim.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **when}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
