@@ -82,6 +82,18 @@ def test_it_ends_bit_equal(overrides: tuple[str, ...], after: int, saved: int, p
     pd.testing.assert_frame_equal(losses(folder), losses(whole), check_exact=True)
 
 
+def test_learning_rates_by_layer_and_a_schedule_of_timm_go_on(
+    prepared: Prepared, teacher: Path, tmp_path: Path
+) -> None:
+    own = ["optim=adamw_linear", "optim/scheduler=timm_cosine", "optim.layer_decay=0.5", "optim.lr_scale.head=10"]
+    own += ["optim.optimizer.lr=1e-2", "+optim.scheduler.noise_range_t=5", "trainer.max_epochs=2"]
+    unstopped = train(config(tmp_path / "unstopped", *RICH, f"teachers.main.weights='{teacher}'", *own), RICH)
+    folder = stopped(prepared(*own, *EACH_STEP), STEPS + 3)
+    assert saved_step(folder) == STEPS + 3
+    train(resumed(folder, []))
+    assert sha256(folder / "student.safetensors") == sha256(unstopped.folder / "student.safetensors")
+
+
 @pytest.mark.slow
 def test_it_may_be_stopped_twice(prepared: Prepared, whole: Path) -> None:
     folder = stopped(prepared(*EACH_STEP), STEPS + 1)

@@ -1,5 +1,6 @@
 """Schedulers that watch a metric, and those that end: they work, or are refused before the first step."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,13 @@ from fixtures.building import build
 from fixtures.composing import Compose
 
 NAME = "torch.optim.lr_scheduler."
+SMALL = ("model/teacher=none", "student.net.widths=[4,4]", "data.train_size=100", "trainer.max_epochs=4")
 
 
 @pytest.fixture
 def composed(compose_train: Compose) -> Callable[..., DictConfig]:
-    given = ["model/teacher=none", "student.net.widths=[4,4]", "data.train_size=100", "trainer.max_epochs=4"]
     return lambda scheduler, *more: compose_train(
-        *given, "~optim.scheduler", f"+optim.scheduler={{_target_: {NAME}{scheduler}, _partial_: true}}", *more
+        *SMALL, "~optim.scheduler", f"+optim.scheduler={{_target_: {NAME}{scheduler}, _partial_: true}}", *more
     )
 
 
@@ -69,6 +70,53 @@ def test_a_scheduler_watches_its_metric(mode: str, monitor: str, every: int, com
     assert rates.rates[-1] < 0.05
 
 
+class EachRate(L.Callback):
+    """The learning rate of each update, of each group."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def cosine(share: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
+LR = 0.05
+WARM = [0.0] + [LR * cosine(t / 7) for t in range(7)]  # 8 updates, of which a tenth rises: 1
+FLOOR = [0.01] + [0.02 + (LR - 0.02) * cosine(t / 7) for t in range(7)]
+BY_EPOCH = [0.0, 0.0, *[LR * cosine(t / 3) for t in (0, 0, 1, 1, 2, 2)]]
+TWO_STAGES = [0.0, *[LR * cosine(t / 3) for t in range(3)]] * 2
+SCHEDULES = {
+    ("optim/scheduler=cosine_warmup",): WARM,
+    ("optim/scheduler=cosine_warmup", "+stages={a: {epochs: 2, loss: {}}, b: {epochs: 2}}"): TWO_STAGES,
+    ("optim/scheduler=wsd",): [0.0, *[LR] * 6, LR * cosine(1 / 2)],
+    ("optim/scheduler=timm_cosine",): WARM,
+    ("optim/scheduler=timm_cosine", "optim.scheduler.lr_min=0.02", "optim.scheduler.warmup_lr_init=0.01"): FLOOR,
+    ("optim/scheduler=timm_cosine", "optim.interval=epoch"): BY_EPOCH,
+    ("optim/scheduler=timm_cosine", "+stages={a: {epochs: 2, loss: {}}, b: {epochs: 2}}"): TWO_STAGES,
+    ("optim/scheduler=timm_cosine", "trainer.accumulate_grad_batches=2"): [
+        0.0,
+        *[LR * cosine(t / 3) for t in range(3)],
+    ],
+    ("optim/scheduler=constant",): [LR] * 8,
+}
+
+
+@pytest.mark.parametrize(("overrides", "expected"), SCHEDULES.items())
+def test_each_update_has_the_rate_of_the_formula(
+    overrides: tuple[str, ...], expected: list[float], compose_train: Compose
+) -> None:
+    rates = EachRate()
+    own = [*SMALL, *overrides, "optim.lr_scale.head=3"]
+    train(compose_train(*own), own, callbacks=[rates])
+    least = 3 if "optim.scheduler.lr_min=0.02" not in overrides else None  # an absolute floor has no factor
+    assert [first for first, *_ in rates.rates] == pytest.approx(expected, abs=1e-12)
+    assert least is None or [last for *_, last in rates.rates] == pytest.approx([3 * rate for rate in expected])
+
+
 REFUSED = [
     (
         "OneCycleLR",
@@ -86,6 +134,43 @@ REFUSED = [
     ("ReduceLROnPlateau", ["+optim.scheduler.mode=maxi"], r"^optim\.scheduler\.mode=maxi\. Did you mean 'max'"),
     ("ConstantLR", ["optim.monitor=val/score"], r"^optim\.monitor=val/score: the scheduler watches no metric"),
 ]
+
+
+NONSENSE = [
+    (
+        "cosine_warmup",
+        ["num_warmup_steps=8"],
+        r"^optim\.scheduler\.num_warmup_steps=8: the warm-up ends with the run, .* 8 s",
+    ),
+    (
+        "cosine_warmup",
+        ["num_warmup_steps=1.5"],
+        r"^optim\.scheduler\.num_warmup_steps=1\.5: it must be a whole number .* or a",
+    ),
+    (
+        "cosine_warmup",
+        ["num_training_steps=5"],
+        r"^optim\.scheduler\.num_training_steps: get_cosine.* 5 steps, and .* 8 steps",
+    ),
+    ("timm_cosine", ["warmup_t=9"], r"^optim\.scheduler\.warmup_t=9: the warm-up ends with the run"),
+    ("timm_cosine", ["lr_min=-1"], r"^optim\.scheduler: these settings are refused: assert lr_min >= 0"),
+    (
+        "timm_cosine",
+        ["t_in_epochs=true"],
+        r"^optim\.scheduler\.t_in_epochs=true: with optim\.interval=step leave it out",
+    ),
+    ("timm_cosine", ["_target_=timm.scheduler.PlateauLRScheduler"], r"gives a PlateauLRScheduler, which cannot be"),
+    ("timm_cosine", ["_target_=timm.scheduler.create_scheduler_v2"], r"gives a tuple, which cannot be"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "settings", "message"), NONSENSE)
+def test_a_schedule_that_makes_no_sense_is_refused(
+    scheduler: str, settings: list[str], message: str, compose_train: Compose
+) -> None:
+    own = [*SMALL, f"optim/scheduler={scheduler}", *(f"++optim.scheduler.{setting}" for setting in settings)]
+    with pytest.raises(UserError, match=message):
+        train(compose_train(*own), own)
 
 
 @pytest.mark.parametrize(("scheduler", "overrides", "message"), REFUSED)

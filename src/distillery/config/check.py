@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import lightning as L
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from omegaconf import MISSING, DictConfig, OmegaConf
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from distillery.config.check_networks import check_student, check_teachers
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
-from distillery.config.optim import not_taken, without_leftovers
+from distillery.config.optim import LENGTHS, SHARES, not_taken, without_leftovers
 from distillery.config.precision import native_precision
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import (
@@ -41,6 +41,11 @@ FROM_RUN = frozenset(
     "logger callbacks default_root_dir use_distributed_sampler enable_model_summary enable_checkpointing".split()
 )  # arguments of the Trainer that run.py gives
 LEARNING_RATE = Annotated[float, Ge(0), Lt(float("inf")), Says("a finite number of at least 0")]
+SHARE = Annotated[
+    NonNegativeInt | Annotated[float, Gt(0), Lt(1)],
+    Says("a whole number of steps, or a share of the run greater than 0 and less than 1"),
+]
+SCHEDULER = {**dict.fromkeys(LENGTHS, PositiveInt | None), **dict.fromkeys(SHARES, SHARE)}
 CHECKPOINT = {
     "mode": Literal["min", "max"],
     "every_n_epochs": NonNegativeInt | None,
@@ -171,7 +176,7 @@ def _optim(node: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"optim.optimizer={given}: training needs one. Choose it with optim=sgd or optim=adamw.")
     checked["optimizer"] = _exchangeable("optim.optimizer", optimizer, {"lr": LEARNING_RATE})
     if scheduler is not None:
-        checked["scheduler"] = _exchangeable("optim.scheduler", _with_target("optim.scheduler", scheduler))
+        checked["scheduler"] = _exchangeable("optim.scheduler", _with_target("optim.scheduler", scheduler), SCHEDULER)
     return checked
 
 

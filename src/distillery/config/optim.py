@@ -1,23 +1,30 @@
 """Optimizer and scheduler: makes room for other ones, fills in what depends on the run, refuses what torch refuses."""
 
 import math
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from timm.scheduler.plateau_lr import PlateauLRScheduler
+from timm.scheduler.scheduler import Scheduler as TimmScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from distillery.config.command_line import settings_in
 from distillery.config.targets import HYDRA, imported, parameters
 from distillery.core.errors import UserError
+from distillery.core.kinds import shown
 from distillery.core.process import processes
 from distillery.core.terminal import say
 from distillery.data.module import Data
 from distillery.training.distiller import Distiller
+from distillery.training.optim import step
 
 PLATEAU = ReduceLROnPlateau.__name__  # the scheduler that watches a metric
+LENGTHS = ("total_steps", "num_training_steps", "t_initial")  # arguments of schedulers; null: the run's length
+SHARES = ("num_warmup_steps", "num_decay_steps", "warmup_t")  # below 1: a share of it
 
 
 def without_leftovers(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -97,11 +104,12 @@ def complete_optim(optim: DictConfig, trainer: DictConfig, data: Data) -> DictCo
     """The settings with what depends on the run filled in where they leave it open: a schedule's length and metric.
 
     Raises:
-        UserError: a metric for a scheduler that watches none, or a scheduler that does and steps after each update.
+        UserError: a metric for a scheduler that watches none, or a scheduler that does and steps after each update; a
+            schedule that counts in other units than `interval`, or whose warm-up is as long as the run.
     """
     scheduler = optim.scheduler
-    if scheduler is not None and scheduler.get("total_steps", 0) is None:
-        scheduler.total_steps = updates(data, trainer)[1]
+    if scheduler is not None:
+        _complete_lengths(scheduler, optim.interval, trainer, data)
     watches = scheduler is not None and str(scheduler._target_).endswith(PLATEAU)
     if not watches:
         if optim.get("monitor") is not None:
@@ -118,6 +126,34 @@ def complete_optim(optim: DictConfig, trainer: DictConfig, data: Data) -> DictCo
     return optim
 
 
+def _complete_lengths(scheduler: DictConfig, interval: str, trainer: DictConfig, data: Data) -> None:
+    """Fill in the lengths that are null, and those that are a share of the run's, in intervals."""
+    in_epochs = interval == "epoch"
+    told = "t_in_epochs" in parameters(imported("optim.scheduler._target_", scheduler._target_))[0]  # timm's
+    if told and (given := scheduler.setdefault("t_in_epochs", in_epochs)) != in_epochs:
+        raise UserError(f"optim.scheduler.t_in_epochs={shown(given)}: with optim.interval={interval} leave it out.")
+    open_lengths = [key for key in LENGTHS if scheduler.get(key, 0) is None]
+    shares = [key for key in SHARES if 0 < scheduler.get(key, 0) < 1]
+    warm_ups = [key for key in SHARES if "warmup" in key and scheduler.get(key)]
+    if not (open_lengths or shares or warm_ups):
+        return
+    steps = trainer.max_epochs if in_epochs else updates(data, trainer)[1]
+    if steps < 0 and (open_lengths or shares):
+        key = (open_lengths or shares)[0]
+        raise UserError(f"optim.scheduler.{key}={scheduler[key]}: the run has no end. Give a number of {interval}s.")
+    for key in shares:
+        scheduler[key] = min(math.ceil(scheduler[key] * steps), max(0, steps - 1))
+    for key in warm_ups:
+        if 0 < steps <= scheduler[key]:
+            raise UserError(
+                f"optim.scheduler.{key}={scheduler[key]}: the warm-up ends with the run, which is {steps} {interval}s "
+                "long, or after it. Give a smaller number, or a share of the run such as 0.1."
+            )
+    before = scheduler.get("warmup_t", 0) if scheduler.get("warmup_prefix") or "WSD" in scheduler._target_ else 0
+    for key in open_lengths:
+        scheduler[key] = max(1, steps - before)
+
+
 def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
     """Refuse settings of optimizer and scheduler that torch refuses; a scheduler's may fail only in its first step.
 
@@ -131,20 +167,29 @@ def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
             f"optim.optimizer.lr: {type(optimizer).__name__} would choose a learning rate of its own. Give one (and "
             "relative_step=false for Adafactor of transformers)."
         )
-    with _refused_by_torch("optim.scheduler"):
+    with _refused_by_torch("optim.scheduler"), warnings.catch_warnings(action="ignore"):
         scheduler = distiller.optim.make_scheduler(optimizer)
         if scheduler is None:
             return
+        if not isinstance(scheduler, LRScheduler | TimmScheduler) or isinstance(scheduler, PlateauLRScheduler):
+            raise UserError(
+                f"optim.scheduler._target_={cfg.optim.scheduler._target_} gives a {type(scheduler).__name__}, which "
+                "cannot be stepped and resumed here. Choose a class of torch.optim.lr_scheduler or timm.scheduler "
+                "(ReduceLROnPlateau of torch for one that watches a metric), or transformers.get_…_schedule…"
+            )
+        if isinstance(scheduler, ReduceLROnPlateau) and cfg.optim.monitor is None:
+            raise UserError(f"optim.scheduler: choose it by _target_: torch.optim.lr_scheduler.{PLATEAU}")
         if not isinstance(scheduler, ReduceLROnPlateau):
-            with warnings.catch_warnings(action="ignore"):  # of a step before the optimizer's
-                scheduler.step()
-    length = getattr(scheduler, "total_steps", None)  # OneCycleLR refuses to step further
+            step(scheduler, 1, 1)  # torch warns that it is before the optimizer's
+    # OneCycleLR refuses to step further, and transformers' cosine would rise again
+    given = cfg.optim.scheduler.get("num_training_steps")
+    key, length = ("num_training_steps", given) if given else ("total_steps", getattr(scheduler, "total_steps", None))
     taken = updates if cfg.optim.interval == "step" else cfg.trainer.max_epochs
     if length is not None and not 0 <= taken <= length:
         of_run = "without end" if taken < 0 else f"{taken} {cfg.optim.interval}s long"
         raise UserError(
-            f"optim.scheduler.total_steps: {type(scheduler).__name__} ends after {length} steps, and the run is "
-            f"{of_run}. total_steps=null with interval=step takes the run's own length."
+            f"optim.scheduler.{key}: {cfg.optim.scheduler._target_.rpartition('.')[2]} ends after {length} steps, and "
+            f"the run is {of_run}. {key}=null takes the run's own length."
         )
 
 
@@ -152,5 +197,6 @@ def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
 def _refused_by_torch(path: str) -> Iterator[None]:
     try:
         yield
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: these settings are refused: {error}") from error
+    except (TypeError, ValueError, ZeroDivisionError, AssertionError) as error:
+        failed = str(error) or traceback.extract_tb(error.__traceback__)[-1].line  # timm's assertions say nothing
+        raise UserError(f"{path}: these settings are refused: {failed}") from error

@@ -20,7 +20,7 @@ from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
-from distillery.training.optim import Optim
+from distillery.training.optim import Optim, step
 from distillery.training.rollouts import Rollouts, given
 from distillery.training.update_counts import UpdateCounts
 
@@ -68,7 +68,7 @@ class Distiller(L.LightningModule):
         self.own: Batch | None = None  # the batch of this step, if it is of the student's own texts
         self._own: deque[Batch] = deque()  # what is left of a round on them
         self.stage = ""  # the name of the current stage; empty in a run without stages
-        self.stage_start_step = 0  # the update at which it began
+        self.stage_start_epoch = self.stage_start_step = 0  # the epoch and the update at which it began
         self.stage_teachers: frozenset[str] = frozenset()  # names of teachers that are students of earlier stages
 
     def replace_parts(self, other: "Distiller", losses: Set[str] | None) -> None:
@@ -196,6 +196,13 @@ class Distiller(L.LightningModule):
             return optimizer
         when = {"interval": self.optim.interval, "frequency": self.optim.frequency, "monitor": self.optim.monitor}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **when}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if metric is not None:
+            scheduler.step(metric)
+        else:  # within an epoch, its number is that of the epochs before it
+            epochs, updates = self.current_epoch + 1, self.trainer.global_step
+            step(scheduler, epochs - self.stage_start_epoch, updates - self.stage_start_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

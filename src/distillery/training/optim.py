@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.scheduler.scheduler import Scheduler as TimmScheduler
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 PEAKS = ("max_lr", "base_lr")  # arguments of OneCycleLR and CyclicLR that replace the learning rates of the groups
+Scheduler = LRScheduler | TimmScheduler
 
 
 @dataclass
@@ -16,7 +19,7 @@ class Optim:
 
     Attributes:
         optimizer: makes one of a list of parameters, or of parameter groups.
-        scheduler: makes the learning-rate schedule of the optimizer; None: the rate is constant.
+        scheduler: makes the learning-rate schedule of the optimizer, one of torch or timm; None: the rate is constant.
         interval: how often the scheduler steps, `epoch` or `step`.
         decay_biases_and_norms: whether weight decay applies to parameters of one dimension, too: biases, and the
             weights of normalisations. Transformers are trained without (Devlin et al. 2019, the authors' code).
@@ -27,7 +30,7 @@ class Optim:
     """
 
     optimizer: Callable[[Any], torch.optim.Optimizer]
-    scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None
+    scheduler: Callable[..., Scheduler] | None = None
     interval: str = "epoch"
     decay_biases_and_norms: bool = True
     lr_scales: Mapping[str, float] = field(default_factory=dict)
@@ -54,7 +57,7 @@ class Optim:
             group["lr"] = group["lr"] * group["factor"]
         return optimizer
 
-    def make_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
+    def make_scheduler(self, optimizer: torch.optim.Optimizer) -> Scheduler | None:
         """The schedule of an optimizer that `make_optimizer` has made: the factors of the groups apply to its peak."""
         if self.scheduler is None:
             return None
@@ -62,3 +65,12 @@ class Optim:
         factors = [group.get("factor", 1.0) for group in optimizer.param_groups]
         peaks = {key: peak for key in PEAKS if isinstance(peak := given.get(key), int | float)}
         return self.scheduler(optimizer, **{key: [peak * factor for factor in factors] for key, peak in peaks.items()})
+
+
+def step(scheduler: Scheduler, epochs: int, updates: int) -> None:
+    """Step a scheduler that watches no metric, at the end of so many epochs or updates: timm's must be told."""
+    if isinstance(scheduler, TimmScheduler):
+        scheduler.step(epochs)  # does nothing, if the scheduler counts in updates
+        scheduler.step_update(updates)
+    else:
+        scheduler.step()

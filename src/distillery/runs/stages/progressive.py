@@ -128,7 +128,8 @@ class ProgressiveDistillation(L.Callback):
         return waited or epochs - self.position.epoch >= stage.cfg.trainer.max_epochs
 
     def _tell(self, module: Distiller) -> None:
-        module.stage, module.stage_start_step = self.sequence.stage.name, self.position.step
+        module.stage = self.sequence.stage.name
+        module.stage_start_epoch, module.stage_start_step = self.position.epoch, self.position.step
         module.stage_teachers = frozenset(stage_teachers(self.sequence.stage.cfg))
 
     def _enter_next(self, trainer: L.Trainer, module: Distiller) -> None:
