@@ -85,7 +85,8 @@ def test_help_lists_every_option_of_every_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"), [("evaluate", "run"), ("export", "out"), ("report", "runs"), ("study", "replace")]
+    ("name", "setting"),
+    [("evaluate", "run"), ("predict", "top"), ("export", "out"), ("report", "runs"), ("study", "replace")],
 )
 def test_the_other_commands_help_with_what_is_theirs(name: str, setting: str) -> None:
     shown = light(f"distill-{name}", "--help")

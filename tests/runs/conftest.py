@@ -1,13 +1,15 @@
 """Fixtures of the tests of whole runs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distillery.runs.run import Result
-from fixtures.runs import train_student
+from distillery.runs.run import Result, train
+from fixtures.datasets import write_image_folder
+from fixtures.runs import Once, config, train_student
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,16 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
         return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
 
     return trained
+
+
+@pytest.fixture
+def pictures(once: Once, tmp_path: Path) -> Path:
+    """A copy of the run of a student on pictures in three classes."""
+
+    def make(folder: Path) -> None:
+        write_image_folder(folder / "pictures", {"train": 12, "val": 4, "test": 4}, shape=(8, 8))
+        own = ["data=image_folder", f"data.root='{folder / 'pictures'}'", "data.source.size=8", "data.num_workers=0"]
+        few = ["data.train_size=30", "data.batch_size=10", "trainer.max_epochs=4", "data.augment=null", "logger=none"]
+        train(config(folder / "run", "experiment=digits_teacher", *own, *few))
+
+    return Path(shutil.copytree(once("pictures", make) / "run", tmp_path / "run"))

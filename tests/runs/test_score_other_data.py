@@ -15,26 +15,12 @@ from safetensors.torch import load_file
 from distillery.commands import evaluate
 from distillery.core.errors import UserError
 from distillery.models.cnn import SmallCNN
-from distillery.runs.run import train
 from distillery.runs.score_other_data import score_other_data
 from fixtures.command_line import Command
 from fixtures.datasets import write_image_folder
-from fixtures.runs import Once, config, contents
+from fixtures.runs import contents
 
 CLASSES = ("ant", "bee", "cat")
-
-
-@pytest.fixture
-def pictures(once: Once, tmp_path: Path) -> Path:
-    """A copy of the run of a student on pictures in three classes."""
-
-    def make(folder: Path) -> None:
-        write_image_folder(folder / "pictures", {"train": 12, "val": 4, "test": 4}, shape=(8, 8))
-        own = ["data=image_folder", f"data.root='{folder / 'pictures'}'", "data.source.size=8", "data.num_workers=0"]
-        few = ["data.train_size=30", "data.batch_size=10", "trainer.max_epochs=4", "data.augment=null", "logger=none"]
-        train(config(folder / "run", "experiment=digits_teacher", *own, *few))
-
-    return Path(shutil.copytree(once("pictures", make) / "run", tmp_path / "run"))
 
 
 def score_by_hand(run: Path, files: dict[Path, str]) -> float:

@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from distillery.core.errors import UserError
 
 EXTENSIONS = frozenset({*IMG_EXTENSIONS, ".gif", ".avif"})
+MEND = " Replace or remove it, or set data.source.broken=skip."  # of a broken picture in a data set
 WHITE = {"I": 65_535, "F": 1.0}  # the value of white in pictures of 16 bits, held as 32-bit integers, and of floats
 
 
@@ -30,9 +31,7 @@ def decode(file: Path | IO[bytes], name: str, background: str = "white") -> Imag
         with Image.open(file) as image:
             return _rgb(ImageOps.exif_transpose(image), background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"'{name}' cannot be decoded: {error}. Replace or remove it, or set data.source.broken=skip."
-        ) from error
+        raise UserError(f"'{name}' cannot be decoded: {error}.{MEND}") from error
 
 
 def _rgb(image: Image.Image, background: str) -> Image.Image:

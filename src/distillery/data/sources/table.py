@@ -143,11 +143,7 @@ def read_samples(table: Table, columns: Columns, need_labels: bool = True) -> tu
         UserError: a column is missing, a text is empty or not a string, a label is missing or of the wrong kind, or
             the numbers of words and labels differ.
     """
-    words = columns.words
-    read = {"first": _texts(table, "text", columns.text) if words is None else _words(table, words)}
-    if columns.second is not None:
-        read["second"] = _texts(table, "second", columns.second)
-    empty = [row for row, texts in enumerate(zip(*read.values(), strict=True)) if not all(texts)]
+    read, empty = read_texts(table, columns.text, columns.second, columns.words)
     if empty and not columns.drop_empty:
         raise UserError(
             f"{table.where}: the text is empty in {table.places(empty)}. Correct the file, or leave these rows out "
@@ -168,6 +164,23 @@ def read_samples(table: Table, columns: Columns, need_labels: bool = True) -> tu
         labels = [None if _is_missing(label) else next(read_labels) for label in labels]
         samples = replace(samples, columns={**samples.columns, "labels": labels})
     return samples, len(empty)
+
+
+def read_texts(
+    table: Table, text: str, second: str | None = None, words: str | None = None
+) -> tuple[dict[str, list[Any]], list[int]]:
+    """The columns `first` and, of pairs, `second`, as `Samples` have them; and the rows in which one of them is empty.
+
+    Args:
+        text, second, words: see `Columns`.
+
+    Raises:
+        UserError: a column is missing, or a text in it is not a string.
+    """
+    read = {"first": _texts(table, "text", text) if words is None else _words(table, words)}
+    if second is not None:
+        read["second"] = _texts(table, "second", second)
+    return read, [row for row, texts in enumerate(zip(*read.values(), strict=True)) if not all(texts)]
 
 
 def _soft_labels(table: Table, names: SoftLabel) -> list[Any]:

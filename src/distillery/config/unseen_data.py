@@ -1,0 +1,36 @@
+"""Pictures and texts that are in no data set, served as a run's data are in evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from distillery.config.other_data import OF_TRAINING
+from distillery.data.module import Data
+from distillery.data.unseen import Unseen, unseen_pictures, unseen_texts
+from distillery.tasks.task import Task
+
+
+def build_unseen(cfg: DictConfig, task: Task, classes: Sequence[str], given: Sequence[str]) -> tuple[Data, Unseen]:
+    """The samples in these files, as the data of a run whose test split they are.
+
+    The data set of the run is read only where its images are held in memory: their size is not in the config.
+
+    Args:
+        cfg: the resolved config of the run.
+        classes: of the run.
+        given: files, folders and patterns.
+    """
+    source = cfg.data.source
+    if get_class(cfg.data._target_).kind == "texts":  # type: ignore[attr-defined]
+        found = unseen_texts(given, OmegaConf.to_container(source), task.per_token)  # type: ignore[arg-type]
+    else:
+        shape = None if "size" in source else instantiate(cfg.data).raw.train.inputs.shape
+        found = unseen_pictures(given, shape, source.get("size", 0), source.get("background", "white"))
+    number = len(found.inputs)
+    targets = torch.zeros(number) if task.prediction == "number" else torch.zeros(number, dtype=torch.int64)
+    raw = found.raw(() if task.prediction == "number" else classes, targets)
+    settings = {key: value for key, value in cfg.data.items() if key not in ("source", "root")}
+    settings |= dict.fromkeys(OF_TRAINING & settings.keys()) | {"val_size": 0}
+    return instantiate(settings, source=lambda: raw), found
