@@ -140,8 +140,8 @@ def test_the_loss_is_waited_for_only_where_it_is_logged(composed: Composed) -> N
 def test_without_a_validation_split_no_score_is_waited_for() -> None:
     saved = {"best": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/score"}, "other": None}
     latch = parse("x", {"schedule": "on", "when": "val/loss", "below": 1, "value": 1})
-    refuse_unlogged(saved, {"kd.weight": latch}, validated=True)
+    refuse_unlogged(saved, {"kd.weight": latch}, ("val/score", "val/loss"))
     with pytest.raises(UserError, match=r"^callbacks\.best\.monitor=val/score: .* callbacks\.best=null does"):
-        refuse_unlogged(saved, {}, validated=False)
+        refuse_unlogged(saved, {}, ())
     with pytest.raises(UserError, match=r"^loss\.kd\.weight: when=val/loss: there is no such metric without"):
-        refuse_unlogged({}, {"kd.weight": latch}, validated=False)
+        refuse_unlogged({}, {"kd.weight": latch}, ())

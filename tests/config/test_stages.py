@@ -254,15 +254,18 @@ def test_balanced_weights_are_for_one_stage(compose_train: Compose) -> None:
 
 
 def test_what_a_stage_takes_for_better() -> None:
-    """By default, of the score what the task says."""
-    for given, mode, expected in (
-        ({}, "max", [True, False]),
-        ({}, "min", [False, True]),
-        ({"mode": "max"}, "min", [True, False]),
-        ({"metric": "val/loss", "mode": "min"}, "max", [False, True]),
-        ({"metric": "other"}, "min", [True, False]),
-        ({"min_delta": 0.2}, "min", [False, False]),
+    """By default, of the score what the task says, and of a loss or a metric what is known of it."""
+    for given, higher, expected in (
+        ({}, True, [True, False]),
+        ({}, False, [False, True]),
+        ({"mode": "max"}, False, [True, False]),
+        ({"metric": "val/loss"}, True, [False, True]),
+        ({"metric": "val/loss", "mode": "max"}, True, [True, False]),
+        ({"metric": "val/mse"}, True, [False, True]),
+        ({"metric": "val/macro_f1"}, False, [True, False]),
+        ({"metric": "other"}, False, [True, False]),
+        ({"min_delta": 0.2}, False, [False, False]),
     ):
         until = Until(**given)  # type: ignore[arg-type]
-        assert [until.better(value, 1.0, mode) for value in (1.1, 0.9)] == expected, given  # type: ignore[arg-type]
-        assert until.better(5.0, None, "min")
+        assert [until.better(value, 1.0, higher) for value in (1.1, 0.9)] == expected, given
+        assert until.better(5.0, None, False)

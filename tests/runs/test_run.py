@@ -70,6 +70,8 @@ def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
         "score_name": "accuracy",
         "higher_is_better": True,
         "score_range": [0.0, 1.0],
+        "metrics": {},
+        "monitor": "val/score",
         "measured": "",
         "remarks": [],
         "train": 100,

@@ -20,6 +20,7 @@ MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path_
     "evaluate",
     "windows",
     "fidelity",
+    "metrics",
 }
 MEMBERS = sorted(name for name in vars(Task) if inspect.isfunction(vars(Task)[name]) and not name.startswith("_"))
 PIPELINE_TAGS = set("text-classification token-classification fill-mask sentence-similarity text-generation".split())
@@ -35,10 +36,12 @@ def test_config_holds_every_setting_with_its_default(path: Path) -> None:
     module, _, name = config.pop("_target_").rpartition(".")
     assert module == f"distillery.tasks.{path.stem}"
     task = getattr(importlib.import_module(module), name)
-    assert config == {name: given.default for name, given in inspect.signature(task).parameters.items()}
+    defaults = {name: given.default for name, given in inspect.signature(task).parameters.items()}
+    assert config == defaults | {"metrics": [*defaults["metrics"]]}
     made = task(**config)
     assert {name: getattr(made, name) for name in config} == config
-    assert MEMBERS == ["loss", "measured", "metric", "outputs", "predict", "rows", "score_rows"]
+    members = "chosen_metrics loss measured metric outputs predict probabilities rows score_rows update_metrics"
+    assert members.split() == MEMBERS
     assert all(callable(getattr(made, member)) for member in MEMBERS)
     assert made.head in HEADS
     assert made.pipeline_tag in PIPELINE_TAGS

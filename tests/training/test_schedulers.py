@@ -117,6 +117,16 @@ def test_each_update_has_the_rate_of_the_formula(
     assert least is None or [last for *_, last in rates.rates] == pytest.approx([3 * rate for rate in expected])
 
 
+def test_a_scheduler_watches_what_students_are_chosen_by_if_its_mode_suits(composed: Any) -> None:
+    chosen = ["task.metrics=[macro_f1]", "task.monitor=val/macro_f1"]
+    for mode, monitor in (("max", "val/macro_f1"), ("min", "val/loss")):
+        cfg = composed(
+            "ReduceLROnPlateau", f"+optim.scheduler.mode={mode}", *chosen, "trainer.check_val_every_n_epoch=2"
+        )
+        parts = build(cfg)
+        assert (parts.cfg.optim.monitor, parts.distiller.optim.frequency) == (monitor, 2)
+
+
 REFUSED = [
     (
         "OneCycleLR",

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> float | None:
         if result.kept:
             say(f"{result.folder} holds this very run, finished: kept. Remove the folder to run it again.")
         show_result(result.record, result.folder)
-        return result.record.val_score
+        return result.record.val_monitored
     finally:
         remove_new_folders()
 

@@ -30,13 +30,14 @@ from distillery.data.stored_targets import with_stored_targets
 from distillery.losses.term import Term
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.network import Network
+from distillery.tasks.metrics import validated
 from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 from distillery.teachers.without_network import StoredTeacher, training_score
 from distillery.training.check_task import check_levels, check_task
-from distillery.training.distiller import VALIDATED, Distiller
+from distillery.training.distiller import Distiller
 from distillery.training.head_chunks import end_before_heads
 from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.lr_scales import lr_scales
@@ -174,7 +175,8 @@ def build(
         schedules |= {f"rollouts.{setting}": each for setting, each in own.items()}
     objective = Objective(task, terms, schedules, cfg.objective.balance == "auto", peers, rollouts)
     monitors = {"optim.monitor": cfg.optim.get("monitor")}
-    refuse_unlogged(cfg.callbacks, schedules, is_validated(data, cfg.trainer), monitors)
+    validations = validated(task.metrics) if is_validated(data, cfg.trainer) else ()
+    refuse_unlogged(cfg.callbacks, schedules, validations, monitors)
 
     for name, teacher in frozen.items():
         if cfg.teachers[name].get("cache") and name not in cached:
@@ -187,7 +189,7 @@ def build(
     end_before_heads(task, terms, student, teachers, batch, whole)
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
-    frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in VALIDATED else 1
+    frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in validations else 1
     settings = instantiate(cfg.optim)
     rates = {"layer_decay": settings.pop("layer_decay", None), **settings.pop("lr_scale", {})}
     optim = Optim(**settings, lr_scales=lr_scales(student, objective, batch, **rates), frequency=frequency)
@@ -204,7 +206,7 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
         UserError: a network does not fit the data, or has another tokenizer.
     """
     cfg.student = complete(cfg.student, data, task, "student") if former is None else former.cfg.student
-    cfg.optim = complete_optim(cfg.optim, cfg.trainer, data)
+    cfg.optim = complete_optim(cfg.optim, cfg.trainer, data, task)
     cfg.loss = {name: _with_sizes(loss, data) for name, loss in cfg.loss.items()}
     cfg.teachers = {
         name: complete_teacher(teacher, data, task, name, cfg.student) for name, teacher in cfg.teachers.items()

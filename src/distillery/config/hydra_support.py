@@ -61,17 +61,19 @@ def _package(name: str, folder: str = "") -> str:
     return str(Path(spec.submodule_search_locations[0]) / folder)
 
 
-def score_mode(target: str) -> str:
-    """Whether the best score of a task's class is the `max` or the `min`."""
+def score_mode(target: str, monitor: str) -> str:
+    """Whether the best value of what a task of this class logs, as `val/score`, is the `max` or the `min`."""
+    from distillery.tasks.metrics import mode_of  # torch takes seconds
+
     try:
-        return "max" if hydra.utils.get_class(target).higher_is_better else "min"  # type: ignore[attr-defined]
+        return mode_of(monitor, hydra.utils.get_class(target).higher_is_better)  # type: ignore[attr-defined]
     except (ImportError, AttributeError, ValueError):
         return "max"  # a class that cannot be imported is refused elsewhere, with a message of its own
 
 
-def _direction(target: str) -> str:
+def _direction(target: str, monitor: str) -> str:
     """The same as Optuna calls it."""
-    return f"{score_mode(target)}imize"
+    return f"{score_mode(target, monitor)}imize"
 
 
 def _joined(values: object) -> str:

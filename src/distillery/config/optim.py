@@ -19,6 +19,8 @@ from distillery.core.kinds import shown
 from distillery.core.process import processes
 from distillery.core.terminal import say
 from distillery.data.module import Data
+from distillery.tasks.metrics import LOSS, SCORE, mode_of
+from distillery.tasks.task import Task
 from distillery.training.distiller import Distiller
 from distillery.training.optim import step
 
@@ -100,7 +102,7 @@ def is_validated(data: Data, trainer: DictConfig) -> bool:
     return limit != 0
 
 
-def complete_optim(optim: DictConfig, trainer: DictConfig, data: Data) -> DictConfig:
+def complete_optim(optim: DictConfig, trainer: DictConfig, data: Data, task: Task) -> DictConfig:
     """The settings with what depends on the run filled in where they leave it open: a schedule's length and metric.
 
     Raises:
@@ -121,8 +123,10 @@ def complete_optim(optim: DictConfig, trainer: DictConfig, data: Data) -> DictCo
     if optim.interval == "step":
         raise UserError(f"optim.interval=step: {PLATEAU} watches a metric that is there after an epoch. Use epoch.")
     if optim.get("monitor") is None:
-        of_mode = {"min": "val/loss" if is_validated(data, trainer) else "loss", "max": "val/score"}
-        optim.monitor = of_mode[scheduler.get("mode", "min")]
+        mode = scheduler.get("mode", "min")
+        of_mode = {"min": LOSS if is_validated(data, trainer) else "loss", "max": SCORE}
+        chosen = task.monitor != SCORE and mode == mode_of(task.monitor, task.higher_is_better)
+        optim.monitor = task.monitor if chosen else of_mode[mode]
     return optim
 
 

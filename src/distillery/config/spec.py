@@ -17,6 +17,7 @@ from distillery.config.names import NAME
 from distillery.config.targets import Kinds, check_settings, refuse_unknown
 from distillery.core.errors import UserError
 from distillery.core.kinds import Says, shown
+from distillery.tasks.metrics import mode_of
 
 MAX_SEED = 2**32 - 1  # NumPy's
 BatchLimit = Annotated[
@@ -211,7 +212,7 @@ class TrainerSettings(TypedDict, total=False):
 class Until:
     """A stage ends when `metric` has not improved by more than `min_delta` in `patience` validations in a row.
 
-    `mode` says whether it improves upwards; auto: as the task's score does, if it is that, else upwards.
+    `mode` says whether it improves upwards; auto: as the metric does, if it is known, else upwards.
     """
 
     metric: str = "val/score"
@@ -219,12 +220,11 @@ class Until:
     patience: PositiveInt = 3
     min_delta: Annotated[float, Ge(0), Lt(math.inf), Says("a finite number of at least 0")] = 0.0
 
-    def better(self, value: float, best: float | None, score_mode: Literal["max", "min"]) -> bool:
-        """Whether `value` improves on the best one so far; `score_mode`: that of the task's score."""
+    def better(self, value: float, best: float | None, higher_is_better: bool) -> bool:
+        """Whether `value` improves on the best one so far; `higher_is_better`: of the task's score."""
         if best is None or math.isnan(best):
             return True
-        auto = score_mode if self.metric == "val/score" else "max"
-        mode = auto if self.mode == "auto" else self.mode
+        mode = mode_of(self.metric, higher_is_better) if self.mode == "auto" else self.mode
         return value > best + self.min_delta if mode == "max" else value < best - self.min_delta
 
 

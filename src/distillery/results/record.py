@@ -43,18 +43,19 @@ class RunRecord:
         environment: versions and machine (see `environment.py`); `scored_on`: cpu or cuda.
         data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `labelled` and `unlabelled` (those of
             train), `num_classes` and `classes` (their names), `score_name` (what the task calls its score),
-            `higher_is_better` and `score_range` (lowest and highest possible score), `measured` (what the score depends
-            on besides network and data, as the windows in which texts are read), `remarks` (notes on the data for the
-            user).
+            `higher_is_better` and `score_range` (lowest and highest possible score), `metrics` (the others of the task,
+            each with `higher_is_better` and `range`), `monitor` (what of the validation chooses students), `measured`
+            (what the score depends on besides network and data, as the windows in which texts are read), `remarks`
+            (notes on the data for the user).
         sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
             empty where there is but one.
         teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
-            and `exact_match` (where the task has them), `scored_by` (where that is not its own
-            classifier), and its costs like the student's; for the student as its own teacher the role alone.
+            and `exact_match` (where the task has them), the task's other metrics by name, `scored_by` (where that is
+            not its own classifier), and its costs like the student's; for the student as its own teacher the role.
         student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
-            `val_loss`, `test_loss`, and `perplexity`, `exact_match` of the test split like a teacher's; `ensemble`,
-            where the config asks for one.
+            `val_loss`, `test_loss`, `val_<metric>` and `test_<metric>` for the task's other metrics, and `perplexity`,
+            `exact_match` of the test split like a teacher's; `ensemble`, where the config asks for one.
         fidelity: of a language model, by network (`student`, and the teachers that were loaded, as in `teachers`) means
             over `tokens` of the test split: `entropy` in nats, `calibration_error` and its `bins`, and of a teacher's
             divergence from the student `agreement`, `kl`, `reverse_kl`, `acceptance` (see `tasks/fidelity.py`).
@@ -99,6 +100,22 @@ class RunRecord:
         """On the validation split in the last epoch; None without such a split, or if the run is not finished."""
         score: float | None = self.metrics.get("last", {}).get("val_score")
         return score
+
+    @property
+    def monitored(self) -> str:
+        """The figure by which students are chosen, as `macro_f1`: `score`, unless `task.monitor` names another."""
+        return str(self.data.get("monitor", "val/score")).removeprefix("val/")
+
+    @property
+    def val_monitored(self) -> float | None:
+        """That figure, where `val_score` is the score."""
+        value: float | None = self.metrics.get("last", {}).get(f"val_{self.monitored}")
+        return value
+
+    def is_better_higher(self, figure: str) -> bool:
+        """Whether the best value of a figure, `score`, `loss` or a metric's name, is the greatest."""
+        known: Mapping[str, Any] = {"loss": {"higher_is_better": False}, **self.data.get("metrics", {})}
+        return bool(known.get(figure, self.data).get("higher_is_better", True))
 
     @property
     def frozen_teachers(self) -> dict[str, dict[str, Any]]:

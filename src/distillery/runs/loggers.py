@@ -59,15 +59,16 @@ def log_config(loggers: Sequence[Logger], cfg: DictConfig, record: RunRecord, fo
         logger.log_hyperparams(settings)
         if isinstance(logger, WandbLogger) and is_main():
             (folder / WANDB_ID).write_text(f"{logger.version}\n", encoding="utf-8")
-            better = "max" if record.data["higher_is_better"] else "min"
-            logger.experiment.define_metric("val/score", summary=f"{better},last")
+            for name in ("score", *record.data["metrics"]):
+                better = "max" if record.is_better_higher(name) else "min"
+                logger.experiment.define_metric(f"val/{name}", summary=f"{better},last")
 
 
 def log_scores(loggers: Sequence[Logger], record: RunRecord, step: int) -> None:
     """Log the figures on the test split, which exist only after the fit."""
-    last = record.metrics["last"]
+    last, figures = record.metrics["last"], ("score", "loss", *record.data["metrics"])
     for logger in loggers:
-        logger.log_metrics({"test/score": last["test_score"], "test/loss": last["test_loss"]}, step)
+        logger.log_metrics({f"test/{name}": last[f"test_{name}"] for name in figures}, step)
         logger.save()
 
 

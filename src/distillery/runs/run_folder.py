@@ -23,6 +23,7 @@ from distillery.runs.checkpoints import written_checkpoints
 from distillery.runs.folder_lock import FolderLock
 from distillery.runs.job import remove_results
 from distillery.runs.stages.sequence import StageSequence, save_config
+from distillery.tasks.metrics import facts
 from distillery.teachers.served import same_teacher
 from distillery.teachers.served_client import ServerError
 
@@ -114,6 +115,8 @@ def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -
             "score_name": task.score,
             "higher_is_better": task.higher_is_better,
             "score_range": list(task.score_range),
+            "metrics": {name: facts(name) for name in task.metrics},
+            "monitor": task.monitor,
             "measured": task.measured(data),
             "remarks": list(data.remarks),
             **data.sizes,

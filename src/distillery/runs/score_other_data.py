@@ -56,6 +56,7 @@ def score_other_data(folder: Path, changed: Mapping[str, Any], split: str = "tes
         "score_name": task.score,
         "score": found.score,
         "loss": found.loss,
+        **found.metrics,
         **figures(task, found),
         "environment": environment() | {"scored_on": student.device.type},
     }
@@ -66,7 +67,8 @@ def score_other_data(folder: Path, changed: Mapping[str, Any], split: str = "tes
         say(f"{data.name}: {remark}")
     if absent:
         say(f"{data.name}: no sample of {', '.join(absent)}, of the run's {len(data.classes)} classes")
-    said = f"{task.score} {found.score:.4f} on {samples:,} samples of {data.name} ({split})"
+    more = "".join(f", {name} {value:.4f}" for name, value in found.metrics.items())
+    said = f"{task.score} {found.score:.4f}{more} on {samples:,} samples of {data.name} ({split})"
     say(f"{record.method} seed {record.seed}: {said}")
     say(f"recorded on the run's own data: {record.metrics['last']['test_score']:.4f} (test)")
     say(f"Written: {out}")

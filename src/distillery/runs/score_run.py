@@ -106,7 +106,7 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
         evaluation = _evaluate(parts, teacher, parts.data.test_dataloader())
     if isinstance(evaluation, str):
         return entry | {"scored_by": f"nothing: {evaluation}"}, None
-    entry |= {"score": evaluation.score, **figures(parts.distiller.task, evaluation)}
+    entry |= {"score": evaluation.score, **evaluation.metrics, **figures(parts.distiller.task, evaluation)}
     own_tokens = teacher.adapter.own_tokenizer(parts.example) if parts.distiller.task.per_token else None
     if own_tokens is not None:
         entry["tokenizer"] = own_tokens  # its predictions are of other rows than the student's
@@ -118,11 +118,11 @@ def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float 
     test = _evaluate(parts, network, parts.data.test_dataloader())
     loader = parts.data.val_dataloader()
     val = _evaluate(parts, network, loader) if loader else None
+    of_val = {"score": val.score, "loss": val.loss, **val.metrics} if val else {}
+    of_test = {"score": test.score, "loss": test.loss, **test.metrics}
     return {
-        "val_score": val.score if val else None,
-        "val_loss": val.loss if val else None,
-        "test_score": test.score,
-        "test_loss": test.loss,
+        **{f"val_{name}": of_val.get(name) for name in of_test},
+        **{f"test_{name}": value for name, value in of_test.items()},
         **figures(parts.distiller.task, test),
     }, test
 

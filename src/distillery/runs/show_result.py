@@ -15,10 +15,11 @@ def show_result(record: RunRecord, folder: Path) -> None:
     if not last:
         return
     val = "" if last["val_score"] is None else f", validation {last['val_score']:.4f}"
+    more = "".join(f", {each} {last[f'test_{each}']:.4f}" for each in record.data.get("metrics", ()))
     perplexity = f", perplexity {last['perplexity']:.2f}" if "perplexity" in last else ""
     perplexity += f", exact answers {last['exact_match']:.1%}" if "exact_match" in last else ""
     name = "score" if record.data.get("higher_is_better", True) else record.data["score_name"]
-    scores = f"test {name} {last['test_score']:.4f}{val}{perplexity}"
+    scores = f"test {name} {last['test_score']:.4f}{val}{more}{perplexity}"
     line = Text.assemble((record.method, "bold"), f" seed {record.seed}: {scores}")
     plain_console().print(line, highlight=False, soft_wrap=True)
     if ensemble := record.metrics.get("ensemble"):

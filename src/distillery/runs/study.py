@@ -99,6 +99,6 @@ def methods_of(cfg: DictConfig) -> dict[str, Sequence[str]]:
 def run(job: Job, bar: StudyBar) -> None:
     """Train it, unless it is finished."""
     result = run_job(job, [bar.follow(job.label)])
-    score = result.record.val_score
-    outcome = "kept" if result.kept else "finished" if score is None else f"validation score {score:.4f}"
+    record, value = result.record, result.record.val_monitored
+    outcome = "kept" if result.kept else "finished" if value is None else f"validation {record.monitored} {value:.4f}"
     bar.done(f"{job.label}: {outcome}")

@@ -18,6 +18,7 @@ from distillery.runs.job import Job
 from distillery.runs.run import run_job
 from distillery.runs.show_result import show_result
 from distillery.runs.sweep_summary import note
+from distillery.tasks.metrics import SCORE
 
 
 def sweep_job(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
@@ -26,8 +27,8 @@ def sweep_job(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
     A job whose seed is a list trains each of them, in a folder of its own.
 
     Returns:
-        The validation score, the mean over the seeds, also of a job that was kept; of one that fails the worst score
-        there is, since Optuna accepts neither NaN nor an exception.
+        The validation score, or what `task.monitor` names: the mean over the seeds, also of a job that was kept; of one
+        that fails the worst score there is, since Optuna accepts neither NaN nor an exception.
     """
     if not isinstance(cfg.seed, ListConfig):
         return _run(cfg, overrides)
@@ -53,11 +54,11 @@ def _run(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
             message = user_message(error, "train") or "".join(traceback.format_exception(error))
             show_error(f"{job.folder.name}: {message}")
             note("failed", job.folder)
-        return -math.inf if score_mode(cfg.task._target_) == "max" else math.inf
+        return -math.inf if score_mode(cfg.task._target_, cfg.task.get("monitor", SCORE)) == "max" else math.inf
     if is_main():
         if result.kept:
             say(f"{job.folder.name}: kept")
         else:
             show_result(result.record, result.folder)
-        note("kept" if result.kept else "run", job.folder, result.record.val_score)
-    return result.record.val_score
+        note("kept" if result.kept else "run", job.folder, result.record.val_monitored)
+    return result.record.val_monitored

@@ -56,12 +56,12 @@ def trials_table(trials: Mapping[int, Trial], folder: Path, config: DictConfig) 
         folder: of a run of the sweep, whose record says what the score is.
         config: of the sweep, with Hydra's own part.
     """
-    score = Score.of_record(RunRecord.read(folder).data)
+    score = Score.of_monitored(RunRecord.read(folder))
     finished = {number: trial.value for number, trial in trials.items() if math.isfinite(trial.value)}
     best = max(finished, key=lambda number: score.sign * finished[number], default=None)
     names = short_names([*next(iter(trials.values())).parameters])
     table = Table(title=f"Trials of {config.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("trial", *names.values(), "seeds", "validation" if score.lower else "validation %"):
+    for heading in ("trial", *names.values(), "seeds", score.validation):
         table.add_column(heading, justify="right")
     for number, trial in trials.items():
         cells = [shown(trial.parameters[key]) for key in names]

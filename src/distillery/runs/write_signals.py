@@ -296,6 +296,7 @@ class _Pass:
             found[stage] = {
                 "score": scored.score,
                 "loss": scored.loss,
+                "metrics": scored.metrics,
                 "data": data.split_sha256(stage),
                 "task": described(self.task),
                 "sha256": sha256_of(self.settings.folder / file),

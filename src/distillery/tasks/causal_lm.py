@@ -1,7 +1,7 @@
 """Causal language modelling: each token of a text is predicted from those before it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from distillery.data.tokens import IGNORED
 from distillery.losses.chunked import ROWS
 from distillery.losses.on_policy import SAMPLED
 from distillery.losses.signals import Signals
+from distillery.tasks.metrics import SCORE
 from distillery.tasks.task import Batch, Labelled, Task, Usage
 from distillery.tasks.tokens import own_columns, token_rows
 
@@ -70,9 +71,10 @@ class CausalLM(Task):
             continuation, token by token, is exactly the given one: for data with prompts and right answers.
         rows_per_chunk: logits are computed for so many tokens at a time, so that those of a batch never exist all at
             once; None: all at once.
+        metrics, monitor: see `Task`.
 
     Raises:
-        UserError: `rows_per_chunk` is below 1.
+        UserError: `rows_per_chunk` is below 1; metrics that `Task` refuses.
     """
 
     score = "bits per byte"
@@ -86,8 +88,15 @@ class CausalLM(Task):
     head = "causal_lm"
     pipeline_tag = "text-generation"
 
-    def __init__(self, weight: float = 1.0, exact_match: bool = False, rows_per_chunk: int | None = ROWS) -> None:
-        self.weight = weight
+    def __init__(
+        self,
+        weight: float = 1.0,
+        exact_match: bool = False,
+        rows_per_chunk: int | None = ROWS,
+        metrics: Sequence[str] = (),
+        monitor: str = SCORE,
+    ) -> None:
+        super().__init__(weight, metrics, monitor)
         self.exact_match = exact_match
         self.rows_per_chunk = conform("rows_per_chunk", rows_per_chunk, PositiveInt | None)
         self._vocabulary: int | None = None  # the tokenizer's size; networks may have more logits

@@ -1,5 +1,6 @@
 """One class for each sample."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32
+from distillery.tasks.metrics import SCORE
 from distillery.tasks.task import Labelled, Task, Usage
 
 
@@ -17,19 +19,26 @@ class Classification(Task):
     Args:
         weight: weight of the hard-label loss in the objective (gamma, or 1 - alpha, in the literature).
         label_smoothing: probability mass taken from the label and spread over all classes (Szegedy et al. 2016).
+        metrics, monitor: see `Task`.
 
     Raises:
-        UserError: `label_smoothing` is outside [0, 1].
+        UserError: `label_smoothing` is outside [0, 1]; metrics that `Task` refuses.
     """
 
     score = "accuracy"
     head = "sequence_classification"
     pipeline_tag = "text-classification"
 
-    def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        metrics: Sequence[str] = (),
+        monitor: str = SCORE,
+    ) -> None:
+        super().__init__(weight, metrics, monitor)
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"label_smoothing={label_smoothing}: it must be between 0 and 1.")
-        self.weight = weight
         self.label_smoothing = label_smoothing
 
     def outputs(self, data: Labelled) -> int:

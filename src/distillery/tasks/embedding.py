@@ -1,5 +1,6 @@
 """One vector for each sample, such that similar samples have similar vectors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32, unit_rows
 from distillery.losses.signals import Signals
+from distillery.tasks.metrics import SCORE
 from distillery.tasks.task import Batch, Labelled, Task, Usage
 
 CHUNK = 1000  # samples whose similarities to all others are in memory at once
@@ -59,9 +61,10 @@ class Embedding(Task):
 
     Args:
         weight: must be 0.
+        metrics, monitor: see `Task`.
 
     Raises:
-        UserError: `weight` is not 0.
+        UserError: `weight` is not 0; metrics that `Task` refuses.
     """
 
     score = "nearest-neighbour accuracy"
@@ -69,13 +72,13 @@ class Embedding(Task):
     head = "sentence_embedding"
     pipeline_tag = "sentence-similarity"
 
-    def __init__(self, weight: float = 0.0) -> None:
+    def __init__(self, weight: float = 0.0, metrics: Sequence[str] = (), monitor: str = SCORE) -> None:
+        super().__init__(weight, metrics, monitor)
         if weight != 0:
             raise UserError(
                 f"weight={weight}: task=embedding has no hard-label loss; the classes serve for the score only. "
                 "Set task.weight=0 and let the student learn from a teacher: loss/response=[logit_mse]."
             )
-        self.weight = weight
 
     def outputs(self, data: Labelled) -> None:
         if not data.classes:

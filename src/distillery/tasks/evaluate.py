@@ -1,7 +1,7 @@
 """Scores a network on a split: one plain loop that visits each sample exactly once."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -16,13 +16,17 @@ from distillery.tasks.task import Batch, Task, labelled_rows
 
 @dataclass
 class Evaluation:
-    """`score` and mean hard-label `loss` on a split, and the `index`, `target` and prediction of each row, [N]."""
+    """`score` and mean hard-label `loss` on a split, and the `index`, `target` and prediction of each row, [N].
+
+    `metrics`: the figures that `Task.metrics` names.
+    """
 
     score: float
     loss: float
     index: Tensor
     target: Tensor
     predicted: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def exact_match(self) -> float:
@@ -47,12 +51,13 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
         outputs: see `Task.outputs`.
     """
     device = next(chain(network.parameters(), network.buffers())).device
-    metric = task.metric(outputs).to(device)
+    metric, chosen = task.metric(outputs).to(device), task.chosen_metrics(outputs).to(device)
     found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
 
     def figures(rows: Signals, labelled: Batch) -> dict[str, Tensor]:
         loss = task.loss(rows.logits, labelled["target"])
         task.score_rows(metric, rows.logits, loss, labelled)
+        task.update_metrics(chosen, rows.logits, loss, labelled)
         return {"predicted": task.predict(rows.logits), "loss": loss}
 
     with evaluating(network), before_heads(network.modules()):
@@ -66,4 +71,5 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
                 values.append(known[key])
     joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
     mean = joined.pop("loss").mean().item()
-    return Evaluation(metric.compute().item(), mean, **joined)
+    metrics = {name: chosen[name].compute().item() for name in task.metrics}
+    return Evaluation(metric.compute().item(), mean, **joined, metrics=metrics)

@@ -1,10 +1,12 @@
 """Masked language modelling: the masked tokens of a text are predicted from the others."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from distillery.core.errors import UserError
 from distillery.losses.signals import Signals
 from distillery.tasks.classification import Classification
+from distillery.tasks.metrics import SCORE
 from distillery.tasks.task import Batch, Labelled, Task, Usage
 from distillery.tasks.tokens import token_rows
 
@@ -27,6 +29,7 @@ class MaskedLM(Classification):
 
     Args:
         weight: weight of the hard-label loss in the objective.
+        metrics, monitor: see `Task`.
     """
 
     score = "masked accuracy"
@@ -37,8 +40,8 @@ class MaskedLM(Classification):
     head = "masked_lm"
     pipeline_tag = "fill-mask"
 
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 1.0, metrics: Sequence[str] = (), monitor: str = SCORE) -> None:
+        super().__init__(weight, metrics=metrics, monitor=monitor)
 
     def outputs(self, data: Labelled) -> int:
         if not isinstance(data, Maskable):

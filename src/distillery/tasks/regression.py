@@ -34,15 +34,13 @@ class Regression(Task):
 
     Args:
         weight: weight of the hard-label loss in the objective.
+        metrics, monitor: see `Task`.
     """
 
     score = "Spearman correlation"
     prediction = "number"
     head = "sequence_classification"
     pipeline_tag = "text-classification"
-
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
 
     def outputs(self, data: Labelled) -> int:
         if data.classes:

@@ -4,14 +4,16 @@ A new task is one subclass of `Task` in a file of its own, one `configs/task/<na
 package asks the task for what it needs to know and never which task it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
+from distillery.core.numerics import at_least_float32
 from distillery.losses.signals import Signals
+from distillery.tasks.metrics import SCORE, check_metrics, make_metrics, wrong_where_broken
 
 Batch = Mapping[str, Tensor]
 
@@ -33,7 +35,16 @@ class Usage(NamedTuple):
 
 
 class Task(Protocol):
-    """What the labels mean. Subclasses state the class variables without a default and implement the methods."""
+    """What the labels mean. Subclasses state the class variables without a default and implement the methods.
+
+    Args:
+        weight: of the hard-label loss in the objective.
+        metrics: more figures beside the score, by their names in `metrics.CATALOGUE`.
+        monitor: what a validation logs by which students are chosen, `val/score`, `val/loss` or `val/<metric>`.
+
+    Raises:
+        UserError: a metric that does not exist or does not suit the predictions; a monitor that is not logged.
+    """
 
     score: ClassVar[str]  # the name of the score in tables
     higher_is_better: ClassVar[bool] = True
@@ -51,6 +62,15 @@ class Task(Protocol):
     weight: float  # of the hard-label loss in the objective
     # Logits of the student and its teachers are computed for so many rows at a time in training; None: all at once.
     rows_per_chunk: int | None = None
+    metrics: Sequence[str] = ()
+    monitor: str = SCORE
+    classes: Sequence[str] = ()  # the names of the data's classes, where a metric needs them: set by `outputs`
+
+    def __init__(self, weight: float = 1.0, metrics: Sequence[str] = (), monitor: str = SCORE) -> None:
+        check_metrics(metrics, monitor, self.prediction, self.per_token)
+        self.weight = weight
+        self.metrics = [*metrics]
+        self.monitor = monitor
 
     @classmethod
     def is_distribution(cls) -> bool:
@@ -96,6 +116,31 @@ class Task(Protocol):
             batch: what `rows` says of them.
         """
         metric.update(logits, batch["target"])
+
+    def chosen_metrics(self, outputs: int | None) -> MetricCollection:
+        """Compute the figures that `metrics` names. They are updated by `update_metrics`, with at least one row."""
+        return make_metrics(self.metrics, self.prediction, outputs, self.classes)
+
+    def update_metrics(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        """Update the chosen metrics with rows; the arguments are those of `score_rows`.
+
+        `preds` are the probabilities of classes, in float64, where few are rounded to 0 or 1; the logits of a
+        vocabulary; and otherwise what `predict` gives. A row of classes with NaN counts as wrong.
+        """
+        if not metrics:
+            return
+        preds: Tensor | None = self.predict(logits)
+        if self.prediction in ("class", "token"):
+            preds = wrong_where_broken(logits, batch["target"])
+            preds = preds if self.prediction == "token" else self.probabilities(preds.double())
+        metrics.update(**{**batch, "preds": preds, "loss": loss})
+
+    def probabilities(self, logits: Tensor) -> Tensor | None:
+        """The probability of each class in each row, [N,C], in at least float32; None: classes are not predicted.
+
+        Of vocabularies they are not kept either: those of the tokens of a test split would take gigabytes.
+        """
+        return at_least_float32(logits).softmax(-1) if self.prediction == "class" else None
 
     def measured(self, data: Labelled, stride: int | None = None) -> str:
         """What the score depends on besides network and text, for the record and the report; empty: nothing.

@@ -16,14 +16,15 @@ class TokenClassification(Classification):
 
     It is the mean of the F1 scores of all classes, including 'O'; a class that neither occurs nor is predicted is left
     out. (Accuracy would be high for a network that labels every token 'O'.) It is not the F1 of whole entities that
-    CoNLL-2003 reports (Tjong Kim Sang and De Meulder 2003): do not compare the two.
+    CoNLL-2003 reports (Tjong Kim Sang and De Meulder 2003), which is `metrics=[entity_f1]`: do not compare the two.
 
     Args:
         weight: weight of the hard-label loss in the objective.
         label_smoothing: probability mass taken from the label and spread over all classes (Szegedy et al. 2016).
+        metrics, monitor: see `Task`.
 
     Raises:
-        UserError: `label_smoothing` is outside [0, 1].
+        UserError: `label_smoothing` is outside [0, 1]; metrics that `Task` refuses.
     """
 
     score = "macro F1"
@@ -34,6 +35,7 @@ class TokenClassification(Classification):
     def outputs(self, data: Labelled) -> int:
         if not data.classes:
             raise UserError(f"task=token_classification: the tokens of '{data.name}' have no classes.")
+        self.classes = data.classes
         return len(data.classes)
 
     def rows(self, signals: Signals, batch: Batch) -> tuple[Signals, Batch]:

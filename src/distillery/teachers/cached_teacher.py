@@ -27,6 +27,7 @@ RESCORED, MOST = 0.001, 10_000  # the share of rows that the teacher computes ag
 # By how much log-probabilities may differ that were computed in other batches: the largest difference where the teacher
 # computes in 32 bits, and the mean where it computes in 16.
 EXACT, COARSE = 1e-3, 0.1
+BESIDE_SCORE = ("metrics", "monitor", "classes")  # of a task: it scores the same with and without
 DISAGREES = "the cache does not agree with the teacher"
 
 
@@ -128,7 +129,8 @@ class CachedTeacher(Teacher):
         if (known["data"], known["task"]) != (data.split_sha256(stage), described(task)):
             return f"{self.cache.folder} has a {stage} score for other data or other settings of the task"
         stored = load_file(self.cache.folder / evaluation_file(stage))
-        return Evaluation(known["score"], known["loss"], **stored)
+        metrics = {name: known["metrics"][name] for name in task.metrics if name in known.get("metrics", ())}
+        return Evaluation(known["score"], known["loss"], **stored, metrics=metrics)
 
 
 def evaluation_file(stage: str) -> str:
@@ -137,7 +139,8 @@ def evaluation_file(stage: str) -> str:
 
 def described(task: Task) -> str:
     """What a teacher's score depends on besides the data."""
-    return f"{type(task).__name__} {vars(task) | {'weight': None, 'rows_per_chunk': None}}"
+    settings = {name: value for name, value in vars(task).items() if name not in BESIDE_SCORE}
+    return f"{type(task).__name__} {settings | {'weight': None, 'rows_per_chunk': None}}"
 
 
 def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, seed: int) -> str:

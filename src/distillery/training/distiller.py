@@ -15,6 +15,7 @@ from distillery.losses.chunked import map_rows
 from distillery.losses.signals import Signals
 from distillery.models.taps.end_before_head import before_heads
 from distillery.models.taps.network import Network
+from distillery.tasks.metrics import LOSS, SCORE
 from distillery.tasks.task import Batch, Task, labelled_rows
 from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
@@ -26,7 +27,6 @@ from distillery.training.update_counts import UpdateCounts
 
 OWN = "own_texts"  # in a checkpoint: the batches that are left of a round, of each process
 TERMS = "objective.terms."  # prefix of the losses' parameters and buffers in the state dict
-VALIDATED = ("val/score", "val/loss")  # the metrics that a validation logs
 
 
 class Distiller(L.LightningModule):
@@ -63,6 +63,7 @@ class Distiller(L.LightningModule):
         self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
         self.outputs = outputs  # of a row of logits; None: any number
         self.val_score = task.metric(outputs)
+        self.val_metrics = task.chosen_metrics(outputs)
         self.losses: Losses | None = None  # between a forward and its backward
         self._counts: UpdateCounts | None = None  # of the update whose gradients are being accumulated
         self.own: Batch | None = None  # the batch of this step, if it is of the student's own texts
@@ -87,7 +88,7 @@ class Distiller(L.LightningModule):
         self.task, self.objective, self.optim = other.task, other.objective, other.optim
         self.outputs = other.outputs
         self._own.clear()
-        self.val_score = other.val_score.to(self.device)
+        self.val_score, self.val_metrics = other.val_score.to(self.device), other.val_metrics.to(self.device)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The trained parameters by name: those of the student, of peers and of the losses' projectors."""
@@ -177,13 +178,16 @@ class Distiller(L.LightningModule):
             loss = self.task.loss(rows.logits, labelled["target"])
             if len(loss):  # a batch of texts may have no labelled token
                 self.task.score_rows(self.val_score, rows.logits, loss, labelled)
+                self.task.update_metrics(self.val_metrics, rows.logits, loss, labelled)
             return {"loss": loss}
 
         loss = map_rows(scored, *whole, self.task.rows_per_chunk)["loss"]
         count = len(loss)
-        # The attribute is named, since each stage has a metric of its own.
-        self.log("val/score", self.val_score, prog_bar=True, metric_attribute="val_score")
-        self.log("val/loss", loss.sum() / max(1, count), batch_size=count, sync_dist=True)
+        # The attributes are named, since each stage has metrics of its own.
+        self.log(SCORE, self.val_score, prog_bar=True, metric_attribute="val_score")
+        for name in self.task.metrics:
+            self.log(f"val/{name}", self.val_metrics[name], metric_attribute=f"val_metrics.{name}")
+        self.log(LOSS, loss.sum() / max(1, count), batch_size=count, sync_dist=True)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # FSDP2's

@@ -1,11 +1,10 @@
 """Checks that the metrics which checkpoints, early stopping, schedules and schedulers wait for are logged."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.training.callbacks.term_monitor import TermMonitor
-from distillery.training.distiller import VALIDATED
 from distillery.training.schedules import Latch, Schedule
 
 COUNTED = ("epoch", "step")  # which Lightning gives a ModelCheckpoint, and nothing else
@@ -16,7 +15,7 @@ CHECKPOINTS = ("ModelCheckpoint", "LastCheckpoint")
 def refuse_unlogged(
     callbacks: Mapping[str, Any],
     schedules: Mapping[str, Schedule],
-    validated: bool,
+    validations: Sequence[str],
     others: Mapping[str, str | None] | None = None,
 ) -> None:
     """Refuse a metric that something waits for but nothing logs, which would otherwise show only after an epoch.
@@ -26,7 +25,7 @@ def refuse_unlogged(
     Args:
         callbacks: `cfg.callbacks`.
         schedules: by loss and attribute.
-        validated: whether there are validations.
+        validations: what the validations log; empty without any.
         others: further metrics by the setting that names them.
 
     Raises:
@@ -50,12 +49,12 @@ def refuse_unlogged(
         if metric is not None and targets[name].startswith(OURS) and not counted:
             waiting[f"callbacks.{name}.monitor"] = metric
     logged = ("loss",) if any(target.endswith(TermMonitor.__name__) for target in targets.values()) else ()
-    known = (*VALIDATED, *logged) if validated else logged
+    known = (*validations, *logged)
     anything = not all(target.startswith(OURS) for target in targets.values())
     for path, metric in waiting.items():
         if metric in known or (anything and metric not in COUNTED):
             continue
-        if metric in VALIDATED and not validated:
+        if str(metric).startswith("val/") and not validations:
             fix = f" {path.removesuffix('.monitor')}=null does without it." if path.startswith("callbacks.") else ""
             raise UserError(
                 f"{path}={metric}: there is no such metric without validation (no validation split, or "

@@ -81,6 +81,31 @@ def test_of_a_score_of_which_lower_is_better_the_lowest_is(job: Callable[..., Pa
     assert "| **kd temperature=4** | **1** | **2.2500** |" in markdown_table(table)
 
 
+def test_a_setting_may_be_chosen_by_another_metric(job: Callable[..., Path], tmp_path: Path) -> None:
+    """The best one has the worse score, and of `mse` the lowest value is the best."""
+    for name, higher, values in (("macro_f1", True, (0.25, 0.5)), ("mse", False, (0.5, 0.25))):
+        out = tmp_path / name
+        for temperature, score, value in ((1.0, 0.9, values[0]), (4.0, 0.6, values[1])):
+            folder = job("kd", 0, score, score, kd(temperature))
+            record = json.loads((folder / "run.json").read_text())
+            metrics = {name: {"higher_is_better": higher, "range": [0.0, 1.0]}}
+            record["data"] |= {"metrics": metrics, "monitor": f"val/{name}"}
+            record["metrics"]["last"] |= {f"val_{name}": value, f"test_{name}": 1 - value}
+            (folder / "run.json").write_text(json.dumps(record))
+            folder.rename(out.parent / f"{name}{temperature}")
+        table = write_report([*tmp_path.glob(f"{name}*.0")], out, "Sweep")
+        again = pd.read_csv(out / "report.csv")
+        for each in (table, again):
+            assert best_method(each) == "kd temperature=4"
+            assert chosen(each) == f"Best on the validation split by {name}: kd temperature=4."
+            assert (
+                f"| method | seeds | validation {name} | score % | Δ baseline | retention % | {name} |"
+                in markdown_table(each)
+            )
+            assert "| **kd temperature=4** | **1** | **" + f"{values[1]:.4f}** | **60.00** |" in markdown_table(each)
+        assert again.set_index("method")["best"].to_dict()["kd temperature=1"] == False  # noqa: E712
+
+
 def test_a_choice_stands_for_all_that_follows_from_it(job: Callable[..., Path], tmp_path: Path) -> None:
     """Each setting of a network, and of an optimizer, was named in the row."""
     for student, of_student in (("cnn", CNN), ("cifar", CIFAR)):

@@ -1,21 +1,22 @@
 """The table's numbers in readable units, for Markdown, terminal and plot alike."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
-from distillery.results.report.score import FRACTION, Score
+from distillery.results.report.score import FRACTION, PLAIN, Score
 from distillery.results.report.table import (
+    BEST,
     EXACT,
     FIDELITY,
     PERPLEXITY,
-    SELECTION,
     TEXT_COLUMNS,
-    VALIDATION,
     is_baseline,
     is_teacher,
 )
@@ -81,7 +82,22 @@ def has_fidelity(table: pd.DataFrame) -> bool:
 
 def is_of_sweep(table: pd.DataFrame) -> bool:
     """Whether a method table has the columns of a sweep's jobs."""
-    return set(SELECTION) <= set(table.columns)
+    return _validation_column(table) is not None
+
+
+def metrics_of(table: pd.DataFrame) -> list[str]:
+    """The metrics in a method table beside the score."""
+    ends, score = "_diff_mean", Score.of_table(table).columns["diff_mean"]
+    return [str(name).removesuffix(ends) for name in table.columns if str(name).endswith(ends) and name != score]
+
+
+def _validation_column(table: pd.DataFrame) -> str | None:
+    return next((str(name) for name in table.columns if re.fullmatch(r"validation(_\w+)?_mean", str(name))), None)
+
+
+def monitored(table: pd.DataFrame) -> str:
+    """What students of a sweep are chosen by, where that is not the score; else empty."""
+    return (_validation_column(table) or "").removeprefix("validation").removesuffix("_mean").removeprefix("_")
 
 
 def columns(table: pd.DataFrame) -> list[Column]:
@@ -100,9 +116,11 @@ def columns(table: pd.DataFrame) -> list[Column]:
         scores.insert(2, Column("perplexity", "perplexity", lambda row: _figure(row.perplexity, "{:.2f}")))
     if EXACT in table:
         scores.insert(2, Column("exact %", "exact\n%", _exact))
-    if is_of_sweep(table):
-        heading = "validation" if score.lower else "validation %"
-        scores.insert(1, Column(heading, heading, lambda row: _validation(row, score)))
+    if (validation := _validation_column(table)) is not None:
+        shown = Score(name, plain=True) if (name := monitored(table)) else score
+        heading = shown.validation
+        scores.insert(1, Column(heading, heading.replace(" ", "\n"), partial(_with_spread, validation, shown)))
+    scores += [Column(name, name, partial(_with_spread, f"{name}_mean", PLAIN)) for name in metrics_of(table)]
     gap = Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0), is_of_teacher=True)
     fidelity = [gap]
     if not has_fidelity(table):
@@ -152,8 +170,9 @@ def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:
     return [[str(row.method), *(column.cell(row) for column in shown)] for row in rows]
 
 
-def _validation(row: Any, score: Score) -> str:
-    return in_unit(row.validation_mean, score) + _spread(row.validation_std, score)
+def _with_spread(column: str, score: Score, row: Any) -> str:
+    """Mean and deviation of a figure whose mean is in this column."""
+    return in_unit(getattr(row, column), score) + _spread(getattr(row, f"{column.removesuffix('_mean')}_std"), score)
 
 
 def _exact(row: Any) -> str:
@@ -173,13 +192,15 @@ def _share(ratio: float) -> str:
 
 
 def best_method(table: pd.DataFrame) -> str | None:
-    """The student with the best mean score; that may be the baseline.
+    """The student with the best mean score, or the best of what `task.monitor` names; that may be the baseline.
 
     Of a sweep, in which one is chosen, that with the best score on the validation split; None: there is no such split.
     """
+    if BEST in table:
+        return next(iter(table.loc[table[BEST], "method"]), None)
     score = Score.of_table(table)
     students = score.generic(table[~table["method"].map(is_teacher)])
-    means = score.sign * students[VALIDATION if is_of_sweep(table) else "score_mean"]
+    means = score.sign * students[_validation_column(table) or "score_mean"]
     return None if means.isna().all() else str(students.loc[means.idxmax(), "method"])
 
 
@@ -189,7 +210,8 @@ def chosen(table: pd.DataFrame) -> str:
         return ""
     if (best := best_method(table)) is None:
         return "There is no validation split, by which a setting could be chosen."
-    return f"Best on the validation split: {best}."
+    by = f" by {name}" if (name := monitored(table)) else ""
+    return f"Best on the validation split{by}: {best}."
 
 
 def verdict(mean: float, ci95: float) -> str:

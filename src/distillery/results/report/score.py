@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from distillery.results.record import RunRecord
+
 GENERIC = "score"
 OF_SCORES = ("score_mean", "score_std", "diff_mean", "diff_ci95")
 
@@ -22,10 +24,12 @@ class Score:
     Attributes:
         name: what the task calls it.
         lower: whether lower is better.
+        plain: whether it is shown in its own unit, though higher is better.
     """
 
     name: str = GENERIC
     lower: bool = False
+    plain: bool = False
 
     @classmethod
     def of_record(cls, data: Mapping[str, Any]) -> "Score":
@@ -33,8 +37,17 @@ class Score:
         return cls(data["score_name"], True) if not data.get("higher_is_better", True) else cls()
 
     @classmethod
+    def of_monitored(cls, record: RunRecord) -> "Score":
+        """That by which students are chosen (`task.monitor`): metrics beside the score are shown as they are."""
+        if record.monitored == GENERIC:
+            return cls.of_record(record.data)
+        return cls(record.monitored, not record.is_better_higher(record.monitored), plain=True)
+
+    @classmethod
     def of_table(cls, table: pd.DataFrame) -> "Score":
         """That of a method table, also of one that was read back from report.csv."""
+        if OF_SCORES[0] in table:
+            return cls()
         ends = "_diff_mean"
         own = next((str(name).removesuffix(ends) for name in table.columns if str(name).endswith(ends)), None)
         return cls() if own is None else cls(own.replace("_", " "), True)
@@ -59,11 +72,17 @@ class Score:
     @property
     def factor(self) -> int:
         """What a score is multiplied by to be shown: fractions are shown in percent."""
-        return 1 if self.lower else 100
+        return 1 if self.lower or self.plain else 100
+
+    @property
+    def validation(self) -> str:
+        """The heading of a column of it on the validation split."""
+        named = f"validation {self.name}" if self.plain else "validation"
+        return named if self.lower or self.plain else f"{named} %"
 
     @property
     def digits(self) -> int:
-        return 4 if self.lower else 2
+        return 4 if self.lower or self.plain else 2
 
     @property
     def unit(self) -> str:
@@ -72,3 +91,4 @@ class Score:
 
 
 FRACTION = Score()
+PLAIN = Score(plain=True)

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from distillery.results.report.collect import Run
-from distillery.results.report.score import Score
+from distillery.results.report.score import GENERIC, Score
 from distillery.results.report.settings import differing
 
 COLUMNS = (
@@ -22,8 +22,8 @@ SAMPLE_COLUMNS = ("labelled", "unlabelled")
 PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
 EXACT = "exact_match"  # of answers to prompts: the same
 # Of sweeps, whose best setting is chosen by it and not on test: the mean over seeds, and its deviation.
-VALIDATION = "validation_mean"
-SELECTION = (VALIDATION, "validation_std")
+SELECTION = ("validation_mean", "validation_std")
+BEST = "best"  # whether a row is the best one: where students are chosen by another figure than the score
 # Of language models: nearness to the teacher, and how far predictions can be trusted; with their names in a record.
 FIDELITY = {
     "kl": "kl", "kl_own_text": "kl", "reverse_kl_own_text": "reverse_kl", "acceptance": "acceptance",
@@ -37,7 +37,7 @@ OVER_SEEDS = {
     "n_seeds": ("score", "size"), "score_mean": ("score", "mean"), "score_std": ("score", "std"),
     "agreement": ("agreement", "mean"), PERPLEXITY: (PERPLEXITY, "mean"),
     EXACT: (EXACT, "mean"), f"{EXACT}_std": (EXACT, "std"),
-    **{column: ("val_score", function) for column, function in zip(SELECTION, ("mean", "std"), strict=True)},
+    **{column: ("validation", function) for column, function in zip(SELECTION, ("mean", "std"), strict=True)},
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), "speed_up": ("speed_up", "median"),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
@@ -67,12 +67,14 @@ def mean_and_ci95(values: Sequence[float] | pd.Series) -> tuple[float, float]:
 def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
     """One row for each teacher, baseline, and method with its settings; NaN where a figure is not defined.
 
-    The columns are `COLUMNS`; those of a score of which lower is better have its name, see `Score`. Where a network
-    has embeddings (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of
+    The columns are `COLUMNS`; those of a score of which lower is better have its name, see `Score`. Of each other
+    metric `<name>_mean`, `<name>_std`, `<name>_diff_mean` and `<name>_diff_ci95` follow. Where a network has embeddings
+    (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of
     answers to prompts the share that is `EXACT`, of language models their `FIDELITY`, where a student saw unlabelled
-    samples `SAMPLE_COLUMNS`, and of sweeps their `SELECTION`. What they mean is said in each report
-    (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here. Ratios and gaps relate to the first
-    teacher's row.
+    samples `SAMPLE_COLUMNS`, and of sweeps their `SELECTION`. Where `task.monitor` names another figure than the score,
+    `SELECTION` has its name in it, `validation_<name>_mean`, and `BEST` marks the row that is best by it. What the
+    columns mean is said in each report (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here.
+    Ratios and gaps relate to the first teacher's row.
 
     Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
     none. `retention` and `gap_recovered` are ratios of means. `speed_up` divides latencies that one run has measured,
@@ -86,15 +88,19 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     baselines = [run for run in students if run.record.method == BASELINE]
     methods = [run for run in students if run.record.method != BASELINE]
     score = Score.of_record(students[0].record.data)
-    teachers = _teachers(students, baselines, trained)
+    metrics = [*dict.fromkeys(name for run in students for name in run.record.data.get("metrics", {}))]
+    teachers = _teachers(students, baselines, trained, metrics)
     teacher = next(iter(teachers.to_dict("records")), None)
-    table = _over_seeds([_figures(run) for run in (*baselines, *methods)])
+    table = _over_seeds([_figures(run, metrics) for run in (*baselines, *methods)], metrics)
     settings = differing(baselines)
     for label in dict.fromkeys(run.label for run in methods):
         runs = [run for run in methods if run.label == label]
         like = [run for run in baselines if all(run.settings.get(s) == runs[0].settings.get(s) for s in settings)]
         baseline = _scores(like)
         table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95((_scores(runs) - baseline).dropna())
+        for name in metrics:
+            differences = (_scores(runs, name) - _scores(like, name)).dropna()
+            table.loc[label, [f"{name}_diff_mean", f"{name}_diff_ci95"]] = mean_and_ci95(differences)
         if teacher:
             gap, half = mean_and_ci95(_gaps(teacher, baseline))
             if score.sign * gap > half:
@@ -104,7 +110,7 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     table["retention"] = table["score_mean"] / (teacher["score_mean"] if teacher and not score.lower else NAN)
     counts = ("params", "flops", "embedding_params", *SAMPLE_COLUMNS)
     table = table.astype({"n_seeds": "int64", **dict.fromkeys(counts, "Int64")})
-    columns = [*COLUMNS]
+    columns = [*COLUMNS, *(f"{name}_{each}" for name in metrics for each in ("mean", "std", "diff_mean", "diff_ci95"))]
     if table["embedding_params"].any():
         _add_text_columns(table)
         columns += TEXT_COLUMNS
@@ -116,12 +122,26 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns += FIDELITY
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
-    if any(run.swept for run in students):
+    renamed, monitored = score.columns, students[0].record.monitored
+    if swept := any(run.swept for run in students):
         columns += SELECTION
-    return table.reindex(columns=columns).rename(columns=score.columns)
+    if monitored != GENERIC:
+        table[BEST] = table["method"] == _best(students, "val" if swept else "test")
+        columns.append(BEST)
+        renamed |= {column: column.replace("_", f"_{monitored}_") for column in SELECTION}
+    return table.reindex(columns=columns).rename(columns=renamed)
 
 
-def _figures(run: Run) -> dict[str, Any]:
+def _best(students: Sequence[Run], split: str) -> str | None:
+    """The row that is best by what `task.monitor` names, on a split; None: it is known of none."""
+    record = students[0].record
+    values = [run.record.metrics["last"].get(f"{split}_{record.monitored}") for run in students]
+    means = pd.Series(values, dtype="float64").groupby([run.label for run in students]).mean()
+    best = means if record.is_better_higher(record.monitored) else -means
+    return None if means.isna().all() else str(best.idxmax())
+
+
+def _figures(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
     """What the row of a student's method is made from."""
     cost, teachers = run.record.cost, run.record.frozen_teachers.values()
     theirs = pd.Series([teacher.get("latency_ms") for teacher in teachers], dtype="float64").mean()
@@ -131,9 +151,10 @@ def _figures(run: Run) -> dict[str, Any]:
         **_fidelity(run),
         "method": run.label,
         "score": run.score,
-        "val_score": run.record.val_score,
+        "validation": run.record.val_monitored,
         "agreement": run.agreement,
         **{figure: run.record.metrics["last"].get(figure) for figure in (PERPLEXITY, EXACT)},
+        **{name: run.record.metrics["last"].get(f"test_{name}") for name in metrics},
         "speed_up": theirs / (cost.get("latency_ms") or NAN),
     }
 
@@ -159,16 +180,20 @@ def _samples(run: Run) -> dict[str, int | None]:
     return {"labelled": data.get("labelled", data.get("train")), "unlabelled": data.get("unlabelled", 0)}
 
 
-def _over_seeds(figures: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _over_seeds(figures: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> pd.DataFrame:
     """One row for each method, in order of appearance."""
-    used = ["method", *dict.fromkeys(figure for figure, _ in OVER_SEEDS.values())]
+    wanted = OVER_SEEDS | {f"{name}_{each}": (name, each) for name in metrics for each in ("mean", "std")}
+    used = ["method", *dict.fromkeys(figure for figure, _ in wanted.values())]
     frame = pd.DataFrame(figures, columns=used).set_index("method").astype("float64")
-    rows: pd.DataFrame = frame.groupby(level=0, sort=False).agg(**OVER_SEEDS)
+    rows: pd.DataFrame = frame.groupby(level=0, sort=False).agg(**wanted)
     return rows.assign(diff_mean=NAN, diff_ci95=NAN, gap_recovered=NAN)
 
 
 def _teachers(
-    students: Sequence[Run], baselines: Sequence[Run], trained: Mapping[str | None, Mapping[str, int | None]]
+    students: Sequence[Run],
+    baselines: Sequence[Run],
+    trained: Mapping[str | None, Mapping[str, int | None]],
+    metrics: Sequence[str],
 ) -> pd.DataFrame:
     """The row of the teacher that the methods are compared with, then those of the others; or none.
 
@@ -191,8 +216,8 @@ def _teachers(
             own.append({**teacher, **more, "method": label, "seed": run.record.seed})
     own.sort(key=lambda teacher: teacher["method"] != TEACHER)
     distinct = {(teacher["method"], teacher["sha256"]): teacher for teacher in own}
-    table = _over_seeds([*distinct.values()])
-    table["latency_ms"] = _over_seeds(own)["latency_ms"]  # measured in each run
+    table = _over_seeds([*distinct.values()], metrics)
+    table["latency_ms"] = _over_seeds(own, metrics)["latency_ms"]  # measured in each run
     table["by_seed"] = [
         {teacher["seed"]: teacher["score"] for teacher in own if teacher["method"] == label} for label in table.index
     ]
@@ -214,9 +239,10 @@ def _reference(students: Sequence[Run]) -> dict[int, str]:
     return {seed: max(own, key=lambda sha256: (own[sha256], everywhere[sha256])) for seed, own in found.items()}
 
 
-def _scores(runs: Sequence[Run]) -> pd.Series:
-    """By seed."""
-    return pd.Series({run.record.seed: run.score for run in runs}, dtype="float64")
+def _scores(runs: Sequence[Run], figure: str = GENERIC) -> pd.Series:
+    """By seed, on the test split."""
+    values = {run.record.seed: run.record.metrics["last"].get(f"test_{figure}") for run in runs}
+    return pd.Series(values, dtype="float64")
 
 
 def _gaps(teacher: Mapping[str, Any], baseline: pd.Series) -> pd.Series:

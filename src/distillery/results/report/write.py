@@ -21,6 +21,7 @@ from distillery.results.report.formats import (
     fidelity_columns,
     is_of_sweep,
     is_of_texts,
+    metrics_of,
     points,
     verdicts,
 )
@@ -30,7 +31,7 @@ from distillery.results.report.plot_fidelity import plot_fidelity
 from distillery.results.report.plot_timeline import MOST, plot_timeline
 from distillery.results.report.score import Score
 from distillery.results.report.selection import Selection, select
-from distillery.results.report.table import EXACT, PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
+from distillery.results.report.table import BEST, EXACT, PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -52,9 +53,15 @@ PERPLEXITY_DEFINITION = """
 - **perplexity**: exp(mean loss in nats a predicted token) on the test split, mean over seeds. It compares only where
   vocabulary and masking are the same."""
 
+METRICS_DEFINITION = """
+- **{}**: on the test split at the last epoch, mean ± sample deviation over seeds (`task.metrics`)."""
+
 VALIDATION_DEFINITION = """
-- **validation**: score on the validation split at the last epoch, mean ± sample deviation over seeds. The setting that
-  is best in it is in bold: none is chosen on the test split."""
+- **validation**: {} on the validation split at the last epoch, mean ± sample deviation over seeds. The setting that is
+  best in it is in bold: none is chosen on the test split."""
+
+BEST_DEFINITION = """
+- The method with the best {} on the test split is in bold (`task.monitor`)."""
 
 EXACT_DEFINITION = """
 - **exact %**: share of the test prompts of which the likeliest continuation, token by token, is exactly the given one,
@@ -173,8 +180,13 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     )
     perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
     exact = EXACT_DEFINITION if EXACT in table else ""
-    validation = VALIDATION_DEFINITION if is_of_sweep(table) else ""
-    return definitions + validation + (TEXT_DEFINITIONS + perplexity + exact if texts else "")
+    more = METRICS_DEFINITION.format(", ".join(names)) if (names := metrics_of(table)) else ""
+    monitored = students[0].record.monitored
+    if is_of_sweep(table):
+        more += VALIDATION_DEFINITION.format(monitored)
+    elif BEST in table:
+        more += BEST_DEFINITION.format(monitored)
+    return definitions + more + (TEXT_DEFINITIONS + perplexity + exact if texts else "")
 
 
 def _setting(students: Sequence[Run]) -> str:

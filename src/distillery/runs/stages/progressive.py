@@ -90,8 +90,7 @@ class ProgressiveDistillation(L.Callback):
                 f"Choose from: {known}."
             )
         value = float(trainer.callback_metrics[until.metric])
-        mode: Literal["max", "min"] = "max" if module.task.higher_is_better else "min"
-        better = not math.isnan(value) and until.better(value, self.position.best, mode)
+        better = not math.isnan(value) and until.better(value, self.position.best, module.task.higher_is_better)
         self.position.best = value if better else self.position.best
         self.position.waited = 0 if better else self.position.waited + 1
 

@@ -28,6 +28,7 @@ from distillery.models.weights import save_weights
 from distillery.results.layout import CONFIG, STAGES, STUDENT
 from distillery.runs.plan import show_plan, stage_row, stage_table
 from distillery.runs.stages.stage_data import StageData
+from distillery.tasks.metrics import validated
 from distillery.teachers.ensemble import Ensemble, refuse_task
 from distillery.teachers.frozen import Teacher
 from distillery.training.freezing import freeze_rest, thaw
@@ -197,7 +198,8 @@ class StageSequence:
             self._trainable = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
         thaw(student, self._trainable)
         if stage.until:
-            refuse_unlogged(stage.cfg.callbacks, {}, parts.data.sizes["val"] > 0, {"until": stage.until.metric})
+            validations = validated(parts.distiller.task.metrics) if parts.data.sizes["val"] else ()
+            refuse_unlogged(stage.cfg.callbacks, {}, validations, {"until": stage.until.metric})
         freeze_rest(parts.distiller, stage.train, parts.example)
 
     def data(self, place: int) -> Data:

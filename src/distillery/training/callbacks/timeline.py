@@ -7,6 +7,7 @@ import lightning as L
 
 from distillery.losses.term import Term
 from distillery.results.timeline import Epoch
+from distillery.tasks.metrics import SCORE
 from distillery.training.distiller import Distiller
 from distillery.training.objective import Objective
 
@@ -40,7 +41,7 @@ class Timeline(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self._entries and not trainer.sanity_checking:
-            score = float(trainer.callback_metrics["val/score"])
+            score = float(trainer.callback_metrics[SCORE])
             self._entries[-1]["score"] = score if math.isfinite(score) else None
 
     def state_dict(self) -> dict[str, Any]:
