@@ -152,10 +152,13 @@ def test_the_curves_are_those_of_one_process(alone: Callable[[float], Path], tog
 def test_the_student_is_that_of_one_process(alone: Callable[[float], Path], together: tuple[Path, str]) -> None:
     assert_same_weights(together[0], alone(LR))
     with np.load(together[0] / "predictions.npz") as found, np.load(alone(LR) / "predictions.npz") as expected:
-        assert set(found) == set(expected) == {"index", "target", "student", "main"}
+        assert set(found) == set(expected) > {"index", "target", "student", "main", "student_probabilities"}
         assert len(set(found["index"])) == len(found["index"]) == 797
         for name in found:
-            assert np.array_equal(found[name], expected[name]), name
+            if name.endswith("_probabilities"):
+                np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+            else:
+                assert np.array_equal(found[name], expected[name]), name
     record, other = RunRecord.read(together[0]), RunRecord.read(alone(LR))
     assert record.metrics["best"]["epoch"] < record.metrics["last"]["epoch"] == 3
     for which in ("best", "last"):

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
+from sklearn.metrics import log_loss
 from torch import nn
 
 from distillery.core.errors import UserError
@@ -112,12 +113,19 @@ def test_the_config_is_resolved_and_known_by_its_hash(finished: Result) -> None:
 def test_the_predictions_give_the_scores(finished: Result) -> None:
     with np.load(finished.folder / "predictions.npz") as saved:
         arrays = dict(saved)
+    probabilities = {name: arrays.pop(f"{name}_probabilities") for name in ("student", "main")}
     assert set(arrays) == {"index", "target", "student", "main"}
     assert all(array.shape == (797,) and array.dtype == np.int64 for array in arrays.values())
+    for name, each in probabilities.items():
+        assert (each.shape, each.dtype) == ((797, 10), np.float32)
+        assert each.sum(1) == pytest.approx(np.ones(797), abs=1e-5)
+        assert (each.argmax(1) == arrays[name]).all()
     assert len(set(arrays["index"])) == 797
     record = finished.record
     assert np.mean(arrays["student"] == arrays["target"]) == pytest.approx(record.metrics["last"]["test_score"])
     assert np.mean(arrays["main"] == arrays["target"]) == pytest.approx(record.teachers["main"]["score"])
+    loss = log_loss(arrays["target"], probabilities["student"])
+    assert loss == pytest.approx(record.metrics["last"]["test_loss"], rel=1e-4)
 
 
 def test_best_is_the_checkpoint_that_scored_best_on_validation(run: Callable[..., Result]) -> None:

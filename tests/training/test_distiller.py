@@ -108,7 +108,8 @@ def test_two_teachers_teach_each_by_its_own_loss(compose_train: Compose, tmp_pat
     hashes = {name: weights_hash(teacher(name)) for name in statistics}
     assert {name: entry["sha256"] for name, entry in result.record.teachers.items()} == hashes
     with np.load(result.folder / "predictions.npz") as saved:
-        assert set(saved) == {"index", "target", "student", "main", "second"}
+        own = {"student", "main", "second"}
+        assert set(saved) == {"index", "target", *own, *(f"{name}_probabilities" for name in own)}
         assert (saved["main"] != saved["second"]).any()
     checkpoint = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"].keys() == {f"student.net.{key}" for key in net.net.state_dict()}

@@ -6,6 +6,7 @@ CONFIG = "config.yaml"  # the resolved config
 RECORD = "run.json"  # what is known of the run, see `record.py`
 STUDENT = "student.safetensors"  # the trained student's parameters and buffers
 PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, and one array for each teacher's name
+PROBABILITIES = "_probabilities"  # in it, after the name of student or teacher: those of its classes
 LM_EVAL = "lm_eval.json"  # the scores that distill-evaluate lm_eval=… has found
 EVALUATIONS = "evaluations"  # a file for each of the other data that distill-evaluate has scored the student on
 BALANCE = "balance.json"  # the weights that objective.balance=auto has found, by their place in the config

@@ -16,7 +16,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distillery.core.errors import UserError
 from distillery.core.process import is_main
-from distillery.results.layout import CONFIG, PREDICTIONS, RECORD, REPORT, STUDENT, WANDB_ID, report_files
+from distillery.results.layout import (
+    CONFIG,
+    PREDICTIONS,
+    PROBABILITIES,
+    RECORD,
+    REPORT,
+    STUDENT,
+    WANDB_ID,
+    report_files,
+)
 from distillery.results.record import RunRecord
 from distillery.runs.job import plain
 
@@ -193,7 +202,8 @@ def _predictions(folder: Path) -> pd.DataFrame:
     with np.load(folder / PREDICTIONS, allow_pickle=False) as arrays:
         rows = len(arrays["index"])
         some = np.linspace(0, rows - 1, min(rows, TABLE_ROWS)).round().astype(int)
-        return pd.DataFrame({name: arrays[name][some].tolist() for name in arrays})
+        shown = [name for name in arrays if not name.endswith(PROBABILITIES)]
+        return pd.DataFrame({name: arrays[name][some].tolist() for name in shown})
 
 
 def _artifact(name: str, kind: str, folder: Path, files: Sequence[str], identity: str = "") -> Any:

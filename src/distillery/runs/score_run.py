@@ -17,7 +17,7 @@ from distillery.core.roles import FROZEN, PLACE, SELF, STAGE
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights, unwrap, weights_hash
-from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, STUDENT
+from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, PROBABILITIES, STUDENT
 from distillery.results.record import RunRecord
 from distillery.runs.fidelity import add_fidelity
 from distillery.tasks.evaluate import Evaluation, evaluate
@@ -56,15 +56,15 @@ def score_run(
     save_weights(student.net, folder / STUDENT)
     record.student_sha256 = weights_hash(student.net)
 
-    predictions = {"index": test.index, "target": test.target, "student": test.predicted}
+    predictions = {"index": test.index, "target": test.target} | _predictions("student", test)
     for name, teacher in teachers.items():
         if teacher is trained:
             record.teachers[name] = {"role": SELF}
         else:
-            entry, predicted = _score_teacher(teacher, parts)
+            entry, evaluation = _score_teacher(teacher, parts)
             record.teachers[name] = entry | ({"role": STAGE} if name.startswith(PLACE) else {})
-            if predicted is not None:
-                predictions[name] = predicted
+            if evaluation is not None:
+                predictions |= _predictions(name, evaluation)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
     with atomic_write(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
@@ -82,8 +82,16 @@ def score_run(
         trained.net.load_state_dict(own)
 
 
-def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tensor | None]:
-    """What the record says of a teacher, and its predictions of the data's classes or tokens on the test split."""
+def _predictions(name: str, evaluation: Evaluation) -> dict[str, Tensor]:
+    """What `predictions.npz` says of a network."""
+    found = {name: evaluation.predicted}
+    if evaluation.probabilities is not None:
+        found[f"{name}{PROBABILITIES}"] = evaluation.probabilities
+    return found
+
+
+def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Evaluation | None]:
+    """What the record says of a teacher, and how it predicts the data's classes or tokens on the test split."""
     assert isinstance(teacher, Teacher | Peer)
     loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
     entry = {
@@ -103,19 +111,19 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Tens
     if isinstance(teacher, Teacher):
         evaluation = teacher.evaluation(parts.data, "test", parts.distiller.task, parts.distiller.outputs, linear)
     else:
-        evaluation = _evaluate(parts, teacher, parts.data.test_dataloader())
+        evaluation = _evaluate(parts, teacher, parts.data.test_dataloader(), probabilities=True)
     if isinstance(evaluation, str):
         return entry | {"scored_by": f"nothing: {evaluation}"}, None
     entry |= {"score": evaluation.score, **evaluation.metrics, **figures(parts.distiller.task, evaluation)}
     own_tokens = teacher.adapter.own_tokenizer(parts.example) if parts.distiller.task.per_token else None
     if own_tokens is not None:
         entry["tokenizer"] = own_tokens  # its predictions are of other rows than the student's
-    return entry, None if "scored_by" in entry or own_tokens else evaluation.predicted
+    return entry, None if "scored_by" in entry or own_tokens else evaluation
 
 
 def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float | None], Evaluation]:
     """The figures of both splits, and the test split's predictions."""
-    test = _evaluate(parts, network, parts.data.test_dataloader())
+    test = _evaluate(parts, network, parts.data.test_dataloader(), probabilities=True)
     loader = parts.data.val_dataloader()
     val = _evaluate(parts, network, loader) if loader else None
     of_val = {"score": val.score, "loss": val.loss, **val.metrics} if val else {}
@@ -133,8 +141,10 @@ def figures(task: Task, test: Evaluation) -> dict[str, float]:
     return found | ({"exact_match": test.exact_match} if task.exact_match else {})
 
 
-def _evaluate(parts: Parts, network: nn.Module, loader: Iterable[Mapping[str, Tensor]]) -> Evaluation:
-    return evaluate(network, loader, parts.distiller.task, parts.distiller.outputs)
+def _evaluate(
+    parts: Parts, network: nn.Module, loader: Iterable[Mapping[str, Tensor]], probabilities: bool = False
+) -> Evaluation:
+    return evaluate(network, loader, parts.distiller.task, parts.distiller.outputs, probabilities)
 
 
 def cost_of(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -290,6 +290,7 @@ class _Pass:
             if isinstance(scored, str):
                 continue
             tensors = {"index": scored.index, "target": scored.target, "predicted": scored.predicted}
+            tensors |= {} if scored.probabilities is None else {"probabilities": scored.probabilities}
             file = evaluation_file(stage)
             with atomic_write(self.settings.folder / file) as unfinished:
                 unfinished.write_bytes(save({name: each.contiguous() for name, each in tensors.items()}))

@@ -18,7 +18,8 @@ from distillery.tasks.task import Batch, Task, labelled_rows
 class Evaluation:
     """`score` and mean hard-label `loss` on a split, and the `index`, `target` and prediction of each row, [N].
 
-    `metrics`: the figures that `Task.metrics` names.
+    `metrics`: the figures that `Task.metrics` names. `probabilities`: of each row's classes, [N,C] in float32, where
+    they were asked for and the task predicts classes.
     """
 
     score: float
@@ -27,6 +28,7 @@ class Evaluation:
     target: Tensor
     predicted: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
+    probabilities: Tensor | None = None
 
     @property
     def exact_match(self) -> float:
@@ -40,7 +42,13 @@ class Evaluation:
         return (wrong == 0).double().mean().item()
 
 
-def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: Task, outputs: int | None) -> Evaluation:
+def evaluate(
+    network: nn.Module,
+    loader: Iterable[Mapping[str, Tensor]],
+    task: Task,
+    outputs: int | None,
+    probabilities: bool = False,
+) -> Evaluation:
     """Score `network` in evaluation mode, on the device of its parameters and buffers.
 
     It is not run by a Trainer, whose distributed loaders may count a sample twice to fill a batch.
@@ -49,16 +57,19 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
         network: maps a batch to `Signals`.
         loader: batches with `target` and `index`.
         outputs: see `Task.outputs`.
+        probabilities: whether to keep those of all classes.
     """
     device = next(chain(network.parameters(), network.buffers())).device
     metric, chosen = task.metric(outputs).to(device), task.chosen_metrics(outputs).to(device)
-    found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": []}
+    found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": [], "probabilities": []}
 
     def figures(rows: Signals, labelled: Batch) -> dict[str, Tensor]:
         loss = task.loss(rows.logits, labelled["target"])
         task.score_rows(metric, rows.logits, loss, labelled)
         task.update_metrics(chosen, rows.logits, loss, labelled)
-        return {"predicted": task.predict(rows.logits), "loss": loss}
+        of_classes = task.probabilities(rows.logits) if probabilities else None
+        kept = {} if of_classes is None else {"probabilities": of_classes.float()}
+        return {"predicted": task.predict(rows.logits), "loss": loss, **kept}
 
     with evaluating(network), before_heads(network.modules()):
         for batch in loader:
@@ -68,8 +79,8 @@ def evaluate(network: nn.Module, loader: Iterable[Mapping[str, Tensor]], task: T
                 continue  # no token that counts, or no label
             known = {**labelled, **map_rows(figures, rows, labelled, task.rows_per_chunk)}
             for key, values in found.items():
-                values.append(known[key])
-    joined = {key: torch.cat(parts).cpu() for key, parts in found.items()}
+                values += [known[key]] if key in known else []
+    joined = {key: torch.cat(parts).cpu() for key, parts in found.items() if parts or key != "probabilities"}
     mean = joined.pop("loss").mean().item()
     metrics = {name: chosen[name].compute().item() for name in task.metrics}
     return Evaluation(metric.compute().item(), mean, **joined, metrics=metrics)

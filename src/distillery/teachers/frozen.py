@@ -212,7 +212,7 @@ class Teacher(Network):
         batches = self.batches(data, stage)
         if isinstance(batches, str):
             return batches
-        judge = partial(evaluate, judged or self, batches, task, outputs)
+        judge = partial(evaluate, judged or self, batches, task, outputs, probabilities=stage == "test")
         key = f"{stage} {type(task).__name__} {vars(task) | {'weight': None}}"  # the weight changes no score
         return judge() if self.training_signals is None else self.training_signals.evaluated(key, judge)
 

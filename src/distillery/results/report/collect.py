@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from distillery.core.errors import UserError
-from distillery.results.layout import CONFIG, PREDICTIONS, RECORD, SWEEPS
+from distillery.results.layout import CONFIG, PREDICTIONS, PROBABILITIES, RECORD, SWEEPS
 from distillery.results.record import RunRecord, computed_settings, leaves
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
@@ -87,12 +87,13 @@ def _read(folder: Path) -> Run:
 
 
 def _predictions(folder: Path) -> Predictions:
+    """What is predicted, without the probabilities, which are large."""
     path = folder / PREDICTIONS
     if not path.exists():
         return {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+            return {name: arrays[name] for name in arrays.files if not name.endswith(PROBABILITIES)}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}). Run that job again, or remove its folder.") from None
 
