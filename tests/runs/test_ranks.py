@@ -640,13 +640,17 @@ def test_partly_labelled_data_are_those_of_one_process(teacher: str, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["ema", "peer"])
 def test_a_teacher_that_moves_is_that_of_one_process(role: str, tmp_path: Path) -> None:
-    """Each rank teaches its own share of the samples: with other weights on one of them the student would differ."""
+    """Each rank teaches its own share of the samples: with other weights on one of them the student would differ.
+
+    So would its average, which is what is left of it.
+    """
     job = [
         *STUDENT,
         "student.net.norm=group",
         "data.train_size=771",
         "data.batch_size=25",
         f"model/teacher={role}",
+        "optim.ema=0.9",
         PRECISION,
     ]
     job += [f"optim.optimizer.lr={LR}", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "logger=none"]
@@ -657,7 +661,7 @@ def test_a_teacher_that_moves_is_that_of_one_process(role: str, tmp_path: Path) 
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for folder in (together, alone)
     ]
-    moving = [key for key in states[0] if key.startswith("moving.main.")]
-    assert moving
+    moving = {key for key in states[0] if key.startswith(("moving.main.", "averaged_student.", "student."))}
+    assert {key.partition(".")[0] for key in moving} == {"moving", "averaged_student", "student"}
     for key in moving:
         torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-5, atol=1e-5)

@@ -398,7 +398,7 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*ROLES["ema"], "+teachers.main.decai=1"], r"^Unknown setting 'teachers\.main\.decai'\. Did you mean .*'decay'"),
     (
         [*ROLES["ema"], "trainer.precision=bf16-true"],
-        r"^teachers\.main: .*an ema teacher would stand still with trainer\.precision=bf16-true",
+        r"^teachers\.main: .*an average of the student would stand still with trainer\.precision=bf16-true",
     ),
     (
         ["+model/teacher@teachers.self=ema", "model/teacher=ema"],

@@ -33,6 +33,7 @@ from distillery.models.taps.network import Network
 from distillery.tasks.metrics import validated
 from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
+from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 from distillery.teachers.without_network import StoredTeacher, training_score
@@ -149,6 +150,8 @@ def build(
         name: frozen[name] if name in frozen else build_moving(own, name, student) for name, own in cfg.teachers.items()
     }
     networks = list(dict.fromkeys((student, *teachers.values())))  # the student may be among its teachers
+    decay = cfg.optim.get("ema")
+    averaged_student = None if decay is None else EMATeacher(student, "averaged student", decay)
 
     terms, schedules = {}, {f"task.{name}": each for name, each in stage.schedules["task"].items()}
     for name, loss in cfg.loss.items():
@@ -186,14 +189,16 @@ def build(
         refuse_parts(rollouts, task, terms, teachers, student)
     whole = "compile=true compiles whole networks" if cfg.compile else ""
     whole = "hardware=fsdp2 shards its head" if is_fsdp2(cfg.trainer.get("strategy")) else whole
-    end_before_heads(task, terms, student, teachers, batch, whole)
+    others = teachers if averaged_student is None else {**teachers, averaged_student.name: averaged_student}
+    end_before_heads(task, terms, student, others, batch, whole)
     if cfg.compile:
         _compile(networks if former is None else networks[1:])
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in validations else 1
     settings = instantiate(cfg.optim)
+    settings.pop("ema", None)
     rates = {"layer_decay": settings.pop("layer_decay", None), **settings.pop("lr_scale", {})}
     optim = Optim(**settings, lr_scales=lr_scales(student, objective, batch, **rates), frequency=frequency)
-    distiller = Distiller(student, teachers, task, objective, optim, outputs)
+    distiller = Distiller(student, teachers, task, objective, optim, outputs, averaged_student)
     if cfg.trainer.max_epochs:  # a cosine cannot have the length 0
         refuse_optim(distiller, cfg, updates(data, cfg.trainer)[1])
     return Parts(cfg, data, distiller, batch)

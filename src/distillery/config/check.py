@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Lt
 from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import NonNegativeInt, PositiveInt
 
-from distillery.config.check_networks import check_student, check_teachers
+from distillery.config.check_networks import check_student, check_teachers, refuse_sixteen
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
 from distillery.config.optim import LENGTHS, SHARES, not_taken, without_leftovers
@@ -129,9 +129,12 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
         raise UserError(f"min_teacher_score={given}: it must be a score between 0 and {best:g}; 0 accepts any teacher.")
     checked["rollouts"], schedules["rollouts"] = _rollouts(plain.get("rollouts"))
     checked["data"] = check_target("data", plain["data"])
+    _refuse_averaging(plain["callbacks"])
     for section in ("callbacks", "logger"):
         nodes = plain.get(section) or {}
         checked[section] = {name: _optional(f"{section}.{name}", node) for name, node in nodes.items()}
+    if checked["optim"].get("ema") is not None:
+        refuse_sixteen("optim.ema", checked["trainer"].get("precision"))
     _refuse_balanced(checked)
     _refuse_clipped(checked)
     _refuse_sharded(checked)
@@ -234,6 +237,18 @@ def _with_target(path: str, node: Any) -> Mapping[str, Any]:
     return node
 
 
+def _refuse_averaging(callbacks: Mapping[str, Any]) -> None:
+    """Refuse Lightning's averages: they take in teachers, projectors and memory banks, and end with a stage."""
+    for name, node in callbacks.items():
+        if isinstance(node, Mapping) and str(node.get("_target_")).endswith(
+            (".WeightAveraging", ".EMAWeightAveraging")
+        ):
+            raise UserError(
+                f"callbacks.{name} averages teachers and losses with the student, and its checkpoints hold two "
+                "students. Use optim.ema=0.999."
+            )
+
+
 def _refuse_balanced(plain: Mapping[str, Any]) -> None:
     """Refuse what objective.balance=auto, which searches for the weights, cannot work with."""
     if not plain["objective"].get("balance"):
@@ -273,6 +288,8 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
     moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in (FROZEN, STORED, SERVED)]
     if moving:
         raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
+    if plain["optim"].get("ema") is not None:
+        raise UserError("optim.ema: hardware=fsdp2 shards the student, and not its average. Use hardware=ddp.")
     if plain["student"].get("lora"):
         raise UserError("student.lora: hardware=fsdp2 would shard its matrices by themselves. Use hardware=ddp.")
     if plain["objective"].get("balance"):

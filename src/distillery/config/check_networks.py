@@ -122,12 +122,18 @@ def _teacher(
         raise UserError(
             f"{path} has no network.{did_you_mean(path, others)} Another teacher: +model/teacher@{path}=run"
         )
-    if role == EMA and SIXTEEN.fullmatch(str(precision)):
+    if role == EMA:
+        refuse_sixteen(path, precision)
+    return _network(path, node, known)
+
+
+def refuse_sixteen(path: str, precision: object) -> None:
+    """Refuse an average of the student, the setting at `path`, where weights have 16 bits."""
+    if SIXTEEN.fullmatch(str(precision)):
         raise UserError(
-            f"{path}: an ema teacher would stand still with trainer.precision={precision}: the steps of an average are "
+            f"{path}: an average of the student would stand still with trainer.precision={precision}: its steps are "
             "smaller than 16 bits can represent. Use trainer.precision=bf16-mixed."
         )
-    return _network(path, node, known)
 
 
 def _refuse_unread(path: str, role: str, unread: Collection[str], overrides: Sequence[str]) -> None:

@@ -134,9 +134,12 @@ class ServedTeacher(TypedDict, total=False):
     client: ServedClient
 
 
+EmaDecay = Annotated[float, Ge(0), Lt(1), Says("a number of at least 0 and less than 1; 0.999 is usual")]
+
+
 class EmaTeacher(TypedDict, total=False):
     role: Literal["ema"]
-    decay: Annotated[float, Ge(0), Lt(1), Says("a number of at least 0 and less than 1; 0.999 is usual")]
+    decay: EmaDecay
 
 
 class PeerTeacher(TypedDict, total=False):
@@ -169,6 +172,7 @@ class OptimSettings(TypedDict, total=False):
     decay_biases_and_norms: bool
     layer_decay: Annotated[float, Gt(0), Le(1), Says("a number greater than 0 and of at most 1, or null")] | None
     lr_scale: LrScale
+    ema: EmaDecay | None
 
 
 class Paths(TypedDict, total=False):

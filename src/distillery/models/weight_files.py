@@ -123,8 +123,8 @@ def _unpickled(path: Path) -> Any:
 def find_state(content: Mapping[str, Any], names: Collection[str]) -> Found:
     """The state dict in a checkpoint that has most of `names`, without wrappers and prefixes that `names` do not have.
 
-    Of several that fit alike, DINO's `teacher` is taken, then a student's, then an average of the weights (timm's
-    `state_dict_ema`), then the one whose place is usual (`state_dict`, `model`, `net`, …).
+    Of several that fit alike, DINO's `teacher` and our `averaged_student` are taken, then a student's, then an average
+    of the weights (timm's `state_dict_ema`), then the one whose place is usual (`state_dict`, `model`, `net`, …).
 
     Raises:
         UserError: several networks of this architecture, none of which is preferred.
@@ -184,7 +184,7 @@ def _prefixes(state: Mapping[str, Tensor], names: Collection[str]) -> Counter[st
 
 def _rank(found: Found) -> int:
     parts = [part for part in found.where.split(".") if part]
-    if found.place == "teacher":  # DINO's: the average, by which these are evaluated
+    if found.place == "teacher" or "averaged_student" in parts:  # the average, by which these are evaluated
         return 0
     if "student" in parts:
         return 1

@@ -36,16 +36,17 @@ def score_run(
     teachers: Mapping[str, Network],
     ensemble: Ensemble | None = None,
 ) -> None:
-    """Complete `record` and the run folder from the student as it is after `epoch` epochs.
+    """Complete `record` and the run folder from the student as it is after `epoch` epochs, or from its average.
 
     Nothing is selected on the test split: `last` is the student of the last epoch, `best` the checkpoint that
-    scored highest on validation (where the data have a validation split).
+    scored highest on validation (where the data have a validation split). Where the student's average is scored, the
+    student itself is `unaveraged`.
 
     Args:
         teachers: the teachers to score, of all stages; a student of an earlier stage is called `stage:<name>`.
         ensemble: of students of several stages; it is scored, too.
     """
-    trained, data = parts.distiller.student, parts.data
+    trained, data = parts.distiller.evaluated, parts.data
     student = exported_student(parts.cfg.student, trained)
     data.setup("test")
     last, test = _scores(parts, student)
@@ -58,7 +59,7 @@ def score_run(
 
     predictions = {"index": test.index, "target": test.target} | _predictions("student", test)
     for name, teacher in teachers.items():
-        if teacher is trained:
+        if teacher is parts.distiller.student:
             record.teachers[name] = {"role": SELF}
         else:
             entry, evaluation = _score_teacher(teacher, parts)
@@ -72,6 +73,10 @@ def score_run(
     add_fidelity(record, student, teachers, data, parts.distiller.task, parts.distiller.outputs)
     if ensemble is not None:
         record.metrics["ensemble"] = {"epoch": epoch, **_scores(parts, ensemble)[0]}
+
+    if trained is not parts.distiller.student:
+        unaveraged = exported_student(parts.cfg.student, parts.distiller.student)
+        record.metrics["unaveraged"] = {"epoch": epoch, **_scores(parts, unaveraged)[0]}
 
     best = folder / CHECKPOINTS / BEST
     if best.is_file():

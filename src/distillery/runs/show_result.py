@@ -22,6 +22,8 @@ def show_result(record: RunRecord, folder: Path) -> None:
     scores = f"test {name} {last['test_score']:.4f}{val}{more}{perplexity}"
     line = Text.assemble((record.method, "bold"), f" seed {record.seed}: {scores}")
     plain_console().print(line, highlight=False, soft_wrap=True)
+    if unaveraged := record.metrics.get("unaveraged"):
+        say(f"the student without averaging: test {name} {unaveraged['test_score']:.4f}")
     if ensemble := record.metrics.get("ensemble"):
         say(f"ensemble of stages: test score {ensemble['test_score']:.4f}")
     say(pasteable("distill-evaluate", "run", str(folder)))

@@ -43,6 +43,7 @@ class Distiller(L.LightningModule):
         objective: the losses, whose layers have been tapped by `wire`.
         optim: optimizer and learning-rate schedule.
         outputs: the number of logits in a row (`Task.outputs`); None: any number.
+        averaged_student: an average of the student that is validated in its place; None: the student itself is.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Distiller(L.LightningModule):
         objective: Objective,
         optim: Optim,
         outputs: int | None = None,
+        averaged_student: EMATeacher | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -61,6 +63,7 @@ class Distiller(L.LightningModule):
         self.optim = optim
         self.teachers = dict(teachers)  # a dict's values are not registered as submodules
         self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
+        self.averaged_student = averaged_student
         self.outputs = outputs  # of a row of logits; None: any number
         self.val_score = task.metric(outputs)
         self.val_metrics = task.chosen_metrics(outputs)
@@ -77,7 +80,7 @@ class Distiller(L.LightningModule):
 
         Args:
             losses: if the stage continues with this student, the losses that keep their state (projectors, memory
-                banks); the average of the student is kept, too. None: the stage has a student of its own.
+                banks); averages of the student are kept, too. None: the stage has a student of its own.
         """
         before, after = whole_state(self), other.state_dict()
         if losses is not None:
@@ -85,6 +88,7 @@ class Distiller(L.LightningModule):
             same = (name for name in after if name in before and before[name].shape == after[name].shape)
             other.load_state_dict({name: before[name] for name in same if not name.startswith(begun)}, strict=False)
         self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
+        self.averaged_student = other.averaged_student
         self.task, self.objective, self.optim = other.task, other.objective, other.optim
         self.outputs = other.outputs
         self._own.clear()
@@ -95,12 +99,19 @@ class Distiller(L.LightningModule):
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     @property
+    def evaluated(self) -> Network:
+        """What is validated, scored and exported: the student, or its average if there is one."""
+        return self.averaged_student or self.student
+
+    @property
     def remarks(self) -> list[str]:
         """Remarks on the student and its teachers, for the user."""
         networks = {"student": self.student} | {
             f"teacher {name}": each for name, each in self.teachers.items() if each is not self.student
         }
         own = [] if self.objective.rollouts is None else [f"student: {self.objective.rollouts.remark}"]
+        if self.averaged_student is not None:
+            own.append(f"student: validated, scored and exported is an {self.averaged_student.source}")
         return own + [
             f"{name}: {remark}"
             for name, network in networks.items()
@@ -171,8 +182,8 @@ class Distiller(L.LightningModule):
         self.losses = None  # it holds the graph
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
-        with before_heads([self.student]):
-            whole = labelled_rows(*self.task.rows(self.student(batch), batch), batch)
+        with before_heads([self.evaluated]):
+            whole = labelled_rows(*self.task.rows(self.evaluated(batch), batch), batch)
 
         def scored(rows: Signals, labelled: Batch) -> dict[str, Tensor]:
             loss = self.task.loss(rows.logits, labelled["target"])
@@ -210,9 +221,9 @@ class Distiller(L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        for teacher in self.moving.values():
-            if isinstance(teacher, EMATeacher):
-                teacher.follow(self.student)
+        for average in (self.averaged_student, *self.moving.values()):
+            if isinstance(average, EMATeacher):
+                average.follow(self.student)
 
     def on_fit_start(self) -> None:
         for teacher in self.teachers.values():

@@ -236,7 +236,7 @@ class StageSequence:
 
     def ensemble(self) -> Ensemble | None:
         """The students of the stages that the config names together with the last one; None if it names none."""
-        student = self.parts.distiller.student
+        student = self.parts.distiller.evaluated
         others: list[Teacher] = []
         for name in self.job_cfg.ensemble or ():
             cfg = OmegaConf.create({**RUN_TEACHER, "weights": str(self.folder / STAGES / name)})
@@ -269,7 +269,7 @@ def save_student(parts: Parts, name: str, folder: Path) -> None:
     own = folder / STAGES / name
     own.mkdir(parents=True, exist_ok=True)
     save_config(parts.cfg, own)
-    save_weights(exported_student(parts.cfg.student, parts.distiller.student).net, own / STUDENT)
+    save_weights(exported_student(parts.cfg.student, parts.distiller.evaluated).net, own / STUDENT)
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:
