@@ -56,8 +56,8 @@ class RunRecord:
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
             `val_loss`, `test_loss`, `val_<metric>` and `test_<metric>` for the task's other metrics, and `perplexity`,
             `exact_match` of the test split like a teacher's; `ensemble`, where the config asks for one. With
-            `optim.ema` these are figures of the student's average, and those of the student itself in the last epoch are
-            `unaveraged`.
+            `optim.ema` these are figures of the student's average; `unaveraged` has those of the student itself in the
+            last epoch.
         fidelity: of a language model, by network (`student`, and the teachers that were loaded, as in `teachers`) means
             over `tokens` of the test split: `entropy` in nats, `calibration_error` and its `bins`, and of a teacher's
             divergence from the student `agreement`, `kl`, `reverse_kl`, `acceptance` (see `tasks/fidelity.py`).
