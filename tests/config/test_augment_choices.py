@@ -32,8 +32,10 @@ def test_every_data_set_of_images_has_a_default() -> None:
         "cifar100": {"crop": 4, "flip": True},
         "digits": {"crop": 1, "flip": False},
         "fashion_mnist": {"crop": 4, "flip": True},
+        "fashion_mnist_masks": {"crop": 4, "flip": True},
         "hf_images": {"resized_crop": [0.08, 1.0], "flip": True},
         "image_folder": {"resized_crop": [0.08, 1.0], "flip": True},
+        "mask_folder": {"resized_crop": [0.25, 1.0], "flip": True},
     }
 
 

@@ -23,7 +23,7 @@ def test_networks(compose_train: Compose, tmp_path: Path) -> None:
         (["model/student=bilstm"], "The student network reads texts, but the data set 'digits' has images."),
         (
             ["student.net.widths=[0]"],
-            "student.net.widths=[0]: SmallCNN needs positive widths, one per stage, as [16, 32].",
+            "student.net.widths=[0]: the network needs positive widths, one per stage, as [16, 32].",
         ),
         (
             ["model/student=timm", "student.net.model_name=resnet10t", "+student.net.layers=3"],
@@ -42,7 +42,7 @@ def test_networks(compose_train: Compose, tmp_path: Path) -> None:
 def test_every_refusal_of_a_network_names_the_setting(compose_train: Compose) -> None:
     timm, vision, cifar = (f"model/student={name}" for name in ("timm", "hf_vision", "cifar"))
     for overrides, message in (
-        (["student.net.widths=[]"], r"student\.net\.widths=\[\]: SmallCNN needs positive widths"),
+        (["student.net.widths=[]"], r"student\.net\.widths=\[\]: the network needs positive widths"),
         (["student.net.norm=layer"], r"student\.net\.norm=layer\. Choose from: batch"),
         (["student.net.widths=[2,2,2,2,2]"], r".*\(8, 1, 8, 8\)(.|\n)*reads images of 16x16: student\.input\.size=16"),
         (["+student.net.num_classes=5"], r".*gives logits \(8, 5\) .* set student\.net\.num_classes"),

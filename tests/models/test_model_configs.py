@@ -13,7 +13,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = {"transformer", "encoder", "bilstm", "causal_lm", "pretrained_lm"}
 STUDENTS = sorted({path.stem for path in (CONFIGS / "model" / "student").glob("*.yaml")} - TEXTS)
 TEACHERS = sorted({path.stem for path in (CONFIGS / "model" / "teacher").glob("*.yaml")} - TEXTS)
-NAMES = {"timm": {"model_name": "resnet10t"}, "hf_vision": {"model": "convnext"}}  # files that leave the name open
+NAMES = {  # files that leave the name open
+    "timm": {"model_name": "resnet10t"},
+    "hf_vision": {"model": "convnext"},
+    "hf_segmentation": {"model": "segformer"},
+}
+MAPS = {"fcn": (32, 32), "hf_segmentation": (8, 8)}  # logits of pixels
 WHOLE = {"clip_zero_shot"}  # built from weights alone: tests/models/test_hf_vision.py
 # What a student takes from its teacher, which there is none of here.
 REUSED = {"simkd": {"features": "stages.1", "head": "head", "width": 32, "teacher_width": 8}}
@@ -64,4 +69,4 @@ def build(net: DictConfig, choice: str) -> None:
     with torch.device("meta"):
         built = instantiate(net, num_classes=7, in_chans=1)
         output = built.eval()(torch.empty(2, 1, 32, 32))
-        assert getattr(output, "logits", output).shape == (2, 7)
+        assert getattr(output, "logits", output).shape == (2, 7, *MAPS.get(choice, ()))

@@ -136,6 +136,7 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "new_digits",
         "run=outputs/pictures/kd/seed0",
         "run=outputs/reviews/kd/seed0",
+        "data.root=streets",
     }
     for name, *arguments in dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page)):
         command = name.removeprefix("distill-")

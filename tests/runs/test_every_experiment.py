@@ -124,6 +124,8 @@ EXPERIMENTS = {
     "efficientnet_lite0": Small(IMAGENET, KD, teacher="efficientnet_lite0_teacher", long=True),
     "efficientnet_lite0_teacher": Small(IMAGENET, TASK, long=True),
     "fashion_mnist": Small(FASHION, KD, teacher="fashion_mnist_teacher"),
+    "fashion_mnist_segmentation": Small(FASHION, KD, teacher="fashion_mnist_segmentation_teacher"),
+    "fashion_mnist_segmentation_teacher": Small(FASHION, TASK),
     "fashion_mnist_teacher": Small(FASHION, TASK),
     "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
     "fashion_mnist_vit_teacher": Small(FASHION, TASK),

@@ -22,11 +22,12 @@ from distillery.tasks.classification import Classification
 from distillery.tasks.embedding import Embedding
 from distillery.tasks.masked_lm import MaskedLM
 from distillery.tasks.regression import Regression
+from distillery.tasks.segmentation import Segmentation
 from distillery.tasks.token_classification import TokenClassification
 from distillery.training.check_task import check_task
 
 MIXED = {"varies": "augment", "mixes": True}
-BATCH: Mapping[str, Tensor] = {"image": torch.rand(2, 1, 2, 2)}
+BATCH: Mapping[str, Tensor] = {"image": torch.rand(2, 1, 2, 2), "target": torch.tensor([0, 1])}
 
 
 def network(width: int) -> Network:
@@ -48,6 +49,21 @@ def test_labels_of_words_and_of_texts_are_not_confused() -> None:
     ]:
         with pytest.raises(UserError, match=fix):
             check_task(task, data, {}, (), network(3), {}, {"input_ids": torch.zeros(2, 5), "target": target})
+
+
+def test_labels_of_pixels_and_of_images_are_not_confused() -> None:
+    data: Any = SimpleNamespace(varies=None, name="own", labelled=2, mixes=False)
+    masks = {**BATCH, "target": torch.zeros(2, 2, 2, dtype=torch.long)}
+    with pytest.raises(UserError, match=r"'own' have a class for each pixel\..*Set task=segmentation"):
+        check_task(Classification(), data, {}, (), network(3), {}, masks)
+    with pytest.raises(UserError, match=r"'own' have one each\. Choose data with masks"):
+        check_task(Segmentation(), data, {}, (), network(3), {}, BATCH)
+    for loss in (DeepSupervision(), CRD()):
+        with pytest.raises(UserError, match="one label for each sample, and this task has one for each pixel"):
+            check_task(Segmentation(), data, {"x": loss}, (), network(3), {}, masks)
+    check_task(
+        Segmentation(), data, {"kd": KD(), "dkd": DKD(), "crd": CRD(variant="in_batch")}, (), network(3), {}, masks
+    )
 
 
 def two(combine: str) -> Several:

@@ -46,6 +46,7 @@ from distillery.training.objective import Objective
 from distillery.training.optim import Optim
 from distillery.training.wiring import wire
 
+LOGITS = {"samples": 2, "tokens": 3, "pixels": 4}  # the dimensions of the logits that a task needs
 SIDES = (16, 32, 64, 96, 128, 224, 256, 299, 384, 448, 512)  # of the images that networks are made for
 
 
@@ -134,9 +135,9 @@ def build(
     frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, batch), **stored, **cached}
     frozen |= served_teachers(cfg, data, task, batch)
     for name, teacher in frozen.items():
-        if task.per_token and name in data.targets:
+        if task.rows_are != "samples" and name in data.targets:
             raise UserError(
-                f"teachers.{name}: stored targets are of samples, and this task has a label for each token."
+                f"teachers.{name}: stored targets are of samples, and this task has labels of {task.rows_are}."
             )
         if name in cached:
             continue  # its classes are those of the run that it was written for
@@ -275,6 +276,11 @@ def _refuse_networks(
                 f"The {network.name} network {network.other_classes}. Fine-tune it on these classes, say which are the "
                 f"data's (teachers.{network.name}.classes), or learn from it by losses that compare no classes: those "
                 "on features, relations and attention, and loss/response=[uld]."
+            )
+        if len(logits) != LOGITS[task.rows_are]:
+            raise UserError(
+                f"The {network.name} network gives logits {tuple(logits)}, and this task has labels of "
+                f"{task.rows_are}. Choose a network or a head for them."
             )
         own = _outputs_of(network, data, task, outputs)
         if not task.fits(logits[-1], own):

@@ -50,7 +50,7 @@ def check_tokenizer(name: str, tokenizer: str, data: Data, task: Task, frozen: b
     found = _unlike(name, tokenizer, data, task)
     if found is None:
         return
-    if frozen and (not task.per_token or data.pack is not None):
+    if frozen and (task.rows_are != "tokens" or data.pack is not None):
         data.add_tokenizer(tokenizer)
         return
     why = (
@@ -68,7 +68,7 @@ def match_vocabularies(terms: Mapping[str, Term], teachers: Mapping[str, Network
         UserError: a loss that compares the two row by row; with texts that become other tokens.
     """
     assert isinstance(data, TextData)
-    if not task.per_token:
+    if task.rows_are != "tokens":
         return
     for name, term in terms.items():
         for teacher, one in term.by_teacher.items():

@@ -25,7 +25,9 @@ from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 
-OF_TRANSFORMERS = ("distillery.models.hf_vision.", "distillery.models.clip_zero_shot.")  # networks for images
+OF_TRANSFORMERS = tuple(  # networks for images
+    f"distillery.models.{module}." for module in ("hf_vision", "hf_segmentation", "clip_zero_shot")
+)
 TOKENIZER = "tokenizer"  # a setting of `input` that only networks for texts have
 
 

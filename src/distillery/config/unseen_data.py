@@ -24,7 +24,7 @@ def build_unseen(cfg: DictConfig, task: Task, classes: Sequence[str], given: Seq
     """
     source = cfg.data.source
     if get_class(cfg.data._target_).kind == "texts":  # type: ignore[attr-defined]
-        found = unseen_texts(given, OmegaConf.to_container(source), task.per_token)  # type: ignore[arg-type]
+        found = unseen_texts(given, OmegaConf.to_container(source), task.rows_are == "tokens")  # type: ignore[arg-type]
     else:
         shape = None if "size" in source else instantiate(cfg.data).raw.train.inputs.shape
         found = unseen_pictures(given, shape, source.get("size", 0), source.get("background", "white"))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from distillery.core.errors import UserError, did_you_mean
@@ -23,6 +24,7 @@ Positive = Annotated[float, Gt(0)]
 Range = tuple[Positive, Positive]
 Shares = tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]]
 SETTING = "data.augment"
+LEFT_OUT = 255  # in a mask: a pixel that counts nowhere, as in PASCAL VOC and Cityscapes
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Augmentation:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> Callable[[Any], Tensor]:
-        """The transform of a single image.
+        """The transform of a single image, or of an image and its mask (`tv_tensors.Mask`), which moves with it.
 
         Args:
             size: height and width of its result.
@@ -154,7 +156,7 @@ class Augmentation:
             mode = InterpolationMode(self.interpolation)
             steps.append(v2.RandomResizedCrop(size, self.resized_crop, self.ratio, interpolation=mode))
         if self.crop:
-            steps.append(v2.RandomCrop(size, padding=self.crop))
+            steps.append(v2.RandomCrop(size, padding=self.crop, fill={tv_tensors.Mask: LEFT_OUT, "others": 0}))
         if self.flip:
             steps.append(v2.RandomHorizontalFlip())
         # Torchvision's own recipes turn and shear bilinearly, too; bicubic is not possible there for tensors.
@@ -200,10 +202,10 @@ class CropFlip:
     flip: bool = False
     uniforms = 3
 
-    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, uniform: Tensor, padding: int = 0) -> Tensor:
         """Images [B,C,H,W] of any dtype, uniform [B,3] in [0,1): down, right, flip -> [B,C,H,W]."""
         batch, channels, height, width = images.shape
-        padded = F.pad(images, (self.crop,) * 4)
+        padded = F.pad(images, (self.crop,) * 4, value=padding)
         offset = (uniform[:, :2] * (2 * self.crop + 1)).long()
         columns = torch.arange(width, device=images.device).expand(batch, width)
         if self.flip:

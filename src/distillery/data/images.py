@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -50,8 +51,12 @@ class TensorImages:
             return CropFlip(options.crop, options.flip)
         return options.transform(self.shape[1:], [], [v2.ToDtype(torch.float32, scale=True)], mean, std)
 
+    def load(self, index: Tensor) -> Tensor:
+        """The images at positions `index` [B], as they are: [B,C,H,W]."""
+        return self.values[index]
+
     def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
-        images = self.values[index]
+        images = self.load(index)
         if isinstance(transform, CropFlip):
             images = transform(images, uniforms(seed, epoch, index, 0, transform.uniforms))
         elif transform is not None:
@@ -97,16 +102,18 @@ class EncodedImages:
 
     Args:
         background: the colour that shows through transparent pixels, see `decode`.
+        squeeze: serve all of a picture, squeezed into the square; False: its centre.
     """
 
-    def __init__(self, pictures: Pictures, size: int, background: str = "white") -> None:
+    def __init__(self, pictures: Pictures, size: int, background: str = "white", squeeze: bool = False) -> None:
         self.pictures = pictures
         self.background = background
         self.shape = (3, size, size)
         # Evaluation on ImageNet crops 224 of the 256 pixels of the shorter side.
-        self.whole = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+        centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+        self.whole = [v2.Resize((size, size))] if squeeze else centre
         self.to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-        self.centre = v2.Compose([*self.whole, *self.to_float])
+        self.plain = v2.Compose([*self.whole, *self.to_float])
 
     @property
     def paths(self) -> list[Path]:
@@ -119,10 +126,14 @@ class EncodedImages:
     def transform(self, options: Augmentation, mean: Sequence[float], std: Sequence[float]) -> Transform:
         return options.transform(self.shape[1:], self.whole, self.to_float, mean, std)
 
+    def load(self, index: Tensor) -> list[Image.Image]:
+        """The pictures at positions `index` [B], decoded."""
+        return [decode(*self.pictures.open(position), self.background) for position in index.tolist()]
+
     def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
-        images = [decode(*self.pictures.open(position), self.background) for position in index.tolist()]
+        images = self.load(index)
         if transform is None:
-            return torch.stack([self.centre(image) for image in images])
+            return torch.stack([self.plain(image) for image in images])
         return torch.stack(of_samples(transform, images, seed, epoch, index, 0))
 
     def content(self) -> bytes:

@@ -47,8 +47,9 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
         if self.labelled is None:
             return batch
         labelled = self.labelled[index]
-        if (target := batch["target"]).dim() == 2 and not target.is_floating_point():  # a label for each word
-            target = target.masked_fill(~labelled[:, None] & (target != IGNORED), UNLABELLED)
+        if (target := batch["target"]).dim() > 1 and not target.is_floating_point():  # one for each word or pixel
+            hidden = ~labelled.view(-1, *[1] * (target.dim() - 1))
+            target = target.masked_fill(hidden & (target != IGNORED), UNLABELLED)
         return batch | {"target": target, "labelled": labelled}
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from distillery.core.errors import UserError
 from distillery.core.process import cpus
 from distillery.data.loader import BatchDataset, ResumableLoader
+from distillery.data.masks import MaskedImages
 from distillery.data.raw_data import RawData, Split, Texts
 from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.data.soft_labels import StoredTargets
@@ -238,7 +239,8 @@ class Data(LightningDataModule):
         """Remarks on the data, for the user."""
         train, inputs = self.splits["train"], self.raw.train.inputs
         remarks = [*self.raw.remarks, *self._on_labels()]
-        if isinstance(inputs, Texts) and inputs.labels is not None:  # the words have classes, not the texts
+        of_words = isinstance(inputs, Texts) and inputs.labels is not None
+        if of_words or isinstance(inputs, MaskedImages):  # the words or pixels have classes, not the samples
             return tuple(remarks)
         present = set(train.targets[train.labelled_indices].tolist())
         absent = [name for label, name in enumerate(self.classes) if label not in present]

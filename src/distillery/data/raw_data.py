@@ -18,7 +18,8 @@ UNLABELLED = -1  # the class of a sample without a label, which PyTorch's losses
 class Split:
     """Part of a set of samples: `indices` are positions in `inputs` and `targets`.
 
-    `inputs` are `Images` (`images.py`), `Texts` or, once these are tokenised, `Tokens` (`tokens.py`).
+    `inputs` are `Images` (`images.py`), `MaskedImages` (`masks.py`), `Texts` or, once these are tokenised, `Tokens`
+    (`tokens.py`).
     """
 
     inputs: Any
@@ -64,6 +65,8 @@ class Split:
         inputs = self.inputs
         if isinstance(inputs, Texts) and inputs.labels is not None:
             return replace(self, inputs=replace(inputs, labels=[place[list(each)].tolist() for each in inputs.labels]))
+        if (renumbered := getattr(inputs, "renumbered", None)) is not None:  # of images with masks
+            return replace(self, inputs=renumbered(place))
         return replace(self, targets=place[self.targets], soft_labels=None)
 
     def _hiding(self, labelled: Tensor | None) -> "Split":

@@ -11,7 +11,7 @@ from distillery.core.random import uniforms
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 
-IGNORED = -100  # the target of a token that does not count, as in PyTorch's cross-entropy
+IGNORED = -100  # the target of a token or pixel that does not count, as in PyTorch's cross-entropy
 CHUNK = 1000  # texts per call of the tokenizer
 
 

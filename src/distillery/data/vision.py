@@ -10,6 +10,7 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.data.augmentation import SETTING, augment_options
 from distillery.data.images import image_batch
+from distillery.data.masks import MaskedImages, masked_batch
 from distillery.data.mixing import MixedImages
 from distillery.data.module import Data, Stage
 from distillery.data.raw_data import Split
@@ -19,7 +20,8 @@ from distillery.data.raw_data import Split
 class VisionData(Data):
     """Serves `image` [B,C,H,W] in [0,1], `target` [B] and `index` [B] from the splits of `source`.
 
-    Where training images are mixed, the `target` of their batches is soft: [B,K], float32.
+    Where training images are mixed, the `target` of their batches is soft: [B,K], float32. Where they have masks
+    (`MaskedImages`), it is the class of each pixel: [B,H,W].
 
     Args, besides those of `Data`:
         mean, std: per channel, for the networks' input adapters; the batches themselves are not normalised.
@@ -43,12 +45,13 @@ class VisionData(Data):
 
     def inputs_of(self, stage: Stage) -> Callable[..., dict[str, Tensor]]:
         split = self.splits[stage]
+        made = masked_batch if isinstance(split.inputs, MaskedImages) else image_batch
         if stage != "train" or not self.augment:
-            return partial(image_batch, split.inputs, None, self.seed)
+            return partial(made, split.inputs, None, self.seed)
         options = augment_options(self.augment)
         transform = split.inputs.transform(options, self.mean, self.std)
         if not options.mixes:
-            return partial(image_batch, split.inputs, transform, self.seed)
+            return partial(made, split.inputs, transform, self.seed)
         if not self.classes:
             raise UserError(
                 f"{SETTING}: mixup and cutmix mix the classes of two images, and those of '{self.name}' have none. Set "

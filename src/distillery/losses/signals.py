@@ -79,7 +79,7 @@ class Attention:
 
 @dataclass
 class Signals:
-    """`logits` [B, C] (or the rows of them that count, [N, C]); `layers` and `attention` by tap.
+    """`logits` [B, C], [B, L, C] or [B, H, W, C], or the rows of them that count, [N, C]; `layers`, `attention` by tap.
 
     `mask` [B, L] is non-zero where a token counts; None: all tokens count.
 

@@ -1,7 +1,7 @@
 """A small convolutional network for small images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -30,20 +30,31 @@ class SmallCNN(nn.Module):
         self, num_classes: int, in_chans: int = 3, widths: Sequence[int] = (16, 32), norm: Norm = "batch"
     ) -> None:
         super().__init__()
-        if not widths or min(widths) < 1:
-            raise UserError(f"widths={list(widths)}: SmallCNN needs positive widths, one per stage, as [16, 32].")
-        if norm not in get_args(Norm):
-            raise UserError(f"norm={norm}: there is no such norm." + did_you_mean(norm, get_args(Norm)))
-        inputs = [in_chans, *widths[:-1]]
-        self.stages = nn.ModuleList(_stage(i, o, norm) for i, o in zip(inputs, widths, strict=True))
+        self.stages = conv_stages(in_chans, widths, norm)
         self.head = nn.Linear(widths[-1], num_classes)
         self.feature_info = stage_info(widths, [2**i for i in range(len(widths))])
         init_fan_out(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        for index, stage in enumerate(self.stages):
-            x = stage(functional.max_pool2d(x, 2) if index else x)
-        return self.head(x.mean((2, 3)))
+        *_, last = stage_maps(self.stages, x)
+        return self.head(last.mean((2, 3)))
+
+
+def conv_stages(in_chans: int, widths: Sequence[int], norm: Norm) -> nn.ModuleList:
+    """The stages of `SmallCNN`. Raises UserError: no width, or an unknown norm."""
+    if not widths or min(widths) < 1:
+        raise UserError(f"widths={list(widths)}: the network needs positive widths, one per stage, as [16, 32].")
+    if norm not in get_args(Norm):
+        raise UserError(f"norm={norm}: there is no such norm." + did_you_mean(norm, get_args(Norm)))
+    inputs = [in_chans, *widths[:-1]]
+    return nn.ModuleList(_stage(i, o, norm) for i, o in zip(inputs, widths, strict=True))
+
+
+def stage_maps(stages: Iterable[nn.Module], x: Tensor) -> Iterator[Tensor]:
+    """What each of the stages gives, with 2x2 max pooling between."""
+    for index, stage in enumerate(stages):
+        x = stage(functional.max_pool2d(x, 2) if index else x)
+        yield x
 
 
 def _stage(in_chans: int, width: int, norm: Norm) -> nn.Sequential:

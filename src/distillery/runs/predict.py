@@ -24,6 +24,7 @@ from distillery.data.module import Data
 from distillery.data.raw_data import Texts
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.network import Network
+from distillery.results.layout import PREDICTIONS
 from distillery.runs.verify_run import finished, student_of
 from distillery.tasks.task import Task
 
@@ -70,6 +71,11 @@ def predict_files(folder: Path, given: Sequence[str], out: Path | None = None, t
                 if task.generates
                 else "distill-export writes it for the fill-mask pipeline of transformers."
             )
+        )
+    if task.rows_are == "pixels":
+        raise UserError(
+            f"The run in {folder} classifies pixels, and distill-predict writes a row for each sample. {PREDICTIONS} "
+            "in the run folder has the predictions of the test split."
         )
     if not given:
         raise UserError("Which files? distill-predict run=<run folder> <files, folders or patterns>")

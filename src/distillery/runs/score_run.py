@@ -68,7 +68,7 @@ def score_run(
                 predictions |= _predictions(name, evaluation)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in predictions.items()}
     with atomic_write(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez_compressed(file, **arrays)  # of pixels there are many
 
     add_fidelity(record, student, teachers, data, parts.distiller.task, parts.distiller.outputs)
     if ensemble is not None:
@@ -120,7 +120,7 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Eval
     if isinstance(evaluation, str):
         return entry | {"scored_by": f"nothing: {evaluation}"}, None
     entry |= {"score": evaluation.score, **evaluation.metrics, **figures(parts.distiller.task, evaluation)}
-    own_tokens = teacher.adapter.own_tokenizer(parts.example) if parts.distiller.task.per_token else None
+    own_tokens = teacher.adapter.own_tokenizer(parts.example) if parts.distiller.task.rows_are == "tokens" else None
     if own_tokens is not None:
         entry["tokenizer"] = own_tokens  # its predictions are of other rows than the student's
     return entry, None if "scored_by" in entry or own_tokens else evaluation

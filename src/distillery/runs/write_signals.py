@@ -101,6 +101,11 @@ class _Pass:
         self.data, self.task = parts.data, parts.distiller.task
         own, trainer = parts.cfg.teachers[settings.teacher], parts.cfg.trainer
         refuse_several(settings.teacher, own, self.data)
+        if self.task.rows_are == "pixels":
+            raise UserError(
+                f"distill-cache keeps signals of samples and of tokens, and this task has a label for each pixel. Set "
+                f"teachers.{settings.teacher}.cache=true, which keeps them in memory."
+            )
         self.key = signals_key(teacher, own, self.data, str(trainer.precision))  # before its weights are cast
         hush_lightning()
         made = L.Trainer(
@@ -183,7 +188,7 @@ class _Pass:
             softcap=softcap,
             samples=len(index),
             rows=int(lengths.sum()),
-            per_token=self.task.per_token,
+            per_token=self.task.rows_are == "tokens",
             length=length,
             key=self.key,
             teacher={
@@ -196,7 +201,7 @@ class _Pass:
         )
         if few:
             contents = replace(contents, k=self._k(contents, there))
-        return contents, Layout(index, lengths if self.task.per_token else None), head
+        return contents, Layout(index, lengths if self.task.rows_are == "tokens" else None), head
 
     def _row_counts(self, classes: int) -> tuple[Any, Any, int]:
         """The samples in ascending order, how many rows each has, and more than the largest position in a sample.
@@ -209,7 +214,7 @@ class _Pass:
         for key, batch in zip(self.keys, self.batches(), strict=True):
             labelled = row_labels(self.task, batch)
             self._count(labelled["target"])
-            if self.task.per_token and len(labelled["position"]):
+            if self.task.rows_are == "tokens" and len(labelled["position"]):
                 length = max(length, int(labelled["position"].max()) + 1)
             for sample in key.positions:
                 if sample not in seen:

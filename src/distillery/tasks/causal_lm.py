@@ -81,7 +81,7 @@ class CausalLM(Task):
     higher_is_better = False
     score_range = (0.0, math.inf)
     prediction = "token"
-    per_token = True
+    rows_are = "tokens"
     perplexity = True
     generates = True
     padded_outputs = True

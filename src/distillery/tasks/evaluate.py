@@ -57,8 +57,9 @@ def evaluate(
         network: maps a batch to `Signals`.
         loader: batches with `target` and `index`.
         outputs: see `Task.outputs`.
-        probabilities: whether to keep those of all classes.
+        probabilities: whether to keep those of all classes; of pixels, which are too many, they are not kept.
     """
+    probabilities = probabilities and task.rows_are != "pixels"
     device = next(chain(network.parameters(), network.buffers())).device
     metric, chosen = task.metric(outputs).to(device), task.chosen_metrics(outputs).to(device)
     found: dict[str, list[Tensor]] = {"index": [], "target": [], "predicted": [], "loss": [], "probabilities": []}

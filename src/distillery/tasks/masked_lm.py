@@ -34,7 +34,7 @@ class MaskedLM(Classification):
 
     score = "masked accuracy"
     prediction = "token"
-    per_token = True
+    rows_are = "tokens"
     masked = True
     perplexity = True
     head = "masked_lm"

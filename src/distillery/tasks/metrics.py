@@ -232,7 +232,8 @@ def check_metrics(metrics: Sequence[str], monitor: str, prediction: str, per_tok
     """Refuse metrics that do not exist or do not suit the predictions, and a monitor that no validation logs.
 
     Args:
-        prediction, per_token: see `Task`.
+        prediction: see `Task`.
+        per_token: whether the task has a label for each token.
 
     Raises:
         UserError: names the nearest metrics that suit.

@@ -52,7 +52,7 @@ class Task(Protocol):
     perplexity: ClassVar[bool] = False  # whether exp(mean loss) is reported
     # What a row of logits stands for: a distribution over the data's classes or over the vocabulary, or just numbers.
     prediction: ClassVar[Literal["class", "token", "number", "vector"]] = "class"
-    per_token: ClassVar[bool] = False  # whether each token is a row, instead of each sample
+    rows_are: ClassVar[Literal["samples", "tokens", "pixels"]] = "samples"  # what the rows of logits belong to
     masked: ClassVar[bool] = False  # whether it predicts masked tokens (`data.mask`)
     generates: ClassVar[bool] = False  # whether a network's predictions continue a text (`rollouts`)
     exact_match: bool = False  # whether the share of samples of which every row is predicted rightly is reported
@@ -67,7 +67,7 @@ class Task(Protocol):
     classes: Sequence[str] = ()  # the names of the data's classes, where a metric needs them: set by `outputs`
 
     def __init__(self, weight: float = 1.0, metrics: Sequence[str] = (), monitor: str = SCORE) -> None:
-        check_metrics(metrics, monitor, self.prediction, self.per_token)
+        check_metrics(metrics, monitor, self.prediction, self.rows_are == "tokens")
         self.weight = weight
         self.metrics = [*metrics]
         self.monitor = monitor

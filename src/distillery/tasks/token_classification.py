@@ -28,7 +28,7 @@ class TokenClassification(Classification):
     """
 
     score = "macro F1"
-    per_token = True
+    rows_are = "tokens"
     head = "token_classification"
     pipeline_tag = "token-classification"
 

@@ -168,7 +168,7 @@ def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, 
         labelled = row_labels(task, batch)
         stored, counts = cache.rows(batch["index"])
         same = len(labelled["index"]) == int(counts.sum())
-        if not same or (task.per_token and not torch.equal(stored["positions"], labelled["position"])):
+        if not same or (task.rows_are == "tokens" and not torch.equal(stored["positions"], labelled["position"])):
             raise UserError(f"{DISAGREES}: it was written for other tokens with loss.")
         if scorer is not None:
             gaps.append(_gaps(cache, stored, scorer.logits(batch).cpu(), task))

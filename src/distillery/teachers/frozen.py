@@ -231,9 +231,8 @@ class Teacher(Network):
         before = probe(self, batch).logits[..., index]
         for path in filter(None, (self.head(batch), self.second_head)):
             head = self.net.get_submodule(path)
-            assert isinstance(head, nn.Linear)
-            chosen = copy.deepcopy(head)
-            chosen.out_features = len(index)
+            chosen: Any = copy.deepcopy(head)
+            setattr(chosen, "out_channels" if isinstance(head, nn.Conv2d) else "out_features", len(index))
             for name, parameter in head.named_parameters():
                 setattr(chosen, name, nn.Parameter(parameter.detach()[index], requires_grad=False))
             self._replaced[path] = head

@@ -65,7 +65,7 @@ def probe_of(teacher: Teacher, data: Data, task: Task) -> LinearProbe | None:
     if (
         not teacher.has_network
         or task.prediction != "class"
-        or task.per_token
+        or task.rows_are != "samples"
         or data.splits["train"].targets.is_floating_point()
     ):
         return None

@@ -74,13 +74,14 @@ class Scorer:
     def columns(self, batch: Batch, kind: Kind, k: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """What is stored of the rows of a batch, their samples and their places in these."""
         rows, labelled = self.rows(self.moved(batch))
-        index, position = labelled["index"], labelled["position"] if self.task.per_token else None
+        index, position = labelled["index"], labelled["position"] if self.task.rows_are == "tokens" else None
         if kind == "hidden":
             assert rows.headed is not None
             return {"hidden": rows.headed.hidden}, index, position
 
         def columns(part: Signals, own: Batch) -> dict[str, Tensor]:
-            return few(kind, part.logits, k, seed, own["index"], own["position"] if self.task.per_token else None)
+            place = None if position is None else own["position"]
+            return few(kind, part.logits, k, seed, own["index"], place)
 
         return map_rows(columns, rows, labelled, self.task.rows_per_chunk), index, position
 

@@ -37,16 +37,26 @@ def check_task(
         batch: a few samples, on which the widths of vectors are found out.
 
     Raises:
-        UserError: tokens are masked and the task does not predict them; words have labels, and the task is not
-            about words, or the reverse; there is nothing to learn from; no training sample has a label, and the task
-            loss or another one reads labels; images are mixed, and the task or a loss takes no soft labels; a loss on
-            distributions, for numbers or vectors; a loss on the logits of
-            samples, for the logits of tokens; vectors of different widths.
+        UserError: tokens are masked and the task does not predict them; words or pixels have labels, and the task
+            is not about them, or the reverse; there is nothing to learn from; no training sample has a label, and the
+            task loss or another one reads labels; images are mixed, and the task or a loss takes no soft labels; a loss
+            on distributions, for numbers or vectors; a loss on labels of samples, for tokens or pixels; vectors of
+            different widths.
     """
     if data.varies == "mask" and not task.masked:
         raise UserError("data.mask masks tokens, and this task does not predict them. Set data.mask=null.")
-    if "input_ids" in batch and (batch["target"].ndim > 1) != task.per_token:
-        if task.per_token:
+    if "image" in batch and (batch["target"].ndim == 3) != (task.rows_are == "pixels"):
+        if task.rows_are == "pixels":
+            raise UserError(
+                f"This task has a class for each pixel, and the images of '{data.name}' have one each. Choose data "
+                "with masks: data=mask_folder, fashion_mnist_masks."
+            )
+        raise UserError(
+            f"The images of '{data.name}' have a class for each pixel, and this task has one for each image. Set "
+            "task=segmentation"
+        )
+    if "input_ids" in batch and (batch["target"].ndim > 1) != (task.rows_are == "tokens"):
+        if task.rows_are == "tokens":
             raise UserError(
                 f"This task has a label for each token, and the texts of '{data.name}' have one each. Set task="
                 "classification, or data.source.words to the column of the lists of words (task=masked_lm: data.mask)."
@@ -73,12 +83,18 @@ def check_task(
                 )
             if task.prediction == "vector":
                 _refuse_other_widths(name, term, student, teachers, batch)
-        elif task.per_token and any(each.family == "response" for each in term.by_teacher.values()):
-            raise UserError(f"loss.{name} predicts one label for each sample, and this task has one for each token.")
-        elif task.per_token and isinstance(term, Several) and term.combine in BY_LABEL:
+        elif task.rows_are == "samples":
+            continue
+        elif any(each.family == "response" or each.reads_labels for each in term.by_teacher.values()):
+            raise UserError(
+                f"loss.{name} reads or predicts one label for each sample, and this task has one for each "
+                f"{task.rows_are[:-1]}. Choose another loss."
+            )
+        elif isinstance(term, Several) and term.combine in BY_LABEL:
             raise UserError(
                 f"loss.{name}.combine={term.combine} weights the teachers of each sample by their logits, and this "
-                "task has logits for each token. Use combine=mean or combine=random for a loss on layers."
+                f"task has logits for each {task.rows_are[:-1]}. Use combine=mean or combine=random for a loss on "
+                "layers."
             )
 
 

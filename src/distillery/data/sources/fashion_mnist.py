@@ -2,9 +2,13 @@
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
+import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
@@ -12,6 +16,7 @@ from torchvision.datasets.utils import extract_archive
 
 from distillery.core.errors import UserError
 from distillery.data.images import TensorImages
+from distillery.data.masks import MaskedImages, TensorMasks
 from distillery.data.raw_data import RawData, Split
 from distillery.data.sources.download import download
 
@@ -38,6 +43,26 @@ def fashion_mnist(root: str | Path = "data") -> RawData:
     return RawData(
         "fashion_mnist", tuple(FashionMNIST.classes), train=_split(folder, "train"), test=_split(folder, "t10k")
     )
+
+
+def fashion_mnist_masks(root: str | Path = "data", threshold: Annotated[int, Ge(1), Le(255)] = 16) -> RawData:
+    """Fashion-MNIST with a class for each pixel: 0 for the background, and at the garment its class, 1 to 10.
+
+    A pixel belongs to the garment if its value, from 0 to 255, is at least `threshold`. Subsets are drawn by garment.
+
+    Raises:
+        UserError: see `fashion_mnist`.
+    """
+    raw = fashion_mnist(root)
+    train, test = (
+        replace(split, inputs=MaskedImages(split.inputs, _masks(split, threshold))) for split in (raw.train, raw.test)
+    )
+    return RawData("fashion_mnist_masks", ("background", *raw.classes), train, test)
+
+
+def _masks(split: Split, threshold: int) -> TensorMasks:
+    foreground = split.inputs.values[:, 0] >= threshold
+    return TensorMasks(torch.where(foreground, split.targets[:, None, None] + 1, 0).to(torch.uint8))
 
 
 def _split(folder: Path, part: str) -> Split:

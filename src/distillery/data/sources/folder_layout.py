@@ -34,8 +34,8 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         near = did_you_mean_beside(root, Path.is_dir)
         raise UserError(f"The image folder '{root}' does not exist.{near} Expected: {LAYOUT}.")
     named: dict[str, list[Path]] = {}
-    for folder in _folders(root):
-        named.setdefault(_split(folder.name), []).append(folder)
+    for folder in folders_in(root):
+        named.setdefault(split_of(folder.name), []).append(folder)
     known = "train" if "train" in named or "unlabelled" not in named else "test"
     if known not in named or any(map(_holds_pictures, named[known])):
         _refuse_unnamed(root)
@@ -65,7 +65,7 @@ def class_folders(root: Path, unlabelled: Path | None = None) -> tuple[str, ...]
     Raises:
         UserError: there are fewer than two.
     """
-    classes = tuple(folder.name for folder in _folders(root) if folder != unlabelled)
+    classes = tuple(folder.name for folder in folders_in(root) if folder != unlabelled)
     if len(classes) < 2:
         found = f"only the class folder '{classes[0]}'" if classes else "no class folder"
         inner = f" Or is it data.root={root / classes[0]}?" if classes and _holds_classes(root / classes[0]) else ""
@@ -85,10 +85,10 @@ def refuse_other_classes(train: Path, classes: Sequence[str], other: Path) -> No
 
 def _refuse_unnamed(root: Path) -> None:
     """Refuse folders that all hold the same folders, and no pictures: splits, which would be taken for classes."""
-    folders = _folders(root)
+    folders = folders_in(root)
     if len(folders) < 2 or not all(map(_holds_classes, folders)):
         return
-    inside = {tuple(folder.name for folder in _folders(each)) for each in folders}
+    inside = {tuple(folder.name for folder in folders_in(each)) for each in folders}
     if len(inside) == 1 and len(next(iter(inside))) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise UserError(
@@ -97,19 +97,20 @@ def _refuse_unnamed(root: Path) -> None:
         )
 
 
-def _split(name: str) -> str:
+def split_of(name: str) -> str:
     """The split that a folder's name stands for; empty: none."""
     return SPLITS.get(ADDED.sub("", re.sub(r"[^a-z]", "", name.lower())), "")
 
 
-def _folders(root: Path) -> list[Path]:
+def folders_in(root: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
     with os.scandir(root) as entries:  # a class may have a million files: it asks the disk for none of them
         return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not hidden(entry.name))
 
 
 def _holds_classes(folder: Path) -> bool:
     """Whether a folder holds folders, and no picture beside them."""
-    return bool(_folders(folder)) and not _holds_pictures(folder)
+    return bool(folders_in(folder)) and not _holds_pictures(folder)
 
 
 def _holds_pictures(folder: Path) -> bool:

@@ -37,7 +37,8 @@ class Network(nn.Module):
     """A network in a role: its own input adapter in front, and taps on the layers that losses ask for.
 
     Args:
-        net: maps what the adapter makes of a batch to logits [B, C] or [B, L, C], or to an output that has `logits`.
+        net: maps what the adapter makes of a batch to logits [B, C], [B, L, C] or, for pixels, [B, C, H, W]; or to an
+            output that has `logits`.
         adapter: makes the network's inputs of a batch; None: the network takes the images as they are.
         name: what errors and tables call this network.
     """
@@ -90,6 +91,8 @@ class Network(nn.Module):
     def observe(self, batch: Mapping[str, Tensor], stop: bool = False) -> Signals:
         """One forward; with `stop` it ends where the last tap has been recorded, and the logits are [B, 0].
 
+        Logits of pixels are [B, H, W, C]: classes are the last dimension of all logits.
+
         Within `before_heads` it may end before the head: the logits are [B, 0], and `headed` stands for them.
         """
         self._recorded, self._attention = {}, {}
@@ -118,6 +121,8 @@ class Network(nn.Module):
                 f"The {self.name} network gives a {type(output).__name__}, and no logits. Choose a network with a "
                 "head; timm's have one without net.features_only."
             )
+        if logits.dim() == 4:
+            logits = logits.movedim(1, -1)
         layers, self._recorded = self._recorded, {}  # keep neither activations nor their graph beyond the step
         attention, self._attention = self._attention, {}
         for tap, place in self._parameter_taps.items():
@@ -243,21 +248,24 @@ class Network(nn.Module):
     def head(self, batch: Mapping[str, Tensor]) -> str:
         """The path of the last linear layer that runs, but for a second head: the classifier.
 
-        Where a network has none, as timm's with num_classes=0, that of the `nn.Identity` in its place.
+        Where a network has none, as timm's with num_classes=0, that of the `nn.Identity` in its place. Of a network
+        that classifies pixels it is the last convolution.
         """
         if place := missing_classifier(self.net):
             return place
-        linear = [
+        shapes = self.shapes(batch)
+        kind = nn.Conv2d if len(shapes.logits) == 4 else nn.Linear
+        found = [
             path
-            for path in self.layers(batch)
-            if isinstance(self.net.get_submodule(path), nn.Linear) and SECOND_HEAD not in path.split(".")
+            for path in shapes.layers
+            if isinstance(self.net.get_submodule(path), kind) and SECOND_HEAD not in path.split(".")
         ]
-        if not linear:
+        if not found:
             raise UserError(
                 f"The {self.name} network has no linear head, which the taps `head` and `embedding` stand for. "
                 "Name a layer by its path instead; `plan=true` lists them."
             )
-        return linear[-1]
+        return found[-1]
 
     def _resolve(self, tap: str, batch: Mapping[str, Tensor]) -> Place:
         if tap == DISTILLATION:
