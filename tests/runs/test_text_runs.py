@@ -10,11 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from distillery.core.errors import UserError
 from distillery.data.tokens import IGNORED
 from distillery.models.weights import save_weights
 from distillery.results.record import RunRecord
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
+from distillery.runs.verify_run import verify_run
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import (
     POSITIONS,
@@ -247,6 +249,41 @@ def test_embedding(run: Trained) -> None:
         cosines[own] = -np.inf
         right += found["target"][cosines.argmax()] == found["target"][own]
     assert result.record.metrics["last"]["test_score"] == pytest.approx(right / 28)
+
+
+@pytest.mark.parametrize("width", [16, 8])
+def test_embedding_without_labels(run: Trained, width: int) -> None:
+    """Also of another width than the teacher's, through a projector that is no part of the student."""
+    projected = ("loss/response=[]", "loss/feature=[hint]", "loss.hint.layers={output: output}")
+    loss = ("loss/response=[logit_mse]",) if width == 16 else projected
+    result = run(
+        "plain.csv", "embedding", None, "data.source.label=null", f"student.net.config.hidden_size={width}", *loss
+    )
+    found = predictions(result)
+    assert found["student"].shape == (28, width)
+    assert found["target"].shape == (28, 16)
+    np.testing.assert_array_equal(found["target"], found["main"])
+    with torch.no_grad():
+        (batch,) = result.parts.data.test_dataloader()
+        theirs = result.parts.distiller.teachers["main"](batch).logits
+    np.testing.assert_allclose(found["main"], theirs, atol=1e-6)
+
+    def neighbours(vectors: Any) -> list[set[int]]:
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosines = unit @ unit.T
+        np.fill_diagonal(cosines, -np.inf)
+        return [set(row[-10:]) for row in cosines.argsort(axis=1)]
+
+    pairs = zip(neighbours(found["student"]), neighbours(found["main"]), strict=True)
+    shared = np.mean([len(own & other) / 10 for own, other in pairs])
+    record = result.record
+    assert record.metrics["last"]["test_score"] == pytest.approx(shared, abs=1e-6)
+    assert record.metrics["last"]["val_score"] is not None
+    assert record.teachers["main"]["score"] == 1.0
+    assert record.data["score_name"] == "neighbour agreement"
+    assert verify_run(result.folder).score == pytest.approx(shared, abs=1e-6)
+    with pytest.raises(UserError, match="those of test alone are kept"):
+        verify_run(result.folder, "val")
 
 
 @pytest.mark.slow

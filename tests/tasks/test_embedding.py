@@ -2,12 +2,13 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.model_selection import LeaveOneOut, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
@@ -64,6 +65,33 @@ def test_a_sample_is_no_neighbour_of_its_own() -> None:
         assert metric.compute().item() == 0.0
 
 
+@pytest.mark.parametrize(("samples", "chunk"), [(40, 7), (6, 1000), (1, 1000)])
+def test_agreement_is_the_share_of_common_neighbours(samples: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of vectors of different widths, in batches; scikit-learn finds the neighbours. Fewer others than ten are all."""
+    monkeypatch.setattr(embedding, "CHUNK", chunk)
+    data: Any = SimpleNamespace(name="x", classes=())
+    task = Embedding()
+    assert task.outputs(data) is None
+    assert task.score == "neighbour agreement"
+    assert Embedding().score == "nearest-neighbour accuracy"
+    metric = task.metric(None)
+    theirs, _ = clusters(samples, 0)
+    ours = torch.cat([theirs[:, :3], torch.randn(samples, 1, generator=torch.Generator().manual_seed(1))], 1)
+    for part in torch.arange(samples).split(13):
+        rows, of_rows = task.rows(Signals(ours[part]), {"target": theirs[part], "index": part})
+        task.score_rows(metric, rows.logits, torch.empty(0), of_rows)
+    k = min(10, samples - 1)
+    shared = 0.0
+    if k:
+        found = [
+            NearestNeighbors(n_neighbors=k, metric="cosine").fit(each.numpy()).kneighbors(return_distance=False)
+            for each in (ours, theirs)
+        ]
+        shared = float(np.mean([len({*own} & {*other}) / k for own, other in zip(*found, strict=True)]))
+        assert (shared == 1.0) == (k == samples - 1)
+    assert metric.compute().item() == pytest.approx(shared, abs=1e-6)
+
+
 def test_the_next_epoch_begins_with_nothing() -> None:
     metric = NearestNeighbour()
     metric.update(*clusters(20, 0))
@@ -99,8 +127,6 @@ def test_prediction_is_the_vector_itself() -> None:
 def test_any_number_of_dimensions() -> None:
     data = SimpleNamespace(name="x", classes=("a", "b"))
     assert Embedding().outputs(data) is None
-    with pytest.raises(UserError, match="samples of 'x' have no classes"):
-        Embedding().outputs(SimpleNamespace(name="x", classes=()))
 
 
 def test_refusals() -> None:
@@ -108,6 +134,7 @@ def test_refusals() -> None:
         Embedding(weight=0.5)
     with pytest.raises(UserError, match=r"returns \[3, 5, 8\], not one vector .* head sentence_embedding"):
         Embedding().rows(Signals(torch.randn(3, 5, 8)), BATCH)
+    Embedding().rows(Signals(torch.randn(3, 8)), {**BATCH, "target": torch.randn(3, 5)})
     with pytest.raises(UserError, match=r"\[3\] of torch.float32, are not one class for each sample"):
         Embedding().rows(Signals(torch.randn(3, 8)), {**BATCH, "target": torch.randn(3)})
     with pytest.raises(UserError, match=r"\[3, 5\] of torch.int64, are not one class for each sample"):

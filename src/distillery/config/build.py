@@ -36,6 +36,7 @@ from distillery.teachers.cache import TeacherCache
 from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
+from distillery.teachers.references import with_references
 from distillery.teachers.without_network import StoredTeacher, training_score
 from distillery.training.check_task import check_levels, check_task
 from distillery.training.distiller import Distiller
@@ -134,6 +135,8 @@ def build(
     cached = cached_teachers(cfg, data, task, outputs, batch, loaded)
     frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, batch), **stored, **cached}
     frozen |= served_teachers(cfg, data, task, batch)
+    if task.needs_references:
+        data = with_references(data, task, frozen.values())
     for name, teacher in frozen.items():
         if task.rows_are != "samples" and name in data.targets:
             raise UserError(

@@ -63,7 +63,7 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         # a pretrained teacher keeps its head, since a new one would be untrained, and any network its padded vocabulary
         keeps = task.padded_outputs or (name != "student" and task.prediction == "class")
         if cfg.weights != "pretrained" or not keeps:
-            cfg.net.setdefault("num_classes", task.outputs(data))
+            cfg.net.setdefault("num_classes", _outputs(cfg, data, task, name))
         if cfg.net.get("head", task.head) is None:
             cfg.net.head = task.head
         if cfg.net.get("head") == "sequence_classification" and "model" in cfg.net:
@@ -71,6 +71,19 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
         if cfg.net.get("head") == "causal_lm" and cfg.weights is None:
             _complete_special_tokens(cfg)
     return cfg
+
+
+def _outputs(cfg: DictConfig, data: Data, task: Task, name: str) -> int | None:
+    """The number of outputs that a task asks for; of networks for images without classes 0, their features."""
+    number = task.outputs(data)
+    if number is not None or data.kind == "texts":
+        return number
+    if not {"model", "model_name"} & cfg.net.keys():  # not of timm or transformers, which give features for 0
+        raise UserError(
+            f"{setting_of(name)}.net: this task leaves the width of the vectors open. Say how many dimensions they "
+            f"have: +{setting_of(name)}.net.num_classes=64"
+        )
+    return 0
 
 
 def _take_network(cfg: DictConfig, name: str) -> None:

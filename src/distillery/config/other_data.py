@@ -57,6 +57,11 @@ def build_other_data(
         data.val_size = 0
     data.setup("fit")
     task.outputs(data)
+    if task.needs_references:
+        raise UserError(
+            f"The score of these runs compares students with their teacher, as '{data.name}' has no classes, and other "
+            "data are scored without the teacher. Give data with classes."
+        )
     if data.kind == "texts":
         # transformers takes seconds: only for texts
         from distillery.config.check_texts import check_lengths, check_tokenizer

@@ -1,7 +1,7 @@
 """What the LightningDataModules of images and of texts have in common: splits, subsets, order, loaders."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
@@ -214,6 +214,14 @@ class Data(LightningDataModule):
             else split
             for stage, split in self.splits.items()
         }
+        return other
+
+    def with_references(self, references: Mapping[str, Tensor]) -> Self:
+        """The same data; the `target` of samples of these splits is what a teacher predicts, [N, D] by position."""
+        other = copy(self)
+        other.fingerprint = self.fingerprint
+        own = {stage: replace(self.splits[stage], extra={"target": each}) for stage, each in references.items()}
+        other.splits = {**self.splits, **own}
         return other
 
     def labelled_alone(self) -> Self:

@@ -8,6 +8,7 @@ A *tap* names what to record:
 - `path[i]`      element i of an output that is a tuple or list
 - `head`         the output of the final linear layer, whatever its name in this network
 - `embedding`    the head's input: the pooled features, [B, D]
+- `output`       what the network itself gives, where that is one tensor: the vector of a text
 - `distillation_logits`  the output of a second head, which learns from the teacher (timm's `head_dist`)
 
 `head:weight` and `head:bias` are the parameters of the final linear layer.
@@ -31,6 +32,7 @@ from distillery.losses.tokens import among
 INPUT = "input"
 ALIASES = {"head": "", "embedding": ":input", "head:weight": ":weight", "head:bias": ":bias"}  # the part of the head
 DISTILLATION = "distillation_logits"
+OUTPUT = "output"
 TAP = re.compile(r"(?P<path>[^:\[\]]*)(:(?P<part>\w+))?(\[(?P<item>\d+)\])?")
 
 

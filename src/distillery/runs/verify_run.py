@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
 
 from distillery.config.networks import run_config
 from distillery.config.students import blank_student
@@ -15,7 +17,7 @@ from distillery.models.taps.network import Network
 from distillery.models.weight_files import read_weights
 from distillery.models.weights import load_weights, weights_hash
 from distillery.results.environment import environment
-from distillery.results.layout import STUDENT
+from distillery.results.layout import PREDICTIONS, STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.tasks.task import Task
@@ -66,7 +68,24 @@ def rebuilt(folder: Path, split: str) -> tuple[RunRecord, Network, Data, Task]:
             f"The data of {record.data['name']} are not those of the run in {folder}: their hashes differ. "
             "Point data.root to the data set that the run used."
         )
-    return record, student_of(folder, cfg, record), data, instantiate(cfg.task)
+    task = instantiate(cfg.task)
+    task.outputs(data)
+    if task.needs_references:
+        data = data.with_references({split: _references(folder, data, split)})
+    return record, student_of(folder, cfg, record), data, task
+
+
+def _references(folder: Path, data: Data, split: str) -> Tensor:
+    """What the teacher predicted of each test sample, by position."""
+    if split != "test":
+        raise UserError(
+            "The score compares with the teacher's predictions, and those of test alone are kept: split=test"
+        )
+    with np.load(folder / PREDICTIONS, allow_pickle=False) as saved:
+        index, target = (torch.from_numpy(saved[name]) for name in ("index", "target"))
+    found = target.new_full((len(data.splits["test"].targets), *target.shape[1:]), torch.nan)
+    found[index] = target
+    return found
 
 
 def tolerance(record: RunRecord, student: Network, samples: int) -> tuple[int, str]:

@@ -55,6 +55,7 @@ class Task(Protocol):
     rows_are: ClassVar[Literal["samples", "tokens", "pixels"]] = "samples"  # what the rows of logits belong to
     masked: ClassVar[bool] = False  # whether it predicts masked tokens (`data.mask`)
     generates: ClassVar[bool] = False  # whether a network's predictions continue a text (`rollouts`)
+    needs_references: bool = False  # whether the score compares with a teacher's predictions, see `with_references`
     exact_match: bool = False  # whether the share of samples of which every row is predicted rightly is reported
     padded_outputs: ClassVar[bool] = False  # whether a network may give more logits than `outputs`: `rows` cuts them
     head: ClassVar[str]  # of a transformer: a key of `distillery.models.text.transformer.HEADS`

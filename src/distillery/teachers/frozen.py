@@ -92,6 +92,7 @@ class Teacher(Network):
         self.class_names: Sequence[str] | None = None  # of its own classes, where it is no network that knows them
         self.other_classes = ""  # what it has in place of the data's classes; only a linear probe scores it then
         self.probes: dict[str, Any] = {}  # the linear probes, by the data's fingerprint
+        self.references: dict[str, dict[str, Tensor]] = {}  # its predictions of splits, likewise; see `references.py`
         self._replaced: dict[str, nn.Module] = {}  # heads with all of its classes, by path; see `choose_classes`
         self.training_signals: SignalSource | None = None  # asked instead of the network for training batches
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`

@@ -155,5 +155,6 @@ def _refuse_other_widths(
         if (theirs := probe(teachers[teacher], batch).logits.shape[-1]) != ours:
             raise UserError(
                 f"loss.{name}: the student's vectors have {ours} dimensions, those of teacher {teacher!r} {theirs}. "
-                f"Set student.net.config.hidden_size={theirs}, or use a loss on layers."
+                f"Set student.net.config.hidden_size={theirs}, or learn through a projector: loss/response=[] "
+                "loss/feature=[hint] loss.hint.layers={output: output}"
             )

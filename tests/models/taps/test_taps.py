@@ -122,6 +122,18 @@ def test_head_and_embedding_are_the_classifier_whatever_it_is_called(net: nn.Mod
     torch.testing.assert_close(linear(signals.layers["embedding"]), signals.logits)
 
 
+def test_output_is_what_the_network_gives_unless_a_layer_is_called_so() -> None:
+    network = Network(Residual().eval())
+    assert network.tap(["output", "relu2"], BATCH)["output"] == (6, 10)
+    signals = network(BATCH)
+    assert torch.equal(signals.layers["output"], signals.logits)
+    assert network.last_tap(BATCH) == "output"
+    named = nn.Sequential()
+    named.add_module("output", nn.Flatten())
+    named.add_module("fc", nn.Linear(64, 3))
+    assert Network(named).tap(["output"], BATCH)["output"] == (6, 64)
+
+
 def test_a_parameter_is_recorded_itself_so_that_its_gradient_is_the_networks() -> None:
     network = residual()
     shapes = network.tap(["head:weight", "head:bias", "bn1:weight"], BATCH)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distillery.core.errors import UserError, did_you_mean
 from distillery.losses.levels import Available
-from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, TAP, Attention, Place, Signals
+from distillery.losses.signals import ALIASES, DISTILLATION, INPUT, OUTPUT, TAP, Attention, Place, Signals
 from distillery.models.adapters import Adapter, ImageAdapter
 from distillery.models.classifier import missing_classifier
 from distillery.models.evaluation_mode import evaluating
@@ -275,14 +275,16 @@ class Network(nn.Module):
                     "with a distillation token (timm's deit_tiny_distilled_patch16_224), or name its `head`."
                 )
             return Place(self.second_head, None, None)
-        match = TAP.fullmatch(self.head(batch) + ALIASES[tap] if tap in ALIASES else tap)
         paths = [path for path, _ in self.net.named_modules() if path]
+        if tap == OUTPUT and OUTPUT not in paths:
+            return Place("", None, None)
+        match = TAP.fullmatch(self.head(batch) + ALIASES[tap] if tap in ALIASES else tap)
         if match is None or match["path"] not in paths:
             asked = match["path"] if match else tap
             raise UserError(
                 f"The {self.name} network has no layer {asked!r} (tap {tap!r})."
-                + did_you_mean(asked, [*paths, *ALIASES])
-                + " A tap is `path`, `path:input`, `path[i]`, `embedding` or `head`."
+                + did_you_mean(asked, [*paths, *ALIASES, OUTPUT])
+                + " A tap is `path`, `path:input`, `path[i]`, `embedding`, `head` or `output`."
             )
         module, part = self.net.get_submodule(match["path"]), match["part"]
         parameters = [name for name, _ in module.named_parameters(recurse=False)]
