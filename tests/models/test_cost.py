@@ -1,5 +1,6 @@
 """Parameters and FLOPs against counting by hand; latency leaves everything as it was."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -63,14 +64,40 @@ def test_recurrent_layers_count_for_each_token() -> None:
     assert torch.backends.cudnn.enabled
 
 
+def clock(monkeypatch: pytest.MonkeyPatch, walls: Sequence[float], own: Sequence[float] | None = None) -> None:
+    """Forwards take so many seconds, and the thread computes for so many of them: for all, if that is not given."""
+    for name, durations in (("perf_counter", walls), ("thread_time", walls if own is None else own)):
+        ticks = [tick for i, duration in enumerate(durations) for tick in (1000.0 * i, 1000.0 * i + duration)]
+        monkeypatch.setattr(cost, name, partial(next, iter(ticks)))
+
+
 def test_latency_is_the_median_without_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    durations = [50.0] * cost.WARM_UP + [1.0, 2.0, 3.0, 100.0, 2.5]
-    ticks = iter([tick for i, duration in enumerate(durations) for tick in (1000.0 * i, 1000.0 * i + duration)])
-    monkeypatch.setattr(cost, "perf_counter", lambda: next(ticks))
-    assert measure_latency(nn.Identity(), lambda: None, repeats=5, seconds=1000) == pytest.approx(2500)
-    durations = [9.0, 4.0, 3.0, 2.0, 3.0]  # of a slow network, which has been measured for ten seconds then
-    ticks = iter([tick for i, duration in enumerate(durations) for tick in (1000.0 * i, 1000.0 * i + duration)])
-    assert measure_latency(nn.Identity(), lambda: None) == pytest.approx(3000)
+    clock(monkeypatch, [50.0] * cost.WARM_UP + [1.0, 2.0, 3.0, 100.0, 2.5])
+    found = measure_latency(nn.Identity(), lambda: None, repeats=5, seconds=1000)
+    assert (found.median, found.minimum, found.repeats) == (2500, 1000, 5)
+    assert found.spread == pytest.approx((3.0 - 2.0) / 2.5)
+    clock(monkeypatch, [9.0, 4.0, 3.0, 2.0, 3.0])  # of a slow network, which has been measured for ten seconds then
+    assert measure_latency(nn.Identity(), lambda: None).median == pytest.approx(3000)
+
+
+WARM = [1.0] * cost.WARM_UP
+
+
+@pytest.mark.parametrize(
+    ("walls", "own", "busy"),
+    [
+        ([1.0, 1.01, 1.02, 1.0, 1.1], [1.0] * 5, False),
+        ([1.0, 1.0, 1.0, 1.0, 60.0], [1.0] * 5, False),  # one of five was interrupted: the median was not
+        ([16.0, 15.0, 15.5, 16.0, 15.0], [1.0] * 5, True),  # alike slow, as a thread that has a part of a core is
+        ([1.0, 1.0, 2.0, 2.0, 3.0], [1.0, 1.0, 2.0, 2.0, 3.0], True),  # others slow the memory or the clock down
+    ],
+)
+def test_a_busy_machine_shows(
+    walls: list[float], own: list[float], busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch, WARM + walls, WARM + own)
+    found = measure_latency(nn.Linear(1, 1), lambda: None, repeats=5, seconds=1000)
+    assert found.busy is busy, found
 
 
 def test_latency_is_measured_on_one_thread_in_evaluation_mode_and_leaves_no_trace() -> None:
@@ -80,7 +107,7 @@ def test_latency_is_measured_on_one_thread_in_evaluation_mode_and_leaves_no_trac
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        milliseconds = measure_latency(net, partial(net, torch.rand(1, 3, 4, 4)))
+        milliseconds = measure_latency(net, partial(net, torch.rand(1, 3, 4, 4))).median
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -110,4 +137,4 @@ def test_on_a_gpu_the_clock_waits_for_the_device() -> None:
     size = 4096
     net = nn.Linear(size, size).cuda()
     example = torch.rand(1, size, size, device="cuda")
-    assert measure_latency(net, partial(net, example), repeats=20) > 0.05  # a launch alone takes about 0.01 ms
+    assert measure_latency(net, partial(net, example), repeats=20).median > 0.05  # a launch alone takes about 0.01 ms

@@ -67,7 +67,10 @@ class RunRecord:
         samples: of a language model, the likeliest continuations of some test texts: `prompt`, `data` (what follows
             there), `student`, and the teachers by name.
         cost: the student's `params`, `embedding_params` (those of them in lookup tables), `flops` (2 × MACs at
-            batch 1), `latency_ms`.
+            batch 1), `latency_ms` (the median), and of the `latency`: `minimum_ms`, `spread` (interquartile range ÷
+            median), `cpu_share` (median share of a forward's time in which the thread computed), `busy` (whether the
+            machine was, so that the median says little), `repeats`, `threads`, `batch_size` and `input` (the shape of
+            one sample).
         seconds: wall-clock time of the run.
         timeline: one entry an epoch, by the field names of `timeline.Epoch`.
         remarks: notes on the networks for the user: what was done to their weights and classes.

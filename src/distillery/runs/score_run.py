@@ -155,9 +155,20 @@ def _evaluate(
 def cost_of(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """Of the network itself, on one sample as it wants it: the adapter and the projectors are not part of it."""
     forward = network.bound({key: value[:1].to(network.device) for key, value in batch.items()})
+    latency = measure_latency(network.net, forward)
     return {
         "params": count_parameters(network.net),
         "embedding_params": count_embedding_parameters(network.net),
         "flops": count_flops(network.net, forward),
-        "latency_ms": round(measure_latency(network.net, forward), 4),
+        "latency_ms": round(latency.median, 4),
+        "latency": {
+            "minimum_ms": round(latency.minimum, 4),
+            "spread": round(latency.spread, 4),
+            "cpu_share": None if latency.cpu_share is None else round(latency.cpu_share, 4),
+            "busy": latency.busy,
+            "repeats": latency.repeats,
+            "threads": 1,
+            "batch_size": 1,
+            "input": list(next(iter((*forward.args, *forward.keywords.values()))).shape[1:]),
+        },
     }

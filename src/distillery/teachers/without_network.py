@@ -15,7 +15,7 @@ from distillery.models.adapters import Adapter
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import SignalSource, Teacher
 
-NO_COST = dict.fromkeys(("params", "embedding_params", "flops", "latency_ms"))
+NO_COST = dict.fromkeys(("params", "embedding_params", "flops", "latency_ms", "latency"))
 
 
 class NoNetwork(nn.Module):

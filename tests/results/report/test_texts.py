@@ -43,7 +43,7 @@ def data(**more: Any) -> dict[str, Any]:
 
 
 def test_savings_are_to_the_teacher_with_and_without_embeddings(text_run: MakeRun, tmp_path: Path) -> None:
-    for seed, (theirs, own) in enumerate([(10.0, 5.0), (30.0, 10.0), (8.0, 8.0)]):  # 2, 3 and once as fast
+    for seed, (theirs, own) in enumerate([(10.0, 5.0), (30.0, 10.0), (8.0, 8.0)]):
         text_run("baseline", seed, 0.7)
         teacher, cost = {**TEACHER, "latency_ms": theirs}, {**COST, "latency_ms": own}
         text_run("kd", seed, 0.76, teacher=teacher, cost=cost)
@@ -53,11 +53,11 @@ def test_savings_are_to_the_teacher_with_and_without_embeddings(text_run: MakeRu
     kd = rows["kd"]
     added = ["non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up"]
     assert list(kd) == [*COLUMNS, *added]
-    assert [float(kd[name]) for name in added] == pytest.approx([4_000, 0.4, 16 / 22, 2])
+    assert [float(kd[name]) for name in added] == pytest.approx([4_000, 0.4, 16 / 22, 8 / 5])
     assert kd["params"] == "16000"
     assert [float(rows["teacher"][name]) for name in added] == [10_000, 1, 1, 1]
     baseline = [float(rows["baseline"][name]) for name in added]
-    assert baseline == pytest.approx([4_000, 0.4, 16 / 22, 10 / 6]), "its speed-up from the medians of 10, 30, 8 and 6"
+    assert baseline == pytest.approx([4_000, 0.4, 16 / 22, 8 / 5]), "the same network, measured as 6"
 
 
 def test_the_table_shows_them_beside_retention(text_run: MakeRun, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_table_shows_them_beside_retention(text_run: MakeRun, tmp_path: Path
     assert "| retention % | speed-up | non-embedding params (% of teacher) | params (% of teacher) | gap" in text
     assert "| **95.0** | **1.50×** | **4k (40)** | **16k (73)** |" in text
     assert "| 100.0 | 1.00× | 10k (100) | 22k (100) |" in text
-    assert "**speed-up**: latency of the teacher ÷ that of the student, measured in one run" in text
+    assert "**speed-up**: latency of the teacher ÷ that of the student" in text
     assert markdown_table(pd.read_csv(tmp_path / "report.csv")) == markdown_table(table)
 
 

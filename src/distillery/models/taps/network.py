@@ -80,7 +80,7 @@ class Network(nn.Module):
         """Move it to where a run computes, in the precision of the run."""
         self.to(device=device, dtype=dtype)
 
-    def bound(self, batch: Mapping[str, Tensor]) -> Callable[[], Any]:
+    def bound(self, batch: Mapping[str, Tensor]) -> "partial[Any]":
         """`net` with the arguments that the adapter makes of the batch: the forward alone, to be measured."""
         args, named = self.adapter(batch)
         return partial(self.net, *args, **named)

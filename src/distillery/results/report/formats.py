@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter
 from distillery.results.report.score import FRACTION, PLAIN, Score
 from distillery.results.report.table import (
     BEST,
+    BUSY,
     EXACT,
     FIDELITY,
     PERPLEXITY,
@@ -127,7 +128,7 @@ def columns(table: pd.DataFrame) -> list[Column]:
         fidelity.append(AGREEMENT)
     cost = [
         Column("FLOPs", "FLOPs", lambda row: si(row.flops), is_cost=True),
-        Column("latency ms", "latency\nms", lambda row: _figure(row.latency_ms, "{:.3g}"), is_cost=True),
+        Column("latency ms", "latency\nms", _latency, is_cost=True),
     ]
     if not is_of_texts(table):
         return [*scores, *fidelity, Column("params", "params", lambda row: si(row.params), is_cost=True), *cost]
@@ -185,6 +186,10 @@ def _spread(std: float, score: Score) -> str:
 
 def _figure(value: float, form: str) -> str:
     return NONE if math.isnan(value) else form.format(value)
+
+
+def _latency(row: Any) -> str:
+    return _figure(row.latency_ms, "{:.3g}") + (" (busy)" if getattr(row, BUSY, False) else "")
 
 
 def _share(ratio: float) -> str:

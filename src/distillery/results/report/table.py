@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from distillery.results.record import RunRecord
 from distillery.results.report.collect import Run
+from distillery.results.report.latency import Key, Measured, latencies, network_of
 from distillery.results.report.score import GENERIC, Score
 from distillery.results.report.settings import differing
 
@@ -29,6 +31,7 @@ FIDELITY = {
     "kl": "kl", "kl_own_text": "kl", "reverse_kl_own_text": "reverse_kl", "acceptance": "acceptance",
     "calibration_error": "calibration_error", "entropy": "entropy",
 }  # fmt: skip
+BUSY = "latency_busy"  # whether all measurements of a latency were on a busy machine; a column where there is one
 TEACHER, BASELINE = "teacher", "baseline"
 MAIN = "main"  # the teacher of this name is the one that all methods are compared with
 NAN = float("nan")
@@ -39,7 +42,7 @@ OVER_SEEDS = {
     EXACT: (EXACT, "mean"), f"{EXACT}_std": (EXACT, "std"),
     **{column: ("validation", function) for column, function in zip(SELECTION, ("mean", "std"), strict=True)},
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
-    "latency_ms": ("latency_ms", "median"), "speed_up": ("speed_up", "median"),
+    "latency_ms": ("latency_ms", "median"), BUSY: (BUSY, "max"), "speed_up": ("speed_up", "median"),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
     **{column: (column, "mean") for column in FIDELITY},
 }  # fmt: skip
@@ -77,8 +80,8 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     Ratios and gaps relate to the first teacher's row.
 
     Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
-    none. `retention` and `gap_recovered` are ratios of means. `speed_up` divides latencies that one run has measured,
-    since a machine is not equally busy at all times; a baseline's are medians of different runs.
+    none. `retention` and `gap_recovered` are ratios of means. A network has one latency, see `latencies`; of a seed
+    with a machine of its own, one more. `speed_up` divides latencies on the same machine.
 
     Args:
         students: the runs that are compared, as `select` gives them.
@@ -89,9 +92,10 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     methods = [run for run in students if run.record.method != BASELINE]
     score = Score.of_record(students[0].record.data)
     metrics = [*dict.fromkeys(name for run in students for name in run.record.data.get("metrics", {}))]
-    teachers = _teachers(students, baselines, trained, metrics)
+    measured = latencies(run.record for run in students)
+    teachers = _teachers(students, baselines, trained, metrics, measured)
     teacher = next(iter(teachers.to_dict("records")), None)
-    table = _over_seeds([_figures(run, metrics) for run in (*baselines, *methods)], metrics)
+    table = _over_seeds([_figures(run, metrics, measured) for run in (*baselines, *methods)], metrics)
     settings = differing(baselines)
     for label in dict.fromkeys(run.label for run in methods):
         runs = [run for run in methods if run.label == label]
@@ -125,6 +129,9 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     renamed, monitored = score.columns, students[0].record.monitored
     if swept := any(run.swept for run in students):
         columns += SELECTION
+    table[BUSY] = table[BUSY].fillna(0).astype(bool)
+    if table[BUSY].any():
+        columns.append(BUSY)
     if monitored != GENERIC:
         table[BEST] = table["method"] == _best(students, "val" if swept else "test")
         columns.append(BEST)
@@ -141,12 +148,14 @@ def _best(students: Sequence[Run], split: str) -> str | None:
     return None if means.isna().all() else str(best.idxmax())
 
 
-def _figures(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
+def _figures(run: Run, metrics: Sequence[str], measured: Mapping[Key, Measured]) -> dict[str, Any]:
     """What the row of a student's method is made from."""
-    cost, teachers = run.record.cost, run.record.frozen_teachers.values()
-    theirs = pd.Series([teacher.get("latency_ms") for teacher in teachers], dtype="float64").mean()
+    record, cost = run.record, run.record.cost
+    own = _latency(record, cost, measured)
+    others = [_latency(record, teacher, measured)["latency_ms"] for teacher in record.frozen_teachers.values()]
     return {
         **cost,
+        **own,
         **_samples(run),
         **_fidelity(run),
         "method": run.label,
@@ -155,8 +164,13 @@ def _figures(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
         "agreement": run.agreement,
         **{figure: run.record.metrics["last"].get(figure) for figure in (PERPLEXITY, EXACT)},
         **{name: run.record.metrics["last"].get(f"test_{name}") for name in metrics},
-        "speed_up": theirs / (cost.get("latency_ms") or NAN),
+        "speed_up": pd.Series(others, dtype="float64").mean() / own["latency_ms"],
     }
+
+
+def _latency(record: RunRecord, cost: Mapping[str, Any], measured: Mapping[Key, Measured]) -> dict[str, float]:
+    found = measured.get(network_of(record, cost))
+    return {"latency_ms": NAN, BUSY: NAN} if found is None else {"latency_ms": found.ms, BUSY: found.busy}
 
 
 def compared_with(run: Run) -> str | None:
@@ -194,6 +208,7 @@ def _teachers(
     baselines: Sequence[Run],
     trained: Mapping[str | None, Mapping[str, int | None]],
     metrics: Sequence[str],
+    measured: Mapping[Key, Measured],
 ) -> pd.DataFrame:
     """The row of the teacher that the methods are compared with, then those of the others; or none.
 
@@ -211,13 +226,13 @@ def _teachers(
                 label = TEACHER
             agreement = 1.0 if compared and label == TEACHER else NAN
             more = {**trained.get(teacher["sha256"], {}), "agreement": agreement}
+            more |= _latency(run.record, teacher, measured)
             if "kl" in (fidelity := run.record.fidelity.get(name, {})):
                 more |= {column: fidelity[column] for column in ("calibration_error", "entropy")}
             own.append({**teacher, **more, "method": label, "seed": run.record.seed})
     own.sort(key=lambda teacher: teacher["method"] != TEACHER)
     distinct = {(teacher["method"], teacher["sha256"]): teacher for teacher in own}
     table = _over_seeds([*distinct.values()], metrics)
-    table["latency_ms"] = _over_seeds(own, metrics)["latency_ms"]  # measured in each run
     table["by_seed"] = [
         {teacher["seed"]: teacher["score"] for teacher in own if teacher["method"] == label} for label in table.index
     ]

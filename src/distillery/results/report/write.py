@@ -31,7 +31,7 @@ from distillery.results.report.plot_fidelity import plot_fidelity
 from distillery.results.report.plot_timeline import MOST, plot_timeline
 from distillery.results.report.score import Score
 from distillery.results.report.selection import Selection, select
-from distillery.results.report.table import BEST, EXACT, PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
+from distillery.results.report.table import BEST, BUSY, EXACT, PERPLEXITY, SAMPLE_COLUMNS, is_teacher, method_table
 
 DEFINITIONS = """\
 - **score**: {score}on the test split at the last epoch, mean ± sample deviation over seeds; nothing is selected on
@@ -41,12 +41,13 @@ DEFINITIONS = """\
 - {retention}**Gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty
   unless the teacher is better than the baseline by more than the interval of that difference.
 - **agreement**: share of the test {rows} for which student and teacher predict the same class.
-- **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread.
+- **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread{inputs}; of
+  the runs that measured the same network on the same machine, the least.
 - **seeds** of the teacher: how many teachers were trained."""
 TEXT_DEFINITIONS = """
-- **speed-up**: latency of the teacher ÷ that of the student, measured in one run (the baseline's: in different ones);
-  median over seeds. **Params**: all, and what part of the teacher's they are;
-  **non-embedding**: those outside of the tables of words, positions and types, which cost memory, but hardly time."""
+- **speed-up**: latency of the teacher ÷ that of the student; median over seeds. **Params**: all, and what part of the
+  teacher's they are; **non-embedding**: those outside of the tables of words, positions and types, which cost memory,
+  but hardly time."""
 
 
 PERPLEXITY_DEFINITION = """
@@ -62,6 +63,10 @@ VALIDATION_DEFINITION = """
 
 BEST_DEFINITION = """
 - The method with the best {} on the test split is in bold (`task.monitor`)."""
+
+BUSY_DEFINITION = """
+- **(busy)**: whenever the network was measured, something else took the machine's time, so this is not a median but the
+  fastest forward. `run.json` has the details (`latency`). Run a job again on an idle machine for a figure to trust."""
 
 EXACT_DEFINITION = """
 - **exact %**: share of the test prompts of which the likeliest continuation, token by token, is exactly the given one,
@@ -177,6 +182,7 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
         unit=f"in {name}, negative where it is better" if lower else "in percentage points",
         retention="" if lower else "**retention**: student ÷ teacher. ",
         rows="samples (tokens, where these are predicted)" if texts else "samples",
+        inputs=_inputs(students),
     )
     perplexity = PERPLEXITY_DEFINITION if PERPLEXITY in table else ""
     exact = EXACT_DEFINITION if EXACT in table else ""
@@ -186,7 +192,15 @@ def _definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
         more += VALIDATION_DEFINITION.format(monitored)
     elif BEST in table:
         more += BEST_DEFINITION.format(monitored)
-    return definitions + more + (TEXT_DEFINITIONS + perplexity + exact if texts else "")
+    busy = BUSY_DEFINITION if BUSY in table else ""
+    return definitions + busy + more + (TEXT_DEFINITIONS + perplexity + exact if texts else "")
+
+
+def _inputs(students: Sequence[Run]) -> str:
+    """What was given to the networks whose latency was measured, where the records say so."""
+    shapes = [shape for run in students if (shape := (run.record.cost.get("latency") or {}).get("input"))]
+    said = _unique(f"{shape[0]} tokens" if len(shape) == 1 else "×".join(map(str, shape)) for shape in shapes)
+    return f", input {said}" if said else ""
 
 
 def _setting(students: Sequence[Run]) -> str:

@@ -1,0 +1,41 @@
+"""One latency for each network of a report, out of the measurements of all runs that have it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from distillery.results.record import RunRecord
+
+Key = tuple[Any, ...]
+
+
+class Measured(NamedTuple):
+    """Milliseconds of a forward, and whether the machine was busy at each measurement."""
+
+    ms: float
+    busy: bool
+
+
+def network_of(record: RunRecord, cost: Mapping[str, Any]) -> Key:
+    """What networks share that are measured alike: the machine, parameters, FLOPs and the shape of an input."""
+    machine = (record.environment.get(name) for name in ("cpu", "gpu", "scored_on"))
+    counts = (cost.get(name) for name in ("params", "embedding_params", "flops"))
+    return (*machine, *counts, *((cost.get("latency") or {}).get("input") or ()))
+
+
+def latencies(records: Iterable[RunRecord]) -> dict[Key, Measured]:
+    """The latency of each network, students and frozen teachers alike.
+
+    It is the least median of the measurements on an idle machine. Without any it is the least single forward: on a busy
+    machine that is nearer to what an idle one takes than a median is.
+    """
+    found: dict[Key, Measured] = {}
+    for record in records:
+        for cost in (record.cost, *record.frozen_teachers.values()):
+            median, more = cost.get("latency_ms"), cost.get("latency") or {}
+            if median is None:
+                continue
+            busy = bool(more.get("busy"))
+            own = Measured(more["minimum_ms"] if busy else median, busy)
+            key = network_of(record, cost)
+            found[key] = min(found.get(key, own), own, key=lambda each: (each.busy, each.ms))
+    return found
