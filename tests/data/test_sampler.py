@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -142,3 +143,55 @@ def test_repeated_samples_alone_fill_a_given_number_of_batches() -> None:
     assert set(chain.from_iterable(served(sampler))) == set(range(7))
     with pytest.raises(UserError, match="A batch of 3 samples is too small for 2 process"):
         SeededBatchSampler(labelled, 8, shuffle=True, repeated=labelled, repeats=3, batches=5, world=2)
+
+
+COUNTS = {0: 90, 1: 7, 2: 1, 5: 2}  # samples of each class; some more have none
+LABELS = torch.tensor([label for label, count in COUNTS.items() for _ in range(count)] + [-1] * 5)
+
+
+def balanced(indices: torch.Tensor, epoch: int = 0, **given: Any) -> list[list[int]]:
+    sampler = SeededBatchSampler(indices, 10, seed=1, shuffle=True, classes=LABELS, **given)
+    sampler.set_epoch(epoch)
+    return served(sampler)
+
+
+def test_balanced_classes_are_served_equally_often() -> None:
+    epochs = [Counter(chain.from_iterable(balanced(torch.arange(100), epoch))) for epoch in range(40)]
+    for counts in epochs:
+        of_classes = Counter[int]()
+        for position, count in counts.items():
+            of_classes[int(LABELS[position])] += count
+        assert of_classes == dict.fromkeys(COUNTS, 25)  # 100 samples, four classes
+        assert {counts[position] for position in range(90, 97)} == {3, 4}  # 25 of 7 samples
+        assert counts[97] == 25
+        assert max(counts[position] for position in range(90)) == 1
+    assert epochs[0].keys() != epochs[1].keys(), "another part of the frequent class"
+    seen = sum(epochs, Counter())
+    assert all(2 <= seen[position] <= 25 for position in range(90)), "11 times in 40 epochs, on average"
+    for epoch in range(2):
+        counts = Counter(LABELS[list(chain.from_iterable(balanced(torch.arange(1, 100), epoch)))].tolist())
+        assert sorted(counts.values()) == [24, 25, 25, 25]
+
+
+def test_balanced_batches_are_the_same_for_any_number_of_processes_and_after_a_stop() -> None:
+    whole = balanced(torch.arange(100), 3)
+    ranks = [balanced(torch.arange(100), 3, rank=rank, world=2) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == [sorted(batch) for batch in whole]
+    stopped, resumed = (SeededBatchSampler(torch.arange(100), 10, 1, True, classes=LABELS) for _ in range(2))
+    stopped.set_epoch(3)
+    iterator = iter(stopped)
+    first = [next(iterator).positions for _ in range(4)]
+    stopped.served = 4
+    resumed.load_state_dict(stopped.state_dict())
+    assert first + served(resumed) == whole
+
+
+def test_balanced_samples_beside_unlabelled_ones() -> None:
+    counts = Counter(chain.from_iterable(balanced(torch.arange(105))))
+    assert all(counts[position] == 1 for position in range(100, 105)), "those without a label once"
+    assert sum(counts.values()) == 105
+    repeated = balanced(torch.arange(100, 105), repeated=torch.arange(100), repeats=8)
+    assert [int((LABELS[batch] < 0).sum()) for batch in repeated] == [2, 2, 1]
+    assert [len(batch) for batch in repeated] == [10, 10, 9]
+    alone = balanced(torch.arange(100), repeated=torch.arange(100), repeats=10, batches=30)
+    assert Counter(LABELS[list(chain.from_iterable(alone))].tolist()) == dict.fromkeys(COUNTS, 75)

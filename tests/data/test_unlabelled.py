@@ -1,5 +1,6 @@
 """Training samples without a label: where they come from, what their batches say, and what is drawn from the others."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from distillery.core.errors import UserError
-from distillery.data.raw_data import RawData, Split, Texts
+from distillery.data.raw_data import UNLABELLED, RawData, Split, Texts
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.sources.text_files import jsonl, text_csv
 from distillery.data.text import TextData
@@ -212,3 +213,17 @@ def test_other_places_of_unlabelled_pictures(tmp_path: Path) -> None:
     raw = image_folder(tmp_path / "test only", size=28)
     assert (len(raw.train.labelled_indices), len(raw.train.unlabelled_indices), len(raw.test.indices)) == (0, 9, 6)
     assert vision(raw).labelled == 0
+
+
+def test_classes_that_are_served_equally_often(tokenizer: str) -> None:
+    raw = partly_labelled(30, 12)
+    targets = torch.tensor([0] * 9 + [1] * 3 + [UNLABELLED] * 18)  # of the labelled ones a quarter is bad
+    data = text_data(tokenizer, replace(raw, train=replace(raw.train, targets=targets)), balanced=True)
+    assert "train: 2 classes, each about 6 times an epoch (data.balanced)" in data.remarks
+    batches = list(data.train_dataloader())
+    found = torch.cat([batch["target"] for batch in batches])
+    assert (found + 1).bincount().tolist() == [18, 6, 6]
+    assert torch.cat([batch["target"] for batch in data.test_dataloader()]).bincount().tolist() == [10, 10]
+    for other in (replace(raw.train, targets=torch.rand(30)), replace(raw.train, targets=torch.zeros(30).long())):
+        with pytest.raises(UserError, match=r"data\.balanced=true .*'texts' do not have one of several classes"):
+            text_data(tokenizer, replace(raw, train=other), balanced=True).train_dataloader()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillery.config.cached_teachers import cached_teachers, refuse_several
 from distillery.config.check import is_fsdp2
+from distillery.config.class_weights import complete_class_weights
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import build_moving, complete, complete_teacher, is_absent, setting_of
@@ -120,6 +121,7 @@ def build(
     loaded = LoadedTeachers() if loaded is None else loaded
     task = make_scheduled("task", cfg.task, stage.schedules["task"])
     outputs = task.outputs(data)
+    complete_class_weights(cfg.task, task, data)
     _complete(cfg, data, task, former)
     batch = data.example()
 

@@ -49,6 +49,8 @@ class Data(LightningDataModule):
         labelled_share: the share of labelled samples in each training batch. An epoch then serves each unlabelled
             sample once, and the labelled ones as often as that takes. 1: the unlabelled ones are left out, and an epoch
             has as many batches as with None. None: an epoch serves all samples once, as they come.
+        balanced: an epoch serves all classes equally often, up to one: rare ones several times, of frequent ones a part
+            that changes from epoch to epoch; in all as many labelled samples as there are.
         subset_seed: draws the subset of `train_size`, `train_fraction` or `labelled_size`; None: `seed` does.
         val_size: the number (below 1: the fraction) of training samples held out for validation, always the same
             ones; 0: none. None: the data set's own validation split, or else a tenth, at least one of each class.
@@ -72,6 +74,7 @@ class Data(LightningDataModule):
     train_index: str | None = None
     labelled_size: PositiveInt | None = None
     labelled_share: Annotated[float, Gt(0), Le(1)] | None = None
+    balanced: bool = False
     subset_seed: NonNegativeInt | None = None
     val_size: NonNegativeInt | NonNegativeFloat | None = None
     num_workers: NonNegativeInt = 0
@@ -257,7 +260,11 @@ class Data(LightningDataModule):
         return tuple(remarks)
 
     def _on_labels(self) -> Iterator[str]:
-        """How many training samples have a label, and how many of these a batch has."""
+        """How many training samples have a label, how many of these a batch has, and how often each class is served."""
+        if self.balanced:
+            train = self.splits["train"]
+            present = len(self._classes_of(train)[train.labelled_indices].unique())
+            yield f"train: {present} classes, each about {self.labelled / present:.0f} times an epoch (data.balanced)"
         if self._whole is not None:
             why = "data.labelled_share=1" if self.labelled_share == 1 else "no loss of this method reads them"
             yield f"train: {len(self._whole.unlabelled_indices):,} unlabelled samples left out ({why})"
@@ -367,11 +374,27 @@ class Data(LightningDataModule):
             **self.order(stage),
         }
         split = self.splits[stage]
+        if train and self.balanced:
+            settings["classes"] = self._classes_of(split)
         if not train or self._whole is None:
             return SeededBatchSampler(**self._mixed(split), **settings)
         batches = len(SeededBatchSampler(**self._mixed(self._whole), **settings))
         repeats = min(self.batch_size, len(split.indices))
         return SeededBatchSampler(split.indices, repeated=split.indices, repeats=repeats, batches=batches, **settings)
+
+    def _classes_of(self, split: Split) -> Tensor:
+        """The class of each sample [N], to serve them equally often.
+
+        Raises:
+            UserError: the samples have no classes.
+        """
+        targets = split.targets
+        if targets.is_floating_point() or targets.dim() != 1 or len(targets[split.labelled_indices].unique()) < 2:
+            raise UserError(
+                f"data.balanced=true serves all classes equally often, and the samples of '{self.name}' do not have "
+                "one of several classes each. Set it to false."
+            )
+        return targets
 
     def _mixed(self, split: Split) -> dict[str, Any]:
         """The samples that a sampler serves once an epoch, and those that it repeats."""

@@ -14,6 +14,7 @@ from distillery.core.random import hash_key, permutation
 
 BATCHES = 1  # hashed into the seed, so that the order of the batches is independent of that of the samples
 REPEATED = 2  # and this, with the number of a round, for the order of the repeated samples
+CLASS = 3  # and this, with the number of a class, for the samples that are drawn of it
 
 
 class BatchKey(NamedTuple):
@@ -42,6 +43,11 @@ class SeededBatchSampler(Sampler[BatchKey]):
     reduces padding: in training, `bucket` batches at a time are sorted by length, then all batches are shuffled; in
     evaluation the whole split is sorted. `bucket=0` switches the sorting off.
 
+    With `classes` (that of each sample, by position; negative: it has none), training serves all classes equally often,
+    up to one: as many labelled samples an epoch as there are, of each class a part or all of its samples, as many times
+    as it takes. No sample of a class is served twice more than another in an epoch, and it is another part in each.
+    Samples without a class are served as they are without this.
+
     With `repeated` (positions), each batch begins with `repeats` of these samples, in place of as many of `indices`. An
     epoch serves each of `indices` once, and the repeated samples as often as that takes, never twice in a batch. With
     `batches`, the repeated samples are alone, in so many batches.
@@ -62,6 +68,7 @@ class SeededBatchSampler(Sampler[BatchKey]):
     repeated: Tensor | None = None
     repeats: int = 0
     batches: int | None = None
+    classes: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.size = self.batch_size - self.repeats  # what each batch takes of `indices`
@@ -142,13 +149,12 @@ class SeededBatchSampler(Sampler[BatchKey]):
         """What each global batch has of the repeated samples, without end: round by round, in another order each."""
         whole = len(positions) - len(positions) % self.repeats  # what is left over differs from round to round
         for number in count():
-            order = permutation(hash_key(self.seed, REPEATED, number), epoch, len(positions))
-            yield from positions[order[:whole]].split(self.repeats)
+            yield from self._drawn(positions, hash_key(self.seed, REPEATED, number), epoch)[:whole].split(self.repeats)
 
     def _of_indices(self, epoch: int) -> list[Tensor]:
         """What each global batch has of `indices`."""
         total = len(self.indices)
-        ordered = self.indices[permutation(self.seed, epoch, total)] if self.shuffle else self.indices
+        ordered = self._drawn(self.indices, self.seed, epoch) if self.shuffle else self.indices
         if self.lengths is None or not self.bucket:
             return [ordered[first:end] for first, end in self.bounds]
         if not self.shuffle:
@@ -161,6 +167,24 @@ class SeededBatchSampler(Sampler[BatchKey]):
         batches = [ordered[first:end] for first, end in self.bounds]
         order = permutation(hash_key(self.seed, BATCHES), epoch, whole // self.size)
         return [*(batches[i] for i in order.tolist()), *batches[len(order) :]]
+
+    def _drawn(self, positions: Tensor, seed: int, epoch: int) -> Tensor:
+        """The positions in the order of an epoch; with `classes` as many, of all classes equally many."""
+        chosen = positions if self.classes is None else self._balanced(positions, self.classes[positions], seed, epoch)
+        return chosen[permutation(seed, epoch, len(chosen))]
+
+    def _balanced(self, positions: Tensor, classes: Tensor, seed: int, epoch: int) -> Tensor:
+        """As many positions [N] as there are: those whose class is negative, and of each other class equally many."""
+        present = classes[classes >= 0].unique()
+        share, rest = divmod(int((classes >= 0).sum()), max(1, len(present)))
+        one_more = set(present[permutation(hash_key(seed, CLASS), epoch, len(present))[:rest]].tolist())
+        chosen = [positions[classes < 0]]
+        for label in present.tolist():
+            own = positions[classes == label]
+            rounds, left = divmod(share + (label in one_more), len(own))
+            some = own[permutation(hash_key(seed, CLASS, label), epoch, len(own))[:left]]
+            chosen += [own.repeat(rounds), some]
+        return torch.cat(chosen)
 
     def _by_length(self, positions: Tensor) -> Tensor:
         assert self.lengths is not None

@@ -25,6 +25,7 @@ class Segmentation(Classification):
     Args:
         weight: weight of the hard-label loss in the objective.
         label_smoothing: probability mass taken from the label and spread over all classes (Szegedy et al. 2016).
+        class_weights: see `Classification`.
         metrics, monitor: see `Task`; of pixels `accuracy` is the share that is right, `macro_f1` the mean Dice score.
 
     Raises:

@@ -21,6 +21,7 @@ class TokenClassification(Classification):
     Args:
         weight: weight of the hard-label loss in the objective.
         label_smoothing: probability mass taken from the label and spread over all classes (Szegedy et al. 2016).
+        class_weights: see `Classification`.
         metrics, monitor: see `Task`.
 
     Raises:
