@@ -15,8 +15,9 @@ from distillery.data.raw_data import RawData, Split
 from distillery.data.vision import VisionData
 from distillery.models.adapters import ImageAdapter
 from distillery.models.taps.network import Network
-from distillery.training.distiller import Distiller, Optim
+from distillery.training.distiller import Distiller
 from distillery.training.objective import Objective
+from distillery.training.optim import Optim
 from distillery.training.schedules import Progress
 from fixtures.composing import Compose
 from fixtures.published import PARAMETERS
@@ -53,7 +54,9 @@ def learnt_by(cfg: DictConfig) -> tuple[torch.optim.Optimizer, torch.optim.lr_sc
     """The optimizer and the scheduler that Lightning is given, and that they are stepped as it is told."""
     student = Network(nn.Linear(1, 100), ImageAdapter(cfg.data.mean, cfg.data.std))
     task = instantiate(cfg.task)
-    module = Distiller(student, {}, task, Objective(task, {}), Optim(**instantiate(cfg.optim)), 100)
+    given = instantiate(cfg.optim)
+    optim = Optim(given.optimizer, given.scheduler, given.interval, given.decay_biases_and_norms)
+    module = Distiller(student, {}, task, Objective(task, {}), optim, 100)
     made = module.configure_optimizers()
     assert made["lr_scheduler"]["interval"] == "epoch"
     return made["optimizer"], made["lr_scheduler"]["scheduler"]

@@ -23,9 +23,10 @@ from distillery.models.text.transformer import transformer
 from distillery.tasks.causal_lm import CausalLM
 from distillery.tasks.evaluate import evaluate
 from distillery.teachers.frozen import Teacher
-from distillery.training.distiller import Distiller, Optim
+from distillery.training.distiller import Distiller
 from distillery.training.head_chunks import end_before_heads
 from distillery.training.objective import Objective
+from distillery.training.optim import Optim
 from distillery.training.update_counts import UpdateCounts
 from fixtures.documents import HARD, TINY, batches, document_data, documents, tiny_llama, write_bpe
 

@@ -23,8 +23,9 @@ from distillery.tasks.classification import Classification
 from distillery.tasks.task import Task
 from distillery.tasks.token_classification import TokenClassification
 from distillery.teachers.frozen import Teacher
-from distillery.training.distiller import Distiller, Optim
+from distillery.training.distiller import Distiller
 from distillery.training.objective import Objective
+from distillery.training.optim import Optim
 from distillery.training.wiring import wire
 
 CLASSES, LENGTH = 3, 5

@@ -27,9 +27,10 @@ from distillery.models.taps.network import Network
 from distillery.models.text.generation import can_generate, generate, greedy, left_padded
 from distillery.tasks.causal_lm import CausalLM
 from distillery.teachers.frozen import Teacher
-from distillery.training.distiller import Distiller, Optim
+from distillery.training.distiller import Distiller
 from distillery.training.head_chunks import end_before_heads
 from distillery.training.objective import Objective
+from distillery.training.optim import Optim
 from distillery.training.rollouts import Rollouts, batch_of, given, repetition
 from distillery.training.schedules import Progress, Stairs
 from fixtures.documents import document_data, tiny_llama, write_bpe

@@ -8,9 +8,10 @@ import torch
 from distillery.losses.response.reverse_kl import ReverseKL
 from distillery.tasks.causal_lm import CausalLM
 from distillery.training.callbacks.rollout_monitor import RolloutMonitor, divergence_by_quarter
-from distillery.training.distiller import Distiller, Optim
+from distillery.training.distiller import Distiller
 from distillery.training.head_chunks import end_before_heads
 from distillery.training.objective import Objective
+from distillery.training.optim import Optim
 from distillery.training.rollouts import Rollouts
 from fixtures.own_texts import END, completions, networks, prompts
 
