@@ -35,6 +35,7 @@ def test_every_data_set_of_images_has_a_default() -> None:
         "fashion_mnist_masks": {"crop": 4, "flip": True},
         "hf_images": {"resized_crop": [0.08, 1.0], "flip": True},
         "image_folder": {"resized_crop": [0.08, 1.0], "flip": True},
+        "image_labels": {"resized_crop": [0.08, 1.0], "flip": True},
         "mask_folder": {"resized_crop": [0.25, 1.0], "flip": True},
     }
 

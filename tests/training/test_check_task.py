@@ -37,12 +37,12 @@ def network(width: int) -> Network:
 def checked(
     task: Any, terms: Mapping[str, Any], varies: str | None = None, width: int = 3, mixes: bool = False
 ) -> None:
-    data: Any = SimpleNamespace(varies=varies, labelled=2, mixes=mixes)
+    data: Any = SimpleNamespace(varies=varies, labelled=2, mixes=mixes, multi_label=False)
     check_task(task, data, terms, (), network(3), {"main": network(width), "b": network(width)}, BATCH)
 
 
 def test_labels_of_words_and_of_texts_are_not_confused() -> None:
-    data: Any = SimpleNamespace(varies=None, name="own")
+    data: Any = SimpleNamespace(varies=None, name="own", multi_label=False)
     for task, target, fix in [
         (Classification(), torch.zeros(2, 5), "Set task=token_classification"),
         (TokenClassification(), torch.zeros(2), "Set task=classification, or data.source.words"),
@@ -52,9 +52,9 @@ def test_labels_of_words_and_of_texts_are_not_confused() -> None:
 
 
 def test_labels_of_pixels_and_of_images_are_not_confused() -> None:
-    data: Any = SimpleNamespace(varies=None, name="own", labelled=2, mixes=False)
+    data: Any = SimpleNamespace(varies=None, name="own", labelled=2, mixes=False, multi_label=False)
     masks = {**BATCH, "target": torch.zeros(2, 2, 2, dtype=torch.long)}
-    with pytest.raises(UserError, match=r"'own' have a class for each pixel\..*Set task=segmentation"):
+    with pytest.raises(UserError, match=r"'own' have a class for each pixel, .*Set task=segmentation"):
         check_task(Classification(), data, {}, (), network(3), {}, masks)
     with pytest.raises(UserError, match=r"'own' have one each\. Choose data with masks"):
         check_task(Segmentation(), data, {}, (), network(3), {}, BATCH)
@@ -82,7 +82,7 @@ def two(combine: str) -> Several:
         (TokenClassification(), {"hidden_mse": two("confidence")}, {}, "combine=mean or combine=random"),
         (Classification(), {"kd": KD(), "dkd": DKD()}, MIXED, r"loss\.dkd needs one class .*data\.augment\.mixup=0"),
         (Classification(), {"x": Several([KD(), DKD(teacher="b")])}, MIXED, r"loss\.x needs one class"),
-        (Embedding(), {"logit_mse": LogitMSE()}, MIXED, r"this task predicts none\. Set data\.augment\.mixup=0"),
+        (Embedding(), {"logit_mse": LogitMSE()}, MIXED, r"this task is about none\. Set data\.augment\.mixup=0"),
         (Embedding(), {"logit_mse": LogitMSE()}, {"width": 5}, "3 dimensions, those of teacher 'main' 5"),
     ],
 )

@@ -61,7 +61,7 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
             cfg.net.classes = cfg.net.classes or list(data.classes)
             return cfg
         # a pretrained teacher keeps its head, since a new one would be untrained, and any network its padded vocabulary
-        keeps = task.padded_outputs or (name != "student" and task.prediction == "class")
+        keeps = task.padded_outputs or (name != "student" and task.is_of_classes())
         if cfg.weights != "pretrained" or not keeps:
             cfg.net.setdefault("num_classes", _outputs(cfg, data, task, name))
         if cfg.net.get("head", task.head) is None:

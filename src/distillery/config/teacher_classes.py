@@ -44,7 +44,7 @@ def fit_classes(
     theirs = theirs if theirs and len(theirs) == logits[-1] else None
     path = f"teachers.{teacher.name}.classes"
     if (chosen := cfg.get("classes")) is not None:
-        if task.prediction != "class" or len(ours) != outputs:
+        if not task.is_of_classes() or len(ours) != outputs:
             raise UserError(
                 f"{path}: this task predicts a {task.prediction}, none of the data's classes. Leave it out."
             )
@@ -57,7 +57,7 @@ def fit_classes(
         teacher.other_classes = (
             f"gives logits {tuple(logits)} where the task has {outputs} classes or values" + _subset(path, ours, theirs)
         )
-    elif task.prediction == "class" and theirs and len(ours) == outputs:
+    elif task.is_of_classes() and theirs and len(ours) == outputs:
         keys = _keys(ours, theirs)
         if set(keys[0]) != set(keys[1]):
             teacher.other_classes = "" if _generic(ours) or _generic(theirs) else _differing(path, ours, theirs, *keys)

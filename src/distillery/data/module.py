@@ -242,6 +242,11 @@ class Data(LightningDataModule):
         return self.raw.classes
 
     @property
+    def multi_label(self) -> bool:
+        """Whether each sample has any number of labels: its target is 0 or 1 for each class."""
+        return self.raw.train.targets.dim() == 2
+
+    @property
     def sizes(self) -> dict[str, int]:
         return {stage: len(split.indices) for stage, split in self.splits.items()}
 
@@ -253,7 +258,8 @@ class Data(LightningDataModule):
         of_words = isinstance(inputs, Texts) and inputs.labels is not None
         if of_words or isinstance(inputs, MaskedImages):  # the words or pixels have classes, not the samples
             return tuple(remarks)
-        present = set(train.targets[train.labelled_indices].tolist())
+        targets = train.targets[train.labelled_indices]
+        present = set(targets.any(0).nonzero().flatten().tolist() if self.multi_label else targets.tolist())
         absent = [name for label, name in enumerate(self.classes) if label not in present]
         if absent and present:
             remarks.append(f"train: no {'labelled ' if self.unlabelled else ''}sample of {', '.join(absent)}")

@@ -23,7 +23,9 @@ class Split:
     """
 
     inputs: Any
-    targets: Tensor  # classes int64 [N], zeros if there are none; or float32 [N], the targets of a regression
+    # Classes int64 [N], zeros if there are none; float32 [N], the targets of a regression; or float32 [N, C], 0 or 1
+    # for each label.
+    targets: Tensor
     indices: Tensor  # int64, at most N
     labelled: Tensor | None = None  # bool [N]; None: every sample has its label, if the data have any
     soft_labels: Tensor | None = None  # float32 [N, C], NaN where a sample has none; see `soft_labels.py`
@@ -60,20 +62,25 @@ class Split:
         labelled[indices] = True
         return self._hiding(labelled)
 
-    def _renumbered(self, place: Tensor) -> "Split":
-        """The same samples; `place` has the new number of each class, and at its end that of `UNLABELLED`."""
+    def _renumbered(self, place: Tensor, number: int) -> "Split":
+        """The same samples; `place` has the new number of each class, of `number`, and at its end `UNLABELLED`."""
         inputs = self.inputs
         if isinstance(inputs, Texts) and inputs.labels is not None:
             return replace(self, inputs=replace(inputs, labels=[place[list(each)].tolist() for each in inputs.labels]))
         if (renumbered := getattr(inputs, "renumbered", None)) is not None:  # of images with masks
             return replace(self, inputs=renumbered(place))
+        if self.targets.dim() == 2:
+            targets = self.targets.new_zeros(len(self.targets), number)
+            targets[:, place[:-1]] = self.targets
+            return replace(self, targets=targets)
         return replace(self, targets=place[self.targets], soft_labels=None)
 
     def _hiding(self, labelled: Tensor | None) -> "Split":
         if labelled is None or labelled.all():
             return self
         hidden = float("nan") if self.targets.is_floating_point() else UNLABELLED
-        return replace(self, targets=self.targets.masked_fill(~labelled, hidden), labelled=labelled)
+        without = ~labelled if self.targets.dim() == 1 else ~labelled[:, None]
+        return replace(self, targets=self.targets.masked_fill(without, hidden), labelled=labelled)
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class RawData:
             )
         place = torch.tensor([list(classes).index(name) for name in own] + [UNLABELLED])
         parts = {part: getattr(self, part) for part in ("train", "test", "val")}
-        moved = {part: split and split._renumbered(place) for part, split in parts.items()}
+        moved = {part: split and split._renumbered(place, len(classes)) for part, split in parts.items()}
         return replace(self, classes=tuple(classes), **moved)
 
 

@@ -42,6 +42,7 @@ class Contract:
     # Where student and teacher agree: 0; 0 plus a constant; unspecified, because trainable modules lie in between
     form: Literal["divergence", "cross_entropy", "learned"] = "divergence"
     per_sample: bool = True  # forward returns [N], one value per row; False: one scalar for the whole batch
+    of_labels: bool = False  # compares independent labels, each with a sigmoid: for tasks without a softmax
     aligned_classes: bool = True  # compares class by class; False: student and teacher may have other classes
     aligned_tokens: bool = True  # compares row by row; False: student and teacher may have other tokens
     bias: str = ""  # how its settings differ from the divergence that they stand for, where they do

@@ -45,8 +45,9 @@ def predict_files(folder: Path, given: Sequence[str], out: Path | None = None, t
     """Write what the student of a finished run predicts for these files, folders and patterns.
 
     Inputs are made as in the evaluation of the run. There is a row for each sample: a picture, or a text; for each word
-    where words have classes. It has the likeliest class and its probability, the number of a regression, or the values
-    of a vector. An `.npz` file has arrays: `probabilities` [N,C] and `classes`, `prediction` [N], or `embedding` [N,D].
+    where words have classes. It has the likeliest class and its probability; the labels of a probability above 0.5, and
+    that of each label; the number of a regression; or the values of a vector. An `.npz` file has arrays:
+    `probabilities` [N,C] and `classes`, `prediction` [N], or `embedding` [N,D].
 
     Args:
         out: the file to write; None: CSV on the standard output.
@@ -140,16 +141,19 @@ def _named(task: Task, logits: Tensor, classes: Sequence[str], top: int | str) -
         return {"prediction": task.predict(logits).numpy()}
     if task.prediction == "vector":
         return {f"v{number}": column for number, column in enumerate(task.predict(logits).T.numpy())}
-    probabilities = logits.softmax(-1)
-    best, index = probabilities.topk(1 if top == ALL else min(int(top), len(classes)))
+    probabilities = task.probabilities(logits)
+    assert probabilities is not None
+    of_classes = {f"p({name})": column for name, column in zip(classes, probabilities.T.numpy(), strict=True)}
     found: dict[str, Any] = {}
+    if task.prediction == "labels":
+        of_rows = [[classes[number] for number in row.nonzero().flatten().tolist()] for row in task.predict(logits)]
+        return {"prediction": ["|".join(names) for names in of_rows], **of_classes}
+    best, index = probabilities.topk(1 if top == ALL else min(int(top), len(classes)))
     for rank in range(best.shape[1]):
         ending = f"_{rank + 1}" if rank else ""
         found[f"prediction{ending}"] = [classes[number] for number in index[:, rank].tolist()]
         found[f"probability{ending}"] = best[:, rank].numpy()
-    if top == ALL:
-        found |= {f"p({name})": column for name, column in zip(classes, probabilities.T.numpy(), strict=True)}
-    return found
+    return found | (of_classes if top == ALL else {})
 
 
 def _arrays(task: Task, logits: Tensor, classes: Sequence[str]) -> dict[str, Any]:
@@ -159,4 +163,6 @@ def _arrays(task: Task, logits: Tensor, classes: Sequence[str]) -> dict[str, Any
         return {"embedding": predicted}
     if task.prediction == "number":
         return {"prediction": predicted}
-    return {"prediction": predicted, "probabilities": logits.softmax(-1).numpy(), "classes": np.array(classes)}
+    probabilities = task.probabilities(logits)
+    assert probabilities is not None
+    return {"prediction": predicted, "probabilities": probabilities.numpy(), "classes": np.array(classes)}

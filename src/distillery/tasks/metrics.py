@@ -21,6 +21,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
     MulticlassStatScores,
+    MultilabelF1Score,
 )
 from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
@@ -203,7 +204,8 @@ def _plain(metric: Callable[[], Metric]) -> Make:
 
 
 def _over_classes(metric: Callable[..., Tensor], with_negatives: bool) -> Known:
-    return Known({"class": _plain(partial(OneVersusRest, metric, with_negatives))})
+    make = _plain(partial(OneVersusRest, metric, with_negatives))
+    return Known({"class": make, "labels": make})
 
 
 _accuracy = _sized(MulticlassAccuracy, average="micro", validate_args=False)
@@ -211,7 +213,13 @@ CATALOGUE = {
     "accuracy": Known({"class": _accuracy, "token": _accuracy}),
     "top5_accuracy": _top_k(5),  # and any other k
     "balanced_accuracy": Known({"class": _sized(BalancedAccuracy)}),
-    "macro_f1": Known({"class": _sized(MulticlassF1Score, average="macro", validate_args=False)}),
+    "macro_f1": Known(
+        {
+            "class": _sized(MulticlassF1Score, average="macro", validate_args=False),
+            "labels": _sized(MultilabelF1Score, average="macro", validate_args=False),
+        }
+    ),
+    "micro_f1": Known({"labels": _sized(MultilabelF1Score, average="micro", validate_args=False)}),
     "mcc": Known({"class": _sized(MulticlassMatthewsCorrCoef, validate_args=False)}, range=(-1.0, 1.0)),
     "auroc": _over_classes(multilabel_auroc, with_negatives=True),
     "mAP": _over_classes(multilabel_average_precision, with_negatives=False),

@@ -50,8 +50,9 @@ class Task(Protocol):
     higher_is_better: ClassVar[bool] = True
     score_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     perplexity: ClassVar[bool] = False  # whether exp(mean loss) is reported
-    # What a row of logits stands for: a distribution over the data's classes or over the vocabulary, or just numbers.
-    prediction: ClassVar[Literal["class", "token", "number", "vector"]] = "class"
+    # What a row of logits stands for: a distribution over the data's classes or over the vocabulary, independent labels
+    # of which any number applies, or just numbers.
+    prediction: ClassVar[Literal["class", "token", "labels", "number", "vector"]] = "class"
     rows_are: ClassVar[Literal["samples", "tokens", "pixels"]] = "samples"  # what the rows of logits belong to
     masked: ClassVar[bool] = False  # whether it predicts masked tokens (`data.mask`)
     generates: ClassVar[bool] = False  # whether a network's predictions continue a text (`rollouts`)
@@ -77,6 +78,11 @@ class Task(Protocol):
     def is_distribution(cls) -> bool:
         """Whether the softmax of a row of logits is a distribution, which teachers and students can compare."""
         return cls.prediction in ("class", "token")
+
+    @classmethod
+    def is_of_classes(cls) -> bool:
+        """Whether each logit stands for a class or a label of the data, by its place among `Labelled.classes`."""
+        return cls.prediction in ("class", "labels")
 
     @classmethod
     def fits(cls, width: int, outputs: int | None) -> bool:
@@ -131,9 +137,9 @@ class Task(Protocol):
         if not metrics:
             return
         preds: Tensor | None = self.predict(logits)
-        if self.prediction in ("class", "token"):
+        if self.is_distribution() or self.is_of_classes():
             preds = wrong_where_broken(logits, batch["target"])
-            preds = preds if self.prediction == "token" else self.probabilities(preds.double())
+            preds = self.probabilities(preds.double()) if self.is_of_classes() else preds
         metrics.update(**{**batch, "preds": preds, "loss": loss})
 
     def probabilities(self, logits: Tensor) -> Tensor | None:

@@ -38,13 +38,21 @@ def check_task(
 
     Raises:
         UserError: tokens are masked and the task does not predict them; words or pixels have labels, and the task
-            is not about them, or the reverse; there is nothing to learn from; no training sample has a label, and the
-            task loss or another one reads labels; images are mixed, and the task or a loss takes no soft labels; a loss
-            on distributions, for numbers or vectors; a loss on labels of samples, for tokens or pixels; vectors of
-            different widths.
+            is not about them, or the reverse; samples have any number of labels, and the task is about one class, or
+            the reverse; there is nothing to learn from; no training sample has a label, and the task loss or another
+            one reads labels; images are mixed, and the task or a loss takes no soft labels; a loss on distributions,
+            for labels, numbers or vectors; a loss on labels of samples, for tokens or pixels; vectors of different
+            widths.
     """
     if data.varies == "mask" and not task.masked:
         raise UserError("data.mask masks tokens, and this task does not predict them. Set data.mask=null.")
+    if task.rows_are == "samples" and data.multi_label != (task.prediction == "labels"):
+        if data.multi_label:
+            raise UserError(f"The samples of '{data.name}' have any number of labels each. Set task=multi_label")
+        raise UserError(
+            f"task=multi_label: the samples of '{data.name}' have one class each. Set task=classification, or "
+            "data.source.multi_label=true if the column of the labels has lists."
+        )
     if "image" in batch and (batch["target"].ndim == 3) != (task.rows_are == "pixels"):
         if task.rows_are == "pixels":
             raise UserError(
@@ -55,7 +63,7 @@ def check_task(
             f"The images of '{data.name}' have a class for each pixel, and this task has one for each image. Set "
             "task=segmentation"
         )
-    if "input_ids" in batch and (batch["target"].ndim > 1) != (task.rows_are == "tokens"):
+    if "input_ids" in batch and (batch["target"].ndim > 1 and not data.multi_label) != (task.rows_are == "tokens"):
         if task.rows_are == "tokens":
             raise UserError(
                 f"This task has a label for each token, and the texts of '{data.name}' have one each. Set task="
@@ -75,17 +83,30 @@ def check_task(
     if data.mixes:
         _refuse_hard_labels(task, terms)
     for name, term in terms.items():
+        if task.prediction == "labels" and term.reads_labels:
+            raise UserError(
+                f"loss.{name} needs one class for each sample, and these have any number of labels. Use "
+                "loss/response=[bernoulli_kd], or another loss that reads no labels."
+            )
+        responses = [one for one in term.by_teacher.values() if one.family == "response"]
+        if not task.is_distribution() and any(_of_a_softmax(one) for one in responses):
+            predicts = "labels" if task.prediction == "labels" else f"a {task.prediction}"
+            others = "[bernoulli_kd] or [logit_mse]" if task.prediction == "labels" else "[logit_mse]"
+            raise UserError(
+                f"loss.{name} compares distributions over classes, and this task predicts {predicts}. Use "
+                f"loss/response={others}, or a loss on layers."
+            )
         if term.contract.needs == "logits":
-            if not task.is_distribution() and "shift_invariant" in term.contract.properties:
+            if term.contract.of_labels and task.prediction != "labels":
                 raise UserError(
-                    f"loss.{name} compares distributions over classes, and this task predicts a {task.prediction}. Use "
-                    "loss/response=[logit_mse], or a loss on layers."
+                    f"loss.{name} compares the probabilities of independent labels, and this task predicts a "
+                    f"{task.prediction}. It is for task=multi_label; for classes use loss/response=[kd]."
                 )
             if task.prediction == "vector":
                 _refuse_other_widths(name, term, student, teachers, batch)
         elif task.rows_are == "samples":
             continue
-        elif any(each.family == "response" or each.reads_labels for each in term.by_teacher.values()):
+        elif responses or any(each.reads_labels for each in term.by_teacher.values()):
             raise UserError(
                 f"loss.{name} reads or predicts one label for each sample, and this task has one for each "
                 f"{task.rows_are[:-1]}. Choose another loss."
@@ -96,6 +117,11 @@ def check_task(
                 f"task has logits for each {task.rows_are[:-1]}. Use combine=mean or combine=random for a loss on "
                 "layers."
             )
+
+
+def _of_a_softmax(response: Term) -> bool:
+    """Whether a loss on logits, or on those of a distillation head, compares their softmax."""
+    return response.contract.needs != "logits" or "shift_invariant" in response.contract.properties
 
 
 def check_levels(terms: Mapping[str, Term], teachers: Mapping[str, Network]) -> None:
@@ -137,7 +163,7 @@ def _refuse_without_labels(data: Data, terms: Mapping[str, Term], by_task: bool)
 def _refuse_hard_labels(task: Task, terms: Mapping[str, Term]) -> None:
     mend = "Set data.augment.mixup=0 and data.augment.cutmix=0"
     if task.prediction != "class":
-        raise UserError(f"data.augment mixes images and their classes, and this task predicts none. {mend}.")
+        raise UserError(f"data.augment mixes images of one class each, and this task is about none. {mend}.")
     for name, term in terms.items():
         for one in term.by_teacher.values():
             if one.reads_labels and not one.contract.takes_soft_labels:

@@ -31,6 +31,8 @@ def hf_dataset(
     data_files: Mapping[str, str] | None = None,
     soft_label: SoftLabel | None = None,
     conversations: bool = False,
+    multi_label: bool = False,
+    label_separator: str = "|",
 ) -> RawData:
     """Texts, pairs of texts, lists of words or conversations, loaded by `datasets.load_dataset`.
 
@@ -42,7 +44,7 @@ def hf_dataset(
     Args:
         path, name, revision, data_files: arguments of `load_dataset`: a data set of the hub or a folder, its
             configuration, its commit; or a file type ("csv", "json", "parquet") and the files of each split.
-        text, second, words, label, regression, drop_empty, soft_label: see `Columns`.
+        text, second, words, label, regression, drop_empty, soft_label, multi_label, label_separator: see `Columns`.
         train, val, test: the names of the splits; part of a split is written as "train[:90%]".
         drop_duplicates: leave out repeated texts; False: only count them, for scores that are compared with those
             of a paper that kept them.
@@ -55,7 +57,9 @@ def hf_dataset(
         label = None
         if not drop_duplicates:
             raise UserError("data.source.drop_duplicates=false: repeated conversations are always left out.")
-    columns = Columns(text, label, second, words, None, regression, drop_empty, soft_label)
+    columns = Columns(
+        text, label, second, words, None, regression, drop_empty, soft_label, multi_label, label_separator
+    )
     called = path if name is None else f"{path}/{name}"
     remarks: list[str] = []
     names = {"train": train, "val": val, "test": test}

@@ -21,7 +21,7 @@ SHOWN = 3  # examples in a message
 
 
 class Found(NamedTuple):
-    """The pictures of a split and their classes [N]."""
+    """The pictures of a split and their targets, [N] or [N, C]."""
 
     files: PictureFiles
     targets: Tensor
@@ -76,7 +76,7 @@ def image_folder(
     if without := own or given:
         parts["unlabelled"] = _unlabelled(without, notes)
     if check:
-        parts = {part: _decodable(found, part, broken == "skip", notes) for part, found in parts.items()}
+        parts = {part: decodable(found, part, broken == "skip", notes) for part, found in parts.items()}
     keys = dict(zip(parts, content_keys([found.files for found in parts.values()]), strict=True))
     labels = {part: None if part == "unlabelled" else found.targets.tolist() for part, found in parts.items()}
     for part, positions in apart(keys, labels, "pictures", drop_duplicates, notes).items():
@@ -122,7 +122,8 @@ def _note_others(files: PictureFiles, part: str, notes: list[str]) -> None:
         notes.append(f"{part}: {files.others.total():,} files that are no pictures left out ({kinds})")
 
 
-def _decodable(found: Found, part: str, skip: bool, notes: list[str]) -> Found:
+def decodable(found: Found, part: str, skip: bool, notes: list[str]) -> Found:
+    """The pictures that can be decoded. Raises UserError at the first that cannot, unless such are to be skipped."""
     answers = np.array(remembered(error_in_decoding, found.files.files(), "Checking pictures"))
     broken = np.flatnonzero(answers != "").tolist()
     if broken and not skip:

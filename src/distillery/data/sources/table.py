@@ -1,5 +1,6 @@
 """A table of texts and labels, read from a file or the hub, and the meaning of its columns."""
 
+import json
 import math
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -17,6 +18,10 @@ EXCLUDING = (
     ("words", "label=null"),
     ("words", "second"),
     ("words", "soft_label"),
+    ("multi_label", "regression"),
+    ("multi_label", "label=null"),
+    ("multi_label", "words"),
+    ("multi_label", "soft_label"),
 )
 
 
@@ -38,6 +43,9 @@ class Columns:
         drop_empty: leave out rows with an empty text; False: refuse them.
         soft_label: the column of the class probabilities that a teacher gave (see `read_soft_labels`), or the column of
             each class; None: there are none.
+        multi_label: each text has any number of labels: a list, or text with `label_separator` between them. An empty
+            list is a text to which no label applies; one without any value is unlabelled.
+        label_separator: see `multi_label`; text that begins with a bracket is a list in JSON.
 
     Raises:
         UserError: two options exclude each other.
@@ -51,6 +59,8 @@ class Columns:
     regression: bool = False
     drop_empty: bool = False
     soft_label: SoftLabel | None = None
+    multi_label: bool = False
+    label_separator: str = "|"
 
     def __post_init__(self) -> None:
         given = {
@@ -60,6 +70,7 @@ class Columns:
             "words": self.words is not None,
             "second": self.second is not None,
             "soft_label": self.soft_label is not None,
+            "multi_label": self.multi_label,
         }
         for one, other in EXCLUDING:
             if given[one] and given[other]:
@@ -156,12 +167,14 @@ def read_samples(table: Table, columns: Columns, need_labels: bool = True) -> tu
     samples = Samples(table.where, read, table.lines, table.unit).take(sorted({*range(len(table))} - {*empty}))
     if columns.label is not None:
         labels = samples.columns["labels"]
-        missing = [row for row, label in enumerate(labels) if _is_missing(label)]
+        is_missing = _is_unknown if columns.multi_label else _is_missing
+        missing = [row for row, label in enumerate(labels) if is_missing(label)]
         if missing and need_labels:
-            samples.refuse(columns.label, labels, "has no label", _is_missing)
+            fix = " A list without labels is written as []." if columns.multi_label else ""
+            samples.refuse(columns.label, labels, "has no label", is_missing, fix)
         known = samples.take(sorted({*range(len(samples))} - {*missing}))
         read_labels = iter(_labels(known, columns.label, columns))
-        labels = [None if _is_missing(label) else next(read_labels) for label in labels]
+        labels = [None if is_missing(label) else next(read_labels) for label in labels]
         samples = replace(samples, columns={**samples.columns, "labels": labels})
     return samples, len(empty)
 
@@ -249,9 +262,36 @@ def _labels(samples: Samples, name: str, columns: Columns) -> list[Any]:
         fix = " For classes set data.source.regression=false."
         samples.refuse(name, labels, "is not a number", lambda label: not _is_number(label), fix)
         return [float(label) for label in labels]
-    fix = " Lists of labels need lists of words: set data.source.words to their column."
+    if columns.multi_label:
+        lists = [_listed(label, columns.label_separator) for label in labels]
+        samples.refuse(
+            name, labels, "is not a list of labels", lambda label: _listed(label, columns.label_separator) is None
+        )
+        return [tuple(sorted({_class_name(each) for each in one or ()})) for one in lists]
+    fix = (
+        " If each text has any number of labels, set task=multi_label data.source.multi_label=true. If each word has "
+        "one, set data.source.words to the column of the words."
+    )
     samples.refuse(name, labels, "has more than one label", lambda label: isinstance(label, list | dict), fix)
     return [_class_name(label) for label in labels]
+
+
+def _listed(label: Any, separator: str) -> list[Any] | None:
+    """The labels of one text; None: it is no list."""
+    if isinstance(label, str) and label.lstrip().startswith("["):
+        try:
+            label = json.loads(label)
+        except ValueError:
+            return None
+    found = label.split(separator) if isinstance(label, str) else label
+    if not isinstance(found, list) or any(isinstance(each, list | dict) for each in found):
+        return None
+    return [each for each in found if not _is_missing(each)]
+
+
+def _is_unknown(labels: Any) -> bool:
+    """Whether nothing is said of the labels; an empty list says that there are none."""
+    return labels != [] and _is_missing(labels)
 
 
 def _is_missing(label: Any) -> bool:

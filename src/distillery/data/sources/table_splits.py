@@ -56,7 +56,7 @@ def table_data(
     for part, samples in parts.items():
         if not samples and not (part == "train" and unlabelled):
             raise UserError(f"{samples.where} has no text left for the {part} split. " + ". ".join(notes))
-    classes = _classes(columns, parts["train"] or parts["test"])
+    classes = classes_of(columns, parts["train"] or parts["test"])
     notes += class_remarks(columns, classes, len(parts["train"] or parts["test"]))
     splits = {part: _split(samples, columns, classes) for part, samples in parts.items()}
     if unlabelled:
@@ -124,14 +124,15 @@ def _followed_by(train: Split, unlabelled: Samples, soft_labels: Tensor | None) 
         None if texts.second is None else [*texts.second, *unlabelled.columns["second"]],
         None if texts.labels is None else [*texts.labels, *([UNLABELLED] * len(words) for words in first)],
     )
-    targets = torch.cat([train.targets, train.targets.new_zeros(count)])
+    targets = torch.cat([train.targets, train.targets.new_zeros(count, *train.targets.shape[1:])])
     whole = Split.whole(joined, targets, torch.arange(len(targets)) < len(train.targets))
     if train.soft_labels is None or soft_labels is None:
         return whole
     return replace(whole, soft_labels=torch.cat([train.soft_labels, soft_labels]))
 
 
-def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:
+def classes_of(columns: Columns, train: Samples) -> tuple[str, ...]:
+    """The classes, or labels, of these samples in order; none of a regression. Raises UserError: too few."""
     if train.labels is None or columns.regression:
         return ()
     if columns.classes is None:
@@ -140,7 +141,7 @@ def _classes(columns: Columns, train: Samples) -> tuple[str, ...]:
         classes = tuple(map(str, columns.classes))
         if len(set(classes)) != len(classes):
             raise UserError(f"data.source.classes={list(classes)} names a class twice.")
-    if len(classes) < 2:
+    if len(classes) < (1 if columns.multi_label else 2):
         raise UserError(f"{train.where}: the labels are all {list(classes)}; at least two classes are needed.")
     return classes
 
@@ -182,9 +183,22 @@ def _encode(samples: Samples, columns: Columns, classes: Sequence[str]) -> tuple
         return texts, torch.tensor(samples.labels, dtype=torch.float32)
     number = {label: position for position, label in enumerate(classes)}
     _refuse_foreign(samples, samples.labels, number)
+    if columns.multi_label:
+        return texts, label_matrix(samples.labels, classes)
     if columns.words is not None:
         return Texts(first, labels=[[number[tag] for tag in tags] for tags in samples.labels]), zeros
     return texts, torch.tensor([number[label] for label in samples.labels], dtype=torch.int64)
+
+
+def label_matrix(labels: Sequence[Sequence[str] | None], classes: Sequence[str]) -> Tensor:
+    """1 for each label of a sample, else 0, float32 [N, C]; NaN where a sample's labels are unknown."""
+    known = {name: number for number, name in enumerate(classes)}
+    rows = torch.zeros(len(labels), len(classes))
+    for row, own in enumerate(labels):
+        rows[row, [known[name] for name in own or ()]] = 1.0
+        if own is None:
+            rows[row] = torch.nan
+    return rows
 
 
 def _refuse_foreign(samples: Samples, labels: Sequence[Any], classes: Mapping[str, int]) -> None:

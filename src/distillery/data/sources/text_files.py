@@ -46,6 +46,8 @@ def text_csv(
     quotes: bool = True,
     encoding: str | None = None,
     soft_label: SoftLabel | None = None,
+    multi_label: bool = False,
+    label_separator: str = "|",
 ) -> RawData:
     """Texts, or pairs of texts, from a CSV or TSV file with a header row.
 
@@ -54,7 +56,7 @@ def text_csv(
     Args:
         path, test, val: the files; without `test` the test split is `test_fraction` of the labelled texts of `path`.
         unlabelled: a file of unlabelled training texts, besides the rows of `path` whose label is empty.
-        text, second, label, classes, regression, drop_empty, soft_label: see `Columns`.
+        text, second, label, classes, regression, drop_empty, soft_label, multi_label, label_separator: see `Columns`.
         separator: between the fields; None: a tab in files that end in .tsv, else a comma.
         quotes: fields may be enclosed in double quotes; False: a quote is an ordinary character, as in GLUE's files.
         encoding: of all files; None: as the byte order mark says, else UTF-8.
@@ -62,7 +64,9 @@ def text_csv(
     Raises:
         UserError: a file cannot be read or parsed, or what `table_data` refuses.
     """
-    columns = Columns(text, label, second, None, classes, regression, drop_empty, soft_label)
+    columns = Columns(
+        text, label, second, None, classes, regression, drop_empty, soft_label, multi_label, label_separator
+    )
     files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
     tables = _tables(lambda file: read_csv(file, separator, quotes, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)
@@ -83,19 +87,20 @@ def jsonl(
     drop_empty: bool = False,
     encoding: str | None = None,
     soft_label: SoftLabel | None = None,
+    multi_label: bool = False,
 ) -> RawData:
     """Texts, pairs of texts or lists of words from a file with one JSON object per line.
 
     Args:
         path, test, val: the files; without `test` the test split is `test_fraction` of the labelled texts of `path`.
         unlabelled: a file of unlabelled training texts, besides the rows of `path` whose label is empty.
-        text, second, words, label, classes, regression, drop_empty, soft_label: see `Columns`.
+        text, second, words, label, classes, regression, drop_empty, soft_label, multi_label: see `Columns`.
         encoding: of all files; None: as the byte order mark says, else UTF-8.
 
     Raises:
         UserError: a file cannot be read, a line is not a JSON object, or what `table_data` refuses.
     """
-    columns = Columns(text, label, second, words, classes, regression, drop_empty, soft_label)
+    columns = Columns(text, label, second, words, classes, regression, drop_empty, soft_label, multi_label)
     files = {"train": path, "val": val, "test": test, "unlabelled": unlabelled}
     tables = _tables(lambda file: read_jsonl(file, encoding), files)
     return table_data(Path(path).stem, columns, tables, test_fraction)

@@ -99,7 +99,7 @@ def _predictions(folder: Path) -> Predictions:
 
 
 def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predictions]) -> float | None:
-    """Share of equal predicted classes, the mean over the teachers (Stanton et al. 2021, section 3)."""
+    """Share of samples of which the same is predicted, the mean over the teachers (Stanton et al. 2021, section 3)."""
     own = predictions.get(run.folder, {})
     if "student" not in own:
         return None
@@ -111,7 +111,8 @@ def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predict
         if teachers and same_data and np.array_equal(theirs["index"], own["index"]):
             if not all(_classes_alike(own["student"], teacher) for teacher in teachers):
                 return None
-            return float(np.mean([own["student"] == teacher for teacher in teachers]))
+            same = [own["student"] == teacher for teacher in teachers]  # of labels all of a sample's
+            return float(np.mean([each.reshape(len(each), -1).all(1) for each in same]))
     return None
 
 

@@ -17,6 +17,13 @@ from distillery.models.text.sentence_encoder import pretrained_model
 from distillery.runs.export.model_card import MADE_BY, model_card, task_of
 from distillery.runs.verify_run import finished, student_of
 
+# By what a task predicts: which loss and which activation transformers takes.
+PROBLEM_TYPES = {
+    "class": "single_label_classification",
+    "labels": "multi_label_classification",
+    "number": "regression",
+}
+
 
 def export(run: Path, out: Path) -> Path:
     """Write the student of the finished run in `run` to the folder `out`, whole or not at all; returns `out`.
@@ -39,9 +46,12 @@ def export(run: Path, out: Path) -> Path:
         )
     student = student_of(run, cfg, record)
     tokenizer = load_tokenizer(cfg.student.input.tokenizer, "student.input.tokenizer")
-    if task_of(cfg).prediction == "class":
-        _name_classes(student.net, record.data.get("classes", ()))
-    if "template" in cfg.data and task_of(cfg).prediction == "token":
+    config, task = getattr(student.net, "config", None), task_of(cfg)
+    if config is not None and task.is_of_classes():
+        _name_classes(config, record.data.get("classes", ()))
+    if config is not None and task.head == "sequence_classification":
+        config.problem_type = PROBLEM_TYPES[task.prediction]
+    if "template" in cfg.data and task.prediction == "token":
         tokenizer = _for_conversations(student.net, tokenizer, cfg.data)
     save_pretrained_folder(student.net, tokenizer, out, model_card(record, cfg, student.net, tokenizer, run))
     return out
@@ -63,9 +73,8 @@ def _has(card: Path, words: str) -> bool:
     return card.is_file() and words in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _name_classes(net: nn.Module, classes: Sequence[str]) -> None:
-    """Have the config call them by the data's names; a number to be regressed on has none."""
-    config = getattr(net, "config", None)
-    if config is not None and classes:
+def _name_classes(config: Any, classes: Sequence[str]) -> None:
+    """Have the config call them by the data's names."""
+    if classes:
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
