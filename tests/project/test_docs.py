@@ -138,6 +138,7 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "run=outputs/reviews/kd/seed0",
         "data.root=streets",
         "task=embedding",
+        "task=question_answering",
     }
     for name, *arguments in dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page)):
         command = name.removeprefix("distill-")

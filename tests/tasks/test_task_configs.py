@@ -20,10 +20,12 @@ MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path_
     "evaluate",
     "windows",
     "fidelity",
+    "answers",
     "metrics",
 }
 MEMBERS = sorted(name for name in vars(Task) if inspect.isfunction(vars(Task)[name]) and not name.startswith("_"))
 PIPELINE_TAGS = set("text-classification token-classification fill-mask sentence-similarity text-generation".split())
+PIPELINE_TAGS |= {"question-answering"}
 OF_IMAGES = "semantic_segmentation", "image-segmentation"  # head and tag of a task without texts
 
 

@@ -21,6 +21,7 @@ from distillery.models.taps.network import Network
 from distillery.tasks.classification import Classification
 from distillery.tasks.embedding import Embedding
 from distillery.tasks.masked_lm import MaskedLM
+from distillery.tasks.question_answering import QuestionAnswering
 from distillery.tasks.regression import Regression
 from distillery.tasks.segmentation import Segmentation
 from distillery.tasks.token_classification import TokenClassification
@@ -49,6 +50,20 @@ def test_labels_of_words_and_of_texts_are_not_confused() -> None:
     ]:
         with pytest.raises(UserError, match=fix):
             check_task(task, data, {}, (), network(3), {}, {"input_ids": torch.zeros(2, 5), "target": target})
+
+
+def test_questions_and_texts_are_not_confused() -> None:
+    data: Any = SimpleNamespace(varies=None, name="own", labelled=2, mixes=False, multi_label=False)
+    texts = {"input_ids": torch.zeros(2, 5), "target": torch.zeros(2, dtype=torch.long)}
+    questions = {**texts, "target": torch.zeros(2, 5, dtype=torch.long), "question": torch.arange(2)}
+    for task, batch, fix in [
+        (QuestionAnswering(), texts, r"'own' has none\. Choose data=squad"),
+        (TokenClassification(), questions, "Set task=question_answering"),
+        (Classification(), questions, "Set task=question_answering"),
+    ]:
+        with pytest.raises(UserError, match=fix):
+            check_task(task, data, {}, (), network(3), {}, batch)
+    check_task(QuestionAnswering(), data, {"kd": KD()}, (), network(3), {}, questions)
 
 
 def test_labels_of_pixels_and_of_images_are_not_confused() -> None:

@@ -48,7 +48,7 @@ from distillery.training.objective import Objective
 from distillery.training.optim import Optim
 from distillery.training.wiring import wire
 
-LOGITS = {"samples": 2, "tokens": 3, "pixels": 4}  # the dimensions of the logits that a task needs
+LOGITS = {"samples": 2, "tokens": 3, "spans": 3, "pixels": 4}  # the dimensions of the logits that a task needs
 SIDES = (16, 32, 64, 96, 128, 224, 256, 299, 384, 448, 512)  # of the images that networks are made for
 
 

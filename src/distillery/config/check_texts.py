@@ -50,7 +50,7 @@ def check_tokenizer(name: str, tokenizer: str, data: Data, task: Task, frozen: b
     found = _unlike(name, tokenizer, data, task)
     if found is None:
         return
-    if frozen and (task.rows_are != "tokens" or data.pack is not None):
+    if frozen and (task.rows_are == "samples" or data.pack is not None):
         data.add_tokenizer(tokenizer)
         return
     why = (

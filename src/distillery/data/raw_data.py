@@ -126,7 +126,8 @@ class Texts:
 
     With `labels` (token classification), each text is a list of words, with one label per word. With `completions`
     (causal language models) each text is a prompt, and only what follows it is learnt. With `conversations` each is a
-    JSON object, see `sources/messages.py`.
+    JSON object, see `sources/messages.py`. With `answers` each text is a question, and `second` the context that it is
+    about: its right answers, as passages of the context, and where they begin in it; none if it has no answer.
     """
 
     first: Sequence[str] | Sequence[Sequence[str]]
@@ -134,6 +135,7 @@ class Texts:
     labels: Sequence[Sequence[int]] | None = None
     completions: Sequence[str] | None = None
     conversations: bool = False
+    answers: Sequence[Sequence[tuple[str, int]]] | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -141,7 +143,7 @@ class Texts:
     def content(self) -> bytes:
         """What identifies the texts, for the fingerprint."""
         sha = hashlib.sha256()
-        for part in (self.first, self.second, self.labels, self.completions):
+        for part in (self.first, self.second, self.labels, self.completions, self.answers):
             for item in part or ():
                 sha.update(repr(item).encode() + b"\n")
         return sha.digest()

@@ -1,7 +1,7 @@
 """The LightningDataModule of texts."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +19,7 @@ from distillery.data.documents import Documents
 from distillery.data.module import STAGES, Data, Stage
 from distillery.data.other_tokens import correspondence, same_text, several, with_ends
 from distillery.data.passages import Passages
+from distillery.data.questions import Question, Questions
 from distillery.data.raw_data import Split, Texts
 from distillery.data.sampler import BatchKey
 from distillery.data.text_tokens import tokens_of
@@ -46,6 +47,7 @@ class TextData(Data):
         mask: the fraction of tokens to mask and predict (task=masked_lm); None: no masking.
         pack: whether several documents share a block (task=causal_lm), none of which attends to another; False: each
             sample is of one document. None: the texts are for other tasks.
+        doc_stride: how many tokens two windows of a long context share (task=question_answering).
         template: the chat template of conversations, or a file with it; None: the tokenizer's own.
         template_kwargs: what the template reads besides the messages, as `enable_thinking`; None: nothing.
         think: whether think-spans of conversations bear loss.
@@ -59,6 +61,7 @@ class TextData(Data):
     bucket: NonNegativeInt = 50
     mask: float | None = None
     pack: bool | None = None
+    doc_stride: NonNegativeInt = 128
     template: str | None = None
     template_kwargs: dict[str, Any] | None = None
     think: Literal["keep", "mask"] = "keep"
@@ -146,6 +149,12 @@ class TextData(Data):
         return (*super().remarks, *found)
 
     @property
+    def questions(self) -> Sequence[Question]:
+        """The questions that `question` numbers in batches; none, if the texts are others."""
+        _ = self.splits
+        return self.samples.asked if isinstance(self.samples, Questions) else ()
+
+    @property
     def rendered_by(self) -> ChatTemplate | None:
         """The chat template of conversations; None: the texts are others."""
         return self.samples.template if isinstance(self.samples, Conversations) else None
@@ -201,6 +210,10 @@ class TextData(Data):
         if self.pack is None:
             if self.too_long == "split":
                 raise UserError("data.too_long=split is for causal language models: set data.pack, or truncate.")
+            if texts.answers is not None:
+                if self.limit is None:
+                    raise UserError("data.max_length=null: for questions set it to the tokens of a window, as 384.")
+                return Questions(self.loaded_tokenizer, self.limit, self.doc_stride)
             if texts.completions is not None or texts.conversations:
                 what = "conversations" if texts.conversations else "prompts and completions"
                 raise UserError(f"'{self.raw.name}' has {what}, for task=causal_lm: set data.pack.")

@@ -73,10 +73,10 @@ def predict_files(folder: Path, given: Sequence[str], out: Path | None = None, t
                 else "distill-export writes it for the fill-mask pipeline of transformers."
             )
         )
-    if task.rows_are == "pixels":
+    if task.rows_are not in ("samples", "tokens"):
         raise UserError(
-            f"The run in {folder} classifies pixels, and distill-predict writes a row for each sample. {PREDICTIONS} "
-            "in the run folder has the predictions of the test split."
+            f"The run in {folder} predicts {task.rows_are}, and distill-predict writes a row for each sample. "
+            f"{PREDICTIONS} in the run folder has the predictions of the test split."
         )
     if not given:
         raise UserError("Which files? distill-predict run=<run folder> <files, folders or patterns>")

@@ -101,10 +101,10 @@ class _Pass:
         self.data, self.task = parts.data, parts.distiller.task
         own, trainer = parts.cfg.teachers[settings.teacher], parts.cfg.trainer
         refuse_several(settings.teacher, own, self.data)
-        if self.task.rows_are == "pixels":
+        if self.task.rows_are not in ("samples", "tokens"):
             raise UserError(
-                f"distill-cache keeps signals of samples and of tokens, and this task has a label for each pixel. Set "
-                f"teachers.{settings.teacher}.cache=true, which keeps them in memory."
+                f"distill-cache keeps signals of samples and of tokens, and this task has labels of "
+                f"{self.task.rows_are}. Set teachers.{settings.teacher}.cache=true, which keeps them in memory."
             )
         self.key = signals_key(teacher, own, self.data, str(trainer.precision))  # before its weights are cast
         hush_lightning()

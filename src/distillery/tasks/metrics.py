@@ -27,12 +27,13 @@ from torchmetrics.functional.classification import multilabel_auroc, multilabel_
 from torchmetrics.utilities import dim_zero_cat
 
 from distillery.core.errors import UserError, did_you_mean
+from distillery.tasks.answers import AnswerScore
 
 SCORE, LOSS = "val/score", "val/loss"  # what every validation logs
 TOP_K = re.compile(r"top(\d+)_accuracy")
 UNIT = (0.0, 1.0)
 
-Classes = Sequence[str]  # the names of the data's classes
+Classes = Sequence[Any]  # the names of the data's classes; of answers the questions
 Make = Callable[[int, Classes], Metric]  # of the number of outputs
 
 
@@ -226,6 +227,7 @@ CATALOGUE = {
     "entity_f1": Known({"class": _entity_f1}, per_token=True),
     "spearman": Known({"number": _plain(RankCorrelation)}, range=(-1.0, 1.0)),
     "pearson": Known({"number": _plain(PearsonCorrCoef)}, range=(-1.0, 1.0)),
+    "exact_match": Known({"position": lambda _, questions: AnswerScore(questions, exact=True)}),
     "mse": Known({"number": _plain(MeanSquaredError)}, higher_is_better=False, range=(0.0, math.inf)),
 }
 

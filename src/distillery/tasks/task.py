@@ -50,10 +50,10 @@ class Task(Protocol):
     higher_is_better: ClassVar[bool] = True
     score_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     perplexity: ClassVar[bool] = False  # whether exp(mean loss) is reported
-    # What a row of logits stands for: a distribution over the data's classes or over the vocabulary, independent labels
-    # of which any number applies, or just numbers.
-    prediction: ClassVar[Literal["class", "token", "labels", "number", "vector"]] = "class"
-    rows_are: ClassVar[Literal["samples", "tokens", "pixels"]] = "samples"  # what the rows of logits belong to
+    # What a row of logits stands for: a distribution over the data's classes, over the vocabulary or over the positions
+    # of a text, independent labels of which any number applies, or just numbers.
+    prediction: ClassVar[Literal["class", "token", "position", "labels", "number", "vector"]] = "class"
+    rows_are: ClassVar[Literal["samples", "tokens", "pixels", "spans"]] = "samples"  # what the rows of logits belong to
     masked: ClassVar[bool] = False  # whether it predicts masked tokens (`data.mask`)
     generates: ClassVar[bool] = False  # whether a network's predictions continue a text (`rollouts`)
     needs_references: bool = False  # whether the score compares with a teacher's predictions, see `with_references`
@@ -66,7 +66,7 @@ class Task(Protocol):
     rows_per_chunk: int | None = None
     metrics: Sequence[str] = ()
     monitor: str = SCORE
-    classes: Sequence[str] = ()  # the names of the data's classes, where a metric needs them: set by `outputs`
+    classes: Sequence[Any] = ()  # the data's classes by name, or questions, for metrics: set by `outputs`
 
     def __init__(self, weight: float = 1.0, metrics: Sequence[str] = (), monitor: str = SCORE) -> None:
         check_metrics(metrics, monitor, self.prediction, self.rows_are == "tokens")
@@ -77,7 +77,7 @@ class Task(Protocol):
     @classmethod
     def is_distribution(cls) -> bool:
         """Whether the softmax of a row of logits is a distribution, which teachers and students can compare."""
-        return cls.prediction in ("class", "token")
+        return cls.prediction in ("class", "token", "position")
 
     @classmethod
     def is_of_classes(cls) -> bool:

@@ -63,7 +63,12 @@ def check_task(
             f"The images of '{data.name}' have a class for each pixel, and this task has one for each image. Set "
             "task=segmentation"
         )
-    if "input_ids" in batch and (batch["target"].ndim > 1 and not data.multi_label) != (task.rows_are == "tokens"):
+    if "input_ids" in batch and ("question" in batch) != (task.rows_are == "spans"):
+        if task.rows_are == "spans":
+            raise UserError(f"This task needs questions with contexts, and '{data.name}' has none. Choose data=squad.")
+        raise UserError(f"'{data.name}' has questions and their answers. Set task=question_answering")
+    per_token = batch["target"].ndim > 1 and not data.multi_label
+    if "input_ids" in batch and per_token != (task.rows_are in ("tokens", "spans")):
         if task.rows_are == "tokens":
             raise UserError(
                 f"This task has a label for each token, and the texts of '{data.name}' have one each. Set task="

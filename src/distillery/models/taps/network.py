@@ -116,6 +116,8 @@ class Network(nn.Module):
         if isinstance(output, tuple):
             output = output[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        if logits is None and hasattr(output, "start_logits"):  # of transformers' heads for extractive answers
+            logits = torch.stack([output.start_logits, output.end_logits], -1)
         if logits is None:
             raise UserError(
                 f"The {self.name} network gives a {type(output).__name__}, and no logits. Choose a network with a "

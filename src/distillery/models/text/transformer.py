@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedConfig,
@@ -27,6 +28,7 @@ HEADS: dict[str, Any] = {
     "token_classification": AutoModelForTokenClassification,
     "masked_lm": AutoModelForMaskedLM,
     "causal_lm": AutoModelForCausalLM,
+    "question_answering": AutoModelForQuestionAnswering,
     "sentence_embedding": AutoModel,  # inside a SentenceEncoder
 }
 
