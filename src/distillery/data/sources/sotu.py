@@ -67,8 +67,9 @@ def sotu(root: str | Path, words: int | None = 48, held_out: float = 0.1) -> Raw
         val=part(order[held : 2 * held]),
         test=part(order[:held]),
         remarks=(
-            f"{len(paths)} speeches, {held} of them for validation and {held} for test, "
-            f"{len(every):,} {'speeches' if words is None else 'passages'}; left out: {unique.repeated:,} repeated",
+            f"{len(paths)} speeches, {held} of them for validation and {held} for test"
+            + ("" if words is None else f", {len(every):,} passages")
+            + f"; left out: {unique.repeated:,} repeated",
         ),
     )
 
