@@ -68,6 +68,7 @@ def test_the_record_tells_of_the_run(finished: Result, teacher: Path) -> None:
         "fingerprint": finished.parts.data.fingerprint,
         "num_classes": 10,
         "classes": [str(digit) for digit in range(10)],
+        "prediction": "class",
         "score_name": "accuracy",
         "higher_is_better": True,
         "score_range": [0.0, 1.0],

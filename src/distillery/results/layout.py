@@ -30,8 +30,9 @@ REPORT = ("report.md", "report.csv", "report.png")  # in the folder of a report
 TIMELINE = "timeline.png"  # there, too, if something changes during a run
 
 FIDELITY = "fidelity.png"  # of language models that were compared with their teacher
+CLASSES, CONFUSION = "classes.csv", "confusion.png"  # of tasks that predict classes: how well each, and for which
 
 
 def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
-    return [*REPORT, *(name for name in (TIMELINE, FIDELITY) if (out / name).exists())]
+    return [*REPORT, *(name for name in (TIMELINE, FIDELITY, CLASSES, CONFUSION) if (out / name).exists())]

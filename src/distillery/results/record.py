@@ -42,11 +42,11 @@ class RunRecord:
         git: `commit`, `dirty`.
         environment: versions and machine (see `environment.py`); `scored_on`: cpu or cuda.
         data: `name`, `fingerprint`, `train`, `val`, `test` (numbers of samples), `labelled` and `unlabelled` (those of
-            train), `num_classes` and `classes` (their names), `score_name` (what the task calls its score),
-            `higher_is_better` and `score_range` (lowest and highest possible score), `metrics` (the others of the task,
-            each with `higher_is_better` and `range`), `monitor` (what of the validation chooses students), `measured`
-            (what the score depends on besides network and data, as the windows in which texts are read), `remarks`
-            (notes on the data for the user).
+            train), `num_classes` and `classes` (their names), `prediction` (what the task predicts, see `Task`),
+            `score_name` (what it calls its score), `higher_is_better` and `score_range` (lowest and highest possible
+            score), `metrics` (the others of the task, each with `higher_is_better` and `range`), `monitor` (what of the
+            validation chooses students), `measured` (what the score depends on besides network and data, as the windows
+            in which texts are read), `remarks` (notes on the data for the user).
         sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
             empty where there is but one.
         teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`

@@ -112,6 +112,7 @@ def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -
             "fingerprint": data.fingerprint,
             "num_classes": len(data.classes),
             "classes": list(data.classes),
+            "prediction": task.prediction,
             "score_name": task.score,
             "higher_is_better": task.higher_is_better,
             "score_range": list(task.score_range),

@@ -65,7 +65,7 @@ def collect(folders: Iterable[Path]) -> list[Run]:
         for run in sorted(below, key=lambda run: run.record.started):
             found.setdefault(run.folder.resolve(), run)
     runs = list(found.values())
-    predictions = {run.folder: _predictions(run.folder) for run in runs if run.record.status == "finished"}
+    predictions = {run.folder: predictions_of(run.folder) for run in runs if run.record.status == "finished"}
     return [replace(run, agreement=_agreement(run, runs, predictions)) for run in runs]
 
 
@@ -86,7 +86,7 @@ def _read(folder: Path) -> Run:
     return Run(folder, record, settings, label=record.method)
 
 
-def _predictions(folder: Path) -> Predictions:
+def predictions_of(folder: Path) -> Predictions:
     """What is predicted, without the probabilities, which are large."""
     path = folder / PREDICTIONS
     if not path.exists():

@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from distillery.results.layout import FIDELITY, TIMELINE
+from distillery.results.layout import CLASSES, CONFUSION, FIDELITY, TIMELINE
+from distillery.results.report.classes import ClassFigures, classes_section
 from distillery.results.report.collect import Run, collect
 from distillery.results.report.formats import (
     Column,
@@ -27,6 +28,7 @@ from distillery.results.report.formats import (
 )
 from distillery.results.report.language import fidelity_section, samples_section
 from distillery.results.report.plot import plot
+from distillery.results.report.plot_confusion import plot_confusion
 from distillery.results.report.plot_fidelity import plot_fidelity
 from distillery.results.report.plot_timeline import MOST, plot_timeline
 from distillery.results.report.score import Score
@@ -76,7 +78,8 @@ EXACT_DEFINITION = """
 def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataFrame:
     """Writes `report.md`, `report.csv` and `report.png` on all runs below the folders; returns the table.
 
-    And `timeline.png`, where something changes during the runs, and `fidelity.png` of language models.
+    And `timeline.png`, where something changes during the runs, `fidelity.png` of language models, and `classes.csv`
+    and `confusion.png` where classes are predicted.
 
     Raises:
         UserError: what `collect` or `select` refuse.
@@ -88,9 +91,21 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> pd.DataF
     plot(table, selection.students, out / "report.png")
     methods = plot_timeline(selection.students, out / TIMELINE)
     drawn = plot_fidelity(selection.students, out / FIDELITY)
+    classes = _classes(selection.students, best_method(table), out)
     command = shlex.join(["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"])
-    (out / "report.md").write_text(markdown(table, selection, title, command, methods, drawn), encoding="utf-8")
+    (out / "report.md").write_text(
+        markdown(table, selection, title, command, methods, drawn, classes), encoding="utf-8"
+    )
     return table
+
+
+def _classes(students: Sequence[Run], method: str | None, out: Path) -> str:
+    """Writes `classes.csv` and `confusion.png`, where classes are predicted; returns the section on them."""
+    figures = ClassFigures(students)
+    (out / CLASSES).unlink(missing_ok=True)
+    if not figures.table.empty:
+        figures.table.to_csv(out / CLASSES, index=False)
+    return classes_section(figures, method, plot_confusion(figures, method, out / CONFUSION))
 
 
 def terminal_table(table: pd.DataFrame, title: str) -> Group:
@@ -133,13 +148,20 @@ def _distinct_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(
-    table: pd.DataFrame, selection: Selection, title: str, command: str, timelines: Sequence[str], drawn: bool = False
+    table: pd.DataFrame,
+    selection: Selection,
+    title: str,
+    command: str,
+    timelines: Sequence[str],
+    drawn: bool = False,
+    classes: str = "",
 ) -> str:
     """The whole report as Markdown.
 
     Args:
         timelines: the methods with something to show in the second picture.
         drawn: whether there is a picture of the fidelity.
+        classes: the section on the classes of the best method.
     """
     parts = [
         f"# {title}",
@@ -148,6 +170,7 @@ def markdown(
         chosen(table),
         "![Score against cost, and every method's gain over the baseline](report.png)",
         _list("## Against the baseline", _findings(table)),
+        classes,
         fidelity_section(table, selection.students, drawn),
         samples_section(selection.students),
         _list("## Training samples", _samples(table)),
