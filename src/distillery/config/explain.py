@@ -73,7 +73,8 @@ def _groups() -> list[str]:
 
 def _options(group: str) -> list[str]:
     folder = CONFIGS / group
-    return [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")]
+    files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")  # optim/scheduler is a group
+    return [str(path.relative_to(folder).with_suffix("")) for path in files]
 
 
 def _composed(config_name: str) -> DictConfig:
