@@ -147,12 +147,23 @@ class TestNew:
 
     @pytest.mark.parametrize("head", HEADS)
     def test_heads(self, head: str, tokens: Mapping[str, Tensor]) -> None:
-        classes = {"masked_lm": 50, "causal_lm": 50, "sentence_embedding": 12}.get(head, 3)
+        classes = {"masked_lm": 50, "causal_lm": 50, "sentence_embedding": 12, "question_answering": 2}.get(head, 3)
         output = transformer("bert", head, classes, SMALL)(**tokens)
+        if head == "question_answering":
+            assert output.start_logits.shape == output.end_logits.shape == (2, 7)
+            return
         logits = output if isinstance(output, Tensor) else output.logits
         of_tokens = dict.fromkeys(("masked_lm", "causal_lm"), (2, 7, 50))
         expected = {CLASSIFY: (2, 3), "token_classification": (2, 7, 3), **of_tokens}
         assert logits.shape == expected.get(head, (2, 12))
+
+    def test_answers_have_a_start_and_an_end_whatever_the_classes_of_the_model(self, tmp_path: Path) -> None:
+        transformer("bert", CLASSIFY, 3, SMALL).save_pretrained(tmp_path)
+        assert transformer(str(tmp_path), "question_answering").qa_outputs.out_features == 2
+        with pytest.raises(
+            UserError, match=r"num_classes=3: the answers of question_answering have a start and an end"
+        ):
+            transformer("bert", "question_answering", 3, SMALL)
 
     def test_settings_of_a_folder_and_what_differs(self, classifier: Path) -> None:
         net = transformer(str(classifier), CLASSIFY, 2, {"num_hidden_layers": 1})

@@ -53,7 +53,7 @@ def transformer(
             model type ('bert'), which has no weights.
         head: a key of `HEADS`.
         num_classes: of classification; the size of the vocabulary for masked_lm and causal_lm (where `config` may have
-            a larger vocab_size); the width for sentence_embedding.
+            a larger vocab_size); the width for sentence_embedding; 2 for question_answering.
             None: what the model's own config says.
         config: settings of the model's config class that differ.
         pretrained: with the weights of the hub or of the folder.
@@ -111,6 +111,12 @@ def _built(kind: type[PreTrainedConfig], settings: Mapping[str, Any]) -> PreTrai
 
 def _size(default: PreTrainedConfig, head: str, num_classes: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that `num_classes` stands for."""
+    if head == "question_answering":
+        if num_classes not in (None, 2):
+            raise UserError(
+                f"net.num_classes={num_classes}: the answers of {head} have a start and an end. Leave it out."
+            )
+        num_classes = 2
     if num_classes is None or head == "sentence_embedding":
         return {}
     if head in ("masked_lm", "causal_lm"):
