@@ -62,6 +62,29 @@ def test_miou_is_that_of_the_saved_predictions(compose_train: Compose, clothes: 
     assert verify_run(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"], abs=1e-7)
 
 
+def test_segformer_learns_from_a_teacher_of_another_resolution(
+    compose_train: Compose, clothes: str, teacher: Path
+) -> None:
+    """It sees larger images; its logits have a quarter of their resolution. Some images have no mask."""
+    settings = "{hidden_sizes: [4,6,8,8], depths: [1,1,1,1], num_attention_heads: [1,1,2,2], decoder_hidden_size: 8}"
+    cfg = compose_train(
+        *("data=fashion_mnist_masks", "task=segmentation", "model/teacher=run", "model/student=hf_segmentation"),
+        *("student.net.model=segformer", f"+student.net.config={settings}", f"teachers.main.weights='{teacher}'"),
+        *(
+            "student.input.size=32",
+            "loss/response=[kd]",
+            "loss/attention=[attention_transfer]",
+            "teachers.main.cache=true",
+            "data.augment=null",
+        ),
+        *(*SMALL, clothes, "data.labelled_size=15"),
+    )
+    result = train(cfg)
+    assert result.parts.distiller.student.shapes(result.parts.example).logits == (8, 8, 8, 11)
+    assert result.record.data["unlabelled"] == 25
+    assert 0 <= result.record.metrics["last"]["test_score"] <= 1
+
+
 def test_networks_and_losses_that_do_not_fit_are_refused(compose_train: Compose, clothes: str) -> None:
     own = ["model/teacher=none", "data=fashion_mnist_masks", *SMALL, clothes]
     with pytest.raises(UserError, match=r"gives logits \(8, 11\), and this task has labels of pixels"):

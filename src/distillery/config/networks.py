@@ -141,7 +141,8 @@ def _complete_input(cfg: DictConfig, data: Data, name: str) -> None:
         from distillery.models.hf_vision import image_input  # transformers takes seconds: only where it is asked for
 
         try:
-            own = image_input(cfg.net.model, cfg.net.get("config"), trained=cfg.weights is not None)
+            settings: Any = OmegaConf.to_container(OmegaConf.create(cfg.net.get("config") or {}))  # of plain lists
+            own = image_input(cfg.net.model, settings, trained=cfg.weights is not None)
         except UserError as error:
             raise named(f"{setting_of(name)}.net", error) from None
         for key, value in own.items():
