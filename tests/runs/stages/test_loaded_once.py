@@ -69,9 +69,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         found["reads"] += 1
         return original_digits(*arguments)
 
-    def counted_evaluation(network: torch.nn.Module, *arguments: Any) -> Any:
+    def counted_evaluation(network: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
         found["scored"] += isinstance(network, frozen.Teacher)
-        return evaluate(network, *arguments)
+        return evaluate(network, *arguments, **named)
 
     monkeypatch.setattr(loaded_teachers, "build_teacher", counted_build)
     monkeypatch.setattr(frozen, "weights_hash", counted_hash)
