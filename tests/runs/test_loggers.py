@@ -218,7 +218,8 @@ def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
     image = media(report) / shown["report_plot.path"]
     assert image.read_bytes() == (tmp_path / "study" / "report.png").read_bytes()
     kept = {e.path: e.digest for a in report.artifacts if a.type == "report" for e in a.manifest.contents}
-    assert kept == {file: md5(tmp_path / "study" / file) for file in ("report.md", "report.csv", "report.png")}
+    files = "report.md report.csv report.png classes.csv confusion.png".split()
+    assert kept == {file: md5(tmp_path / "study" / file) for file in files}
 
 
 def test_a_group_of_the_users_own_stays_in_a_study(compose_train: Any) -> None:

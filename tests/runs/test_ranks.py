@@ -59,6 +59,7 @@ JOB = (
     f"optim.optimizer.lr={LR}",
     "trainer.enable_progress_bar=false",
     PRECISION,
+    "task.metrics=[macro_f1,auroc]",
     "callbacks.checkpoint_best.mode=min",  # so that the best student is not the last
 )
 FILES = "checkpoints/best.ckpt checkpoints/last.before.ckpt checkpoints/last.ckpt config.yaml \
