@@ -634,6 +634,7 @@ def test_partly_labelled_data_are_those_of_one_process(teacher: str, tmp_path: P
     found, expected = figures(tmp_path / "two"), figures(tmp_path / "one")
     assert {"train/crd", "train/dkd", "train/rkd"} < set(expected)
     assert (expected["train/task"] == 0).any()  # a batch without a label
+    assert expected["train/accuracy"].count() == expected["train/agreement"].count() == expected["epoch"].nunique()
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
 

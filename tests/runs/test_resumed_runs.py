@@ -52,12 +52,17 @@ def saved_step(folder: Path) -> int:
     return step
 
 
-def losses(folder: Path) -> pd.DataFrame:
-    """Every loss of every step; of a step that was done twice, the second time's."""
+def logged(folder: Path, column: str) -> pd.DataFrame:
+    """What training logged together with this, by step; of a step that was done twice, the second time's."""
     files = sorted((folder / "metrics").glob("version_*/metrics.csv"))
-    lines = pd.concat([pd.read_csv(file) for file in files]).dropna(subset=["train/loss"])
-    terms = [column for column in lines.columns if column.startswith("train/")]
-    return lines.drop_duplicates("step", keep="last").set_index("step")[terms].sort_index()
+    lines = pd.concat([pd.read_csv(file) for file in files]).dropna(subset=[column]).dropna(axis=1)
+    lines = lines.drop_duplicates("step", keep="last").set_index("step").sort_index()
+    return lines.filter(like="train/").sort_index(axis=1)
+
+
+def losses(folder: Path) -> pd.DataFrame:
+    """Every loss of every step."""
+    return logged(folder, "train/loss")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,9 @@ def test_it_ends_bit_equal(overrides: tuple[str, ...], after: int, saved: int, p
     assert sha256(folder / "predictions.npz") == sha256(whole / "predictions.npz")
     assert result.record.metrics["last"] == RunRecord.read(whole).metrics["last"]
     pd.testing.assert_frame_equal(losses(folder), losses(whole), check_exact=True)
+    shares, expected = (logged(each, "train/accuracy") for each in (folder, whole))
+    assert list(expected) == ["train/accuracy", "train/agreement"]
+    pd.testing.assert_frame_equal(shares, expected, check_exact=True)
 
 
 def test_learning_rates_by_layer_and_a_schedule_of_timm_go_on(
@@ -269,6 +277,9 @@ def test_without_a_checkpoint_it_starts_again(prepared: Prepared, whole: Path) -
         train(resumed(folder, []))
     assert sha256(folder / "student.safetensors") == sha256(whole / "student.safetensors")
     pd.testing.assert_frame_equal(losses(folder), losses(whole), check_exact=True)
+    shares, expected = (logged(each, "train/accuracy") for each in (folder, whole))
+    assert list(expected) == ["train/accuracy", "train/agreement"]
+    pd.testing.assert_frame_equal(shares, expected, check_exact=True)
 
 
 def test_from_a_torn_checkpoint_it_goes_on_from_the_one_before(prepared: Prepared, whole: Path) -> None:

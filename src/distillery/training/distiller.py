@@ -167,7 +167,8 @@ class Distiller(L.LightningModule):
         self.losses = losses = self.objective(student, signals, batch, self._counts)
         # Lightning divides by accumulate_grad_batches, even where an epoch ends after fewer batches.
         missing = self.trainer.accumulate_grad_batches / self._counts.batches if self._counts else 1
-        return {"loss": losses.total if missing == 1 else losses.total * missing, "terms": losses.terms}
+        total = losses.total if missing == 1 else losses.total * missing
+        return {"loss": total, "terms": losses.terms, "weights": losses.weights, "hits": losses.hits}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._own:  # in the middle of a round: the student that drew these is no more

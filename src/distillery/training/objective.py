@@ -20,6 +20,7 @@ from distillery.losses.steps import Steps
 from distillery.losses.term import Term
 from distillery.tasks.task import Batch, Task, labelled_part, labelled_rows
 from distillery.training.gathering import gathered
+from distillery.training.hits import Hits, hits
 from distillery.training.rollouts import Rollouts
 from distillery.training.schedules import Progress, Schedule
 from distillery.training.update_counts import UpdateCounts
@@ -35,6 +36,7 @@ class Losses:
         weights: what each loss was multiplied by.
         separate: gives each unweighted loss with its graph.
         norms: the norms of their gradients, once `gradient_norms` has computed them.
+        hits: for logs, see `hits`; none where logits are computed in chunks.
     """
 
     total: Tensor
@@ -42,6 +44,7 @@ class Losses:
     weights: dict[str, float]
     separate: Callable[[], dict[str, Tensor]]
     norms: dict[str, float] = field(default_factory=dict)
+    hits: Hits = field(default_factory=dict)
 
     @cached_property
     def raw(self) -> dict[str, Tensor]:
@@ -173,7 +176,7 @@ class Objective(nn.Module):
                 which = f"{name}.{teacher}" if len(term.by_teacher) > 1 else name
                 logged |= {f"{which}.{measure}": value for measure, value in one.measured.items()}
         logged = {name: value.detach() for name, value in {"loss": total, **logged}.items()}
-        return Losses(total, logged, weights, lambda: losses)
+        return Losses(total, logged, weights, lambda: losses, hits=hits(self.task, rows, taught, of_rows))
 
     def _in_chunks(
         self,

@@ -6,10 +6,13 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -150,7 +153,7 @@ def lines(run: str) -> dict[int, dict[str, float]]:
     assert len(set(steps)) == len(steps)
     names = [key for key in rows[0] if key.startswith("train/")]
     return {
-        step: {key.removeprefix("train/"): float(row[key]) for key in names}
+        step: {key.removeprefix("train/"): float(row[key]) for key in names if row[key]}
         for step, row in zip(steps, rows, strict=True)
     }
 
@@ -163,6 +166,47 @@ def means(seen: list[tuple[int, dict[str, float]]], due: list[int]) -> dict[int,
         found[step] = {name: math.fsum(terms[name] for terms in since) / len(since) for name in since[0]}
         begin = step
     return found
+
+
+def test_weighted_shares_add_up_to_the_loss(composed: Compose) -> None:
+    """The weight of kd changes within a line."""
+    weight = "loss.kd.weight={schedule: warmup, to: 1, epochs: 1}"
+    cfg = composed(weight, "trainer.log_every_n_steps=3", "trainer.max_epochs=1")
+    train(cfg)
+    found = pd.read_csv(Path(cfg.paths.run, "metrics", "version_0", "metrics.csv")).dropna(subset=["train/loss"])
+    shares = found[["weighted/task", "weighted/kd", "weighted/hint"]].sum(axis=1)
+    np.testing.assert_allclose(shares, found["train/loss"], rtol=1e-5)
+    assert found["weighted/kd"].iloc[0] < 0.9 * found["train/kd"].iloc[0]
+
+
+class Predicts(L.Callback):
+    """What student and teacher predict for each batch, just before its update."""
+
+    def __init__(self) -> None:
+        self.right: list[bool] = []
+        self.agreed: list[bool] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(module, Distiller)
+        state = deepcopy(module.student.net.state_dict())  # of its batch statistics
+        with torch.no_grad():
+            own = module.student(batch).logits.argmax(-1)
+            theirs = module.teachers["main"](batch).logits.argmax(-1)
+        module.student.net.load_state_dict(state)
+        labelled = batch.get("labelled", torch.ones_like(own, dtype=torch.bool))
+        self.right += (own == batch["target"])[labelled].tolist()
+        self.agreed += (own == theirs).tolist()
+
+
+def test_accuracy_and_agreement_of_an_epoch_are_those_of_its_predictions(composed: Compose) -> None:
+    cfg = composed("data.labelled_size=30", "trainer.max_epochs=1")
+    watch = Predicts()
+    train(cfg, callbacks=[watch])
+    found = pd.read_csv(Path(cfg.paths.run, "metrics", "version_0", "metrics.csv"))
+    assert len(watch.right) == 30 < len(watch.agreed)
+    assert found["train/accuracy"].dropna().tolist() == pytest.approx([np.mean(watch.right)])
+    assert found["train/agreement"].dropna().tolist() == pytest.approx([np.mean(watch.agreed)])
+    assert found["step"][found["train/accuracy"].notna()].tolist() == [STEPS]
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,20 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from distillery.core.errors import UserError
+from distillery.core.process import of_all_ranks, rank
 from distillery.training.distiller import Distiller
 from distillery.training.fsdp import local
+from distillery.training.hits import AGREEMENT, Hits
 
 
 class TermMonitor(L.Callback):
     """Logs the mean of each loss over all ranks since the last line, every `every_n_steps` and after each epoch.
+
+    `train/kd` is the loss itself and `weighted/kd` its share of `train/loss`, times its weight in each batch. After
+    each epoch follow `train/accuracy` and `train/agreement` (of several teachers `train/agreement.<name>`), as shares
+    of the epoch's rows on all ranks. They are of the predictions that the losses were computed on: in training mode,
+    of augmented samples. Each rank counts for itself, and all add up once an epoch, whatever labels their batches had.
+    A run that is resumed within an epoch goes on with the counts of its first rank.
 
     The numbers that change during training are logged with them, as of the last step: `train/kd.weight`. Losses stay
     on the device and are fetched together when a line is due; logging each of them in each step would take longer than
@@ -36,7 +44,12 @@ class TermMonitor(L.Callback):
         self.every_n_steps = every_n_steps
         self._names: list[str] = []
         self._rows: list[Tensor] = []  # one for each batch since the last line
+        self._weights: list[dict[str, float]] = []  # the same
+        self._hits: Hits = {}  # in this epoch, on this rank
         self._reported = 0  # the step of the last line
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._hits.clear()  # those of a checkpoint from the end of an epoch; not called where one is resumed within
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Mapping[str, Tensor], batch_idx: int
@@ -44,6 +57,10 @@ class TermMonitor(L.Callback):
         terms: dict[str, Tensor] = outputs["terms"]
         self._names = list(terms)
         self._rows.append(torch.stack([value.float() for value in terms.values()]))
+        self._weights.append(outputs["weights"])
+        for name, (right, counted) in outputs["hits"].items():
+            before = self._hits.get(name, (0, 0))
+            self._hits[name] = before[0] + right, before[1] + counted
         # with accumulated gradients, several batches belong to the same step
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._reported:
@@ -55,6 +72,14 @@ class TermMonitor(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.on_validation_start(trainer, module)
+        self._report_hits(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"hits": self._counted()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if rank() == 0:
+            self._hits = dict(state_dict["hits"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._rows:  # saved in mid-epoch, between two lines
@@ -64,14 +89,38 @@ class TermMonitor(L.Callback):
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self._rows:
             return
-        means = dict(zip(self._names, self._finite(trainer).mean(0).tolist(), strict=True))
+        rows = self._finite(trainer).cpu()
+        means = dict(zip(self._names, rows.mean(0).tolist(), strict=True))
         assert isinstance(module, Distiller)
-        line = means | module.objective.changing()
+        line = {f"train/{name}": value for name, value in (means | module.objective.changing()).items()}
+        for name in self._weights[-1]:
+            weights = torch.tensor([each[name] for each in self._weights], dtype=rows.dtype)
+            line[f"weighted/{name}"] = (weights * rows[:, self._names.index(name)]).mean().item()
         self._rows.clear()
+        self._weights.clear()
         self._reported = trainer.global_step
         for logger in trainer.loggers:
-            logger.log_metrics({f"train/{name}": value for name, value in line.items()}, step=trainer.global_step)
+            logger.log_metrics(line, step=trainer.global_step)
         module.log("loss", means["loss"], prog_bar=True, logger=False, sync_dist=True)  # or Lightning warns
+
+    def _counted(self) -> dict[str, tuple[int, int]]:
+        return {name: (int(right), int(counted)) for name, (right, counted) in self._hits.items()}
+
+    def _report_hits(self, trainer: L.Trainer) -> None:
+        """Log the shares of the epoch. All ranks call this, also one that has nothing to add."""
+        own = self._counted()
+        self._hits.clear()
+        totals: dict[str, tuple[int, int]] = {}
+        for found in of_all_ranks(own):
+            for name, (right, counted) in found.items():
+                before = totals.get(name, (0, 0))
+                totals[name] = before[0] + right, before[1] + counted
+        shares = {name: right / counted for name, (right, counted) in totals.items() if counted}
+        agreements = [name for name in shares if name.startswith(AGREEMENT)]
+        if len(agreements) == 1:
+            shares[AGREEMENT.removesuffix(".")] = shares.pop(agreements[0])
+        for logger in trainer.loggers if shares else ():
+            logger.log_metrics({f"train/{name}": value for name, value in shares.items()}, step=trainer.global_step)
 
     def _finite(self, trainer: L.Trainer) -> Tensor:
         """The losses since the last line, as means over the ranks.
