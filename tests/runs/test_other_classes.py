@@ -20,7 +20,8 @@ from distillery.models.weights import save_weights
 from distillery.results.layout import PREDICTIONS
 from distillery.results.report.write import write_report
 from distillery.runs.run import train
-from distillery.teachers.linear_probe import probe_of
+from distillery.teachers.frozen import Teacher
+from distillery.teachers.linear_probe import _embedding, probe_of
 from fixtures.building import build
 from fixtures.composing import Compose
 
@@ -106,3 +107,13 @@ def test_a_probe_learns_from_labelled_samples_alone(composed: Compose) -> None:
     probe = probe_of(parts.distiller.frozen["main"], parts.data, parts.distiller.task)
     assert probe is not None
     assert probe.samples == 40
+
+
+def test_the_embedding_of_a_teacher_that_gives_maps_is_their_mean() -> None:
+    """A backbone without a classifier: its output, and not the input of its last convolution."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2)).eval()
+    images = torch.rand(3, 1, 9, 11)
+    found = _embedding(Teacher(net), {"image": images})
+    with torch.no_grad():
+        torch.testing.assert_close(found, net(images).mean((2, 3)))

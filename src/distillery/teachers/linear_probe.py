@@ -1,6 +1,7 @@
 """Scores a teacher whose outputs are not the data's classes: by a linear classifier on its embeddings."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -91,10 +92,12 @@ def _embeddings(teacher: Teacher, data: Data) -> tuple[np.ndarray[Any, Any], np.
 def _embedding(teacher: Teacher, batch: Mapping[str, Tensor]) -> Tensor:
     """[B, D]."""
     found: list[Tensor] = []
-    try:
+    head: nn.Module | None = None
+    with suppress(UserError):  # no linear layer
         head = teacher.net.get_submodule(teacher.head(batch))
-    except UserError:  # no linear layer
+    if head is None or isinstance(head, nn.Conv2d):  # it has no classifier of samples
         output = teacher.compute(batch, training=False).logits
+        output = output.movedim(-1, 1) if output.dim() == 4 else output
     else:
         hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         try:
