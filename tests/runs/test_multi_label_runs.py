@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from distillery.results.report.collect import collect
 from distillery.runs.export.export import export
 from distillery.runs.predict import predict_files
 from distillery.runs.run import train
+from distillery.runs.score_other_data import score_other_data
 from distillery.runs.verify_run import verify_run
 from fixtures.runs import Once, config
 from fixtures.texts import KIND, bert_overrides, write_tokenizer
@@ -100,6 +102,25 @@ def test_the_exported_student_gives_its_score_and_predicts(pictures: Path, tmp_p
     for row in rows:
         likely = [name for name in ("blue", "green", "red") if float(row[f"p({name})"]) > 0.5]
         assert row["prediction"] == "|".join(likely)
+
+
+def test_other_data_may_lack_labels(pictures: Path, tmp_path: Path) -> None:
+    """Green and red are the first two labels of the data, and the last two of the run."""
+    run = Path(shutil.copytree(pictures / "student", tmp_path / "run"))
+    root = Path(shutil.copytree(pictures / "root", tmp_path / "other"))
+    with (root / "labels.csv").open(newline="") as file:
+        rows = {row["file"]: sorted({*json.loads(row["labels"])} - {"blue"}) for row in csv.DictReader(file)}
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "labels"), *((name, json.dumps(own)) for name, own in rows.items())])
+    found = score_other_data(run, {"root": str(root)}, "all")
+    predict_files(run, [str(root)], tmp_path / "found.npz")
+    with np.load(tmp_path / "found.npz") as saved:
+        names, p = [Path(path).name for path in saved["path"]], saved["probabilities"][:, 1:]
+    target = np.array([[label in rows[name] for label in ("green", "red")] for name in names])
+    assert len(found.target) == len(names) == 160
+    assert found.score == pytest.approx(sk.average_precision_score(target, p), abs=1e-5)
+    (written,) = (run / "evaluations").iterdir()
+    assert json.loads(written.read_text())["absent_classes"] == ["blue"]
 
 
 def test_a_softmax_loss_is_refused_before_training(pictures: Path, tmp_path: Path) -> None:

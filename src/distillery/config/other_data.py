@@ -51,7 +51,7 @@ def build_other_data(
     node = OmegaConf.to_container(OmegaConf.merge(own, changed))
     data: Data = make("data", OmegaConf.create(check_target("data", node)))  # type: ignore[arg-type]
     data.prepare_data()
-    if task.prediction == "class":
+    if task.prediction in ("class", "labels"):
         data.raw = data.raw.with_classes(classes)
     if data.raw.val is None and data.val_size is None and not held_out:
         data.val_size = 0

@@ -42,8 +42,9 @@ def score_other_data(folder: Path, changed: Mapping[str, Any], split: str = "tes
         raise UserError(f"'{data.name}' has no validation samples.")
     found = evaluate(student, _batches(data, split), task, task.outputs(data))
     samples = len(found.index.unique())
-    classes = data.classes if task.prediction == "class" else ()
-    absent = [name for number, name in enumerate(classes) if number not in found.target]
+    classes = data.classes if task.prediction in ("class", "labels") else ()
+    held = found.target.nonzero()[:, 1] if task.prediction == "labels" else found.target
+    absent = [name for number, name in enumerate(classes) if number not in held]
     result = {
         "data": data.name,
         "settings": dict(changed),
