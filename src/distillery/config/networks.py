@@ -62,8 +62,8 @@ def complete(cfg: DictConfig, data: Data, task: Task, name: str) -> DictConfig:
             return cfg
         # a pretrained teacher keeps its head, since a new one would be untrained, and any network its padded vocabulary
         keeps = task.padded_outputs or (name != "student" and task.is_of_classes())
-        if cfg.weights != "pretrained" or not keeps:
-            cfg.net.setdefault("num_classes", _outputs(cfg, data, task, name))
+        if (cfg.weights != "pretrained" or not keeps) and "num_classes" not in cfg.net:
+            cfg.net.num_classes = _outputs(cfg, data, task, name)
         if cfg.net.get("head", task.head) is None:
             cfg.net.head = task.head
         if cfg.net.get("head") == "sequence_classification" and "model" in cfg.net:
