@@ -80,6 +80,12 @@ def test_latency_is_the_median_without_the_warm_up(monkeypatch: pytest.MonkeyPat
     assert measure_latency(nn.Identity(), lambda: None).median == pytest.approx(3000)
 
 
+def test_clocks_take_no_part_in_the_share_of_a_very_small_network() -> None:
+    net = nn.Identity()
+    shares = [measure_latency(net, partial(net, torch.ones(1))).cpu_share for _ in range(3)]
+    assert max(share for share in shares if share is not None) > cost.LEAST_CPU_SHARE
+
+
 WARM = [1.0] * cost.WARM_UP
 
 
