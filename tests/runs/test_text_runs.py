@@ -12,11 +12,14 @@ from omegaconf import OmegaConf
 
 from distillery.core.errors import UserError
 from distillery.data.tokens import IGNORED
+from distillery.models.cnn import SmallCNN
 from distillery.models.weights import save_weights
 from distillery.results.record import RunRecord
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
+from distillery.runs.score_other_data import score_other_data
 from distillery.runs.verify_run import verify_run
+from fixtures.building import build
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import (
     POSITIONS,
@@ -284,6 +287,27 @@ def test_embedding_without_labels(run: Trained, width: int) -> None:
     assert verify_run(result.folder).score == pytest.approx(shared, abs=1e-6)
     with pytest.raises(UserError, match="those of test alone are kept"):
         verify_run(result.folder, "val")
+    with pytest.raises(UserError, match=r"compares students with their teacher.*Give data with classes"):
+        score_other_data(result.folder, {"source": {"test_fraction": 0.3}})
+
+
+def test_an_embedding_of_images_has_a_width(tmp_path: Path) -> None:
+    """Of networks of timm it is that of their features; others must be told."""
+    save_weights(SmallCNN(6, 1, (4,)), tmp_path / "teacher.safetensors")
+    own = [
+        *("data=digits", "task=embedding", "model/teacher=cnn", "teachers.main.net.widths=[4]"),
+        *("+teachers.main.net.num_classes=6", f"teachers.main.weights='{tmp_path / 'teacher.safetensors'}'"),
+    ]
+    with pytest.raises(
+        UserError, match=r"student\.net: this task leaves the width of the vectors open.*num_classes=64"
+    ):
+        build(config(tmp_path / "run", *own, "loss/response=[logit_mse]"))
+    timm = ["model/student=timm", "student.net.model_name=resnet10t", "loss/response=[]", "loss/feature=[hint]"]
+    parts = build(config(tmp_path / "run", *own, *timm, "loss.hint.layers={output: output}"))
+    signals = parts.distiller.student.eval()(parts.example)
+    assert signals.logits.shape == signals.layers["output"].shape == (8, 512)
+    (projector,) = parts.distiller.objective.terms["hint"].projectors  # type: ignore[attr-defined]
+    assert (projector.in_features, projector.out_features) == (512, 6)
 
 
 @pytest.mark.slow
