@@ -29,7 +29,14 @@ def pictures(once: Once, tmp_path: Path) -> Path:
     def make(folder: Path) -> None:
         write_image_folder(folder / "pictures", {"train": 12, "val": 4, "test": 4}, shape=(8, 8))
         own = ["data=image_folder", f"data.root='{folder / 'pictures'}'", "data.source.size=8", "data.num_workers=0"]
-        few = ["data.train_size=30", "data.batch_size=10", "trainer.max_epochs=4", "data.augment=null", "logger=none"]
+        few = [
+            "data.train_size=30",
+            "data.balanced=true",
+            "data.batch_size=10",
+            "trainer.max_epochs=4",
+            "data.augment=null",
+            "logger=none",
+        ]
         train(config(folder / "run", "experiment=digits_teacher", *own, *few))
 
     return Path(shutil.copytree(once("pictures", make) / "run", tmp_path / "run"))

@@ -16,7 +16,10 @@ from distillery.results.record import leaves
 from distillery.tasks.task import Task
 
 # What the run was trained on is not chosen again from other data: all samples of a split are scored.
-OF_TRAINING = ("train_size", "train_fraction", "train_index", "labelled_size", "labelled_share", "val_size")
+OF_TRAINING: dict[str, Any] = {
+    **dict.fromkeys(("train_size", "train_fraction", "train_index", "labelled_size", "labelled_share", "val_size")),
+    "balanced": False,
+}
 FILES = ("test", "val")  # of a source: a run's own are not those of another `path`
 
 
@@ -36,7 +39,7 @@ def build_other_data(
             another tokenizer, images or texts that it cannot read.
     """
     own: dict[str, Any] = OmegaConf.to_container(cfg.data)  # type: ignore[assignment]
-    own |= {key: None for key in OF_TRAINING if key in own}
+    own |= {key: value for key, value in OF_TRAINING.items() if key in own}
     source = own["source"]
     if "soft_label" in source:
         source["soft_label"] = None

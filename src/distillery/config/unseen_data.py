@@ -32,5 +32,5 @@ def build_unseen(cfg: DictConfig, task: Task, classes: Sequence[str], given: Seq
     targets = torch.zeros(number) if task.prediction == "number" else torch.zeros(number, dtype=torch.int64)
     raw = found.raw(() if task.prediction == "number" else classes, targets)
     settings = {key: value for key, value in cfg.data.items() if key not in ("source", "root")}
-    settings |= dict.fromkeys(OF_TRAINING & settings.keys()) | {"val_size": 0}
+    settings |= {key: value for key, value in OF_TRAINING.items() if key in settings} | {"val_size": 0}
     return instantiate(settings, source=lambda: raw), found
