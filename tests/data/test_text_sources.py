@@ -291,6 +291,8 @@ def test_missing_or_unreadable_speeches(tmp_path: Path) -> None:
 
 TEXT_CONFIGS = ("movie_reviews", "wordnet", "text_csv", "jsonl", "sotu", "hf_dataset", "plain_text", "messages")
 OF_CONVERSATIONS = {"template", "template_kwargs", "think"}
+OF_QUESTIONS = {"doc_stride"}
+OF_CLASSES = {"balanced"}
 
 
 def test_each_config_names_every_option_with_its_default() -> None:
@@ -308,6 +310,7 @@ def test_each_config_names_every_option_with_its_default() -> None:
             if option.default is not option.empty and key != "root"
         }
         served = inspect.signature(TextData).parameters.keys()
-        others = set() if name in ("hf_dataset", "messages") else OF_CONVERSATIONS
+        others = OF_QUESTIONS | (set() if name in ("hf_dataset", "messages") else OF_CONVERSATIONS)
+        others |= OF_CLASSES if name in ("sotu", "plain_text", "messages") else set()
         assert cfg.keys() - {"_target_", "root"} == served - {"root"} - others
         assert (cfg["mask"] is not None) == (name == "sotu")
