@@ -1,25 +1,18 @@
 """One number for each sample."""
 
-import warnings
-
 from torch import Tensor
-from torchmetrics import SpearmanCorrCoef
 
 from distillery.core.errors import UserError
 from distillery.core.numerics import at_least_float32, require_same_shape
 from distillery.losses.signals import Signals
+from distillery.tasks.metrics import RankCorrelation
 from distillery.tasks.task import Batch, Labelled, Task
 
 
-class RankCorrelation(SpearmanCorrCoef):
-    """Spearman's rank correlation of predictions [N,1] and targets [N]; a negative one counts as 0."""
-
-    def __init__(self) -> None:
-        with warnings.catch_warnings(action="ignore"):  # it keeps all samples: two numbers each
-            super().__init__()
+class NonNegativeRankCorrelation(RankCorrelation):
+    """Of predictions [N,1], of which a NaN counts as 0, and targets [N]. A negative correlation counts as 0."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        # NaNs would be ranked by position: a broken network would score 1 on sorted data.
         super().update(_numbers(preds).nan_to_num(), target)
 
     def compute(self) -> Tensor:
@@ -70,8 +63,8 @@ class Regression(Task):
         require_same_shape(numbers, target)
         return (numbers - target).square()
 
-    def metric(self, outputs: int | None) -> RankCorrelation:
-        return RankCorrelation()
+    def metric(self, outputs: int | None) -> NonNegativeRankCorrelation:
+        return NonNegativeRankCorrelation()
 
     def predict(self, logits: Tensor) -> Tensor:
         """The number of each row, [N], in at least float32."""

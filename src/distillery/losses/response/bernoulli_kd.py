@@ -28,9 +28,8 @@ def bernoulli_kd(
         t_squared: multiply by T², which keeps the size of the gradient as T changes.
         reduction: 'mean' over rows, or 'none' for every row's value: [N].
 
-    Paper: Multi-Label Knowledge Distillation, https://arxiv.org/abs/2308.06453, section 3.2 (multi-label logits
-    distillation), with T = 1. It sums over the labels; the mean is on the scale of the binary cross-entropy, whatever
-    the number of labels.
+    Paper: Multi-Label Knowledge Distillation, https://arxiv.org/abs/2308.06453 (multi-label logits distillation), with
+    T = 1. It sums over the labels; the mean is on the scale of the binary cross-entropy, whatever the number of labels.
     """
     student, teacher = comparable(student_logits, teacher_logits)
     labels = kl(_log_probabilities(teacher / temperature), _log_probabilities(student / temperature))
@@ -55,7 +54,7 @@ class BernoulliKD(LogitTerm, function=bernoulli_kd):
         paper="https://arxiv.org/abs/2308.06453",
         formula=r"\tfrac{T^2}{C} \sum_c \mathrm{KL}\big(\mathrm{Bern}(\sigma(z_t^c / T)) \,\|\, "
         r"\mathrm{Bern}(\sigma(z_s^c / T))\big)",
-        values_of="the paper's section 3.2, divided by the number of labels",
+        values_of="the paper's multi-label logits distillation, divided by the number of labels",
     )
 
     temperature: Positive = 1.0
