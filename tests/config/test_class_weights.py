@@ -42,7 +42,7 @@ def test_words_are_counted_once_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("[1,2]", r"task\.class_weights has 2 numbers, and 'digits' has 10 classes: one for each, in this order: 0, 1"),
+        ("[1,2]", r"task\.class_weights has 2 numbers, but 'digits' has 10 classes: one for each, in this order: 0, 1"),
         (
             "[-1]",
             r"task\.class_weights=\[-1\]: it must be a list, each entry a finite number of at least 0",

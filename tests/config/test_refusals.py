@@ -23,7 +23,7 @@ def test_networks(compose_train: Compose, tmp_path: Path) -> None:
         (["model/student=bilstm"], "The student network reads texts, but the data set 'digits' has images."),
         (
             ["student.net.widths=[0]"],
-            "student.net.widths=[0]: the network needs positive widths, one per stage, as [16, 32].",
+            "student.net.widths=[0]: the network needs positive widths, one per stage, such as [16, 32].",
         ),
         (
             ["model/student=timm", "student.net.model_name=resnet10t", "+student.net.layers=3"],

@@ -81,7 +81,7 @@ def test_evaluation_and_hidden_labels() -> None:
 
 @pytest.mark.parametrize("option", [{"mixup": 0.2}, {"trivial_augment": True}, {"random_erasing": {"p": 0.5}}])
 def test_what_changes_images_alone_is_refused(option: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=rf"data\.augment\.{next(iter(option))}: it changes images and not their masks"):
+    with pytest.raises(UserError, match=rf"data\.augment\.{next(iter(option))}: it changes images but not their masks"):
         data_of(augment=option).setup()
 
 
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.png' is a picture of mode RGB"):
         mask_folder(tmp_path)
     (tmp_path / "masks" / "b.png").rename(tmp_path / "masks" / "c.png")
-    with pytest.raises(UserError, match=r"1 of 2 files in '.*images' have none .* instance 'b'"):
+    with pytest.raises(UserError, match=r"1 of 2 files in '.*images' have no file .* instance 'b'"):
         mask_folder(tmp_path)
     with pytest.raises(UserError, match=r"no images with masks to train on\. Expected"):
         mask_folder(tmp_path / "masks")

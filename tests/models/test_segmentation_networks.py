@@ -49,7 +49,7 @@ def test_a_network_of_transformers_gives_logits_of_a_quarter_of_the_size(tmp_pat
     assert torch.equal(again(BATCH["image"]).logits, net(BATCH["image"]).logits)
     other = hf_segmentation(str(tmp_path), num_classes=3, pretrained=True)
     assert other.new_weights == ["decode_head.classifier.weight", "decode_head.classifier.bias"]
-    with pytest.raises(UserError, match=r"'vit' is a 'vit', which segments nothing.*segformer"):
+    with pytest.raises(UserError, match=r"'vit' is a 'vit', which cannot segment.*segformer"):
         hf_segmentation("vit", num_classes=3)
     with pytest.raises(UserError, match="is a model type, which has no weights"):
         hf_segmentation("segformer", pretrained=True)

@@ -87,9 +87,9 @@ def test_segformer_learns_from_a_teacher_of_another_resolution(
 
 def test_networks_and_losses_that_do_not_fit_are_refused(compose_train: Compose, clothes: str) -> None:
     own = ["model/teacher=none", "data=fashion_mnist_masks", *SMALL, clothes]
-    with pytest.raises(UserError, match=r"gives logits \(8, 11\), and this task has labels of pixels"):
+    with pytest.raises(UserError, match=r"gives logits \(8, 11\), but this task has labels of pixels"):
         build(compose_train(*own, "task=segmentation", "model/student=cnn"))
-    with pytest.raises(UserError, match=r"gives logits \(8, 28, 28, 11\), and this task has labels of samples"):
+    with pytest.raises(UserError, match=r"gives logits \(8, 28, 28, 11\), but this task has labels of samples"):
         build(compose_train(*own, "task=classification", "model/student=fcn"))
     with pytest.raises(UserError, match="have a class for each pixel"):
         build(compose_train(*own, "task=classification", "model/student=cnn"))

@@ -285,9 +285,9 @@ def test_embedding_without_labels(run: Trained, width: int) -> None:
     assert record.teachers["main"]["score"] == 1.0
     assert record.data["score_name"] == "neighbour agreement"
     assert verify_run(result.folder).score == pytest.approx(shared, abs=1e-6)
-    with pytest.raises(UserError, match="those of test alone are kept"):
+    with pytest.raises(UserError, match="kept for the test split only"):
         verify_run(result.folder, "val")
-    with pytest.raises(UserError, match=r"compares students with their teacher.*Give data with classes"):
+    with pytest.raises(UserError, match=r"compare the student with its teacher.*Give data with classes"):
         score_other_data(result.folder, {"source": {"test_fraction": 0.3}})
 
 

@@ -107,9 +107,9 @@ def test_losses_that_need_a_softmax_or_one_class_are_refused() -> None:
 def test_labels_are_compared_for_this_task_alone() -> None:
     term = {"bernoulli_kd": next(term_of(m)() for m in loss_modules() if m.__name__.endswith("bernoulli_kd"))}
     one = torch.zeros(2).long()
-    with pytest.raises(UserError, match=r"independent labels, and this task predicts a class\. .*\[kd\]"):
+    with pytest.raises(UserError, match=r"independent labels, but this task predicts a class\. .*\[kd\]"):
         checked(Classification(), term, multi_label=False, target=one)
-    with pytest.raises(UserError, match=r"independent labels, and this task predicts a number"):
+    with pytest.raises(UserError, match=r"independent labels, but this task predicts a number"):
         checked(Regression(), term, multi_label=False, target=one)
 
 

@@ -225,9 +225,7 @@ def test_files_and_settings_that_do_not_fit(tmp_path: Path) -> None:
     broken = json.loads(file.read_text())
     broken["data"][0]["paragraphs"][1]["qas"][0]["answers"][0]["answer_start"] += 1
     (tmp_path / "c.json").write_text(json.dumps(broken))
-    with pytest.raises(
-        UserError, match=r"data\.source\.path=.* does not stand at character \d+ of its context; there is"
-    ):
+    with pytest.raises(UserError, match=r"data\.source\.path=.* is not at character \d+ of its context; there is"):
         squad(tmp_path / "c.json", file)
     (tmp_path / "d.json").write_text('{"data": 5}')
     with pytest.raises(UserError, match="it is not in SQuAD's format"):

@@ -149,7 +149,7 @@ def test_losses_agree_with_loops_over_pixels_and_maps() -> None:
 def test_refusals() -> None:
     signals, given = batch(2)
     task = Segmentation()
-    with pytest.raises(UserError, match=r"\[2\], are no masks"):
+    with pytest.raises(UserError, match=r"\[2\], are not masks"):
         task.rows(signals, {**given, "target": torch.zeros(2, dtype=torch.long)})
     with pytest.raises(UserError, match=r"logits \[2, 4\].*model/student=fcn"):
         task.rows(Signals(signals.logits[:, 0, 0]), given)

@@ -74,7 +74,7 @@ def test_labels_of_pixels_and_of_images_are_not_confused() -> None:
     with pytest.raises(UserError, match=r"'own' have one each\. Choose data with masks"):
         check_task(Segmentation(), data, {}, (), network(3), {}, BATCH)
     for loss in (DeepSupervision(), CRD()):
-        with pytest.raises(UserError, match="one label for each sample, and this task has one for each pixel"):
+        with pytest.raises(UserError, match="one label for each sample, but this task has one for each pixel"):
             check_task(Segmentation(), data, {"x": loss}, (), network(3), {}, masks)
     check_task(
         Segmentation(), data, {"kd": KD(), "dkd": DKD(), "crd": CRD(variant="in_batch")}, (), network(3), {}, masks

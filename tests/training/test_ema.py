@@ -129,7 +129,7 @@ def test_a_resumed_run_goes_on_with_its_average(stages: list[str], compose_train
             ["+callbacks.mean={_target_: lightning.pytorch.callbacks.EMAWeightAveraging}"],
             r"^callbacks\.mean averages teachers and losses .*optim\.ema=0\.999",
         ),
-        (["optim.ema=0.9", "hardware=fsdp2"], r"^optim\.ema: hardware=fsdp2 shards the student, and not its average"),
+        (["optim.ema=0.9", "hardware=fsdp2"], r"^optim\.ema: hardware=fsdp2 shards the student, but not its average"),
     ],
 )
 def test_where_there_can_be_no_average(overrides: list[str], message: str, compose_train: Compose) -> None:

@@ -131,12 +131,12 @@ REFUSED = [
     (
         "OneCycleLR",
         ["+optim.scheduler.max_lr=0.01", "+optim.scheduler.total_steps=5", "optim.interval=step"],
-        r"^optim\.scheduler\.total_steps: OneCycleLR ends after 5 steps, and the run is 8 steps long",
+        r"^optim\.scheduler\.total_steps: OneCycleLR ends after 5 steps, but the run is 8 steps long",
     ),
     (
         "OneCycleLR",
         ["+optim.scheduler.max_lr=0.01", "+optim.scheduler.total_steps=3"],
-        r"OneCycleLR ends after 3 steps, and the run is 4 epochs long",
+        r"OneCycleLR ends after 3 steps, but the run is 4 epochs long",
     ),
     ("ReduceLROnPlateau", ["optim.interval=step"], r"^optim\.interval=step: ReduceLROnPlateau watches a metric"),
     ("ReduceLROnPlateau", ["optim.monitor=val/scor"], r"^optim\.monitor=val/scor: nothing logs.*'val/score'"),
@@ -150,7 +150,7 @@ NONSENSE = [
     (
         "cosine_warmup",
         ["num_warmup_steps=8"],
-        r"^optim\.scheduler\.num_warmup_steps=8: the warm-up ends with the run, .* 8 s",
+        r"^optim\.scheduler\.num_warmup_steps=8: the warm-up is not shorter than the run, .* 8 s",
     ),
     (
         "cosine_warmup",
@@ -160,9 +160,9 @@ NONSENSE = [
     (
         "cosine_warmup",
         ["num_training_steps=5"],
-        r"^optim\.scheduler\.num_training_steps: get_cosine.* 5 steps, and .* 8 steps",
+        r"^optim\.scheduler\.num_training_steps: get_cosine.* 5 steps, but .* 8 steps",
     ),
-    ("timm_cosine", ["warmup_t=9"], r"^optim\.scheduler\.warmup_t=9: the warm-up ends with the run"),
+    ("timm_cosine", ["warmup_t=9"], r"^optim\.scheduler\.warmup_t=9: the warm-up is not shorter than the run"),
     ("timm_cosine", ["lr_min=-1"], r"^optim\.scheduler: these settings are refused: assert lr_min >= 0"),
     (
         "timm_cosine",

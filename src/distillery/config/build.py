@@ -142,7 +142,7 @@ def build(
     for name, teacher in frozen.items():
         if task.rows_are != "samples" and name in data.targets:
             raise UserError(
-                f"teachers.{name}: stored targets are of samples, and this task has labels of {task.rows_are}."
+                f"teachers.{name}: stored targets are of samples, but this task has labels of {task.rows_are}."
             )
         if name in cached:
             continue  # its classes are those of the run that it was written for
@@ -284,7 +284,7 @@ def _refuse_networks(
             )
         if len(logits) != LOGITS[task.rows_are]:
             raise UserError(
-                f"The {network.name} network gives logits {tuple(logits)}, and this task has labels of "
+                f"The {network.name} network gives logits {tuple(logits)}, but this task has labels of "
                 f"{task.rows_are}. Choose a network or a head for them."
             )
         own = _outputs_of(network, data, task, outputs)

@@ -289,7 +289,7 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
     if moving:
         raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
     if plain["optim"].get("ema") is not None:
-        raise UserError("optim.ema: hardware=fsdp2 shards the student, and not its average. Use hardware=ddp.")
+        raise UserError("optim.ema: hardware=fsdp2 shards the student, but not its average. Use hardware=ddp.")
     if plain["student"].get("lora"):
         raise UserError("student.lora: hardware=fsdp2 would shard its matrices by themselves. Use hardware=ddp.")
     if plain["objective"].get("balance"):

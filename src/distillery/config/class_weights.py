@@ -27,7 +27,7 @@ def complete_class_weights(cfg: DictConfig, task: Task, data: Data) -> None:
         cfg.class_weights = list(task.class_weights)
     elif len(given) != len(data.classes):
         raise UserError(
-            f"task.class_weights has {len(given)} numbers, and '{data.name}' has {len(data.classes)} classes: one for "
+            f"task.class_weights has {len(given)} numbers, but '{data.name}' has {len(data.classes)} classes: one for "
             f"each, in this order: {', '.join(data.classes)}. Or set balanced."
         )
 

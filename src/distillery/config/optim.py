@@ -150,8 +150,8 @@ def _complete_lengths(scheduler: DictConfig, interval: str, trainer: DictConfig,
     for key in warm_ups:
         if 0 < steps <= scheduler[key]:
             raise UserError(
-                f"optim.scheduler.{key}={scheduler[key]}: the warm-up ends with the run, which is {steps} {interval}s "
-                "long, or after it. Give a smaller number, or a share of the run such as 0.1."
+                f"optim.scheduler.{key}={scheduler[key]}: the warm-up is not shorter than the run, which is {steps} "
+                f"{interval}s long. Give a smaller number, or a share of the run such as 0.1."
             )
     before = scheduler.get("warmup_t", 0) if scheduler.get("warmup_prefix") or "WSD" in scheduler._target_ else 0
     for key in open_lengths:
@@ -192,7 +192,7 @@ def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
     if length is not None and not 0 <= taken <= length:
         of_run = "without end" if taken < 0 else f"{taken} {cfg.optim.interval}s long"
         raise UserError(
-            f"optim.scheduler.{key}: {cfg.optim.scheduler._target_.rpartition('.')[2]} ends after {length} steps, and "
+            f"optim.scheduler.{key}: {cfg.optim.scheduler._target_.rpartition('.')[2]} ends after {length} steps, but "
             f"the run is {of_run}. {key}=null takes the run's own length."
         )
 

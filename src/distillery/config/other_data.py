@@ -49,7 +49,7 @@ def build_other_data(
         if "source.path" in given and f"source.{name}" not in given and kept and Path(str(kept)).is_file():
             raise UserError(
                 f"data.source.path={given['source.path']}: data.source.{name} would still be the run's {kept}. Set it, "
-                "too, or to null: then split=all scores all rows of data.source.path."
+                "too, or set it to null; split=all then scores all rows of data.source.path."
             )
     node = OmegaConf.to_container(OmegaConf.merge(own, changed))
     data: Data = make("data", OmegaConf.create(check_target("data", node)))  # type: ignore[arg-type]
@@ -62,8 +62,8 @@ def build_other_data(
     task.outputs(data)
     if task.needs_references:
         raise UserError(
-            f"The score of these runs compares students with their teacher, as '{data.name}' has no classes, and other "
-            "data are scored without the teacher. Give data with classes."
+            f"'{data.name}' has no classes, so the score would compare the student with its teacher, but other data "
+            "are scored without the teacher. Give data with classes."
         )
     if data.kind == "texts":
         # transformers takes seconds: only for texts

@@ -1,8 +1,7 @@
 """`cfg.stages` → the stages of a run, each with a whole config of its own.
 
 A stage's config is that of the stage before, with the stage's own settings merged into it. A setting that is null
-restores the value that the run has. `train` alone is not
-handed on: a stage without it trains the whole student.
+restores the value that the run has. `train` alone is not handed on: a stage without it trains the whole student.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -115,7 +115,7 @@ class MaskedImages:
         """
         if given := [name for name in WITHOUT_MASKS if getattr(options, name)]:
             raise UserError(
-                f"{SETTING}.{given[0]}: it changes images and not their masks. Leave it out; resized_crop, crop and "
+                f"{SETTING}.{given[0]}: it changes images but not their masks. Leave it out; resized_crop, crop and "
                 "flip move both alike, and color_jitter keeps every pixel in its place."
             )
         return self.images.transform(options, mean, std)

@@ -397,7 +397,7 @@ class Data(LightningDataModule):
         targets = split.targets
         if targets.is_floating_point() or targets.dim() != 1 or len(targets[split.labelled_indices].unique()) < 2:
             raise UserError(
-                f"data.balanced=true serves all classes equally often, and the samples of '{self.name}' do not have "
+                f"data.balanced=true serves all classes equally often, but the samples of '{self.name}' do not have "
                 "one of several classes each. Set it to false."
             )
         return targets

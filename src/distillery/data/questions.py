@@ -77,7 +77,7 @@ class Questions:
             if len(ids) >= room:
                 raise UserError(
                     f"data.max_length={self.limit} data.doc_stride={self.stride}: the question {question[:60]!r} has "
-                    f"{len(ids)} tokens, which leaves none of a window for new parts of its context. Set max_length "
+                    f"{len(ids)} tokens, which leaves no room in a window for its context. Set max_length "
                     "higher, or doc_stride lower."
                 )
         given = self.tokenizer(

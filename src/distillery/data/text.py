@@ -212,7 +212,7 @@ class TextData(Data):
                 raise UserError("data.too_long=split is for causal language models: set data.pack, or truncate.")
             if texts.answers is not None:
                 if self.limit is None:
-                    raise UserError("data.max_length=null: for questions set it to the tokens of a window, as 384.")
+                    raise UserError("data.max_length=null: for questions, set it to a window's tokens, such as 384.")
                 return Questions(self.loaded_tokenizer, self.limit, self.doc_stride)
             if texts.completions is not None or texts.conversations:
                 what = "conversations" if texts.conversations else "prompts and completions"

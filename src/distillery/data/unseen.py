@@ -143,7 +143,7 @@ def _table(path: Path, text: str, second: str | None, words: str | None, source:
         values = [line.split() if words else line for line in lines.values()]
         return Table(f"'{path}'", {words or text: values}, list(lines))
     if suffix not in TABLES:
-        raise UserError(f"'{path}' is no file of texts: {', '.join((TEXT, *TABLES))}.")
+        raise UserError(f"'{path}' is not a file of texts, which are {', '.join((TEXT, *TABLES))}.")
     if TABLES[suffix] is read_jsonl:
         return read_jsonl(path, encoding)
     return read_csv(path, source.get("separator"), source.get("quotes", True), encoding)

@@ -43,7 +43,7 @@ class SmallCNN(nn.Module):
 def conv_stages(in_chans: int, widths: Sequence[int], norm: Norm) -> nn.ModuleList:
     """The stages of `SmallCNN`. Raises UserError: no width, or an unknown norm."""
     if not widths or min(widths) < 1:
-        raise UserError(f"widths={list(widths)}: the network needs positive widths, one per stage, as [16, 32].")
+        raise UserError(f"widths={list(widths)}: the network needs positive widths, one per stage, such as [16, 32].")
     if norm not in get_args(Norm):
         raise UserError(f"norm={norm}: there is no such norm." + did_you_mean(norm, get_args(Norm)))
     inputs = [in_chans, *widths[:-1]]

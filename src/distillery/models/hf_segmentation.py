@@ -40,7 +40,7 @@ def hf_segmentation(
         known = AutoModelForSemanticSegmentation._model_mapping
         if type(made) not in known:
             types = [each.model_type for each in known]
-            raise UserError(f"{model!r} is a {made.model_type!r}, which segments nothing." + did_you_mean("", types))
+            raise UserError(f"{model!r} is a {made.model_type!r}, which cannot segment." + did_you_mean("", types))
         if num_classes is not None and num_classes != made.num_labels:
             made.num_labels = num_classes
         return load(AutoModelForSemanticSegmentation, model, made, pretrained)

@@ -75,7 +75,7 @@ def predict_files(folder: Path, given: Sequence[str], out: Path | None = None, t
         )
     if task.rows_are not in ("samples", "tokens"):
         raise UserError(
-            f"The run in {folder} predicts {task.rows_are}, and distill-predict writes a row for each sample. "
+            f"The run in {folder} predicts {task.rows_are}, but distill-predict writes a row for each sample. "
             f"{PREDICTIONS} in the run folder has the predictions of the test split."
         )
     if not given:

@@ -79,7 +79,7 @@ def _references(folder: Path, data: Data, split: str) -> Tensor:
     """What the teacher predicted of each test sample, by position."""
     if split != "test":
         raise UserError(
-            "The score compares with the teacher's predictions, and those of test alone are kept: split=test"
+            "The score compares with the teacher's predictions, which are kept for the test split only: split=test"
         )
     with np.load(folder / PREDICTIONS, allow_pickle=False) as saved:
         index, target = (torch.from_numpy(saved[name]) for name in ("index", "target"))

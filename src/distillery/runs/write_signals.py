@@ -103,7 +103,7 @@ class _Pass:
         refuse_several(settings.teacher, own, self.data)
         if self.task.rows_are not in ("samples", "tokens"):
             raise UserError(
-                f"distill-cache keeps signals of samples and of tokens, and this task has labels of "
+                f"distill-cache keeps signals of samples and of tokens, but this task has labels of "
                 f"{self.task.rows_are}. Set teachers.{settings.teacher}.cache=true, which keeps them in memory."
             )
         self.key = signals_key(teacher, own, self.data, str(trainer.precision))  # before its weights are cast

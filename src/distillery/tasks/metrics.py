@@ -179,7 +179,7 @@ def _entity_f1(_: int, tags: Classes) -> EntityF1:
     wrong = [tag for tag in tags if not re.fullmatch(r"O|[BIES]-.+", tag)]
     if wrong or not tags:
         raise UserError(
-            f"task.metrics=entity_f1: it needs tags such as O, B-PER and I-PER, and the classes of these data are "
+            f"task.metrics=entity_f1: it needs tags such as O, B-PER and I-PER, but the classes of these data are "
             f"{', '.join([*tags][:5]) or 'not known'}{', …' if len(tags) > 5 else ''}. Choose macro_f1."
         )
     return EntityF1(tags)

@@ -76,7 +76,7 @@ class QuestionAnswering(Task):
         if logits.shape != (*target.shape, 2):
             raise UserError(
                 f"task=question_answering: the network returns logits {list(logits.shape)} for windows "
-                f"{list(target.shape)}, and this task needs two for each token. Choose a network with the head "
+                f"{list(target.shape)}, but this task needs two for each token. Choose a network with the head "
                 "question_answering."
             )
         both = at_least_float32(logits).movedim(-1, 0).masked_fill(target == IGNORED, NEVER)

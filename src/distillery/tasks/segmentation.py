@@ -55,7 +55,7 @@ class Segmentation(Classification):
         logits, target = signals.logits, batch["target"]
         if target.dim() != 3:
             raise UserError(
-                f"task=segmentation: the targets of this batch, {list(target.shape)}, are no masks. Choose data that "
+                f"task=segmentation: the targets of this batch, {list(target.shape)}, are not masks. Choose data that "
                 "have them, or task=classification."
             )
         counts = target != IGNORED
@@ -66,7 +66,7 @@ class Segmentation(Classification):
             return signals, of_rows
         if logits.dim() != 4:
             raise UserError(
-                f"task=segmentation: the network returns logits {list(logits.shape)}, and this task needs some for "
+                f"task=segmentation: the network returns logits {list(logits.shape)}, but this task needs some for "
                 "each pixel, [B,H,W,C]. Choose a network that segments: model/student=fcn, hf_segmentation."
             )
         if logits.shape[1:3] != target.shape[1:]:

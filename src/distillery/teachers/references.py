@@ -25,8 +25,8 @@ def with_references(data: Data, task: Task, teachers: Iterable[Teacher]) -> Data
     teacher = next((each for each in teachers if each.has_network), None)
     if teacher is None:
         raise UserError(
-            f"task={type(task).__name__.lower()}: the samples of '{data.name}' have no classes, so that the score "
-            "compares the student with its teacher, and there is none that could be asked. Choose a teacher that is a "
+            f"task={type(task).__name__.lower()}: the samples of '{data.name}' have no classes, so the score compares "
+            "the student with its teacher, but no teacher here can be asked. Choose a teacher that is a "
             "network (model/teacher=run, transformer, …), or data with classes."
         )
     if data.fingerprint not in teacher.references:

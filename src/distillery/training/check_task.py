@@ -56,11 +56,11 @@ def check_task(
     if "image" in batch and (batch["target"].ndim == 3) != (task.rows_are == "pixels"):
         if task.rows_are == "pixels":
             raise UserError(
-                f"This task has a class for each pixel, and the images of '{data.name}' have one each. Choose data "
+                f"This task has a class for each pixel, but the images of '{data.name}' have one each. Choose data "
                 "with masks: data=mask_folder, fashion_mnist_masks."
             )
         raise UserError(
-            f"The images of '{data.name}' have a class for each pixel, and this task has one for each image. Set "
+            f"The images of '{data.name}' have a class for each pixel, but this task has one for each image. Set "
             "task=segmentation"
         )
     if "input_ids" in batch and ("question" in batch) != (task.rows_are == "spans"):
@@ -90,7 +90,7 @@ def check_task(
     for name, term in terms.items():
         if task.prediction == "labels" and term.reads_labels:
             raise UserError(
-                f"loss.{name} needs one class for each sample, and these have any number of labels. Use "
+                f"loss.{name} needs one class for each sample, but these have any number of labels. Use "
                 "loss/response=[bernoulli_kd], or another loss that reads no labels."
             )
         responses = [one for one in term.by_teacher.values() if one.family == "response"]
@@ -98,13 +98,13 @@ def check_task(
             predicts = "labels" if task.prediction == "labels" else f"a {task.prediction}"
             others = "[bernoulli_kd] or [logit_mse]" if task.prediction == "labels" else "[logit_mse]"
             raise UserError(
-                f"loss.{name} compares distributions over classes, and this task predicts {predicts}. Use "
+                f"loss.{name} compares distributions over classes, but this task predicts {predicts}. Use "
                 f"loss/response={others}, or a loss on layers."
             )
         if term.contract.needs == "logits":
             if term.contract.of_labels and task.prediction != "labels":
                 raise UserError(
-                    f"loss.{name} compares the probabilities of independent labels, and this task predicts a "
+                    f"loss.{name} compares the probabilities of independent labels, but this task predicts a "
                     f"{task.prediction}. It is for task=multi_label; for classes use loss/response=[kd]."
                 )
             if task.prediction == "vector":
@@ -113,7 +113,7 @@ def check_task(
             continue
         elif responses or any(each.reads_labels for each in term.by_teacher.values()):
             raise UserError(
-                f"loss.{name} reads or predicts one label for each sample, and this task has one for each "
+                f"loss.{name} reads or predicts one label for each sample, but this task has one for each "
                 f"{task.rows_are[:-1]}. Choose another loss."
             )
         elif isinstance(term, Several) and term.combine in BY_LABEL:
@@ -168,7 +168,7 @@ def _refuse_without_labels(data: Data, terms: Mapping[str, Term], by_task: bool)
 def _refuse_hard_labels(task: Task, terms: Mapping[str, Term]) -> None:
     mend = "Set data.augment.mixup=0 and data.augment.cutmix=0"
     if task.prediction != "class":
-        raise UserError(f"data.augment mixes images of one class each, and this task is about none. {mend}.")
+        raise UserError(f"data.augment mixes images of one class each, but this task is about none. {mend}.")
     for name, term in terms.items():
         for one in term.by_teacher.values():
             if one.reads_labels and not one.contract.takes_soft_labels:

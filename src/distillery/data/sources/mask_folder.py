@@ -135,7 +135,7 @@ def _paired(images: Path, masks: Path) -> Found:
     for folder, own, others, other in ((images, names[0], masks, names[1]), (masks, names[1], images, names[0])):
         if lonely := sorted(set(own) - set(other)):
             raise UserError(
-                f"{len(lonely):,} of {len(own):,} files in '{folder}' have none of the same name in '{others}', for "
+                f"{len(lonely):,} of {len(own):,} files in '{folder}' have no file of the same name in '{others}', for "
                 f"instance {lonely[0].decode(errors='replace')!r}. Pictures without a mask belong in <root>/unlabelled."
             )
         if len(set(own)) < len(own):
@@ -156,7 +156,7 @@ def _described(found: Found) -> list[str]:
         if image != (size := mask.partition(" ")[0]):
             raise UserError(
                 f"'{found.images.path(position)}' has {image} pixels, and its mask {size}. Masks must have the size of "
-                "their images, turned as their EXIF data say."
+                "their images, once rotated by their EXIF data."
             )
     return masks
 
@@ -201,7 +201,7 @@ def _values(
         raise UserError(f"data.source.classes has {len(classes)} names, and data.source.values {len(own)} values.")
     if len(own) < 2 or len(set(own)) < len(own):
         raise UserError(
-            f"The masks have the classes {own}: at least two, each once, are needed. Set data.source.values."
+            f"The masks have the classes {own}: at least two are needed, each once. Set data.source.values."
         )
     if unknown := sorted(found - {*own, ignore}):
         raise UserError(

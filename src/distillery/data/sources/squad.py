@@ -102,8 +102,8 @@ def _split(where: str, asked: Sequence[Asked]) -> Split:
         for text, begin in answers:
             if not text or context[begin : begin + len(text)] != text:
                 raise UserError(
-                    f"{where}: the answer {text!r} to {question!r} does not stand at character {begin} of its context; "
-                    f"there is {context[begin : begin + len(text)]!r}."
+                    f"{where}: the answer {text!r} to {question!r} is not at character {begin} of its context; there "
+                    f"is {context[begin : begin + len(text)]!r}."
                 )
     if not asked:
         raise UserError(f"{where}: it has no questions.")
