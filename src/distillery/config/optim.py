@@ -32,8 +32,9 @@ SHARES = ("num_warmup_steps", "num_decay_steps", "warmup_t")  # below 1: a share
 def without_leftovers(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config without the settings of an optimizer or a scheduler that the command line has replaced by another.
 
-    Where an override gives `optim.optimizer._target_`, or the scheduler's, the files' settings that the new target does
-    not take are left out, and named on the terminal. Those that an override gives stay, to be refused.
+    Where an override gives `optim.optimizer._target_`, or the scheduler's, settings of the files that the new target
+    does not take are left out, and named on the terminal. Settings that an override gives are kept, so that they are
+    refused later.
     """
     given = settings_in([override for override in overrides if "optim." in override])
     cfg = cfg.copy()

@@ -216,7 +216,7 @@ class TrainerSettings(TypedDict, total=False):
 class Until:
     """A stage ends when `metric` has not improved by more than `min_delta` in `patience` validations in a row.
 
-    `mode` says whether it improves upwards; auto: as the metric does, if it is known, else upwards.
+    `mode` says whether higher or lower is better; auto: as is known of the metric, else higher.
     """
 
     metric: str = "val/score"

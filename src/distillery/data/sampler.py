@@ -43,10 +43,10 @@ class SeededBatchSampler(Sampler[BatchKey]):
     reduces padding: in training, `bucket` batches at a time are sorted by length, then all batches are shuffled; in
     evaluation the whole split is sorted. `bucket=0` switches the sorting off.
 
-    With `classes` (that of each sample, by position; negative: it has none), training serves all classes equally often,
-    up to one: as many labelled samples an epoch as there are, of each class a part or all of its samples, as many times
-    as it takes. No sample of a class is served twice more than another in an epoch, and it is another part in each.
-    Samples without a class are served as they are without this.
+    With `classes` (that of each sample, by position; negative: it has none), training serves all classes equally often;
+    their numbers of samples differ by at most one. An epoch has as many labelled samples as there are. Of a frequent
+    class it has a part, another one in each epoch; samples of a rare class are repeated. Within a class, the times that
+    samples are served differ by at most one. Samples without a class are served as without this setting.
 
     With `repeated` (positions), each batch begins with `repeats` of these samples, in place of as many of `indices`. An
     epoch serves each of `indices` once, and the repeated samples as often as that takes, never twice in a batch. With

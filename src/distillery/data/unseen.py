@@ -63,7 +63,7 @@ class NamedPictures:
 class FittedPictures(EncodedImages):
     """Pictures in the shape of images that a data set holds in memory: grey if these are, and of their size.
 
-    A picture of this size is served as it is. Of another one the shorter side is scaled, and the centre is cropped.
+    A picture of this size is served as it is. For any other, the shorter side is scaled, and the centre is cropped.
     """
 
     def __init__(self, pictures: NamedPictures, shape: tuple[int, int, int]) -> None:

@@ -44,10 +44,10 @@ class Predictions:
 def predict_files(folder: Path, given: Sequence[str], out: Path | None = None, top: int | str = 1) -> list[str]:
     """Write what the student of a finished run predicts for these files, folders and patterns.
 
-    Inputs are made as in the evaluation of the run. There is a row for each sample: a picture, or a text; for each word
-    where words have classes. It has the likeliest class and its probability; the labels of a probability above 0.5, and
-    that of each label; the number of a regression; or the values of a vector. An `.npz` file has arrays:
-    `probabilities` [N,C] and `classes`, `prediction` [N], or `embedding` [N,D].
+    Inputs are made as in the evaluation of the run. There is a row for each sample (a picture or a text) or, where
+    words have classes, for each word. Depending on the task, it has the likeliest class and its probability; the labels
+    with a probability above 0.5, and the probability of each label; the number of a regression; or the values of a
+    vector. An `.npz` file has arrays: `probabilities` [N,C] and `classes`, `prediction` [N], or `embedding` [N,D].
 
     Args:
         out: the file to write; None: CSV on the standard output.

@@ -27,8 +27,8 @@ def score_other_data(folder: Path, changed: Mapping[str, Any], split: str = "tes
     """Score the student of a finished run on a split of the data that its config describes with `changed` settings.
 
     The record of the run stays as it is: the score is printed and written to
-    `evaluations/<data>_<split>_<fingerprint>.json` in the run folder. A class of the data is one of the run's by its
-    name; the data may lack some of these.
+    `evaluations/<data>_<split>_<fingerprint>.json` in the run folder. Classes are matched by name; the data may lack
+    some of the run's.
 
     Raises:
         UserError: no finished run, no such split, or what `build_other_data` refuses.

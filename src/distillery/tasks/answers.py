@@ -18,10 +18,10 @@ LONGEST = 30  # tokens of an answer
 class AnswerScore(Metric):
     """Mean of F1 or of exact match over questions, as SQuAD's official script computes them, in [0, 1].
 
-    The answer to a question is the span of the greatest start logit + end logit in any of its windows, of at most 30
-    tokens. If some of the questions have no answer, it is empty where the logits of no answer, the least of the
-    windows, are above that (Devlin et al. 2019, section 4.3, and their code). Answers are compared without case,
-    punctuation and articles; of several right answers the nearest counts.
+    The answer to a question is the span of at most 30 tokens, in any of its windows, with the greatest sum of start
+    logit and end logit. If some of the questions have no answer, the answer is empty where the logits of no answer, the
+    lowest of all windows, exceed that sum (Devlin et al. 2019, section 4.3, and their code). Answers are compared
+    without case, punctuation and articles; of several right answers the nearest counts.
 
     Args:
         questions: by their number.

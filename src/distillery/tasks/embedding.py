@@ -97,8 +97,8 @@ class Embedding(Task):
 
     It is the fraction of the split's samples whose nearest neighbour, by cosine among all others, has the same class.
     Where the data have no classes, the score is the neighbour agreement with the teacher: the share of each sample's
-    ten nearest neighbours that it also has among the teacher's vectors. That is what a search finds with the one and
-    the other, and it can be said of vectors of different widths, too.
+    ten nearest neighbours that it also has among the teacher's vectors. It compares what a search finds with either
+    network, and works for vectors of different widths, too.
 
     The classes serve for the score only. There is no hard-label loss: the student learns from its teacher, as in
     Reimers and Gurevych 2020 (https://arxiv.org/abs/2004.09813), whose loss is `loss/response=[logit_mse]`, the mean

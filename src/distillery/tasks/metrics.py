@@ -2,7 +2,7 @@
 
 `CATALOGUE` says what each is, which kinds of prediction it suits, its direction and its range. A new metric is one
 entry there: a class of torchmetrics, or one of the classes below. What its `update` takes is given by name: `preds` and
-`target` of each row, its `loss`, and every column that `Task.rows` gives the batch, as `index` and `position`.
+`target` of each row, its `loss`, and every column that `Task.rows` adds to the batch, such as `index` and `position`.
 """
 
 import math
@@ -281,7 +281,7 @@ def facts(name: str) -> dict[str, Any]:
 def mode_of(logged: str, higher_is_better: bool) -> Literal["max", "min"]:
     """Whether the best value of what is logged, as `val/macro_f1`, is the greatest or the least.
 
-    Of what has no name that is known it is the greatest.
+    For a name that is not known it is the greatest.
 
     Args:
         higher_is_better: of the task's score.
@@ -312,7 +312,7 @@ def make_metrics(metrics: Sequence[str], prediction: str, outputs: int | None, c
 def wrong_where_broken(logits: Tensor, target: Tensor) -> Tensor:
     """Rows of logits [N,C] in which rows with NaN or infinity are certain that the target is wrong.
 
-    The first of equally likely classes would be the prediction otherwise, which is right where that class is frequent.
+    Otherwise the first of equally likely classes would be the prediction, which is often right where it is frequent.
 
     Args:
         target: classes [N], or 0 and 1 for each label, [N,C].

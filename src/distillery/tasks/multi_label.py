@@ -20,9 +20,9 @@ class MultiLabel(Task):
     (`metrics=[micro_f1,macro_f1]`), it does not change where a loss only shifts all logits of a label, as a teacher's
     softened targets may. Labels that do not occur in a split are left out.
 
-    The loss is the binary cross-entropy of each label, the mean over the labels, as in PyTorch and transformers. The
-    labels are independent: their probabilities are sigmoids, and no softmax over them has a meaning. Losses on
-    distributions over classes are refused; `loss/response=[bernoulli_kd]` compares the labels' probabilities.
+    The loss is the binary cross-entropy, averaged over the labels, as in PyTorch and transformers. The labels are
+    independent: their probabilities are sigmoids, and a softmax over them has no meaning. Losses on distributions over
+    classes are refused; `loss/response=[bernoulli_kd]` compares the labels' probabilities.
 
     Args:
         weight: weight of the hard-label loss in the objective.

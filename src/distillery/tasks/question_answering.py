@@ -29,10 +29,10 @@ class Answerable(Protocol):
 class QuestionAnswering(Task):
     """The first and the last token of the answer to a question, in windows of its context. Score: SQuAD's F1.
 
-    The network gives a logit for the start and one for the end at each token [B,L,2]. A row is a distribution over the
-    positions of one window: one for its start, one for its end. Positions outside of the context are left out, but for
-    the first special token ([CLS]), which stands for no answer in the window. So the loss on labels is the usual mean
-    of two cross-entropies, and losses such as `kd` compare the distributions over positions.
+    The network gives a logit for the start and one for the end at each token [B,L,2]. Each window has two rows, one for
+    the start and one for the end; each is a distribution over its positions. Positions outside of the context are left
+    out, except for the first special token ([CLS]), which stands for no answer in the window. So the loss on labels is
+    the usual mean of two cross-entropies, and losses such as `kd` compare the distributions over positions.
 
     Args:
         weight: weight of the hard-label loss in the objective.

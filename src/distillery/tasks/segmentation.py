@@ -18,8 +18,8 @@ class Segmentation(Classification):
     """One class for each pixel. Score: mIoU, in [0, 1].
 
     The mean over classes of the intersection over union of predicted and true pixels, true positives ÷ (true positives
-    + false positives + false negatives), counted over all pixels of the split and not image by image (Everingham et
-    al. 2015). A class that is neither there nor predicted is left out of the mean; the background is a class like the
+    + false positives + false negatives), counted over all pixels of the split and not image by image (Everingham et al.
+    2015). A class that neither occurs nor is predicted is left out of the mean; the background is a class like the
     others.
 
     Args:

@@ -145,7 +145,7 @@ class Task(Protocol):
     def probabilities(self, logits: Tensor) -> Tensor | None:
         """The probability of each class in each row, [N,C], in at least float32; None: classes are not predicted.
 
-        Of vocabularies they are not kept either: those of the tokens of a test split would take gigabytes.
+        For vocabularies it is None as well: the probabilities of a test split's tokens would take gigabytes.
         """
         return at_least_float32(logits).softmax(-1) if self.prediction == "class" else None
 

@@ -53,7 +53,7 @@ def mask_folder(
     """Images and masks of the same names in the folders `images` and `masks`, in the layout `LAYOUT`.
 
     A mask has one channel of 8 bits, or a palette; its values are the numbers of the classes. Without a folder test,
-    val is the test split, and without both a share of all images. Pictures in `root`/unlabelled/ have no mask. Every
+    val is the test split; without both, a share of all images is. Pictures in `root`/unlabelled/ have no mask. Every
     file is read once before training; what was found is remembered for files that do not change.
 
     Args:

@@ -19,7 +19,7 @@ def bernoulli_kd(
 ) -> Tensor:
     """KL(teacher ‖ student) of the probabilities sigmoid(z / T) of each label, in nats, times T²; mean over labels.
 
-    For one label it is `kd` of the two classes with the logits [0, z].
+    For a single label it equals `kd` over two classes with the logits [0, z].
 
     Args:
         student_logits: [N,C].

@@ -25,8 +25,8 @@ def network_of(record: RunRecord, cost: Mapping[str, Any]) -> Key:
 def latencies(records: Iterable[RunRecord]) -> dict[Key, Measured]:
     """The latency of each network, students and frozen teachers alike.
 
-    It is the least median of the measurements on an idle machine. Without any it is the least single forward: on a busy
-    machine that is nearer to what an idle one takes than a median is.
+    It is the lowest median of the measurements on an idle machine. If there are none, it is the fastest single forward:
+    on a busy machine, that is nearer than a median to what an idle machine takes.
     """
     found: dict[Key, Measured] = {}
     for record in records:

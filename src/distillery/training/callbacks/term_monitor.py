@@ -22,10 +22,10 @@ class TermMonitor(L.Callback):
     """Logs the mean of each loss over all ranks since the last line, every `every_n_steps` and after each epoch.
 
     `train/kd` is the loss itself and `weighted/kd` its share of `train/loss`, times its weight in each batch. After
-    each epoch follow `train/accuracy` and `train/agreement` (of several teachers `train/agreement.<name>`), as shares
-    of the epoch's rows on all ranks. They are of the predictions that the losses were computed on: in training mode,
-    of augmented samples. Each rank counts for itself, and all add up once an epoch, whatever labels their batches had.
-    A run that is resumed within an epoch goes on with the counts of its first rank.
+    each epoch, `train/accuracy` and `train/agreement` (with several teachers `train/agreement.<name>`) follow, as
+    shares of the epoch's rows on all ranks. They are computed from the predictions that the losses saw: in training
+    mode, on augmented samples. Each rank counts for itself, and the counts are added up once an epoch, whatever labels
+    the batches had. A run that is resumed within an epoch continues with the counts of its first rank.
 
     The numbers that change during training are logged with them, as of the last step: `train/kd.weight`. Losses stay
     on the device and are fetched together when a line is due; logging each of them in each step would take longer than
