@@ -17,6 +17,7 @@ from distillery.config.optim import LENGTHS, SHARES, not_taken, without_leftover
 from distillery.config.precision import native_precision
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import (
+    LrScale,
     ObjectiveSettings,
     OptimSettings,
     Paths,
@@ -173,6 +174,8 @@ def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
 def _optim(node: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in node.items() if key not in ("optimizer", "scheduler")}
     checked = {**node, **check_section("optim", rest, OptimSettings)}
+    if "lr_scale" in checked:
+        checked["lr_scale"] = check_section("optim.lr_scale", checked["lr_scale"], LrScale)
     optimizer, scheduler = node.get("optimizer"), node.get("scheduler")
     if not isinstance(optimizer, Mapping) or "_target_" not in optimizer:
         given = shown(optimizer)

@@ -171,7 +171,7 @@ class OptimSettings(TypedDict, total=False):
     monitor: str | None
     decay_biases_and_norms: bool
     layer_decay: Annotated[float, Gt(0), Le(1), Says("a number greater than 0 and of at most 1, or null")] | None
-    lr_scale: LrScale
+    lr_scale: Node  # see `LrScale`
     ema: EmaDecay | None
 
 
