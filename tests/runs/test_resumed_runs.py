@@ -192,7 +192,14 @@ def test_dropout_drops_the_same(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("hardware", "stages"),
-    [("ddp", ()), ("fsdp2", ("loss/feature=[hint]", "+stages={hint: {epochs: 1, loss: {hint: {}}}, kd: {epochs: 1}}"))],
+    [
+        ("ddp", ()),
+        pytest.param(
+            "fsdp2",
+            ("loss/feature=[hint]", "+stages={hint: {epochs: 1, loss: {hint: {}}}, kd: {epochs: 1}}"),
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_two_ranks_drop_the_same_each(hardware: str, stages: tuple[str, ...], teacher: Path, tmp_path: Path) -> None:
     """Of a batch of 25 one has 13 images and the other 12: their generators do not stay the same."""

@@ -108,7 +108,13 @@ def text_teacher(once: Once) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", TEXT)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in ("shrink", "teacher_assistant_bert") else [])
+        for name in TEXT
+    ],
+)
 def test_a_recipe_for_texts(recipe: str, text_teacher: Path, tmp_path: Path) -> None:
     experiment = "tinybert" if recipe == "tinybert" else "movie_reviews"
     own = [f"experiment={experiment}", *TEXTS, f"stages={recipe}", f"teachers.main.weights='{text_teacher}'"]
