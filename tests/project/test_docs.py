@@ -139,8 +139,10 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "data.root=streets",
         "task=embedding",
         "task=question_answering",
+        "optim.scheduler.warmup_t=5",  # epochs
     }
-    for name, *arguments in dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page)):
+    found = dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page))
+    for number, (name, *arguments) in enumerate(found):
         command = name.removeprefix("distill-")
         if elsewhere & {*arguments}:
             continue
@@ -154,6 +156,8 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
             given += ["seeds=[0]", "overrides=" + json.dumps(small)]
         elif command == "train":
             given += [*once, "callbacks.checkpoint_last.every_n_epochs=1"]
+            if "-m" not in arguments and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
+                given.append(f"hydra.run.dir=outputs/{number}")  # two runs of the same second have the same folder
         if "sweep=temperature" in arguments:
             given += ["loss.kd.temperature=1,2", "seed=0"]
         if "data=image_folder" in arguments:
