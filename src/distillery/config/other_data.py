@@ -54,7 +54,7 @@ def build_other_data(
     node = OmegaConf.to_container(OmegaConf.merge(own, changed))
     data: Data = make("data", OmegaConf.create(check_target("data", node)))  # type: ignore[arg-type]
     data.prepare_data()
-    if task.prediction in ("class", "labels"):
+    if task.is_of_classes():
         data.raw = data.raw.with_classes(classes)
     if data.raw.val is None and data.val_size is None and not held_out:
         data.val_size = 0

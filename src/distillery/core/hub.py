@@ -29,6 +29,12 @@ def is_type(model: str) -> bool:
     return model in CONFIG_MAPPING
 
 
+def refuse_type(model: str) -> None:
+    """Refuse a model type where pretrained weights are wanted."""
+    if is_type(model):
+        raise UserError(f"{model!r} is a model type, which has no weights. Name a model on the hub, or a folder.")
+
+
 def find_config(model: str) -> dict[str, Any]:
     """What config.json says, `model_type` among it; of a model type nothing else: the rest is its class's default.
 

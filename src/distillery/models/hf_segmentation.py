@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.core.hub import find_config, is_type, quiet
+from distillery.core.hub import find_config, quiet, refuse_type
 from distillery.models.hf_vision import load, vision_config
 
 
@@ -33,8 +33,8 @@ def hf_segmentation(
         UserError: no such model or setting, one that classifies no pixels, a hub that cannot be reached, weights that
             do not fit.
     """
-    if pretrained and is_type(model):
-        raise UserError(f"{model!r} is a model type, which has no weights. Name a model on the hub, or a folder.")
+    if pretrained:
+        refuse_type(model)
     with quiet():
         made = vision_config(model, config, in_chans, find_config(model))
         known = AutoModelForSemanticSegmentation._model_mapping

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from distillery.core.errors import UserError
-from distillery.core.hub import FAILURES, find_config, folder_or_name, is_type, quiet, why_not
+from distillery.core.hub import FAILURES, find_config, folder_or_name, is_type, quiet, refuse_type, why_not
 from distillery.models.hf_settings import refuse_sizes, refuse_unknown
 
 CLASSIFIES = "ForImageClassification"  # the end of the name of an architecture with a classifier
@@ -78,8 +78,8 @@ def hf_vision(
     Raises:
         UserError: no such model or setting, a hub that cannot be reached, weights that do not fit.
     """
-    if pretrained and is_type(model):
-        raise UserError(f"{model!r} is a model type, which has no weights. Name a model on the hub, or a folder.")
+    if pretrained:
+        refuse_type(model)
     with quiet():
         given = find_config(model)
         own = any(str(name).endswith(CLASSIFIES) for name in given.get("architectures") or ())

@@ -14,15 +14,8 @@ WANDB_ID = "wandb_id.txt"  # the W&B run that a resumed run continues
 STAGES = "stages"  # the student of each finished stage, in a run folder of its own
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"  # held by the process that uses the folder
-RESULTS = (
-    CHECKPOINTS,
-    STAGES,
-    STUDENT,
-    PREDICTIONS,
-    LM_EVAL,
-    EVALUATIONS,
-    BALANCE,
-)  # what a run that replaces another removes
+# What a run that replaces another removes.
+RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, EVALUATIONS, BALANCE)
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's folder by Hydra and by Optuna
 

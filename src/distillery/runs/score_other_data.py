@@ -42,7 +42,7 @@ def score_other_data(folder: Path, changed: Mapping[str, Any], split: str = "tes
         raise UserError(f"'{data.name}' has no validation samples.")
     found = evaluate(student, _batches(data, split), task, task.outputs(data))
     samples = len(found.index.unique())
-    classes = data.classes if task.prediction in ("class", "labels") else ()
+    classes = data.classes if task.is_of_classes() else ()
     held = found.target.nonzero()[:, 1] if task.prediction == "labels" else found.target
     absent = [name for number, name in enumerate(classes) if number not in held]
     result = {

@@ -17,7 +17,7 @@ SCORED: tuple[Stage, ...] = ("val", "test")
 def with_references(data: Data, task: Task, teachers: Iterable[Teacher]) -> Data:
     """The data whose validation and test samples have as their `target` what the first teacher predicts of them.
 
-    It is computed once for each data set, where the teacher lies: before training on the CPU.
+    It is computed once for each data set, on the teacher's device, which is the CPU before training.
 
     Raises:
         UserError: none of the teachers is a network.

@@ -12,6 +12,13 @@ ACCURACY, AGREEMENT = "accuracy", "agreement."
 Hits = dict[str, tuple[Tensor | int, Tensor | int]]
 
 
+def add_hits(totals: Hits, more: Mapping[str, tuple[Tensor | int, Tensor | int]]) -> None:
+    """Add the numbers of `more` to those of `totals`, in place."""
+    for name, (right, counted) in more.items():
+        before = totals.get(name, (0, 0))
+        totals[name] = before[0] + right, before[1] + counted
+
+
 def hits(task: Task, student: Signals, teachers: Mapping[str, Signals], batch: Batch) -> Hits:
     """By `accuracy` and `agreement.<teacher>`: in how many of the rows it is so, and how many count.
 

@@ -60,10 +60,9 @@ def image_labels(
     samples: dict[str, Samples] = {}
     for part, rows in _parts(table, split).items():
         samples[part], _ = read_samples(table.take(rows), columns, need_labels=part != "train")
-    listed = [name for each in samples.values() for name in each.columns["first"]]
-    if len(listed) != len(set(listed)):
-        twice = next(name for name in listed if listed.count(name) > 1)
-        raise UserError(f"{table.where} lists a picture twice: {twice}. Put all of its labels in one row.")
+    listed = Counter(name for each in samples.values() for name in each.columns["first"])
+    if twice := [name for name, number in listed.items() if number > 1]:
+        raise UserError(f"{table.where} lists a picture twice: {twice[0]}. Put all of its labels in one row.")
     names = classes_of(columns, _labelled(samples["train"]) or samples["test"])
     parts = {
         part: Found(_files(root, each), label_matrix(_known(each, names), names)) for part, each in samples.items()

@@ -63,7 +63,7 @@ def mask_folder(
         ignore: the value of pixels that count nowhere; None: there are none.
         test_fraction: the share of the test split, if the folder has none.
         background: the colour that shows through transparent pixels.
-        drop_duplicates: see `image_folder`; two equal pictures with other masks are left out, both.
+        drop_duplicates: see `image_folder`; of equal pictures with different masks, none is kept.
 
     Raises:
         UserError: the root is missing or has another layout; an image without a mask or of another size, or the

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from distillery.core.errors import UserError, did_you_mean
-from distillery.core.hub import FAILURES, find_config, is_type, quiet, source_of, why_not
+from distillery.core.hub import FAILURES, find_config, quiet, refuse_type, source_of, why_not
 from distillery.models.hf_settings import refuse_sizes, refuse_unknown
 from distillery.models.text.sentence_encoder import SentenceEncoder
 
@@ -62,8 +62,8 @@ def transformer(
         UserError: see `transformer_config`; weights that cannot be had, or are of another network.
     """
     made = transformer_config(model, head, num_classes, config)
-    if pretrained and is_type(model):
-        raise UserError(f"{model!r} is a model type, which has no weights. Set it to a model on the hub, or a folder.")
+    if pretrained:
+        refuse_type(model)
     with quiet():
         net = _pretrained(model, head, made) if pretrained else _new(head, made)
     return SentenceEncoder(net) if head == "sentence_embedding" else net

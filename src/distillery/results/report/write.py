@@ -44,7 +44,7 @@ DEFINITIONS = """\
   unless the teacher is better than the baseline by more than the interval of that difference.
 - **agreement**: share of the test {rows} for which student and teacher predict the same class.
 - **FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread{inputs}; of
-  the runs that measured the same network on the same machine, the least.
+  the runs that measured the same network on the same machine, the lowest counts.
 - **seeds** of the teacher: how many teachers were trained."""
 TEXT_DEFINITIONS = """
 - **speed-up**: latency of the teacher ÷ that of the student; median over seeds. **Params**: all, and what part of the

@@ -15,7 +15,7 @@ from distillery.core.errors import UserError
 from distillery.core.process import of_all_ranks, rank
 from distillery.training.distiller import Distiller
 from distillery.training.fsdp import local
-from distillery.training.hits import AGREEMENT, Hits
+from distillery.training.hits import AGREEMENT, Hits, add_hits
 
 
 class TermMonitor(L.Callback):
@@ -58,9 +58,7 @@ class TermMonitor(L.Callback):
         self._names = list(terms)
         self._rows.append(torch.stack([value.float() for value in terms.values()]))
         self._weights.append(outputs["weights"])
-        for name, (right, counted) in outputs["hits"].items():
-            before = self._hits.get(name, (0, 0))
-            self._hits[name] = before[0] + right, before[1] + counted
+        add_hits(self._hits, outputs["hits"])
         # with accumulated gradients, several batches belong to the same step
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._reported:
@@ -110,12 +108,10 @@ class TermMonitor(L.Callback):
         """Log the shares of the epoch. All ranks call this, also one that has nothing to add."""
         own = self._counted()
         self._hits.clear()
-        totals: dict[str, tuple[int, int]] = {}
+        totals: Hits = {}
         for found in of_all_ranks(own):
-            for name, (right, counted) in found.items():
-                before = totals.get(name, (0, 0))
-                totals[name] = before[0] + right, before[1] + counted
-        shares = {name: right / counted for name, (right, counted) in totals.items() if counted}
+            add_hits(totals, found)
+        shares = {name: float(right / counted) for name, (right, counted) in totals.items() if counted}
         agreements = [name for name in shares if name.startswith(AGREEMENT)]
         if len(agreements) == 1:
             shares[AGREEMENT.removesuffix(".")] = shares.pop(agreements[0])
