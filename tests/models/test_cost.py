@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillery.models import cost
+from distillery.core import latency
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 
 
@@ -68,11 +68,11 @@ def clock(monkeypatch: pytest.MonkeyPatch, walls: Sequence[float], own: Sequence
     """Forwards take so many seconds, and the thread computes for so many of them: for all, if that is not given."""
     for name, durations in (("perf_counter", walls), ("thread_time", walls if own is None else own)):
         ticks = [tick for i, duration in enumerate(durations) for tick in (1000.0 * i, 1000.0 * i + duration)]
-        monkeypatch.setattr(cost, name, partial(next, iter(ticks)))
+        monkeypatch.setattr(latency, name, partial(next, iter(ticks)))
 
 
 def test_latency_is_the_median_without_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock(monkeypatch, [50.0] * cost.WARM_UP + [1.0, 2.0, 3.0, 100.0, 2.5])
+    clock(monkeypatch, [50.0] * latency.WARM_UP + [1.0, 2.0, 3.0, 100.0, 2.5])
     found = measure_latency(nn.Identity(), lambda: None, repeats=5, seconds=1000)
     assert (found.median, found.minimum, found.repeats) == (2500, 1000, 5)
     assert found.spread == pytest.approx((3.0 - 2.0) / 2.5)
@@ -83,10 +83,10 @@ def test_latency_is_the_median_without_the_warm_up(monkeypatch: pytest.MonkeyPat
 def test_clocks_take_no_part_in_the_share_of_a_very_small_network() -> None:
     net = nn.Identity()
     shares = [measure_latency(net, partial(net, torch.ones(1))).cpu_share for _ in range(3)]
-    assert max(share for share in shares if share is not None) > cost.LEAST_CPU_SHARE
+    assert max(share for share in shares if share is not None) > latency.LEAST_CPU_SHARE
 
 
-WARM = [1.0] * cost.WARM_UP
+WARM = [1.0] * latency.WARM_UP
 
 
 @pytest.mark.parametrize(

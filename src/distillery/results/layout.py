@@ -10,12 +10,14 @@ PROBABILITIES = "_probabilities"  # in it, after the name of student or teacher:
 LM_EVAL = "lm_eval.json"  # the scores that distill-evaluate lm_eval=… has found
 EVALUATIONS = "evaluations"  # a file for each of the other data that distill-evaluate has scored the student on
 BALANCE = "balance.json"  # the weights that objective.balance=auto has found, by their place in the config
+EXPORT = "export"  # the student in other formats, see `exports.py`
+EXPORTS = "export.json"  # in it: what was measured of each
 WANDB_ID = "wandb_id.txt"  # the W&B run that a resumed run continues
 STAGES = "stages"  # the student of each finished stage, in a run folder of its own
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"  # held by the process that uses the folder
 # What a run that replaces another removes.
-RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, EVALUATIONS, BALANCE)
+RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, EVALUATIONS, BALANCE, EXPORT)
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's folder by Hydra and by Optuna
 

@@ -136,7 +136,7 @@ class RunRecord:
         """Writes `folder/run.json` atomically: a reader sees the old record or the new one, never half."""
         content = {"version": self.VERSION, **dataclasses.asdict(self)}
         with atomic_write(folder / RECORD) as unfinished:
-            unfinished.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            unfinished.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -172,12 +172,12 @@ class RunRecord:
         return cls(**content)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for both."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
