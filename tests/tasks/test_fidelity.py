@@ -1,11 +1,10 @@
-"""Figures of fidelity and calibration against NumPy in float64, and against torchmetrics."""
+"""Figures of fidelity against NumPy in float64."""
 
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import MulticlassCalibrationError
 
-from distillery.tasks.fidelity import by_place, calibration, divergences, predictions
+from distillery.tasks.fidelity import by_place, divergences, predictions
 
 ROWS, CLASSES = 23, 7
 
@@ -52,25 +51,6 @@ def test_the_fixture_of_two_distributions() -> None:
     assert found["kl"] == pytest.approx(0.227088009, rel=1e-6)
     assert found["reverse_kl"] == pytest.approx(0.199005798, rel=1e-6)
     assert found["acceptance"] == pytest.approx(0.7)
-
-
-def test_the_calibration_error_is_that_of_torchmetrics() -> None:
-    logits, target = rows(2), torch.arange(ROWS) % CLASSES
-    own = predictions(logits, target)
-    found = calibration(own["confidence"], own["correct"])
-    metric = MulticlassCalibrationError(CLASSES, n_bins=15, norm="l1")
-    assert found.error == pytest.approx(metric(logits.softmax(-1), target).item(), rel=1e-5)
-    sure, right = distribution(logits).max(-1), (distribution(logits).argmax(-1) == target.numpy())
-    edges = np.linspace(0, 1, 16)
-    for place in range(15):
-        inside = (sure > edges[place]) & (sure <= edges[place + 1])
-        assert found.counts[place] == inside.sum()
-        if inside.any():
-            assert found.confidence[place] == pytest.approx(sure[inside].mean(), rel=1e-5)
-            assert found.accuracy[place] == pytest.approx(right[inside].mean())
-    assert sum(found.counts) == ROWS
-    assert calibration(torch.ones(4), torch.ones(4)).error == 0
-    assert calibration(torch.ones(4), torch.tensor([1.0, 0, 0, 0])).error == pytest.approx(0.75)
 
 
 def test_the_mean_by_place() -> None:

@@ -49,16 +49,21 @@ class RunRecord:
             in which texts are read), `remarks` (notes on the data for the user).
         sources: SHA-256 of what the run is made from, by `<stage>:data` and `<stage>:teachers.<name>`; the stage is
             empty where there is but one.
-        teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), `perplexity`
-            and `exact_match` (where the task has them), the task's other metrics by name, `scored_by` (where that is
-            not its own classifier), and its costs like the student's; for the student as its own teacher the role.
+        teachers: for each teacher its `role`, `source`, `sha256` (of its weights), `score` (test), the figures that
+            `metrics` has without a prefix, the task's other metrics by name, `scored_by` (where that is not its own
+            classifier), and its costs like the student's; for the student as its own teacher the role.
         student_sha256: hash of the exported weights, made as a teacher's is: so a teacher's own run is known.
         metrics: `last` and `best` (chosen on validation), each `epoch`, `val_score`, `test_score`,
-            `val_loss`, `test_loss`, `val_<metric>` and `test_<metric>` for the task's other metrics, and `perplexity`,
-            `exact_match` of the test split like a teacher's; `ensemble`, where the config asks for one. With
-            `optim.ema` these are figures of the student's average; `unaveraged` has those of the student itself in the
-            last epoch.
-        fidelity: of a language model, by network (`student`, and the teachers that were loaded, as in `teachers`) means
+            `val_loss`, `test_loss`, `val_<metric>` and `test_<metric>` for the task's other metrics, and of the test
+            split, where the task has them, `perplexity`, `exact_match`, and of classes `calibration_error`,
+            `adaptive_calibration_error`, `brier` and `nll` (see `tasks/calibration.py`); `ensemble`, where the config
+            asks for one. With `optim.ema` these are figures of the student's average; `unaveraged` has those of the
+            student itself in the last epoch.
+        fidelity: of classes, by network (`student`, and the frozen teachers that were loaded) the number of test
+            `samples` or `tokens`, the mean `entropy` in nats and the `bins` of a reliability diagram, and of a
+            teacher's divergence from the student `agreement`, `kl`, `reverse_kl` (see `tasks/fidelity.py`) and, where
+            it is a network here, `cka`: that of what the two heads read of up to 1,024 samples (`tasks/cka.py`).
+            Of a language model, by network (`student`, and the teachers that were loaded, as in `teachers`) means
             over `tokens` of the test split: `entropy` in nats, `calibration_error` and its `bins`, and of a teacher's
             divergence from the student `agreement`, `kl`, `reverse_kl`, `acceptance` (see `tasks/fidelity.py`).
             `data_text` and `own_text` have these on continuations of the same prompts, the data's and the student's,

@@ -1,18 +1,23 @@
-"""Language models that had no teacher's network beside them are compared with one, once, for the report."""
+"""Students that had no teacher's network beside them are compared with one, once, for the report."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from distillery.core.errors import UserError
 from distillery.core.roles import FROZEN, role_of
 from distillery.core.terminal import say
+from distillery.results.layout import PROBABILITIES
 from distillery.results.record import NO_NETWORK, RunRecord
-from distillery.results.report.collect import Run, collect
+from distillery.results.report.collect import Run, collect, predictions_of
 from distillery.results.report.table import MAIN
 from distillery.runs.folder_lock import FolderLock
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distillery.teachers.frozen import Teacher
 
 
@@ -65,12 +70,11 @@ def _lent(run: Run) -> str | None:
 
 def _compare(run: Run, lender: Run, name: str, loaded: dict[str, "Teacher"]) -> None:
     from distillery.config.networks import build_teacher, run_config  # torch takes seconds: only where it is needed
+    from distillery.runs.class_fidelity import add_class_fidelity
     from distillery.runs.fidelity import add_fidelity
     from distillery.runs.verify_run import rebuilt
 
     sha256 = lender.record.teachers[name]["sha256"]
-    _, student, data, task = rebuilt(run.folder, "test")
-    outputs = task.outputs(data)
     if sha256 not in loaded:
         cfg = run_config(str(lender.folder), "run").teachers.get(name)
         if cfg is None or role_of(cfg) != FROZEN or not cfg.get("weights"):
@@ -79,8 +83,29 @@ def _compare(run: Run, lender: Run, name: str, loaded: dict[str, "Teacher"]) -> 
         if teacher.sha256 != sha256:
             raise UserError(f"teachers.{name}.weights are others now.")
         loaded[sha256] = teacher
+    _, student, data, task = rebuilt(run.folder, "test")
     teacher = loaded[sha256].to(student.device)
     record = RunRecord.read(run.folder)
-    add_fidelity(record, student, {name: teacher}, data, task, outputs)
+    add_fidelity(record, student, {name: teacher}, data, task, task.outputs(data))
+    add_class_fidelity(record, _predicted(run, lender, name), student, {name: teacher}, data, task)
     record.fidelity[name]["sha256"] = sha256
     record.write(run.folder)
+
+
+def _predicted(run: Run, lender: Run, name: str) -> dict[str, "Tensor"]:
+    """What a run's student and another run's teacher predict of the same test rows, each in the order of the samples.
+
+    Raises:
+        UserError: they are not the same rows.
+    """
+    import torch
+
+    found = []
+    for folder in (run.folder, lender.folder):
+        arrays = predictions_of(folder, probabilities=True)
+        order = np.argsort(arrays["index"], kind="stable")
+        found.append({key: torch.from_numpy(values[order]) for key, values in arrays.items()})
+    own, theirs = found
+    if not all(torch.equal(own[key], theirs[key]) for key in ("index", "target")):
+        raise UserError(f"the test samples of {lender.folder} are others.")
+    return own | {key: values for key, values in theirs.items() if key in (name, name + PROBABILITIES)}

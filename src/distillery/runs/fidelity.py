@@ -18,7 +18,8 @@ from distillery.models.taps.end_before_head import before_heads
 from distillery.models.taps.network import Network
 from distillery.models.text.generation import can_generate, generate, greedy, left_padded
 from distillery.results.record import NO_NETWORK, RunRecord
-from distillery.tasks.fidelity import by_place, calibration, divergences, predictions
+from distillery.tasks.calibration import calibration
+from distillery.tasks.fidelity import by_place, divergences, predictions
 from distillery.tasks.task import Batch, Task
 from distillery.teachers.frozen import Teacher
 from distillery.training.rollouts import Rollouts
@@ -60,7 +61,7 @@ def add_fidelity(
             kept = calibration(figures["confidence"], figures["correct"])
             found[name] |= _means(figures, ("entropy", *DIVERGENCES)) | {
                 "calibration_error": kept.error,
-                "bins": {"count": kept.counts, "confidence": kept.confidence, "accuracy": kept.accuracy},
+                "bins": kept.bins,
             }
         if can_generate(student.net):
             given = prompted(data)

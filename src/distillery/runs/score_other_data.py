@@ -40,7 +40,7 @@ def score_other_data(folder: Path, changed: Mapping[str, Any], split: str = "tes
     data = build_other_data(cfg, changed, record.data["classes"], student, task, held_out=split == "val")
     if split == "val" and not data.sizes["val"]:
         raise UserError(f"'{data.name}' has no validation samples.")
-    found = evaluate(student, _batches(data, split), task, task.outputs(data))
+    found = evaluate(student, _batches(data, split), task, task.outputs(data), probabilities=True)
     samples = len(found.index.unique())
     classes = data.classes if task.is_of_classes() else ()
     held = found.target.nonzero()[:, 1] if task.prediction == "labels" else found.target

@@ -19,7 +19,9 @@ from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights, unwrap, weights_hash
 from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, PROBABILITIES, STUDENT
 from distillery.results.record import RunRecord
+from distillery.runs.class_fidelity import add_class_fidelity
 from distillery.runs.fidelity import add_fidelity
+from distillery.tasks.calibration import calibration_figures
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.tasks.task import Task
 from distillery.teachers.ensemble import Ensemble
@@ -71,6 +73,7 @@ def score_run(
         np.savez_compressed(file, **arrays)  # of pixels there are many
 
     add_fidelity(record, student, teachers, data, parts.distiller.task, parts.distiller.outputs)
+    add_class_fidelity(record, predictions, student, teachers, data, parts.distiller.task)
     if ensemble is not None:
         record.metrics["ensemble"] = {"epoch": epoch, **_scores(parts, ensemble)[0]}
 
@@ -141,9 +144,13 @@ def _scores(parts: Parts, network: Network | Ensemble) -> tuple[dict[str, float 
 
 
 def figures(task: Task, test: Evaluation) -> dict[str, float]:
-    """Of a split: perplexity and exact match, where the task has them."""
+    """Of a split: perplexity, exact match and calibration of the classes' probabilities, where the task has them."""
     found = {"perplexity": math.exp(test.loss)} if task.perplexity else {}
-    return found | ({"exact_match": test.exact_match} if task.exact_match else {})
+    if task.exact_match:
+        found["exact_match"] = test.exact_match
+    if task.prediction == "class" and test.probabilities is not None:
+        found |= calibration_figures(test.probabilities, test.target)
+    return found
 
 
 def _evaluate(

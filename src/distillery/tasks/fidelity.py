@@ -1,29 +1,9 @@
-"""How near one network's predictions are to another's, and how far they can be trusted: figures of rows of logits."""
-
-from typing import NamedTuple
+"""How near one network's predictions are to another's: figures of rows of logits."""
 
 import torch
 from torch import Tensor
 
 from distillery.core.numerics import kl, log_softmax, log_softmaxes
-
-BINS = 15
-
-
-class Calibration(NamedTuple):
-    """Confidence and accuracy by bins of confidence (0 to 1/15, to 2/15, …).
-
-    Attributes:
-        error: Σ over the bins of their share of the rows · |accuracy - confidence| (expected calibration error; Guo et
-            al. 2017, https://arxiv.org/abs/1706.04599, equation 5).
-        counts: rows of each bin.
-        confidence, accuracy: means of each bin; NaN where it is empty.
-    """
-
-    error: float
-    counts: list[int]
-    confidence: list[float]
-    accuracy: list[float]
 
 
 def predictions(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -56,15 +36,6 @@ def divergences(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         "reverse_kl": kl(log_s, log_t),
         "acceptance": torch.minimum(log_s, log_t).exp().sum(-1),
     }
-
-
-def calibration(confidence: Tensor, correct: Tensor) -> Calibration:
-    """From the confidence of each row, and whether its prediction is correct, [N]."""
-    place = (confidence.double() * BINS).ceil().long().clamp(1, BINS) - 1
-    counts = place.bincount(minlength=BINS)
-    sure, right = (place.bincount(each.double(), minlength=BINS) / counts for each in (confidence, correct))
-    error = ((right - sure).abs().nan_to_num() * counts).sum() / counts.sum()
-    return Calibration(error.item(), counts.tolist(), sure.tolist(), right.tolist())
 
 
 def by_place(values: Tensor, place: Tensor, width: int) -> list[float]:

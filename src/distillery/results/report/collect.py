@@ -86,14 +86,15 @@ def _read(folder: Path) -> Run:
     return Run(folder, record, settings, label=record.method)
 
 
-def predictions_of(folder: Path) -> Predictions:
-    """What is predicted, without the probabilities, which are large."""
+def predictions_of(folder: Path, probabilities: bool = False) -> Predictions:
+    """What is predicted; of classes with their `probabilities`, which are large, only where they are asked for."""
     path = folder / PREDICTIONS
     if not path.exists():
         return {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if not name.endswith(PROBABILITIES)}
+            wanted = (name for name in arrays.files if probabilities or not name.endswith(PROBABILITIES))
+            return {name: arrays[name] for name in wanted}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}). Run that job again, or remove its folder.") from None
 

@@ -25,7 +25,7 @@ def plot_fidelity(students: Sequence[Run], path: Path) -> bool:
     path.unlink(missing_ok=True)
     methods: dict[str, list[Run]] = {}
     for run in students:
-        if run.record.fidelity:
+        if run.record.fidelity and "brier" not in run.record.metrics["last"]:  # not of classes
             methods.setdefault(run.label, []).append(run)
     shown = dict([*methods.items()][:MOST])
     if not shown:

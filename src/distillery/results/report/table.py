@@ -31,6 +31,9 @@ FIDELITY = {
     "kl": "kl", "kl_own_text": "kl", "reverse_kl_own_text": "reverse_kl", "acceptance": "acceptance",
     "calibration_error": "calibration_error", "entropy": "entropy",
 }  # fmt: skip
+# Of classes: the same for them, of the last epoch.
+CALIBRATION = ("calibration_error", "adaptive_calibration_error", "brier", "nll")
+CLASS_FIDELITY = ("kl", "cka", *CALIBRATION)
 BUSY = "latency_busy"  # whether all measurements of a latency were on a busy machine; a column where there is one
 TEACHER, BASELINE = "teacher", "baseline"
 MAIN = "main"  # the teacher of this name is the one that all methods are compared with
@@ -44,7 +47,7 @@ OVER_SEEDS = {
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), BUSY: (BUSY, "max"), "speed_up": ("speed_up", "median"),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
-    **{column: (column, "mean") for column in FIDELITY},
+    **{column: (column, "mean") for column in (*FIDELITY, *CLASS_FIDELITY)},
 }  # fmt: skip
 
 
@@ -72,12 +75,12 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
 
     The columns are `COLUMNS`; those of a score of which lower is better have its name, see `Score`. Of each other
     metric `<name>_mean`, `<name>_std`, `<name>_diff_mean` and `<name>_diff_ci95` follow. Where a network has embeddings
-    (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of
-    answers to prompts the share that is `EXACT`, of language models their `FIDELITY`, where a student saw unlabelled
-    samples `SAMPLE_COLUMNS`, and of sweeps their `SELECTION`. Where `task.monitor` names another figure than the score,
-    `SELECTION` has its name in it, `validation_<name>_mean`, and `BEST` marks the row that is best by it. What the
-    columns mean is said in each report (`write.DEFINITIONS`). Scores, agreement, retention and gap are fractions here.
-    Ratios and gaps relate to the first teacher's row.
+    (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of answers to prompts
+    the share that is `EXACT`, of language models their `FIDELITY`, of classes `CLASS_FIDELITY`, where a student saw
+    unlabelled samples `SAMPLE_COLUMNS`, and of sweeps their `SELECTION`. Where `task.monitor` names another figure than
+    the score, `SELECTION` has its name in it, `validation_<name>_mean`, and `BEST` marks the row that is best by it.
+    What the columns mean is said in each report (`write.DEFINITIONS`). Scores, agreement, retention and gap are
+    fractions here. Ratios and gaps relate to the first teacher's row.
 
     Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
     none. `retention` and `gap_recovered` are ratios of means. A network has one latency, see `latencies`; of a seed
@@ -122,7 +125,9 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns.append(PERPLEXITY)
     if table[EXACT].notna().any():
         columns += [EXACT, f"{EXACT}_std"]
-    if table["entropy"].notna().any():
+    if table["brier"].notna().any():
+        columns += CLASS_FIDELITY
+    elif table["entropy"].notna().any():
         columns += FIDELITY
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
@@ -150,7 +155,7 @@ def _best(students: Sequence[Run], split: str) -> str | None:
 
 def _figures(run: Run, metrics: Sequence[str], measured: Mapping[Key, Measured]) -> dict[str, Any]:
     """What the row of a student's method is made from."""
-    record, cost = run.record, run.record.cost
+    record, cost, last = run.record, run.record.cost, run.record.metrics["last"]
     own = _latency(record, cost, measured)
     others = [_latency(record, teacher, measured)["latency_ms"] for teacher in record.frozen_teachers.values()]
     return {
@@ -162,8 +167,9 @@ def _figures(run: Run, metrics: Sequence[str], measured: Mapping[Key, Measured])
         "score": run.score,
         "validation": run.record.val_monitored,
         "agreement": run.agreement,
-        **{figure: run.record.metrics["last"].get(figure) for figure in (PERPLEXITY, EXACT)},
-        **{name: run.record.metrics["last"].get(f"test_{name}") for name in metrics},
+        **{figure: last.get(figure) for figure in (PERPLEXITY, EXACT)},
+        **{figure: last[figure] for figure in CALIBRATION if figure in last},
+        **{name: last.get(f"test_{name}") for name in metrics},
         "speed_up": pd.Series(others, dtype="float64").mean() / own["latency_ms"],
     }
 
@@ -180,12 +186,13 @@ def compared_with(run: Run) -> str | None:
 
 
 def _fidelity(run: Run) -> dict[str, Any]:
-    """The figures of `FIDELITY`."""
+    """The figures of `FIDELITY`, and of features."""
     teacher = run.record.fidelity.get(compared_with(run) or "", {})
     own = run.record.fidelity.get("student", {})
     entries = {"calibration_error": own, "entropy": own}
     entries |= dict.fromkeys(("kl_own_text", "reverse_kl_own_text"), teacher.get("own_text", {}))
-    return {column: entries.get(column, teacher).get(name) for column, name in FIDELITY.items()}
+    found = {column: entries.get(column, teacher).get(name) for column, name in FIDELITY.items()}
+    return {**found, "cka": teacher.get("cka")}
 
 
 def _samples(run: Run) -> dict[str, int | None]:
@@ -228,7 +235,7 @@ def _teachers(
             more = {**trained.get(teacher["sha256"], {}), "agreement": agreement}
             more |= _latency(run.record, teacher, measured)
             if "kl" in (fidelity := run.record.fidelity.get(name, {})):
-                more |= {column: fidelity[column] for column in ("calibration_error", "entropy")}
+                more |= {column: fidelity[column] for column in ("calibration_error", "entropy") if column in fidelity}
             own.append({**teacher, **more, "method": label, "seed": run.record.seed})
     own.sort(key=lambda teacher: teacher["method"] != TEACHER)
     distinct = {(teacher["method"], teacher["sha256"]): teacher for teacher in own}
