@@ -50,7 +50,8 @@ CONTROLS = {  # named by what they are, not by their losses
     **{key: ["reverse_kl"] for key in ("lambda_0", "lambda_0.25", "lambda_0.5", "lambda_1")},
     "logit_mse_labelled": ["logit_mse"],
     "kd_half": ["kd"],
-    "baseline_equal_time": [],
+    **{key: [] for key in ("baseline_equal_time", "baseline_long")},
+    **{key: ["kd"] for key in ("kd_long", "patient", "patient_short")},
     **{f"topk_kd_{form}": ["topk_kd"] for form in ("tail", "sample")},
     **{f"{form}_{k}": ["topk_kd"] for form in FORMS for k in (4, 8, 16)},
 }
