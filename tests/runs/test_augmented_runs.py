@@ -73,7 +73,7 @@ def test_unlabelled_images_are_mixed_too(run: Callable[..., Result]) -> None:
     ("overrides", "message"),
     [
         (["loss/response=[dkd]"], r"loss\.dkd needs one class for each image, .* Set data\.augment\.mixup=0"),
-        (["teachers.main.cache=true"], r"Set data\.augment=null, or the teacher's cache=false"),
+        (["teachers.main.cache=true"], r"Set data\.views=8 .*, data\.augment=null, or the teacher's cache=false"),
         (["model/teacher=stored"], r"teachers\.main: its stored targets are of single images"),
     ],
 )

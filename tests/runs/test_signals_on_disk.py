@@ -20,7 +20,7 @@ from distillery.models.taps.end_before_head import before_heads
 from distillery.models.weights import save_weights
 from distillery.runs.run import Result, train
 from distillery.runs.write_signals import Settings, write_signals
-from distillery.teachers.cached_teacher import rescored
+from distillery.teachers.check_disk_cache import rescored
 from distillery.teachers.disk_cache import DiskCache
 from fixtures.building import build
 from fixtures.command_line import Cli
@@ -200,8 +200,8 @@ def test_a_foreign_cache_is_refused(caches: dict[str, Path], made: Config, folde
     cache, parts = DiskCache(caches["hidden"]), reading(made, caches["hidden"], "teachers.main.weights=null")
     stored = cache.rows
 
-    def moved(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        columns, counts = stored(index)
+    def moved(index: Tensor, view: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        columns, counts = stored(index, view)
         return {**columns, "positions": columns["positions"] + 1}, counts
 
     compared = cache, parts.data, parts.distiller.task, None, 0
@@ -240,7 +240,7 @@ def test_images_too(tmp_path: Path) -> None:
     assert torch.equal(scores[0].predicted, scores[1].predicted)
     for setting, message in {
         "data.train_size=70": "has no signals of [0-9]+ of the 70 training samples",
-        "data.augment={crop: 1}": "changes the samples in each epoch",
+        "data.augment={crop: 1}": "makes another version of it in each epoch",
         "loss/feature=[hint]": "only the logits are known",
     }.items():
         with pytest.raises(UserError, match=message):

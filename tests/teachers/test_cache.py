@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
+from distillery.data.module import Stage
 from distillery.data.sources.digits import digits
 from distillery.data.vision import VisionData
 from distillery.losses.signals import Attention, Signals
 from distillery.models.adapters import ImageAdapter
 from distillery.runs.run import train
+from distillery.tasks.classification import Classification
 from distillery.tasks.evaluate import Evaluation
 from distillery.teachers import cache
 from distillery.teachers.cache import TeacherCache
@@ -23,6 +25,7 @@ from fixtures.building import build
 from fixtures.composing import Compose, with_hint
 
 BATCH = 500  # samples of one forward of the teacher
+TASK = Classification()
 
 
 def digits_data(**given: Any) -> VisionData:
@@ -98,16 +101,18 @@ def test_another_teacher_or_other_images_share_nothing(fingerprint: str, given: 
 
 def test_a_cached_teacher_is_scored_once_for_each_name() -> None:
     data, calls = digits_data(), []
+    names: tuple[Stage, ...] = ("val", "test")
 
     def judge(name: str) -> Evaluation:
         calls.append(name)
         return Evaluation(0.5, 1.0, torch.tensor([0]), torch.tensor([1]), torch.tensor([1]))
 
     for _ in range(2):  # two runs of a study
-        for name in ("val", "test"):
-            assert TeacherCache(Seen({}), "scored", data).evaluated(name, partial(judge, name)).score == 0.5
+        for name in names:
+            cached = TeacherCache(Seen({}), "scored", data)
+            assert cached.evaluated(data, name, TASK, partial(judge, name)).score == 0.5
     assert calls == ["val", "test"]
-    TeacherCache(Seen({}), "another", data).evaluated("val", partial(judge, "another teacher's"))
+    TeacherCache(Seen({}), "another", data).evaluated(data, "val", TASK, partial(judge, "another teacher's"))
     assert calls[2:] == ["another teacher's"]
 
 

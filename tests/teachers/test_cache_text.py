@@ -148,7 +148,7 @@ def test_a_decoder_is_refused(folder: str) -> None:
 
 def test_masked_texts_are_refused(folder: str) -> None:
     data = text_data(folder, Texts(TEXTS), mask=0.15)
-    with pytest.raises(UserError, match=r"data\.mask changes the samples.*data\.mask=null, or .*cache=false"):
+    with pytest.raises(UserError, match=r"data\.mask makes another version.*data\.mask=null, or .*cache=false"):
         TeacherCache(lambda batch: Signals(batch["index"]), "one", data)
 
 

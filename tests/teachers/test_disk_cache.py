@@ -1,5 +1,6 @@
 """Signals in files: killed, resumed, torn; what is stored of a row, and how many classes are enough."""
 
+import json
 import os
 import shutil
 import signal
@@ -18,13 +19,18 @@ from distillery.core.errors import UserError
 from distillery.losses.sparse import TopK, drawn, sparse_kl
 from distillery.models.taps.end_before_head import before_heads
 from distillery.teachers import write_disk_cache
+from distillery.teachers.cache_format import Contents, Kind, Layer, Layout
 from distillery.teachers.cached_teacher import CachedTeacher
 from distillery.teachers.choose_k import candidates, losses_by_k, smallest
-from distillery.teachers.disk_cache import Contents, DiskCache, Kind, Layout
+from distillery.teachers.disk_cache import DiskCache
 from distillery.teachers.row_signals import few
 from distillery.teachers.write_disk_cache import Rows, finish, tell_size, write_cache
 
 CLASSES, K = 50, 4
+STORED: dict[str, Layer] = {
+    "layers.a": Layer(shape=[3, 2, 2], dtype="float32", stored="float32"),
+    "layers.b": Layer(shape=[3, 2, 2], dtype="float32", stored="int8"),
+}
 LENGTHS = np.array([3, 5, 0, 2, 7, 1, 4])  # rows of samples 10, 20, …
 INDEX = 10 * (1 + np.arange(len(LENGTHS)))
 ORDER = (4, 0, 3, 1, 6, 5, 2)  # in which they are computed, two at a time
@@ -38,29 +44,35 @@ def contents(kind: Kind = "topk", **other: Any) -> Contents:
     return replace(given, **other)
 
 
-def logits_of(sample: int) -> Tensor:
-    return torch.randn(int(LENGTHS[sample]), CLASSES, generator=torch.Generator().manual_seed(sample)) * 3
+def logits_of(sample: int, view: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(sample + 100 * view)
+    return torch.randn(int(LENGTHS[sample]), CLASSES, generator=generator) * 3
 
 
-def rows(kind: Kind, samples: tuple[int, ...]) -> Rows:
+def layers_of(sample: int, view: int) -> Tensor:
+    return torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(1000 + sample + 100 * view))
+
+
+def rows(kind: Kind, samples: tuple[int, ...], view: int = 0) -> Rows:
     index = torch.cat([torch.full((int(LENGTHS[each]),), int(INDEX[each])) for each in samples])
     position = torch.cat([torch.arange(int(LENGTHS[each])) * 2 % 9 for each in samples])
-    logits = torch.cat([logits_of(each) for each in samples])
+    logits = torch.cat([logits_of(each, view) for each in samples])
     columns = {"hidden": logits[:, :6]} if kind == "hidden" else few(kind, logits, K, 0, index, position)
-    return Rows(columns, index, position)
+    layers = torch.stack([layers_of(each, view) for each in samples])
+    return Rows(columns, index, position, view, {"layers.a": layers, "layers.b": 2 * layers})
 
 
 def write(folder: Path, what: Contents, every: float = 0.0) -> None:
-    batches = [ORDER[at : at + 2] for at in range(0, len(ORDER), 2)]
+    batches = [(view, ORDER[at : at + 2]) for view in range(what.views) for at in range(0, len(ORDER), 2)]
     head = {"weight": torch.ones(CLASSES, 6)} if what.signals == "hidden" else {}
 
     def start(first: int) -> Iterator[Mapping[str, Any]]:
-        return ({"samples": batch} for batch in batches[first:])
+        return ({"samples": samples, "view": view} for view, samples in batches[first:])
 
-    layout = Layout(INDEX, LENGTHS)
-    made = write_cache(
-        folder, what, layout, start, len(batches), lambda batch: rows(what.signals, batch["samples"]), head, every
-    )  # type: ignore[arg-type]
+    def rows_of(batch: Mapping[str, Any]) -> Rows:
+        return rows(what.signals, batch["samples"], batch["view"])
+
+    made = write_cache(folder, what, Layout(INDEX, LENGTHS), start, len(batches), rows_of, head, every)
     finish(folder, made)
 
 
@@ -90,7 +102,7 @@ def killed(write: Callable[[], Any], after: int) -> bool:
 
 def test_a_killed_cache_is_resumed_and_ends_byte_equal(tmp_path: Path) -> None:
     """Killed at every file that takes another's place: between these nothing is said to be done."""
-    what, out, kills = contents("topk"), tmp_path / "killed", 0
+    what, out, kills = contents("topk", views=2, layers=STORED), tmp_path / "killed", 0
     write(tmp_path / "whole", what, every=99)
     while killed(lambda: write(out, what), after=1 + kills):
         kills += 1
@@ -118,6 +130,40 @@ def test_rows_are_found_by_sample_and_position(tmp_path: Path) -> None:
     for absent in (5, 15, 99):
         with pytest.raises(UserError, match=f"no signals of sample {absent}"):
             cache.rows(torch.tensor([10, absent]))
+
+
+def test_each_view_has_rows_and_layers_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "a", contents("full", views=3, layers=STORED))
+    cache, samples = DiskCache(tmp_path / "a"), (4, 0, 4)
+    index, view = torch.from_numpy(INDEX[[*samples]]), torch.tensor([2, 1, 0])
+    found, counts = cache.rows(index, view)
+    assert counts.tolist() == [7, 3, 7]
+    expected = [(sample, each) for sample, each in zip(samples, view.tolist(), strict=True)]
+    assert torch.equal(found["logits"], torch.cat([logits_of(*each) for each in expected]))
+    layers = cache.layers(["layers.a", "layers.b"], index, view)
+    exact = torch.stack([layers_of(*each) for each in expected])
+    assert torch.equal(layers["layers.a"], exact)
+    step = 2 * exact.flatten(1).abs().amax(1) / 127
+    assert ((layers["layers.b"] - 2 * exact).abs().flatten(1).amax(1) <= 0.501 * step).all()
+    assert cache.layers(["layers.b"], index).keys() == {"layers.b"}
+    (tmp_path / "a" / "layer0.npy").write_bytes((tmp_path / "a" / "layer0.npy").read_bytes()[:-1] + b"?")
+    torn = DiskCache(tmp_path / "a")
+    torn.layers(["layers.b"], torch.tensor([70]), torch.tensor([2]))
+    with pytest.raises(UserError, match="the signals of sample 70 do not match their checksum"):
+        torn.layers(["layers.a"], torch.tensor([70]), torch.tensor([2]))
+
+
+def test_a_cache_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """It has one view, no layers, and one checksum for each sample."""
+    write(tmp_path / "a", contents("full"))
+    manifest, sums = tmp_path / "a" / "cache.json", tmp_path / "a" / "checksums.npy"
+    said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: said[key] for key in said if key not in ("views", "layers")} | {"version": 1}))
+    np.save(sums, np.load(sums)[:, 0])
+    assert torch.equal(DiskCache(tmp_path / "a").rows(torch.tensor([50]))[0]["logits"], logits_of(4))
+    manifest.write_text(json.dumps(said | {"version": 3}))
+    with pytest.raises(UserError, match="has version 3, and this version of Distillery reads up to 2"):
+        DiskCache(tmp_path / "a")
 
 
 def test_hidden_rows_have_the_head_that_they_were_written_for(tmp_path: Path) -> None:
@@ -185,6 +231,12 @@ def test_the_size_is_told_before_and_a_full_disk_refused(
     assert sum(sizes.values()) - 128 * len(sizes) == what.bytes  # NumPy's headers
     tell_size(what, tmp_path / "b")
     assert "22 tokens that can contribute to the loss, 20 bytes each" in capsys.readouterr().out
+    images = contents("full", dtype="int8", per_token=False, rows=7, views=3, layers=STORED)
+    assert images.bytes_a_row == 50 + 4  # and the scale
+    assert images.bytes == 3 * 7 * (54 + 48 + 12 + 4 + 3 * 4) + 7 * 8  # layers, one with a scale; checksums; index
+    tell_size(images, tmp_path / "b")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "21 samples (3 views of 7) that can contribute to the loss, 118 bytes each (54 of them for logits" in said
     monkeypatch.setattr(write_disk_cache, "free_bytes", lambda folder: 500)
     with pytest.raises(UserError, match=r"are 552 bytes, but the disk of .* has 500 bytes free"):
         tell_size(what, tmp_path / "b")
@@ -199,9 +251,9 @@ def test_types(tmp_path: Path) -> None:
         assert str(found["logits"].dtype) == f"torch.{dtype}"
         assert ((found["logits"].float() - exact).abs() <= 2.0**-bits * exact.abs()).all()
         assert torch.equal(found["logits"].float(), exact) is (dtype == "float32")
-    column = contents("full", dtype="float16").columns["logits"]
+    columns = contents("full", dtype="float16").columns
     with pytest.raises(UserError, match="the teacher's values reach"):
-        write_disk_cache.to_array(torch.tensor([[1e6]]), column, "float16")
+        write_disk_cache.to_arrays({"logits": torch.tensor([[1e6]])}, columns)
 
 
 def test_drawn_classes_are_unbiased(tmp_path: Path) -> None:

@@ -30,10 +30,11 @@ from distillery.data.module import Data
 from distillery.data.stored_targets import with_stored_targets
 from distillery.losses.term import Term
 from distillery.models.evaluation_mode import evaluating
-from distillery.models.taps.network import Network
+from distillery.models.taps.network import Network, probe
 from distillery.tasks.metrics import validated
 from distillery.tasks.task import Task
 from distillery.teachers.cache import TeacherCache
+from distillery.teachers.cached_teacher import CachedSignals
 from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
@@ -135,7 +136,8 @@ def build(
     student.tap_attention((), batch)
     stored = {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
     cached = cached_teachers(cfg, data, task, outputs, batch, loaded)
-    frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, batch), **stored, **cached}
+    frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, batch), **stored}
+    frozen |= {name: each.network or each for name, each in cached.items()}
     frozen |= served_teachers(cfg, data, task, batch)
     if task.needs_references:
         data = with_references(data, task, frozen.values())
@@ -188,7 +190,9 @@ def build(
     refuse_unlogged(cfg.callbacks, schedules, validations, monitors)
 
     for name, teacher in frozen.items():
-        if cfg.teachers[name].get("cache") and name not in cached:
+        if name in cached and teacher.has_network:
+            teacher.training_signals = CachedSignals(cached[name], probe(teacher, batch))
+        elif cfg.teachers[name].get("cache") and name not in cached:
             teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
     check_levels(terms, teachers)
     if rollouts is not None:
@@ -326,7 +330,7 @@ def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> 
             f"those of {own}. Set cache=false, or data.tokenizer={own}."
         )
     chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
-    fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {precision} {chosen}"
+    fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {precision} {chosen} {data.views_key}"
     return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
 
 

@@ -13,9 +13,13 @@ from distillery.core.errors import UserError, named
 from distillery.data.module import Data
 from distillery.tasks.task import Task
 from distillery.teachers.cache import refuse_varying
-from distillery.teachers.cached_teacher import CachedTeacher, rescored
+from distillery.teachers.cached_teacher import CachedTeacher
+from distillery.teachers.check_disk_cache import rescored
 from distillery.teachers.disk_cache import DiskCache
 from distillery.teachers.frozen import Teacher
+
+OF_TEACHER = ("teacher", "classes", "input")  # what its network is needed for
+HASH = 64  # the length of a hash, which says nothing to a reader
 
 
 def signals_key(teacher: Teacher | None, cfg: DictConfig, data: Data, precision: str) -> dict[str, str]:
@@ -49,7 +53,8 @@ def cached_teachers(
 ) -> dict[str, CachedTeacher]:
     """The teachers of a completed config that are read from disk, by name.
 
-    Where `teachers.<name>.weights` is not null, the teacher itself is loaded once, to compute a random part again.
+    Where `teachers.<name>.weights` is not null, the teacher itself is loaded once, to compute a random part again; it
+    stays as `CachedTeacher.network` where layers are stored.
 
     Raises:
         UserError: a cache is torn, of another teacher or of other data, or does not agree with its teacher.
@@ -79,8 +84,14 @@ def _cached(
         teacher = loaded.load(own, name, batch=batch)
         fit_classes(teacher, own, data, task, outputs, teacher.shapes(batch).logits, batch)
     here, there = signals_key(teacher, own, data, str(cfg.trainer.precision)), cache.contents.key
-    if differ := [what for what, value in here.items() if there.get(what) != value]:
-        plain = [f"{what} is {there.get(what)} there and {here[what]} here" for what in differ if len(here[what]) < 64]
+    unknown = {} if teacher is not None else {what: there[what] for what in OF_TEACHER if what in there}
+    pairs = {what: (there.get(what, "none"), (here | unknown).get(what, "none")) for what in {**here, **there}}
+    if differ := [what for what, (theirs, mine) in pairs.items() if theirs != mine]:
+        plain = [
+            f"{what} is {pairs[what][0]} there and {pairs[what][1]} here"
+            for what in differ
+            if max(map(len, pairs[what])) < HASH
+        ]
         raise UserError(
             f"{setting}={own.cache} was written for another {' and another '.join(differ)}"
             + (f" ({'; '.join(plain)})" if plain else "")
@@ -98,6 +109,9 @@ def _cached(
         cached.remarks.append(rescored(cache, data, task, teacher, cfg.seed))
     except UserError as error:
         raise named(f"{setting}={own.cache}", error) from None
-    if teacher is not None:
+    if teacher is not None and cache.contents.layers:
+        cached.network = teacher
+        teacher.remarks += cached.remarks
+    elif teacher is not None:
         loaded.forget(teacher)
     return cached

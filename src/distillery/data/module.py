@@ -114,6 +114,16 @@ class Data(LightningDataModule):
         raise NotImplementedError
 
     @property
+    def distinct_views(self) -> int | None:
+        """How many versions of each training sample all epochs have together; None: another one in each epoch."""
+        return None if self.varies else 1
+
+    @property
+    def views_key(self) -> dict[str, str]:
+        """What the versions of the training samples depend on, besides the data, by what it is called in messages."""
+        return {}
+
+    @property
     def mixes(self) -> bool:
         """Whether training samples are mixed with others: the targets of their batches are then soft."""
         return False
@@ -313,7 +323,7 @@ class Data(LightningDataModule):
         Args:
             tokenizer: the teacher's, if it reads texts.
         """
-        return {"data": hashlib.sha256(self.splits["train"].inputs.content()).hexdigest()}
+        return {"data": hashlib.sha256(self.splits["train"].inputs.content()).hexdigest()} | self.views_key
 
     def split_sha256(self, stage: Stage) -> str:
         """SHA-256 of the inputs, targets and indices of a split."""

@@ -34,7 +34,7 @@ from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
 from distillery.runs.checkpoints import moved
 from distillery.runs.folder_lock import FolderLock
-from distillery.teachers.disk_cache import MANIFEST
+from distillery.teachers.cache_format import MANIFEST
 
 DEBUG = "debug"  # the name that every config in configs/debug gives its run
 OTHER_FOLDER = "To choose another folder: hydra.run.dir=…, of a sweep hydra.sweep.dir=…, of a study out=…"

@@ -1,8 +1,10 @@
 """`distill-cache`: a teacher's signals for all training samples, and its scores, written to a folder."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +14,6 @@ import torch
 from annotated_types import Gt, Lt
 from omegaconf import DictConfig
 from pydantic import PositiveInt
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,10 +21,9 @@ from distillery.config.build import Parts, build
 from distillery.config.cached_teachers import refuse_several, signals_key
 from distillery.config.check import check
 from distillery.core.errors import UserError, did_you_mean
-from distillery.core.files import atomic_write, sha256_of
+from distillery.core.process import processes
 from distillery.core.random import permutation
 from distillery.core.terminal import plain_console, say
-from distillery.data.module import Stage
 from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters
 from distillery.models.taps.network import probe
@@ -31,13 +31,14 @@ from distillery.runs.folder_lock import FolderLock
 from distillery.runs.run import cpu_threads
 from distillery.runs.trainer import hush_lightning
 from distillery.tasks.task import row_labels
-from distillery.teachers.cached_teacher import described, evaluation_file
+from distillery.teachers.cache_format import MANIFEST, Contents, Kind, Layer, Layout
 from distillery.teachers.choose_k import ROWS, as_table, candidates, losses_by_k, smallest
-from distillery.teachers.disk_cache import MANIFEST, Contents, Kind, Layout
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.row_signals import Scorer
+from distillery.teachers.stored_evaluations import write_evaluations
+from distillery.teachers.stored_signals import by_sample
 from distillery.teachers.without_network import NO_COST
-from distillery.teachers.write_disk_cache import EVERY, PROGRESS, Rows, finish, refuse_another, tell_size, write_cache
+from distillery.teachers.write_disk_cache import EVERY, PROGRESS, finish, refuse_another, tell_size, write_cache
 
 HALF = "float16"  # of log-probabilities, unless another type is asked for
 
@@ -49,7 +50,7 @@ class Settings:
     out: str
     signals: Kind = "topk"
     k: PositiveInt | Literal["auto"] = 32
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "float16", "bfloat16", "float32", "int8"] = "auto"
     tolerance: Annotated[float, Gt(0), Lt(1)] = 0.05
     teacher: str = "main"
 
@@ -61,8 +62,9 @@ class Settings:
 def write_signals(cfg: DictConfig, settings: Settings, every: float = EVERY) -> Contents:
     """Write the signals of a teacher of the run that `cfg` describes, or go on where a killed process has ended.
 
-    They are computed in the batches of the run's first epoch, in its precision: a run of that epoch reads what the
-    teacher would have computed.
+    They are computed in the batches of the run's first epochs, one for each view of the samples, and in its precision:
+    a run reads in these epochs what the teacher would have computed. Of images the layers are written, too, that the
+    losses of the run read.
 
     Args:
         every: see `write_cache`.
@@ -114,23 +116,29 @@ class _Pass:
         )  # fmt: skip
         precision = made.precision_plugin
         dtype = next(precision.convert_module(nn.Linear(1, 1)).parameters()).dtype
-        teacher.tap((), parts.example)
-        teacher.tap_attention((), parts.example)
+        if self.data.kind == "texts":  # of them only the logits are written
+            teacher.tap((), parts.example)
+            teacher.tap_attention((), parts.example)
         teacher.place(made.strategy.root_device, dtype)
         self.scorer = Scorer(teacher, self.task, precision.forward_context, precision.convert_input)
         self.known_head = teacher.known_head
-        self.keys = list(self._keys())
+        self.keys = list(self._keys(processes(trainer) * trainer.get("num_nodes", 1)))
         self.dataset = self.data.dataset("train")
 
-    def _keys(self) -> Iterator[BatchKey]:
-        """The batches of the run's first epoch, and those of the samples that they leave out."""
-        left = set(self.data.splits["train"].indices.tolist())
-        for key in self.data.sampler("train"):
-            left -= set(key.positions)
-            yield key
-        if left:
-            rest = torch.tensor(sorted(left))
-            yield from SeededBatchSampler(rest, self.data.batch_size, **self.data.order("train"))
+    def _keys(self, world: int) -> Iterator[BatchKey]:
+        """The batches of so many processes in an epoch of each view, and those of the samples that they leave out."""
+        sampler, size = self.data.sampler("train"), max(1, self.data.batch_size // world)
+        for epoch in range(self.data.distinct_views or 1):
+            sampler.set_epoch(epoch)
+            left = set(self.data.splits["train"].indices.tolist())
+            for key in sampler:
+                left -= set(key.positions)
+                yield from (key._replace(positions=key.positions[rank::world]) for rank in range(world))
+            rest = sorted(left)
+            if rest and self.data.kind == "images":  # the last bits of a value depend on the size of its batch
+                rest = [*islice(cycle(rest), -(-len(rest) // size) * size)]
+            rest_keys = SeededBatchSampler(torch.tensor(rest), size, **self.data.order("train")) if rest else ()
+            yield from (key._replace(epoch=epoch) for key in rest_keys)
 
     def batches(self, start: int = 0) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(self.dataset, sampler=self.keys[start:], batch_size=None, num_workers=self.data.workers)
@@ -139,7 +147,6 @@ class _Pass:
         settings, folder = self.settings, self.settings.folder
         there = Contents.read(folder) if (folder / MANIFEST).is_file() else None
         contents, layout, head = self._planned(there)
-        self.k = contents.k
         if there is not None:
             refuse_another(folder, contents)
             if there.complete:
@@ -148,14 +155,13 @@ class _Pass:
                 return there
         tell_size(contents, folder)
         begun = time.monotonic()
-        written = write_cache(folder, contents, layout, self.batches, len(self.keys), self._rows, head, every)
-        seconds = time.monotonic() - begun
-        say(
-            f"{folder}: written in {seconds:,.0f} s ({contents.rows / max(seconds, 1e-9):,.0f} rows/s). "
-            "Scoring the teacher …"
-        )
-        evaluations = self._evaluations()
-        files = {evaluation_file(stage): each.pop("sha256") for stage, each in evaluations.items()}
+        seed = int(self.parts.cfg.seed)
+        rows_of = partial(self.scorer.stored, kind=contents.signals, k=contents.k, seed=seed)
+        written = write_cache(folder, contents, layout, self.batches, len(self.keys), rows_of, head, every)
+        seconds, rows = time.monotonic() - begun, contents.views * contents.rows
+        say(f"{folder}: written in {seconds:,.0f} s ({rows / max(seconds, 1e-9):,.0f} rows/s). Scoring the teacher …")
+        self.teacher.known_head = self.known_head  # it is scored as a run scores it
+        evaluations, files = write_evaluations(folder, self.teacher, self.data, self.task, self.parts.distiller.outputs)
         written = replace(written, evaluations=evaluations, sha256=written.sha256 | files)
         finish(folder, written)
         say(f"Use it: teachers.{settings.teacher}.cache={folder}")
@@ -190,6 +196,8 @@ class _Pass:
             rows=int(lengths.sum()),
             per_token=self.task.rows_are == "tokens",
             length=length,
+            views=self.data.distinct_views or 1,
+            layers=self._layers(),
             key=self.key,
             teacher={
                 "source": teacher.source,
@@ -203,18 +211,39 @@ class _Pass:
             contents = replace(contents, k=self._k(contents, there))
         return contents, Layout(index, lengths if self.task.rows_are == "tokens" else None), head
 
+    def _layers(self) -> dict[str, Layer]:
+        """What is stored of the layers that the losses read."""
+        example, asked = self.parts.example, self.settings.dtype
+        signals = self.scorer.rows(self.scorer.moved(example))[0]
+        found: dict[str, Layer] = {}
+        for name, values in by_sample(signals).items():
+            if name in ("logits", "hidden"):
+                continue
+            if len(values) != len(example["index"]):
+                raise UserError(
+                    f"{name} of teacher {self.teacher.name!r} is {tuple(values.shape)} for {len(example['index'])} "
+                    "images: a cache keeps what each image gives. Choose another layer for the losses that read it."
+                )
+            own = str(values.dtype).removeprefix("torch.")
+            found[name] = Layer(shape=[*values.shape[1:]], dtype=own, stored=own if asked == "auto" else asked)
+        return found
+
     def _row_counts(self, classes: int) -> tuple[Any, Any, int]:
         """The samples in ascending order, how many rows each has, and more than the largest position in a sample.
 
         `counts` then says how many rows have each class as their target.
         """
         self.counts = torch.zeros(classes)
+        if self.task.rows_are == "samples":
+            train = self.data.splits["train"]
+            self._count(train.targets[train.indices])
+            return train.indices.sort().values.numpy(), np.ones(len(train.indices), dtype=np.int64), 1
         index, counts, length = [], [], 1
         seen: set[int] = set()
         for key, batch in zip(self.keys, self.batches(), strict=True):
             labelled = row_labels(self.task, batch)
             self._count(labelled["target"])
-            if self.task.rows_are == "tokens" and len(labelled["position"]):
+            if len(labelled["position"]):
                 length = max(length, int(labelled["position"].max()) + 1)
             for sample in key.positions:
                 if sample not in seen:
@@ -267,10 +296,6 @@ class _Pass:
         say(f"k={found.k}: gradient error {found.gradient:.1%} (tolerance={tolerance:g})")
         return found.k
 
-    def _rows(self, batch: Mapping[str, Tensor]) -> Rows:
-        settings = self.settings
-        return Rows(*self.scorer.columns(batch, settings.signals, self.k, int(self.parts.cfg.seed)))
-
     def _cost(self) -> dict[str, Any]:
         """Without the latency, which no two measurements agree in."""
         if not self.teacher.has_network:
@@ -282,29 +307,3 @@ class _Pass:
             "embedding_params": count_embedding_parameters(net),
             "flops": count_flops(net, self.teacher.bound(sample)),
         }
-
-    def _evaluations(self) -> dict[str, Any]:
-        """The teacher's scores where runs ask for them; the predictions lie in files."""
-        found: dict[str, Any] = {}
-        self.teacher.known_head = self.known_head  # it is scored as a run scores it
-        data, outputs = self.data, self.parts.distiller.outputs
-        data.setup("test")
-        stages: list[Stage] = ["val" if data.sizes["val"] else "train", "test"]
-        for stage in stages if not self.teacher.other_classes else ():
-            scored = self.teacher.evaluation(data, stage, self.task, outputs)
-            if isinstance(scored, str):
-                continue
-            tensors = {"index": scored.index, "target": scored.target, "predicted": scored.predicted}
-            tensors |= {} if scored.probabilities is None else {"probabilities": scored.probabilities}
-            file = evaluation_file(stage)
-            with atomic_write(self.settings.folder / file) as unfinished:
-                unfinished.write_bytes(save({name: each.contiguous() for name, each in tensors.items()}))
-            found[stage] = {
-                "score": scored.score,
-                "loss": scored.loss,
-                "metrics": scored.metrics,
-                "data": data.split_sha256(stage),
-                "task": described(self.task),
-                "sha256": sha256_of(self.settings.folder / file),
-            }
-        return found

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.process import world_size
-from distillery.data.module import Data
+from distillery.data.module import Data, Stage
 from distillery.losses.levels import Available
-from distillery.losses.signals import Attention, Signals, is_parameter
+from distillery.losses.signals import Attention, Signals
 from distillery.tasks.evaluate import Evaluation
+from distillery.tasks.task import Task
 from distillery.teachers.frozen import SignalSource
-from distillery.teachers.stored_signals import Stored, stored
+from distillery.teachers.stored_signals import Stored, by_sample, stored, with_values
 
 
 @dataclass
@@ -38,7 +39,8 @@ class TeacherCache(SignalSource):
 
     The first call computes the signals of all training samples and keeps them in memory. Later runs of this process
     with the same teacher and samples share them, and compute only signals that no run before has asked for. Samples
-    are computed unaugmented and always in the same batches, so that a value does not depend on which run asked first.
+    are computed always in the same batches, so that a value does not depend on which run asked first, and in all of
+    their views (`data.views`).
     Of texts, the tokens that count are kept; padded positions are 0.
 
     Args:
@@ -66,12 +68,13 @@ class TeacherCache(SignalSource):
         index, mask = batch["index"], batch.get("attention_mask")
         if self._first is None:
             self._first = self._all(index.device)
-        row = self._row[index.cpu()]
+        row = self._row[batch["view"].cpu() if "view" in batch else 0, index.cpu()]
         found = {name: values.rows(row, mask).to(index.device) for name, values in self._values.items()}
-        return _like(self._first, found, mask)
+        return with_values(self._first, found, mask)
 
-    def evaluated(self, key: str, judge: Callable[[], Evaluation]) -> Evaluation:
+    def evaluated(self, data: Data, stage: Stage, task: Task, judge: Callable[[], Evaluation]) -> Evaluation:
         """See `SignalSource`. Each is judged once."""
+        key = f"{stage} {type(task).__name__} {vars(task) | {'weight': None}}"  # the weight changes no score
         known = self.held().evaluations
         if key not in known:
             known[key] = judge()
@@ -89,24 +92,26 @@ class TeacherCache(SignalSource):
 
     def _all(self, device: torch.device) -> Signals:
         """Compute what is not yet stored for the training split; returns the signals of the first batch."""
-        keys, dataset = self._data.plain(self._batch_size)
-        positions = torch.tensor([position for key in keys for position in key.positions])
-        self._row = torch.full((len(dataset),), -1)
-        self._row[positions] = torch.arange(len(positions))
+        plain, dataset = self._data.plain(self._batch_size)
+        views = self._data.distinct_views or 1
+        keys = [key._replace(epoch=view) for view in range(views) for key in plain]
+        positions = torch.tensor([position for key in plain for position in key.positions])
+        self._row = torch.full((views, len(dataset)), -1)
+        self._row[:, positions] = torch.arange(views * len(positions)).view(views, -1)
         first = self._seen(dataset[keys[0]], device)
         held = self.held().signals
-        missing = _flat(first).keys() - held.keys()
+        missing = by_sample(first).keys() - held.keys()
         parts: dict[str, list[Stored]] = {name: [] for name in missing}
         hidden = not Console().is_terminal  # which would leave an empty line
         for key in track(keys, "The teacher's signals", transient=True, disable=hidden) if missing else ():
             batch = dataset[key]
-            flat = _flat(first if key is keys[0] else self._seen(batch, device))
+            flat = by_sample(first if key is keys[0] else self._seen(batch, device))
             for name, chunks in parts.items():
                 chunks.append(stored(name, flat[name], batch.get("attention_mask")))
             if key is keys[0]:
-                self._refuse_too_much([chunks[0] for chunks in parts.values()], len(positions))
+                self._refuse_too_much([chunks[0] for chunks in parts.values()], views * len(positions))
         held |= {name: Stored.joined(chunks) for name, chunks in parts.items()}
-        self._values = {name: held[name] for name in _flat(first)}
+        self._values = {name: held[name] for name in by_sample(first)}
         return first
 
     def _seen(self, batch: Mapping[str, Tensor], device: torch.device) -> Signals:
@@ -119,7 +124,7 @@ class TeacherCache(SignalSource):
     def _refuse_too_much(self, first: list[Stored], samples: int) -> None:
         """Raise UserError if the signals of `samples` samples, of the size of the `first` ones, exceed the memory."""
         lengths = self._data.order("train").get("lengths")
-        tokens = 0 if lengths is None else int(lengths[self._row >= 0].sum())
+        tokens = 0 if lengths is None else int(lengths[self._row[0] >= 0].sum())
         rows = [(part.values, samples if part.lengths is None else tokens) for part in first]
         size = sum(values.nbytes / len(values) * number for values, number in rows)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -131,45 +136,13 @@ class TeacherCache(SignalSource):
 
 
 def refuse_varying(data: Data, teacher: str = "the teacher") -> None:
-    """Raise UserError, which names the `teacher`, if training samples differ from epoch to epoch."""
-    if data.varies:
+    """Raise UserError, which names the `teacher`, if training samples differ from epoch to epoch without end."""
+    if data.distinct_views is None:
+        few = "data.views=8 (or another number of versions of each image), " if data.kind == "images" else ""
         raise UserError(
-            f"A cache keeps one set of signals of {teacher} per sample, but data.{data.varies} changes the samples in "
-            f"each epoch. Set data.{data.varies}=null, or the teacher's cache=false."
+            f"A cache keeps the signals of {teacher} for each sample, but data.{data.varies} makes another version of "
+            f"it in each epoch. Set {few}data.{data.varies}=null, or the teacher's cache=false."
         )
-
-
-def _flat(signals: Signals) -> dict[str, Tensor]:
-    """Every tensor with a row for each sample, by a unique name."""
-    layers = {f"layers.{tap}": tensor for tap, tensor in signals.layers.items() if not is_parameter(tap)}
-    attention = {
-        f"attention.{tap}.{part}": getattr(operands, part)
-        for tap, operands in signals.attention.items()
-        for part in ("query", "key", "value")
-    }
-    logits = {"logits": signals.logits} if signals.headed is None else {"hidden": signals.headed.hidden}
-    return logits | layers | attention
-
-
-def _like(signals: Signals, flat: Mapping[str, Tensor], mask: Tensor | None) -> Signals:
-    """`signals` with its tensors replaced by those in `flat`, for a batch with that mask."""
-    hidden = flat.get("hidden")
-    return Signals(
-        logits=flat["logits"] if hidden is None else hidden.new_empty(len(hidden), 0),
-        layers={tap: flat.get(f"layers.{tap}", tensor) for tap, tensor in signals.layers.items()},
-        attention={
-            tap: replace(
-                operands,
-                query=flat[f"attention.{tap}.query"],
-                key=flat[f"attention.{tap}.key"],
-                value=flat[f"attention.{tap}.value"],
-                mask=operands.mask if mask is None else mask.bool()[:, None, None],
-            )
-            for tap, operands in signals.attention.items()
-        },
-        mask=mask,
-        headed=None if hidden is None or signals.headed is None else replace(signals.headed, hidden=hidden),
-    )
 
 
 def _refuse_one_way(tap: str, attention: Attention, counts: Tensor) -> None:

@@ -1,34 +1,25 @@
 """A teacher whose signals for the training samples lie on disk: it needs no network to train with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.core.numerics import log_softmax
-from distillery.core.random import hash_key
 from distillery.data.module import Data, Stage
-from distillery.data.sampler import SeededBatchSampler
-from distillery.losses.levels import Available, Headed, SparseLogits, soft_capped
+from distillery.losses.levels import Available, SparseLogits, soft_capped
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
 from distillery.models.taps.head import Head
 from distillery.tasks.evaluate import Evaluation
-from distillery.tasks.task import Task, row_labels
+from distillery.tasks.task import Task
 from distillery.teachers.disk_cache import DiskCache
-from distillery.teachers.frozen import Teacher
-from distillery.teachers.row_signals import Scorer
+from distillery.teachers.frozen import SignalSource, Teacher
+from distillery.teachers.stored_evaluations import stored_evaluation
+from distillery.teachers.stored_signals import by_sample, with_values
 from distillery.teachers.without_network import NoNetwork
-
-RESCORED, MOST = 0.001, 10_000  # the share of rows that the teacher computes again, and how many at most
-# By how much log-probabilities may differ that were computed in other batches: the largest difference where the teacher
-# computes in 32 bits, and the mean where it computes in 16.
-EXACT, COARSE = 1e-3, 0.1
-BESIDE_SCORE = ("metrics", "monitor", "classes")  # of a task: it scores the same with and without
-DISAGREES = "the cache does not agree with the teacher"
 
 
 class StoredHead(nn.Module):
@@ -57,7 +48,8 @@ class FromDisk(Adapter):
         """What is stored, in the places of the batch and on its device."""
         device = batch["index"].device
         length = batch["target"].shape[1] if self.cache.contents.per_token else 1
-        return {name: each.to(device) for name, each in self.cache.padded(batch["index"], length).items()}
+        padded = self.cache.padded(batch["index"], length, batch.get("view"))
+        return {name: each.to(device) for name, each in padded.items()}
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[Tensor], dict[str, Any]]:
         if self.cache.contents.k:
@@ -85,6 +77,7 @@ class CachedTeacher(Teacher):
         else:
             net = NoNetwork(0 if contents.k else contents.classes)
         super().__init__(net, FromDisk(cache), name, about["source"])
+        self.network: Teacher | None = None  # where layers are stored: takes its place, with `CachedSignals`
         self.stored_head = Head("head", softcap=contents.softcap) if contents.signals == "hidden" else None
         self.sha256 = about["sha256"]
         self.about_classes, self.other_classes = about["about_classes"], about["other_classes"]
@@ -123,85 +116,45 @@ class CachedTeacher(Teacher):
         self, data: Data, stage: Stage, task: Task, outputs: int | None, judged: nn.Module | None = None
     ) -> Evaluation | str:
         """See `Teacher`: as it was when the cache was written."""
-        known = self.cache.contents.evaluations.get(stage)
-        if known is None:
-            return f"{self.cache.folder} has no score for the {stage} split"
-        if (known["data"], known["task"]) != (data.split_sha256(stage), described(task)):
-            return f"{self.cache.folder} has a {stage} score for other data or other settings of the task"
-        stored = load_file(self.cache.folder / evaluation_file(stage))
-        metrics = {name: known["metrics"][name] for name in task.metrics if name in known.get("metrics", ())}
-        return Evaluation(known["score"], known["loss"], **stored, metrics=metrics)
+        return stored_evaluation(self.cache, data, stage, task)
 
 
-def evaluation_file(stage: str) -> str:
-    return f"evaluation_{stage}.safetensors"
+class CachedSignals(SignalSource):
+    """What a cache holds, in place of the forwards of a teacher whose layers are read.
 
+    The network is there, so that losses find its layers, but it does not run in training.
 
-def described(task: Task) -> str:
-    """What a teacher's score depends on besides the data."""
-    settings = {name: value for name, value in vars(task).items() if name not in BESIDE_SCORE}
-    return f"{type(task).__name__} {settings | {'weight': None, 'rows_per_chunk': None}}"
-
-
-def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, seed: int) -> str:
-    """Compare a random part of the stored rows with what the batches and, if it is there, the teacher say now.
-
-    Returns: for the user: what was compared.
+    Args:
+        cached: the teacher of the cache.
+        example: the network's signals of some batch: all that the losses read.
 
     Raises:
-        UserError: they differ.
+        UserError: some of them are not stored.
     """
-    contents = cache.contents
-    chosen, rows = [], 0
-    index = data.splits["train"].indices
-    order = torch.randperm(len(index), generator=torch.Generator().manual_seed(hash_key(seed, len(index)) >> 1))
-    for sample in index[order].tolist():
-        chosen.append(sample)
-        rows += int(cache.layout.lengths[cache.layout.numbers(index.new_tensor([sample]).numpy())[0]])
-        if len(chosen) > 1 and rows >= min(RESCORED * contents.rows, MOST):
-            break
-    dataset = data.dataset("train")
-    scorer = None if teacher is None else Scorer(teacher, task)
-    gaps = []
-    for key in SeededBatchSampler(torch.tensor(chosen), min(8, data.batch_size), **data.order("train")):
-        batch = dataset[key]
-        labelled = row_labels(task, batch)
-        stored, counts = cache.rows(batch["index"])
-        same = len(labelled["index"]) == int(counts.sum())
-        if not same or (task.rows_are == "tokens" and not torch.equal(stored["positions"], labelled["position"])):
-            raise UserError(f"{DISAGREES}: it was written for other tokens with loss.")
-        if scorer is not None:
-            gaps.append(_gaps(cache, stored, scorer.logits(batch).cpu(), task))
-    what = f"{rows:,} of its {contents.rows:,} rows, drawn at random"
-    if not gaps:
-        return f"the teacher was not loaded, so nothing was computed again; {what}, are undamaged"
-    gap = torch.cat(gaps)
-    values = "log-probabilities" if task.is_distribution() else "outputs"
-    if contents.key["precision"] in ("32-true", "64-true"):
-        allowed, measured, how = _allowed(contents.dtype), gap.max().item(), "at most"
-    else:
-        allowed, measured, how = COARSE, gap.mean().item(), "on average"
-    said = f"{what}, were computed again: {values} differ by {how} {measured:.2g}"
-    if measured > allowed:
-        raise UserError(f"{DISAGREES}: {said}, and {allowed:.2g} is allowed.")
-    return said
 
+    def __init__(self, cached: CachedTeacher, example: Signals) -> None:
+        self.cached, self.example = cached, example
+        self.names = by_sample(example).keys() - {"logits", "hidden"}
+        stored = cached.cache.contents.layers
+        if absent := sorted(self.names - stored.keys()):
+            raise UserError(
+                f"{cached.cache.folder} has no {absent[0]} of teacher {cached.name!r}, which a loss of this run reads; "
+                f"it has {', '.join(stored)}. Write a cache for these losses: distill-cache with the settings of this "
+                "run and another out=<folder>."
+            )
 
-def _allowed(dtype: str) -> float:
-    return EXACT + 2 * torch.finfo(getattr(torch, dtype)).eps  # relative to the size of a value
+    @property
+    def available(self) -> Available:
+        return self.cached.available
 
+    def signals(self, batch: Mapping[str, Tensor]) -> Signals:
+        """See `SignalSource`."""
+        whole = self.cached.compute(batch, training=True)
+        found = self.cached.cache.layers(self.names, batch["index"], batch.get("view"))
+        values = {name: each.to(batch["index"].device) for name, each in found.items()}
+        return replace(with_values(self.example, {"logits": whole.logits, **values}, whole.mask), sparse=whole.sparse)
 
-def _gaps(cache: DiskCache, stored: Mapping[str, Tensor], logits: Tensor, task: Task) -> Tensor:
-    """How far the stored rows are from the teacher's: of each the largest difference, over 1 + the value's size."""
-    log_p = log_softmax(logits, 1.0) if task.is_distribution() else logits.float()
-    if "classes" in stored:
-        found, theirs = stored["log_p"].float(), log_p.gather(-1, stored["classes"])
-    else:
-        if "hidden" in stored:
-            head = cache.head
-            made = Headed(stored["hidden"], head["weight"], head.get("bias"), cache.contents.softcap).logits()
-        else:
-            made = stored["logits"].float()
-        made = made[..., : logits.shape[-1]]
-        found, theirs = log_softmax(made, 1.0) if task.is_distribution() else made, log_p
-    return ((found - theirs).abs() / (1 + theirs.abs())).amax(-1)
+    def evaluated(self, data: Data, stage: Stage, task: Task, judge: Callable[[], Evaluation]) -> Evaluation:
+        """See `SignalSource`. What was known when the cache was written is not judged again."""
+        known = stored_evaluation(self.cached.cache, data, stage, task)
+        return judge() if isinstance(known, str) else known

@@ -46,8 +46,8 @@ class SignalSource(Protocol):
         """The signals of the batch's samples, on the device of the batch: every tap that the losses read, no graph."""
         ...
 
-    def evaluated(self, key: str, judge: Callable[[], Evaluation]) -> Evaluation:
-        """The teacher's evaluation that `key` identifies: the result of `judge`, unless it is known already."""
+    def evaluated(self, data: Data, stage: Stage, task: Task, judge: Callable[[], Evaluation]) -> Evaluation:
+        """The teacher's evaluation on a split: the result of `judge`, unless it is known already."""
         return judge()
 
 
@@ -214,8 +214,8 @@ class Teacher(Network):
         if isinstance(batches, str):
             return batches
         judge = partial(evaluate, judged or self, batches, task, outputs, probabilities=stage == "test")
-        key = f"{stage} {type(task).__name__} {vars(task) | {'weight': None}}"  # the weight changes no score
-        return judge() if self.training_signals is None else self.training_signals.evaluated(key, judge)
+        source = self.training_signals
+        return judge() if source is None else source.evaluated(data, stage, task, judge)
 
     def choose_classes(self, index: Sequence[int], batch: Mapping[str, Tensor]) -> None:
         """Give logits of some of its classes from now on: the rows of its classifier are chosen.

@@ -16,18 +16,22 @@ from distillery.losses.signals import Signals
 from distillery.losses.sparse import TopK, drawn
 from distillery.models.taps.end_before_head import before_heads, find_head
 from distillery.tasks.task import Task
-from distillery.teachers.disk_cache import Kind
+from distillery.teachers.cache_format import Kind
 from distillery.teachers.frozen import Teacher
+from distillery.teachers.stored_signals import by_sample
+from distillery.teachers.write_disk_cache import Rows
 
 STREAM = -5000  # the `view` of these random numbers, which no other draw has
 Batch = Mapping[str, Tensor]
 
 
-def few(kind: Kind, logits: Tensor, k: int, seed: int, index: Tensor, position: Tensor | None) -> dict[str, Tensor]:
+def few(
+    kind: Kind, logits: Tensor, k: int, seed: int, index: Tensor, position: Tensor | None, view: int = 0
+) -> dict[str, Tensor]:
     """The columns of signals=topk, sampled or full, of rows of logits [N,V].
 
     Args:
-        seed: the drawn classes are a function of it and of each row's `index` and `position`.
+        seed: the drawn classes are a function of it, of each row's `index` and `position`, and of the view.
     """
     if kind == "full":
         return {"logits": logits}
@@ -37,7 +41,7 @@ def few(kind: Kind, logits: Tensor, k: int, seed: int, index: Tensor, position: 
         kept, tail = TopK.of(log_p, classes)
         return {"classes": classes, "log_p": kept, "log_tail": tail}
     of_row = index if position is None else hash_pairs(index, position)
-    classes = drawn(log_p, uniforms(seed, 0, of_row, STREAM, k))
+    classes = drawn(log_p, uniforms(seed, view, of_row, STREAM, k))
     return {"classes": classes, "log_p": log_p.gather(-1, classes)}
 
 
@@ -71,19 +75,21 @@ class Scorer:
         rows, labelled = self.rows(self.moved(batch))
         return map_rows(lambda part, _: {"logits": part.logits}, rows, labelled, self.task.rows_per_chunk)["logits"]
 
-    def columns(self, batch: Batch, kind: Kind, k: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
-        """What is stored of the rows of a batch, their samples and their places in these."""
+    def stored(self, batch: Batch, kind: Kind, k: int, seed: int) -> Rows:
+        """What is stored of a batch."""
         rows, labelled = self.rows(self.moved(batch))
         index, position = labelled["index"], labelled["position"] if self.task.rows_are == "tokens" else None
+        view = int(batch["view"][0]) if "view" in batch else 0
         if kind == "hidden":
             assert rows.headed is not None
-            return {"hidden": rows.headed.hidden}, index, position
+            return Rows({"hidden": rows.headed.hidden}, index, position, view, by_sample(rows))
 
         def columns(part: Signals, own: Batch) -> dict[str, Tensor]:
             place = None if position is None else own["position"]
-            return few(kind, part.logits, k, seed, own["index"], place)
+            return few(kind, part.logits, k, seed, own["index"], place, view)
 
-        return map_rows(columns, rows, labelled, self.task.rows_per_chunk), index, position
+        found = map_rows(columns, rows, labelled, self.task.rows_per_chunk)
+        return Rows(found, index, position, view, by_sample(rows))
 
     def headed(self, batch: Batch) -> Headed:
         """The hidden rows of a batch and the head, before which forwards end from now on.

@@ -6,8 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write, remove_unfinished, sha256_of
 from distillery.core.terminal import plain_console, say
-from distillery.teachers.disk_cache import HEAD, MANIFEST, Array, Contents, Layout, array_path, checksum, to_array
+from distillery.teachers.cache_format import HEAD, MANIFEST, Array, Contents, Layout, array_path, checksum, to_arrays
 
 PROGRESS = "progress.json"
 EVERY = 30.0  # seconds between two points from which a killed process is resumed
@@ -28,11 +29,21 @@ Batch = Mapping[str, Tensor]
 
 
 class Rows(NamedTuple):
-    """Signals of rows of logits, sample by sample: the columns by name [N, ...], where each row stands."""
+    """Signals of a batch, sample by sample.
+
+    Attributes:
+        columns: of its N rows of logits, by name: [N, ...].
+        samples: of which sample each row is, [N].
+        positions: where in the sample each row stands, [N]; None: a sample has one row.
+        view: the number of the view of all samples.
+        layers: of its B samples, by the names of `Contents.layers`: [B, ...].
+    """
 
     columns: Mapping[str, Tensor]
     samples: Tensor
     positions: Tensor | None
+    view: int = 0
+    layers: Mapping[str, Tensor] = {}
 
 
 def write_cache(
@@ -61,14 +72,13 @@ def write_cache(
         UserError: the folder holds something else, or the disk is full.
     """
     done = _begin(folder, contents, layout, head)
-    names = [*contents.columns, "checksums"]
-    arrays = {name: np.load(array_path(folder, name), mmap_mode="r+") for name in names}
+    arrays = {name: np.load(array_path(folder, name), mmap_mode="r+") for name in contents.arrays}
     saved = time.monotonic()
     with Progress(
         TextColumn("The teacher's signals"), BarColumn(), _Speed(), TimeRemainingColumn(), transient=True,
         console=plain_console(), disable=not plain_console().is_terminal,
     ) as progress:  # fmt: skip
-        bar = progress.add_task("", total=contents.rows)
+        bar = progress.add_task("", total=contents.views * contents.rows)
         for batch in batches(done):
             rows = rows_of(batch)
             _write_rows(contents, layout, arrays, rows)
@@ -91,12 +101,7 @@ def finish(folder: Path, contents: Contents) -> None:
 
 def _begin(folder: Path, contents: Contents, layout: Layout, head: Mapping[str, Tensor]) -> int:
     """Make the files, or find them as a killed process has left them. Returns how many batches are done."""
-    files = {
-        *(f"{name}.npy" for name in (*contents.columns, "index", "lengths", "checksums")),
-        MANIFEST,
-        PROGRESS,
-        HEAD,
-    }
+    files = {*(f"{name}.npy" for name in (*contents.arrays, "index", "lengths")), MANIFEST, PROGRESS, HEAD}
     remove_unfinished(folder)
     if (folder / MANIFEST).is_file():
         refuse_another(folder, contents)
@@ -107,9 +112,8 @@ def _begin(folder: Path, contents: Contents, layout: Layout, head: Mapping[str, 
     np.save(array_path(folder, "index"), layout.index)
     if contents.per_token:
         np.save(array_path(folder, "lengths"), layout.lengths.astype(np.int32))
-    _allocate(folder, "checksums", (contents.samples,), np.uint32)
-    for name, column in contents.columns.items():
-        _allocate(folder, name, (contents.rows, *column.shape), column.dtype)
+    for name, (number, column) in contents.arrays.items():
+        _allocate(folder, name, (number, *column.shape), column.stored)
     if head:
         with atomic_write(folder / HEAD) as unfinished:
             unfinished.write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in head.items()}))
@@ -137,7 +141,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _allocate(folder: Path, name: str, shape: Sequence[int], dtype: type) -> None:
+def _allocate(folder: Path, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
     """An array of zeros, whose space on the disk is reserved: a full disk would end a process that writes into it."""
     path = array_path(folder, name)
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape)).flush()
@@ -155,17 +159,25 @@ def _save_progress(folder: Path, batches: int) -> None:
 
 def _write_rows(contents: Contents, layout: Layout, arrays: Mapping[str, Array], rows: Rows) -> None:
     given = dict(rows.columns) | ({} if rows.positions is None else {"positions": rows.positions})
-    values = {name: to_array(given[name], column, contents.dtype) for name, column in contents.columns.items()}
-    index, counts = torch.unique_consecutive(rows.samples.cpu(), return_counts=True)
+    values = to_arrays(given, contents.columns)
+    samples, counts = rows.samples.cpu(), torch.ones_like(rows.samples, device="cpu")
+    if rows.positions is not None:
+        samples, counts = torch.unique_consecutive(samples, return_counts=True)
+    of_layers = [
+        to_arrays({next(iter(columns)): rows.layers[name]}, columns) for name, columns in contents.layer_columns.items()
+    ]
     first = 0
-    for number, count in zip(layout.numbers(index.numpy()).tolist(), counts.tolist(), strict=True):
+    for at, (number, count) in enumerate(zip(layout.numbers(samples.numpy()).tolist(), counts.tolist(), strict=True)):
         if number < 0 or layout.lengths[number] != count:
             raise RuntimeError("the data have changed since the cache was begun")
-        start = layout.starts[number]
+        entry, start = rows.view * contents.samples + number, rows.view * contents.rows + layout.starts[number]
         part = {name: array[first : first + count] for name, array in values.items()}
+        own = [{name: array[at] for name, array in each.items()} for each in of_layers]
         for name, array in part.items():
             arrays[name][start : start + count] = array
-        arrays["checksums"][number] = checksum(part)
+        for name, array in chain.from_iterable(each.items() for each in own):
+            arrays[name][entry] = array
+        arrays["checksums"][entry] = [checksum(each) for each in (part, *own)]
         first += count
 
 
@@ -178,15 +190,19 @@ class _Speed(ProgressColumn):
 
 def tell_size(contents: Contents, folder: Path) -> None:
     """Say what the cache will take, and refuse it if the disk has not that much."""
-    rows = "tokens" if contents.per_token else "samples"
-    free = free_bytes(folder)
+    rows, free = contents.views * contents.rows, free_bytes(folder)
+    of_layers = [column for columns in contents.layer_columns.values() for column in columns.values()]
+    each = contents.bytes_a_row + sum(column.bytes for column in of_layers)
+    what = f"{rows:,} {'tokens' if contents.per_token else 'samples'}"
     if not folder.joinpath(MANIFEST).is_file() and contents.bytes > free:
         raise UserError(
-            f"{contents.rows:,} {rows} of {contents.bytes_a_row:,} bytes are {size(contents.bytes)}, but the disk of "
-            f"{folder} has {size(free)} free. Choose another folder (out=…), fewer classes (k=…), or signals=sampled."
+            f"{what} of {each:,} bytes are {size(contents.bytes)}, but the disk of {folder} has {size(free)} free. "
+            "Choose another folder (out=…), a smaller type (dtype=…), fewer classes (k=…), or signals=sampled."
         )
+    views = "" if contents.views == 1 else f" ({contents.views} views of {contents.rows:,})"
+    layers = f" ({contents.bytes_a_row:,} of them for logits, the rest for {', '.join(contents.layers)})"
     say(
-        f"{contents.rows:,} {rows} that can contribute to the loss, {contents.bytes_a_row:,} bytes each: "
+        f"{what}{views} that can contribute to the loss, {each:,} bytes each{layers if of_layers else ''}: "
         f"{size(contents.bytes)} of {size(free)} free"
     )
 

@@ -91,7 +91,8 @@ def _refuse_layers(name: str, term: Term) -> None:
     if {*layers, *term.teacher_layers, *term.own_teacher_taps} - {"head"}:
         raise UserError(
             f"loss.{name} compares layers, and of teacher {term.teacher!r} only the logits are known. Use losses on "
-            "logits, as loss/response=[kd], or run the teacher's network here (model/teacher=timm, hf_vision, …)."
+            "logits, as loss/response=[kd], or run the teacher's network here (model/teacher=timm, hf_vision, …). "
+            "A cache of images has the layers that the losses of its distill-cache command read."
         )
 
 
