@@ -29,7 +29,7 @@ from fixtures.command_line import Cli
 from fixtures.composing import train_config
 from fixtures.datasets import write_fashion_mnist
 from fixtures.runs import config
-from fixtures.texts import tiny_bert, write_tokenizer
+from fixtures.texts import tiny_bert, write_jsonl, write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -186,7 +186,7 @@ def test_the_site_builds_offline_without_a_warning(tmp_path: Path) -> None:
 
 
 def write_own_data(folder: Path) -> None:
-    """`pictures/<class>/*.jpg`, `reviews.csv`, and the folders of a `tokenizer` and of a `network`."""
+    """`pictures/<class>/*.jpg`, `reviews.csv`, rows of JSON, and the folders of a `tokenizer` and of a `network`."""
     for number in range(60):
         path = folder / "pictures" / ("cat" if number % 2 else "dog") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +194,8 @@ def write_own_data(folder: Path) -> None:
     labels = ["good" if number % 2 else "bad" for number in range(60)]
     rows = [f"word{number} is {label},{label}" for number, label in enumerate(labels)]
     (folder / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    for name in ("answers", "held_out"):
+        write_jsonl(folder / f"{name}.jsonl", [{"prompt": f"Is {name} good?", "completion": "It is."}])
     words = ["[PAD]", "[UNK]", "is", "good", "bad"]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()

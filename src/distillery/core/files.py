@@ -1,5 +1,6 @@
 """Files written atomically (complete or absent, whenever the writing process is killed), and their hashes."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIX = ".atomic_write"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # disk full, over quota, read-only
 
 
 @contextmanager

@@ -28,6 +28,7 @@ MARKS = {
 }
 HALF = re.compile("[\ud800-\udfff]")  # half of a character beyond U+FFFF, as where a text was cut in an emoji
 REPLACEMENT = "\ufffd"
+ENCODING = "data.source.encoding"  # the setting, for messages
 
 
 def text_csv(
@@ -172,15 +173,18 @@ def read_jsonl(path: Path, encoding: str | None = None) -> Table:
     )
 
 
-def json_rows(path: Path, encoding: str | None, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(
+    path: Path, encoding: str | None, notes: list[str], setting: str = ENCODING
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON Lines file, or of a list in a JSON file, each with its line, or its number in the list.
 
     Args:
         notes: to which remarks on how the file was read are added.
+        setting: what the user set `encoding` as, for messages.
     """
     halves: list[int] = []
     empty = True
-    with opened(path, encoding, "\n") as (file, said):
+    with opened(path, encoding, "\n", setting) as (file, said):
         notes += said
         for number, line in enumerate(_listed(file, path), 1):
             if line.strip():
@@ -216,7 +220,8 @@ def _json_object(line: str, where: str) -> tuple[dict[str, Any], bool]:
         if halved:
             row = json.loads(HALF.sub(REPLACEMENT, plain))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error}).") from error
+        cut = "" if line.endswith("\n") else " The line has no end: the file may have been cut off there."
+        raise UserError(f"{where}: not valid JSON ({error}).{cut}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: it must be a JSON object, not {line.strip()[:60]!r}.")
     return row, halved
@@ -229,7 +234,9 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO[str], tuple[str, ...]]]:
+def opened(
+    path: Path, encoding: str | None, newline: str, setting: str = ENCODING
+) -> Iterator[tuple[IO[str], tuple[str, ...]]]:
     """The file as text, and what is to be said of its encoding."""
     try:
         with path.open("rb") as file:
@@ -237,16 +244,16 @@ def opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO[
         mark = next((name for bytes_, name in MARKS.items() if start.startswith(bytes_)), None)
         if encoding is None and mark is None and b"\0" in start:
             order = "le" if start[1:2] == b"\0" else "be"
-            raise UserError(f"'{path}' is not UTF-8 text, it has NUL bytes. Try data.source.encoding=utf-16-{order}")
+            raise UserError(f"'{path}' is not UTF-8 text, it has NUL bytes. Try {setting}=utf-16-{order}")
         used = encoding or mark or "utf-8"
         said = mark is not None and encoding is None and mark != "utf-8-sig"
         with path.open(encoding="utf-8-sig" if used.lower() in ("utf-8", "utf8") else used, newline=newline) as text:
             yield text, (f"'{path}' is read as {used.upper()}, as its byte order mark says",) if said else ()
     except LookupError as error:
         known = did_you_mean(str(encoding), {*aliases.aliases, *aliases.aliases.values()})
-        raise UserError(f"data.source.encoding={encoding}: there is no such encoding.{known}") from error
+        raise UserError(f"{setting}={encoding}: there is no such encoding.{known}") from error
     except UnicodeError as error:
-        raise UserError(f"'{path}' cannot be read: {_not_in_encoding(path, encoding, error)}") from error
+        raise UserError(f"'{path}' cannot be read: {_not_in_encoding(path, encoding, error, setting)}") from error
     except FileNotFoundError as error:
         near = did_you_mean_beside(path, Path.is_file) or f" Nor is there any in {path.parent.absolute()}."
         raise UserError(f"'{path}' cannot be read: there is no such file.{near}") from error
@@ -254,9 +261,9 @@ def opened(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO[
         raise UserError(f"'{path}' cannot be read: {error}.") from error
 
 
-def _not_in_encoding(path: Path, encoding: str | None, error: UnicodeError) -> str:
+def _not_in_encoding(path: Path, encoding: str | None, error: UnicodeError, setting: str) -> str:
     if encoding is not None:
-        return f"{error}. Set data.source.encoding to another one than {encoding}, or to null for UTF-8."
+        return f"{error}. Set {setting} to another one than {encoding}, or to null for UTF-8."
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             line.decode()
@@ -264,6 +271,6 @@ def _not_in_encoding(path: Path, encoding: str | None, error: UnicodeError) -> s
             around = line[max(0, wrong.start - 20) : wrong.start + 20].decode("cp1252", "replace")
             return (
                 f"line {number} is not UTF-8. As cp1252 (Western European Windows) it reads {around!r}: if that is "
-                "right set data.source.encoding=cp1252, else the encoding that the file was written in."
+                f"right set {setting}=cp1252, else the encoding that the file was written in."
             )
     return f"{error}."

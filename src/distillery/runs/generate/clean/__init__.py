@@ -1,0 +1,1 @@
+"""What a model wrote, cleaned: filters as pure functions, and a report of what they dropped and why."""
