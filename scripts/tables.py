@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from distillery.results.report.formats import NONE, percent, points, verdicts
+from distillery.results.report.page import markdown_table
 from distillery.results.report.table import BASELINE, TEACHER
-from distillery.results.report.write import markdown_table
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- (leaderboard|results: (?P<report>\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)

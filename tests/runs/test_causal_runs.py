@@ -174,7 +174,7 @@ def test_a_teacher_with_another_tokenizer(teacher: Result, distilled: list[str],
     columns = metrics.read_text().splitlines()[0]
     assert all(f"train/cross_tokenizer.{name}" in columns for name in ("one_to_one", "aligned", "shared_mass"))
     assert verify_run(result.folder).score == pytest.approx(result.record.metrics["last"]["test_score"], rel=1e-9)
-    table = write_report([result.folder], tmp_path / "out", "Documents")
+    table = write_report([result.folder], tmp_path / "out", "Documents").table
     assert table["method"].tolist() == ["teacher", "xtok"]
     for message, *given in (
         (r"teachers\.main: cache=true keeps what a teacher says of the data's tokens", "teachers.main.cache=true"),
@@ -217,7 +217,7 @@ def test_it_is_verified_and_reported(
     again = RunRecord.read(student.folder)
     assert again.fidelity["main"].pop("sha256") == theirs.teachers["main"]["sha256"]
     assert (again.fidelity["main"], again.samples) == (theirs.fidelity["main"], theirs.samples), "the teacher is loaded"
-    table = write_report([student.folder, baseline.folder], tmp_path / "out", "Documents").set_index("method")
+    table = write_report([student.folder, baseline.folder], tmp_path / "out", "Documents").table.set_index("method")
     assert table.loc["kd", "bits_per_byte_mean"] == student.record.metrics["last"]["test_score"]
     difference = student.record.metrics["last"]["test_score"] - baseline.record.metrics["last"]["test_score"]
     assert table.loc["kd", "bits_per_byte_diff_mean"] == pytest.approx(difference)

@@ -52,7 +52,7 @@ def test_the_best_checkpoint_is_that_of_the_monitor(finished: Result) -> None:
 
 
 def test_the_report_has_their_columns(finished: Result, tmp_path: Path) -> None:
-    table = write_report([finished.folder], tmp_path, "Digits").set_index("method")
+    table = write_report([finished.folder], tmp_path, "Digits").table.set_index("method")
     for name in ("macro_f1", "mcc"):
         assert table.loc["kd", f"{name}_mean"] == pytest.approx(finished.record.metrics["last"][f"test_{name}"])
         assert table.loc["teacher", f"{name}_mean"] == pytest.approx(finished.record.teachers["main"][name])

@@ -86,7 +86,7 @@ def test_it_is_logged_recorded_and_reported(sums: list[str], teacher: Result, tm
         wanted = [*tokenizer(answer)["input_ids"], end]
         right += whole[0, ids.shape[1] :].tolist()[: len(wanted)] == wanted
     assert teacher.record.metrics["last"]["exact_match"] == right / len(split.indices)
-    table = write_report([result.folder], tmp_path / "out", "Sums").set_index("method")
+    table = write_report([result.folder], tmp_path / "out", "Sums").table.set_index("method")
     record = RunRecord.read(result.folder)
     assert table.loc["rkl", "exact_match"] == record.metrics["last"]["exact_match"]
     assert table.loc["teacher", "exact_match"] == right / len(split.indices)

@@ -72,7 +72,7 @@ def test_a_teacher_of_other_classes_teaches_and_a_probe_is_scored(
     reference.fit(embeddings["train"], labels["train"])
     assert teacher["score"] == pytest.approx(reference.score(embeddings["test"], labels["test"]), abs=0.005)
     assert "main" not in np.load(result.folder / PREDICTIONS)
-    frame = write_report([result.folder], tmp_path / "report", "")
+    frame = write_report([result.folder], tmp_path / "report", "").table
     assert [*frame["method"]] == ["teacher", "uld+hint"]
     assert f"- `main` is scored by {probe}, as it {why}." in (tmp_path / "report" / "report.md").read_text()
 

@@ -329,7 +329,7 @@ def test_a_report_has_no_teacher_row_of_them(compose_train: Compose, teacher: Pa
     runs |= {"baseline": ["model/teacher=none"], "kd": ["model/teacher=run", f"teachers.main.weights='{teacher}'"]}
     for name, given in runs.items():
         train(compose_train(*SMALL, *given, run=f"runs/{name}"))
-    table = write_report([tmp_path / "runs"], tmp_path / "report", "roles").set_index("method")
+    table = write_report([tmp_path / "runs"], tmp_path / "report", "roles").table.set_index("method")
     assert set(table.index) == {"teacher", *runs}
     record = RunRecord.read(tmp_path / "runs" / "kd")
     assert table.loc["teacher", "score_mean"] == record.teachers["main"]["score"]

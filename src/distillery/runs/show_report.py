@@ -8,21 +8,27 @@ from rich.console import RenderableType
 
 from distillery.core.terminal import plain_console, say
 from distillery.results.layout import report_files
-from distillery.results.report.write import terminal_table, write_report
+from distillery.results.report.headline import headline
+from distillery.results.report.terminal import terminal_table
+from distillery.results.report.write import write_report
 from distillery.runs.compare_baselines import compare_baselines
 
 
 def show_report(folders: Sequence[Path], out: Path, title: str, shown: RenderableType | None = None) -> pd.DataFrame:
-    """Write the report on all runs below the folders into `out`, print its table and its paths; returns the table.
+    """Write the report on all runs below the folders into `out`, print its table, its first sentence and its paths.
 
     Args:
         shown: what is printed in place of the table.
+
+    Returns: the table.
 
     Raises:
         UserError: see `write_report`.
     """
     compare_baselines(folders)
-    table = write_report(folders, out, title)
-    plain_console().print(shown or terminal_table(table, title))
+    report = write_report(folders, out, title)
+    plain_console().print(shown or terminal_table(report.table, title))
+    if sentence := headline(report.table, report.selection.students):
+        say(f"{sentence}\n")
     say("Report: " + "  ".join(str(out / name) for name in report_files(out)))
-    return table
+    return report.table

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from distillery.results.layout import report_files
 from distillery.results.report.language import side_by_side
-from distillery.results.report.write import markdown_table, terminal_table, write_report
+from distillery.results.report.page import markdown_table
+from distillery.results.report.terminal import terminal_table
+from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
 TEACHER = {"sha256": "t0", "score": 2.1, "params": 9, "flops": 9, "latency_ms": 9.0, "perplexity": 20.0}
@@ -54,7 +56,7 @@ def folder(make_run: MakeRun, tmp_path: Path) -> Path:
 
 
 def test_the_figures_are_means_over_seeds_and_texts_stand_side_by_side(folder: Path) -> None:
-    table = write_report([folder], folder, "Speeches")
+    table = write_report([folder], folder, "Speeches").table
     with (folder / "report.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert [float(rows["kd"][name]) for name in ("kl", "kl_own_text", "reverse_kl_own_text")] == pytest.approx(

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from distillery.results.report.write import markdown_table, write_report
+from distillery.results.report.page import markdown_table
+from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
 
@@ -18,7 +19,7 @@ def cost(median: float, minimum: float, busy: bool, **more: Any) -> dict[str, An
 
 
 def report(folder: Path) -> tuple[pd.DataFrame, str]:
-    table = write_report([folder], folder, "Busy").set_index("method")
+    table = write_report([folder], folder, "Busy").table.set_index("method")
     return table, (folder / "report.md").read_text()
 
 

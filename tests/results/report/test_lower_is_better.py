@@ -12,11 +12,12 @@ from scipy import stats
 
 from distillery.results.report.collect import collect
 from distillery.results.report.formats import best_method, verdicts
+from distillery.results.report.page import markdown_table
 from distillery.results.report.plot import plot
 from distillery.results.report.plot_timeline import methods_of
 from distillery.results.report.selection import select
 from distillery.results.report.table import method_table
-from distillery.results.report.write import markdown_table, write_report
+from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
 BASELINE, KD, WORSE = [2.50, 2.54, 2.52], [2.40, 2.43, 2.44], [2.60, 2.66, 2.63]
@@ -73,25 +74,25 @@ def test_a_teacher_that_is_not_better_has_no_gap(make_run: MakeRun, tmp_path: Pa
 
 def test_what_is_written_and_drawn(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    table = write_report([study], out, "Speeches")
+    table = write_report([study], out, "Speeches").table
     with (out / "report.csv").open() as file:
         header = next(csv.reader(file))
-    assert header[:6] == [
-        "method", "n_seeds", "bits_per_byte_mean", "bits_per_byte_std", "bits_per_byte_diff_mean",
+    assert header[:7] == [
+        "method", "best", "n_seeds", "bits_per_byte_mean", "bits_per_byte_std", "bits_per_byte_diff_mean",
         "bits_per_byte_diff_ci95",
     ]  # fmt: skip
     text = (out / "report.md").read_text()
     assert "| method | seeds | bits per byte | perplexity | Δ baseline |" in text
     assert "retention" not in text
     assert "| **kd** | **3** | **2.4233 ± 0.0208** | **31.00** | **−0.0967 ± 0.0379** |" in text
-    assert "`kd`: better than the baseline (−0.0967 ± 0.0379 bits per byte)" in text
-    assert "`worse`: worse than the baseline (+0.1100" in text
+    assert "| kd | better than the baseline | −0.0967 ± 0.0379 |" in text
+    assert "| worse | worse than the baseline | +0.1100" in text
     assert "bits per byte, lower is better, on the test split" in text
     assert "in bits per byte, negative where it is better" in text
     assert "%)" not in text.split("## Definitions")[0].replace("params (% of teacher)", "").replace(" (22)", "")[:900]
     assert markdown_table(pd.read_csv(out / "report.csv")) == markdown_table(table)
     assert matplotlib.image.imread(out / "report.png").shape[1] == 1600
     students = select(collect([study])).students
-    plot(table, students, tmp_path / "again.png")
+    assert plot(table, students).axes
     (method,) = [each for each in methods_of(students) if each.name == "kd"]
     assert method.scores.iloc[-1].tolist() == pytest.approx(KD)  # as they are, not in percent

@@ -10,11 +10,15 @@ import pytest
 from rich.console import Console
 
 from distillery.results.report.formats import best_method, points, si, verdict
-from distillery.results.report.write import markdown_table, terminal_table, write_report
+from distillery.results.report.page import markdown_table
+from distillery.results.report.terminal import terminal_table
+from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
 HEADER = (
-    "method,n_seeds,score_mean,score_std,diff_mean,diff_ci95,retention,gap_recovered,agreement,params,flops,latency_ms"
+    "method,best,n_seeds,score_mean,score_std,diff_mean,diff_ci95,p,p_holm,retention,retention_ci95,gap_recovered,"
+    "gap_ci95,agreement,params,flops,latency_ms,"
+    "score_best_mean,score_best_std,diff_best_mean,diff_best_ci95,p_best,p_best_holm"
 )
 
 
@@ -33,7 +37,7 @@ def study(make_run: MakeRun, tmp_path: Path) -> Path:
 
 
 def test_the_csv_has_exactly_its_columns_and_raw_numbers(study: Path, tmp_path: Path) -> None:
-    frame = write_report([study], tmp_path / "out", "Study")
+    frame = write_report([study], tmp_path / "out", "Study").table
     text = (tmp_path / "out/report.csv").read_text().splitlines()
     assert text[0] == HEADER
     rows = {row["method"]: row for row in csv.DictReader(text)}
@@ -53,9 +57,9 @@ def test_the_markdown_says_what_the_numbers_allow(study: Path, tmp_path: Path) -
     assert "| **kd** | **4** | **89.25 ± 2.22** | **+7.00 ± 2.48** |" in text
     assert "| baseline | 3 | 82.00 ± 2.00 | – | 83.7 | – | – | 5k | 600k | 0.3 |" in text
     assert "| teacher | 1 | 98.00 |" in text
-    assert "`at`: no measurable gain (+0.33 ± 13.68 points)" in text
-    assert "`rkd`: worse than the baseline (−20.33" in text
-    assert "`kd`: better than the baseline" in text
+    assert "| at | no measurable gain | +0.33 ± 13.68 | 0.926 | 0.926 |" in text
+    assert "| rkd | worse than the baseline | −20.33" in text
+    assert "| kd | better than the baseline | +7.00" in text
     left_out = text.split("## Not in the table")[1].split("##")[0]
     assert "dkd, seed 0): failed: ValueError: loss.dkd is NaN" in left_out
     assert "older` (kd, seed 0): there is a later run" in left_out
@@ -65,7 +69,7 @@ def test_the_markdown_says_what_the_numbers_allow(study: Path, tmp_path: Path) -
 
 
 def test_the_table_is_the_same_from_the_csv(study: Path, tmp_path: Path) -> None:
-    table = write_report([study], tmp_path / "out", "Study")
+    table = write_report([study], tmp_path / "out", "Study").table
     read = pd.read_csv(tmp_path / "out/report.csv")
     assert markdown_table(read) == markdown_table(table)
     assert markdown_table(read) in (tmp_path / "out/report.md").read_text()
@@ -77,12 +81,12 @@ def test_a_clean_study_has_nothing_left_out(make_run: MakeRun, tmp_path: Path) -
     write_report([tmp_path], tmp_path, "Clean")
     text = (tmp_path / "report.md").read_text()
     assert "Not in the table" not in text
-    assert "`kd`: one seed: no interval, so nothing is claimed" in text
+    assert "| kd | one seed: no interval, so nothing is claimed | +10.00 | – | – |" in text
 
 
 def test_the_terminal_shows_every_row(study: Path, tmp_path: Path) -> None:
     console = Console(width=80, record=True, quiet=False, file=(tmp_path / "terminal").open("w"))
-    console.print(terminal_table(write_report([study], tmp_path / "out", "Study"), "Study"))
+    console.print(terminal_table(write_report([study], tmp_path / "out", "Study").table, "Study"))
     scores, costs = console.export_text().split("Cost")
     rows = {line.split()[0]: line for line in scores.splitlines() if line.strip()}
     assert {"Study", "teacher", "baseline", "kd", "at", "rkd"} <= rows.keys()
@@ -148,4 +152,4 @@ def test_numbers_are_readable() -> None:
 def test_the_best_is_the_best_student_and_may_be_the_baseline(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("kd", 0, 0.7)
     make_run("baseline", 0, 0.8)
-    assert best_method(write_report([tmp_path], tmp_path, "Best")) == "baseline"
+    assert best_method(write_report([tmp_path], tmp_path, "Best").table) == "baseline"

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from distillery.results.report.formats import best_method, chosen
-from distillery.results.report.write import markdown_table, write_report
+from distillery.results.report.page import markdown_table
+from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
 CNN = {"student": {"net": {"_target_": "SmallCNN", "widths": [16, 32]}}}
@@ -38,7 +39,7 @@ def job(make_run: MakeRun, tmp_path: Path) -> Callable[..., Path]:
 
 
 def rows(folder: Path) -> pd.DataFrame:
-    return write_report([folder], folder, "Sweep").set_index("method").drop(index="teacher", errors="ignore")
+    return write_report([folder], folder, "Sweep").table.set_index("method").drop(index="teacher", errors="ignore")
 
 
 def kd(temperature: float) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def test_the_best_one_is_chosen_on_validation_and_not_on_test(job: Callable[...,
     for seed, spread in enumerate((-0.01, 0.01)):
         job("kd", seed, 0.7 + spread, 0.9, kd(1.0))
         job("kd", seed, 0.8 + spread, 0.6, kd(4.0))
-    table = write_report([tmp_path], tmp_path, "Sweep")
+    table = write_report([tmp_path], tmp_path, "Sweep").table
     assert best_method(table) == "kd temperature=4"
     assert chosen(table) == "Best on the validation split: kd temperature=4."
     found = table.set_index("method").loc["kd temperature=4"]
@@ -64,7 +65,7 @@ def test_the_best_one_is_chosen_on_validation_and_not_on_test(job: Callable[...,
 def test_without_a_validation_split_none_is_the_best(job: Callable[..., Path], tmp_path: Path) -> None:
     job("kd", 0, None, 0.9, kd(1.0))
     job("kd", 0, None, 0.6, kd(4.0))
-    table = write_report([tmp_path], tmp_path, "Sweep")
+    table = write_report([tmp_path], tmp_path, "Sweep").table
     assert best_method(table) is None
     assert "**kd" not in markdown_table(table)
     assert chosen(table) == "There is no validation split, by which a setting could be chosen."
@@ -76,7 +77,7 @@ def test_of_a_score_of_which_lower_is_better_the_lowest_is(job: Callable[..., Pa
         record = json.loads((folder / "run.json").read_text())
         record["data"] |= {"score_name": "bits per byte", "higher_is_better": False}
         (folder / "run.json").write_text(json.dumps(record))
-    table = write_report([tmp_path], tmp_path, "Sweep")
+    table = write_report([tmp_path], tmp_path, "Sweep").table
     assert best_method(table) == "kd temperature=4"
     assert "| **kd temperature=4** | **1** | **2.2500** |" in markdown_table(table)
 
@@ -93,7 +94,7 @@ def test_a_setting_may_be_chosen_by_another_metric(job: Callable[..., Path], tmp
             record["metrics"]["last"] |= {f"val_{name}": value, f"test_{name}": 1 - value}
             (folder / "run.json").write_text(json.dumps(record))
             folder.rename(out.parent / f"{name}{temperature}")
-        table = write_report([*tmp_path.glob(f"{name}*.0")], out, "Sweep")
+        table = write_report([*tmp_path.glob(f"{name}*.0")], out, "Sweep").table
         again = pd.read_csv(out / "report.csv")
         for each in (table, again):
             assert best_method(each) == "kd temperature=4"
@@ -147,6 +148,6 @@ def test_a_report_on_other_runs_has_no_column_of_validation(
     job("kd", 0, 0.7, 0.9, kd(1.0))
     job("kd", 0, 0.8, 0.6, kd(4.0))
     (tmp_path / "multirun.yaml").unlink()
-    table = write_report([tmp_path], tmp_path, "Runs")
+    table = write_report([tmp_path], tmp_path, "Runs").table
     assert not [name for name in table.columns if "validation" in name]
-    assert best_method(table) == "kd temperature=1"
+    assert best_method(table) == "kd temperature=4", "the best on validation all the same"

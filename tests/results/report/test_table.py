@@ -13,7 +13,8 @@ from scipy import stats
 
 from distillery.results.report.collect import collect
 from distillery.results.report.selection import select
-from distillery.results.report.table import COLUMNS, mean_and_ci95, method_table
+from distillery.results.report.statistics import mean_and_ci95
+from distillery.results.report.table import BEST_EPOCH, COLUMNS, method_table
 
 MakeRun = Callable[..., Path]
 BASELINE = [0.80, 0.84, 0.82, 0.86]
@@ -35,7 +36,7 @@ def test_every_figure_of_a_small_study(make_run: MakeRun, table: Callable[[], pd
     fill(make_run, "kd", KD)
     fill(make_run, "baseline", BASELINE)
     found = table()
-    assert list(found.reset_index().columns) == list(COLUMNS)
+    assert list(found.reset_index().columns) == [*COLUMNS, *BEST_EPOCH]
     assert list(found.index) == ["teacher", "baseline", "rkd", "kd"]
 
     kd = found.loc["kd"]

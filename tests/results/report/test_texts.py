@@ -11,9 +11,11 @@ from rich.console import Console
 
 from distillery.core.errors import UserError
 from distillery.results.report.collect import collect
+from distillery.results.report.page import markdown_table
 from distillery.results.report.selection import select
-from distillery.results.report.table import COLUMNS
-from distillery.results.report.write import markdown_table, terminal_table, write_report
+from distillery.results.report.table import BEST_EPOCH, COLUMNS
+from distillery.results.report.terminal import terminal_table
+from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
 # 12,000 of the parameters are embeddings in both; the rest is 10,000 in the teacher and 4,000 in the student.
@@ -52,7 +54,7 @@ def test_savings_are_to_the_teacher_with_and_without_embeddings(text_run: MakeRu
         rows = {row["method"]: row for row in csv.DictReader(file)}
     kd = rows["kd"]
     added = ["non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up"]
-    assert list(kd) == [*COLUMNS, *added]
+    assert list(kd) == [*COLUMNS, *added, *BEST_EPOCH]
     assert [float(kd[name]) for name in added] == pytest.approx([4_000, 0.4, 16 / 22, 8 / 5])
     assert kd["params"] == "16000"
     assert [float(rows["teacher"][name]) for name in added] == [10_000, 1, 1, 1]
@@ -63,7 +65,7 @@ def test_savings_are_to_the_teacher_with_and_without_embeddings(text_run: MakeRu
 def test_the_table_shows_them_beside_retention(text_run: MakeRun, tmp_path: Path) -> None:
     for seed in range(2):
         text_run("kd", seed, 0.76)
-    table = write_report([tmp_path], tmp_path, "Texts")
+    table = write_report([tmp_path], tmp_path, "Texts").table
     text = (tmp_path / "report.md").read_text()
     assert "| retention % | speed-up | non-embedding params (% of teacher) | params (% of teacher) | gap" in text
     assert "| **95.0** | **1.50×** | **4k (40)** | **16k (73)** |" in text
@@ -76,7 +78,7 @@ def test_the_terminal_has_them_within_80_columns(text_run: MakeRun, tmp_path: Pa
     for seed in range(2):
         text_run("kd", seed, 0.76 + 0.01 * seed)
         text_run("baseline", seed, 0.7)
-    table = write_report([tmp_path], tmp_path, "Texts")
+    table = write_report([tmp_path], tmp_path, "Texts").table
     console = Console(width=80, record=True, file=(tmp_path / "terminal").open("w"))
     console.print(terminal_table(table, "Texts"))
     text = console.export_text()
@@ -90,7 +92,7 @@ def test_what_is_not_known_is_empty(text_run: MakeRun, tmp_path: Path) -> None:
     text_run("baseline", 0, 0.7, cost=old)
     text_run("kd", 0, 0.75, cost=old)
     text_run("kd", 1, 0.75)
-    rows = write_report([tmp_path], tmp_path, "Texts").set_index("method")
+    rows = write_report([tmp_path], tmp_path, "Texts").table.set_index("method")
     assert pd.isna(rows.loc["baseline", "non_embedding_params"])
     assert rows.loc["baseline", "params_ratio"] == pytest.approx(16 / 22)
     assert rows.loc["kd", "non_embedding_ratio"] == pytest.approx(0.4)
@@ -99,7 +101,7 @@ def test_what_is_not_known_is_empty(text_run: MakeRun, tmp_path: Path) -> None:
 
 def test_without_a_teacher_there_is_nothing_to_compare_with(text_run: MakeRun, tmp_path: Path) -> None:
     text_run("baseline", 0, 0.7)
-    row = write_report([tmp_path], tmp_path, "Texts").iloc[0]
+    row = write_report([tmp_path], tmp_path, "Texts").table.iloc[0]
     assert row.non_embedding_params == 4_000
     assert row[["non_embedding_ratio", "params_ratio", "speed_up"]].isna().all()
     assert "| **–** | **–** | **4k** | **16k** |" in (tmp_path / "report.md").read_text()

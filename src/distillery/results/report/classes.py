@@ -1,6 +1,6 @@
 """How well each class is predicted: precision, recall and F1, against the baseline and the teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from distillery.results.layout import CLASSES, CONFUSION
 from distillery.results.report.collect import Predictions, Run, predictions_of
 from distillery.results.report.formats import percent, points
+from distillery.results.report.markdown import section, table_of
 from distillery.results.report.table import BASELINE, MAIN, TEACHER
 
 OF_CLASSES = ("class", "labels")  # what tasks predict, see `Task.prediction`
@@ -79,8 +80,8 @@ def _teacher(run: Run, arrays: Predictions) -> str | None:
     return MAIN if MAIN in names else next(iter(names), None)
 
 
-def classes_section(figures: ClassFigures, method: str | None, drawn: bool) -> str:
-    """The classes of one method: the table, at most `MOST` classes of it, and the picture, if it was drawn."""
+def classes_section(figures: ClassFigures, method: str | None, pictures: Set[str]) -> str:
+    """The classes of one method: the table, at most `MOST` classes of it, and the picture, if there is one."""
     own = figures.table[figures.table["method"] == method]
     if own.empty:
         return ""
@@ -104,15 +105,14 @@ def classes_section(figures: ClassFigures, method: str | None, drawn: bool) -> s
         ]
         for row in shown.to_dict("records")
     ]
-    parts = [
-        "## Classes",
+    return section(
+        "Classes",
         f"Of `{method}`, the method in bold.{said} All classes of all methods: [{CLASSES}]({CLASSES}).",
-        "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] + ["---:"] * (len(header) - 1), *lines]),
+        table_of(header, lines),
         _confused(figures, str(method)),
-        f"![Which classes are taken for which]({CONFUSION})" if drawn else "",
-        DEFINITIONS.strip(),
-    ]
-    return "\n\n".join(part for part in parts if part)
+        f"![Which classes are taken for which]({CONFUSION})" if CONFUSION in pictures else "",
+        DEFINITIONS,
+    )
 
 
 def _confused(figures: ClassFigures, method: str) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from distillery.results.report.score import FRACTION, PLAIN, Score
+from distillery.results.report.statistics import ALPHA
 from distillery.results.report.table import (
     BEST,
     BUSY,
@@ -23,6 +24,8 @@ from distillery.results.report.table import (
 )
 
 NONE = "–"
+NO_GAIN = "no measurable gain"
+NOTABLE = 1.05  # costs whose ratio is nearer to 1 are called equal
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,24 @@ def in_unit(value: float, score: Score) -> str:
     return NONE if math.isnan(value) else f"{score.factor * value:z.{score.digits}f}".replace("-", "−")
 
 
+def with_spread(mean: float, std: float, score: Score) -> str:
+    """A mean of scores as it is shown, with their deviation where there is one."""
+    return in_unit(mean, score) + ("" if math.isnan(std) else f" ± {in_unit(std, score)}")
+
+
+def probability(p: float) -> str:
+    """A p-value with three digits after the point."""
+    return NONE if math.isnan(p) else "< 0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def times(ratio: float, more: str, less: str) -> str:
+    """How many times more or less something is, as `4.1× faster`; empty where it is about equal or not known."""
+    if math.isnan(ratio) or 1 / NOTABLE < ratio < NOTABLE:
+        return ""
+    factor = max(ratio, 1 / ratio)
+    return f"{factor:.{0 if factor >= 10 else 1}f}× {more if ratio > 1 else less}"
+
+
 def si(value: float) -> str:
     """A count with SI prefix and three digits: 5.13k, 272k, 40.1M."""
     return NONE if pd.isna(value) else EngFormatter(sep="")(float(f"{value:.3g}"))
@@ -107,7 +128,7 @@ def columns(table: pd.DataFrame) -> list[Column]:
     heading = score.name if score.lower else "score %"
     scores = [
         Column("seeds", "seeds", lambda row: str(row.n_seeds)),
-        Column(heading, heading, lambda row: in_unit(row.score_mean, score) + _spread(row.score_std, score)),
+        Column(heading, heading, lambda row: with_spread(row.score_mean, row.score_std, score)),
         Column("Δ baseline", "Δ baseline", lambda row: points(row.diff_mean, row.diff_ci95, score)),
     ]
     if not score.lower:
@@ -116,12 +137,12 @@ def columns(table: pd.DataFrame) -> list[Column]:
     if PERPLEXITY in table:
         scores.insert(2, Column("perplexity", "perplexity", lambda row: _figure(row.perplexity, "{:.2f}")))
     if EXACT in table:
-        scores.insert(2, Column("exact %", "exact\n%", _exact))
+        scores.insert(2, Column("exact %", "exact\n%", partial(_figure_of, EXACT, FRACTION)))
     if (validation := _validation_column(table)) is not None:
         shown = Score(name, plain=True) if (name := monitored(table)) else score
         heading = shown.validation
-        scores.insert(1, Column(heading, heading.replace(" ", "\n"), partial(_with_spread, validation, shown)))
-    scores += [Column(name, name, partial(_with_spread, f"{name}_mean", PLAIN)) for name in metrics_of(table)]
+        scores.insert(1, Column(heading, heading.replace(" ", "\n"), partial(_figure_of, validation, shown)))
+    scores += [Column(name, name, partial(_figure_of, f"{name}_mean", PLAIN)) for name in metrics_of(table)]
     gap = Column("gap recovered %", "of gap\n%", lambda row: percent(row.gap_recovered, 0), is_of_teacher=True)
     fidelity = [gap]
     if not has_fidelity(table):
@@ -171,17 +192,9 @@ def cells(table: pd.DataFrame, shown: Sequence[Column]) -> list[list[str]]:
     return [[str(row.method), *(column.cell(row) for column in shown)] for row in rows]
 
 
-def _with_spread(column: str, score: Score, row: Any) -> str:
+def _figure_of(column: str, score: Score, row: Any) -> str:
     """Mean and deviation of a figure whose mean is in this column."""
-    return in_unit(getattr(row, column), score) + _spread(getattr(row, f"{column.removesuffix('_mean')}_std"), score)
-
-
-def _exact(row: Any) -> str:
-    return in_unit(row.exact_match, FRACTION) + _spread(row.exact_match_std, FRACTION)
-
-
-def _spread(std: float, score: Score) -> str:
-    return "" if math.isnan(std) else f" ± {in_unit(std, score)}"
+    return with_spread(getattr(row, column), getattr(row, f"{column.removesuffix('_mean')}_std"), score)
 
 
 def _figure(value: float, form: str) -> str:
@@ -197,15 +210,15 @@ def _share(ratio: float) -> str:
 
 
 def best_method(table: pd.DataFrame) -> str | None:
-    """The student with the best mean score, or the best of what `task.monitor` names; that may be the baseline.
+    """The student that is marked as the best, which may be the baseline; None: a sweep without a validation split.
 
-    Of a sweep, in which one is chosen, that with the best score on the validation split; None: there is no such split.
+    In a table of an earlier version, which has no marks, that with the best mean score.
     """
     if BEST in table:
         return next(iter(table.loc[table[BEST], "method"]), None)
     score = Score.of_table(table)
     students = score.generic(table[~table["method"].map(is_teacher)])
-    means = score.sign * students[_validation_column(table) or "score_mean"]
+    means = score.sign * students["score_mean"]
     return None if means.isna().all() else str(students.loc[means.idxmax(), "method"])
 
 
@@ -219,14 +232,20 @@ def chosen(table: pd.DataFrame) -> str:
     return f"Best on the validation split{by}: {best}."
 
 
-def verdict(mean: float, ci95: float) -> str:
-    """What a paired difference, positive where it is better, with its interval allows one to say."""
+def verdict(mean: float, ci95: float, p_holm: float = math.nan) -> str:
+    """What a paired difference, positive where it is better, with its interval allows one to say.
+
+    Args:
+        p_holm: the corrected p-value; NaN: it is not known, as in tables of earlier versions.
+    """
     if math.isnan(mean):
         return "no seed in common with the baseline: not compared"
     if math.isnan(ci95):
         return "one seed: no interval, so nothing is claimed"
     if abs(mean) <= ci95:
-        return "no measurable gain"
+        return NO_GAIN
+    if p_holm > ALPHA:
+        return f"{NO_GAIN} among so many methods"
     return "better than the baseline" if mean > 0 else "worse than the baseline"
 
 
@@ -237,4 +256,7 @@ def verdicts(table: pd.DataFrame) -> dict[str, str]:
         return {}
     score = Score.of_table(table)
     methods = score.generic(table[~baselines & ~table["method"].map(is_teacher)])
-    return {row.method: verdict(score.sign * row.diff_mean, row.diff_ci95) for row in methods.itertuples()}
+    return {
+        row.method: verdict(score.sign * row.diff_mean, row.diff_ci95, getattr(row, "p_holm", math.nan))
+        for row in methods.itertuples()
+    }

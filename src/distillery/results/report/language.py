@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,7 @@ import pandas as pd
 from distillery.results.layout import FIDELITY as PICTURE
 from distillery.results.report.collect import Run
 from distillery.results.report.formats import cells, fidelity_columns
+from distillery.results.report.markdown import bullets, section, table_of
 from distillery.results.report.table import TEACHER, compared_with
 
 WIDTH = 100
@@ -27,25 +28,23 @@ the student's own mistakes lead it to where it knows least (exposure bias). Righ
 by its probability, which would be equal (grey) were the student calibrated; larger dots stand for more tokens."""
 
 
-def fidelity_section(table: pd.DataFrame, students: Sequence[Run], drawn: bool) -> str:
-    """Table, definitions and picture (if it was `drawn`), and which teachers were not compared; empty: nothing is."""
+def fidelity_section(table: pd.DataFrame, students: Sequence[Run], pictures: Set[str]) -> str:
+    """Table, definitions and picture (if there is one), and which teachers were not compared; empty: nothing is."""
     shown = fidelity_columns(table)
     if not shown:
         return ""
-    rows = [["method", *(column.heading for column in shown)], ["---"] + ["---:"] * len(shown), *cells(table, shown)]
     own = [run.record.fidelity["student"] for run in students if "student" in run.record.fidelity]
     texts: Mapping[str, Any] = next(
         (entry["texts"] for entry in own if "texts" in entry), {"number": 0, "prompt": 0, "new": 0}
     )
     tokens = " or ".join(dict.fromkeys(f"{entry['tokens']:,}" for entry in own))
-    parts = [
-        "## Fidelity",
-        "\n".join(f"| {' | '.join(row)} |" for row in rows),
-        DEFINITIONS.format(tokens=tokens, **texts).strip(),
-        f"![KL by position, and reliability of the predictions]({PICTURE})\n{CAPTION}" if drawn else "",
-        "\n".join(f"- {line}" for line in _not_compared(students)),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    return section(
+        "Fidelity",
+        table_of(["method", *(column.heading for column in shown)], cells(table, shown)),
+        DEFINITIONS.format(tokens=tokens, **texts),
+        f"![KL by position, and reliability of the predictions]({PICTURE})\n{CAPTION}" if PICTURE in pictures else "",
+        bullets(_not_compared(students)),
+    )
 
 
 def samples_section(students: Sequence[Run]) -> str:
@@ -69,7 +68,7 @@ def samples_section(students: Sequence[Run]) -> str:
     about = (
         "Test texts, and how each network continues them with the likeliest token each time. ⏎ is the end of a line."
     )
-    return "\n\n".join(["## Samples", about, *blocks])
+    return section("Samples", about, *blocks)
 
 
 def side_by_side(texts: Mapping[str, str]) -> str:

@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from distillery.results.report.collect import Run
-from distillery.results.report.formats import in_unit, percent, points, si, verdicts
+from distillery.results.report.formats import in_unit, percent, points, si, times, verdicts
 from distillery.results.report.score import Score
 from distillery.results.report.table import BASELINE, TEACHER, is_teacher
 
@@ -34,13 +32,12 @@ LEAST_HEIGHT, HEIGHT = 3.5, 4.5  # inches: of the whole picture, and of the left
 TITLE_PAD = 18  # points: room for the names of the reference lines
 
 
-def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
-    """Writes the picture of a method table, 1600 pixels wide; its height grows with the number of methods.
+def plot(table: pd.DataFrame, students: Sequence[Run]) -> Figure:
+    """The picture of a method table, 1600 pixels wide; its height grows with the number of methods.
 
     Args:
         table: as `method_table` gives it.
         students: the runs it was made of, for the score of every seed.
-        path: of the PNG.
     """
     score = Score.of_table(table)
     plain = score.generic(table).astype({"flops": "float64", "params": "float64"})
@@ -50,19 +47,18 @@ def plot(table: pd.DataFrame, students: Sequence[Run], path: Path) -> None:
     )
     said = verdicts(table)
     colours = {name: COLOURS.get(said.get(name, ""), GREY) for name in methods}
-    with rc_context(STYLE):
-        layout = ConstrainedLayoutEngine(wspace=0.06)
-        height = max(LEAST_HEIGHT, 1.7 + 0.26 * len(methods))
-        figure = Figure(figsize=(8, height), dpi=200, layout=layout)
-        right_alone = height - HEIGHT  # inches: the right half grows with the methods, the left would only be stretched
-        if right_alone > 0:
-            grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.2], height_ratios=[HEIGHT, right_alone])
-            left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
-        else:
-            left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
-        _score_against_cost(left, rows, methods, colours, score)
-        _gains(right, rows, methods, colours, said, students, score)
-        figure.savefig(path)
+    layout = ConstrainedLayoutEngine(wspace=0.06)
+    height = max(LEAST_HEIGHT, 1.7 + 0.26 * len(methods))
+    figure = Figure(figsize=(8, height), dpi=200, layout=layout)
+    right_alone = height - HEIGHT  # inches: the right half grows with the methods, the left would only be stretched
+    if right_alone > 0:
+        grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.2], height_ratios=[HEIGHT, right_alone])
+        left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
+    else:
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    _score_against_cost(left, rows, methods, colours, score)
+    _gains(right, rows, methods, colours, said, students, score)
+    return figure
 
 
 def _score_against_cost(
@@ -150,10 +146,8 @@ def _savings(teacher: dict[str, Any], student: dict[str, Any]) -> str:
         ("params", "fewer params", "more params"),
         ("latency_ms", "faster", "slower"),
     ]:
-        ratio = teacher[key] / student[key]  # NaN where one is not known
-        times = max(ratio, 1 / ratio)
-        if times > 1.05:
-            found.append(f"{times:.{0 if times >= 10 else 1}f}× {less if ratio > 1 else more}")
+        if said := times(teacher[key] / student[key], less, more):  # NaN where one is not known
+            found.append(said)
     return f"student: {found[0]}\n{', '.join(found[1:])}".strip() if found else ""
 
 

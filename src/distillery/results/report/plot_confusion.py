@@ -1,9 +1,6 @@
 """The report's picture of classes: which are taken for which, by the student and by its teacher."""
 
-from pathlib import Path
-
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -13,7 +10,7 @@ from numpy.typing import NDArray
 
 from distillery.results.layout import CLASSES
 from distillery.results.report.classes import ClassFigures, off_diagonal
-from distillery.results.report.plot import RED, STYLE, short
+from distillery.results.report.plot import RED, short
 from distillery.results.report.table import TEACHER
 
 MOST = 200  # classes in a picture
@@ -22,27 +19,24 @@ RIGHT = "#E8E8E8"  # of the diagonal
 COLOURS = LinearSegmentedColormap.from_list("confusion", ["#FFFFFF", RED])
 
 
-def plot_confusion(figures: ClassFigures, method: str | None, path: Path) -> bool:
-    """Write the picture of a method, and of its teacher; returns whether there was anything to draw."""
-    path.unlink(missing_ok=True)
+def plot_confusion(figures: ClassFigures, method: str | None) -> Figure | None:
+    """The picture of a method, and of its teacher; None: there is nothing to draw."""
     shown = {name: figures.confusions[name] for name in (method, TEACHER) if name in figures.confusions}
     if method not in shown or len(figures.names) > MOST:
-        return False
+        return None
     size = 4.4 if len(figures.names) > NUMBERED else 3.6
     numbers = "" if len(figures.names) <= NAMED else f", numbered from 0 as in {CLASSES}"
     most = max(max(off_diagonal(counts).max() for counts in shown.values()), 0.01)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(size * len(shown) + 0.6, size), dpi=200, layout="constrained")
-        axes = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
-        for ax, (name, counts) in zip(axes, shown.items(), strict=True):
-            image = _draw(ax, counts, figures.names, most)
-            ax.set(title=short(name), xlabel=f"predicted class{numbers}")
-        axes[0].set_ylabel(f"class{numbers}")
-        bar = figure.colorbar(image, ax=axes.tolist(), shrink=0.8, pad=0.02, ticks=MaxNLocator(5, integer=True))
-        bar.set_label("% of the class taken for another")
-        bar.outline.set_visible(False)
-        figure.savefig(path)
-    return True
+    figure = Figure(figsize=(size * len(shown) + 0.6, size), dpi=200, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
+    for ax, (name, counts) in zip(axes, shown.items(), strict=True):
+        image = _draw(ax, counts, figures.names, most)
+        ax.set(title=short(name), xlabel=f"predicted class{numbers}")
+    axes[0].set_ylabel(f"class{numbers}")
+    bar = figure.colorbar(image, ax=axes.tolist(), shrink=0.8, pad=0.02, ticks=MaxNLocator(5, integer=True))
+    bar.set_label("% of the class taken for another")
+    bar.outline.set_visible(False)
+    return figure
 
 
 def _draw(ax: Axes, counts: NDArray[np.int64], names: list[str], most: float) -> AxesImage:

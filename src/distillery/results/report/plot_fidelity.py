@@ -1,17 +1,15 @@
 """The report's picture of language models: divergence from the teacher by position, and calibration."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from distillery.results.report.collect import Run
-from distillery.results.report.plot import BLUE, GREEN, GREY, RED, STYLE, short
+from distillery.results.report.plot import BLUE, GREEN, GREY, RED, short
 from distillery.results.report.table import compared_with, is_baseline
 
 MOST = 7  # methods in the picture
@@ -20,43 +18,39 @@ LARGEST = 60  # of a dot, square points: the share of all tokens is its area
 LEAST = 10  # tokens of a dot
 
 
-def plot_fidelity(students: Sequence[Run], path: Path) -> bool:
-    """Write the picture of the first methods; returns whether there was anything to draw."""
-    path.unlink(missing_ok=True)
+def plot_fidelity(students: Sequence[Run]) -> Figure | None:
+    """The picture of the first methods; None: there is nothing to draw."""
     methods: dict[str, list[Run]] = {}
     for run in students:
         if run.record.fidelity and "brier" not in run.record.metrics["last"]:  # not of classes
             methods.setdefault(run.label, []).append(run)
     shown = dict([*methods.items()][:MOST])
     if not shown:
-        return False
+        return None
     others = iter(COLOURS)
     colours = {name: "#000000" if is_baseline(name) else next(others, GREY) for name in shown}
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8, 3.6), dpi=200, layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
-        for name, runs in shown.items():
-            _by_position(left, runs, colours[name])
-            _reliability(right, runs, colours[name])
-        left.set(
-            title="Divergence from the teacher", xlabel="tokens after the prompt", ylabel="KL(teacher ‖ student), nats"
-        )
-        left.set_ylim(bottom=0)
-        left.set_xlim(left=0)
-        limit = max(*right.get_xlim(), *right.get_ylim(), 0.1) * 1.05
-        right.plot([0, limit], [0, limit], color="#BBBBBB", lw=1, zorder=1)
-        right.set(title="Calibration", xlabel="probability of the likeliest token", ylabel="share that is right")
-        right.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
-        right.xaxis.set_major_locator(MaxNLocator(5))
-        right.yaxis.set_major_locator(MaxNLocator(5))
-        keys = [Line2D([], [], color=colours[name], label=short(name)) for name in shown]
-        styles = [
-            Line2D([], [], color=GREY, ls=style, label=label)
-            for style, label in (("-", "own text"), ("--", "data's text"))
-        ]
-        figure.legend(handles=[*keys, *styles], loc="outside lower center", ncols=min(5, len(keys) + 2), frameon=False)
-        figure.savefig(path)
-    return True
+    figure = Figure(figsize=(8, 3.6), dpi=200, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
+    for name, runs in shown.items():
+        _by_position(left, runs, colours[name])
+        _reliability(right, runs, colours[name])
+    left.set(
+        title="Divergence from the teacher", xlabel="tokens after the prompt", ylabel="KL(teacher ‖ student), nats"
+    )
+    left.set_ylim(bottom=0)
+    left.set_xlim(left=0)
+    limit = max(*right.get_xlim(), *right.get_ylim(), 0.1) * 1.05
+    right.plot([0, limit], [0, limit], color="#BBBBBB", lw=1, zorder=1)
+    right.set(title="Calibration", xlabel="probability of the likeliest token", ylabel="share that is right")
+    right.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
+    right.xaxis.set_major_locator(MaxNLocator(5))
+    right.yaxis.set_major_locator(MaxNLocator(5))
+    keys = [Line2D([], [], color=colours[name], label=short(name)) for name in shown]
+    styles = [
+        Line2D([], [], color=GREY, ls=style, label=label) for style, label in (("-", "own text"), ("--", "data's text"))
+    ]
+    figure.legend(handles=[*keys, *styles], loc="outside lower center", ncols=min(5, len(keys) + 2), frameon=False)
+    return figure
 
 
 def _by_position(ax: Axes, runs: Sequence[Run], colour: str) -> None:

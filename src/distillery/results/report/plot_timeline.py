@@ -5,11 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, zip_longest
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,7 +15,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from distillery.results.report.collect import Run
-from distillery.results.report.plot import BLUE, GREEN, GREY, RED, STYLE, short
+from distillery.results.report.plot import BLUE, GREEN, GREY, RED, short
 from distillery.results.report.score import FRACTION, Score
 from distillery.results.timeline import Epoch
 
@@ -83,21 +81,10 @@ class Panel:
     draw: Callable[[Axes, Method], None]
 
 
-def plot_timeline(students: Sequence[Run], path: Path) -> list[str]:
-    """Writes the picture, 1600 pixels wide; without anything to show none, and a former one is removed.
-
-    Args:
-        students: the runs of a report.
-        path: of the PNG.
-
-    Returns: the methods with something to show; the first `MOST` of them are in the picture.
-    """
+def plot_timeline(students: Sequence[Run]) -> Figure | None:
+    """The picture of the first methods in which something changes, 1600 pixels wide; None: there are none."""
     methods = methods_of(students)
-    path.unlink(missing_ok=True)
-    if methods:
-        with rc_context(STYLE):
-            timeline_figure(methods[:MOST]).savefig(path)
-    return [method.name for method in methods]
+    return timeline_figure(methods[:MOST]) if methods else None
 
 
 def methods_of(students: Sequence[Run]) -> list[Method]:

@@ -10,7 +10,10 @@ import pandas as pd
 from distillery.results.record import RunRecord
 
 GENERIC = "score"
-OF_SCORES = ("score_mean", "score_std", "diff_mean", "diff_ci95")
+OF_SCORES = (
+    "score_mean", "score_std", "diff_mean", "diff_ci95",
+    "score_best_mean", "score_best_std", "diff_best_mean", "diff_best_ci95",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from distillery.results.record import RunRecord
 from distillery.results.report.collect import Run
+from distillery.results.report.comparison import compare, of_seeds, scores
 from distillery.results.report.latency import Key, Measured, latencies, network_of
 from distillery.results.report.score import GENERIC, Score
-from distillery.results.report.settings import differing
+from distillery.results.report.statistics import mean_and_ci95
 
+BEST = "best"  # the column that marks the best row, see `_best`
 COLUMNS = (
-    "method", "n_seeds", "score_mean", "score_std", "diff_mean", "diff_ci95", "retention", "gap_recovered",
-    "agreement", "params", "flops", "latency_ms",
+    "method", BEST, "n_seeds", "score_mean", "score_std", "diff_mean", "diff_ci95", "p", "p_holm",
+    "retention", "retention_ci95", "gap_recovered", "gap_ci95", "agreement", "params", "flops", "latency_ms",
 )  # fmt: skip
+# At the epoch of the best validation score, where that was kept: the same figures.
+BEST_EPOCH = ("score_best_mean", "score_best_std", "diff_best_mean", "diff_best_ci95", "p_best", "p_best_holm")
 # Of texts, whose embeddings are many parameters that cost no time: what a student saves of its teacher.
 TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up")
 # Of data with unlabelled samples: how many samples each network was trained on.
@@ -25,7 +28,6 @@ PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a
 EXACT = "exact_match"  # of answers to prompts: the same
 # Of sweeps, whose best setting is chosen by it and not on test: the mean over seeds, and its deviation.
 SELECTION = ("validation_mean", "validation_std")
-BEST = "best"  # whether a row is the best one: where students are chosen by another figure than the score
 # Of language models: nearness to the teacher, and how far predictions can be trusted; with their names in a record.
 FIDELITY = {
     "kl": "kl", "kl_own_text": "kl", "reverse_kl_own_text": "reverse_kl", "acceptance": "acceptance",
@@ -41,6 +43,7 @@ NAN = float("nan")
 # How the runs of a method, or the distinct teachers of one name, become a row.
 OVER_SEEDS = {
     "n_seeds": ("score", "size"), "score_mean": ("score", "mean"), "score_std": ("score", "std"),
+    "score_best_mean": ("best_score", "mean"), "score_best_std": ("best_score", "std"),
     "agreement": ("agreement", "mean"), PERPLEXITY: (PERPLEXITY, "mean"),
     EXACT: (EXACT, "mean"), f"{EXACT}_std": (EXACT, "std"),
     **{column: ("validation", function) for column, function in zip(SELECTION, ("mean", "std"), strict=True)},
@@ -61,15 +64,6 @@ def is_baseline(label: str) -> bool:
     return label.partition(" ")[0] == BASELINE
 
 
-def mean_and_ci95(values: Sequence[float] | pd.Series) -> tuple[float, float]:
-    """Mean, and half-width of its 95 % t interval; NaN where there are too few values for one.
-
-    For differences paired by seed this is the paired t interval.
-    """
-    series = pd.Series(values, dtype="float64")
-    return float(series.mean()), float(stats.t.ppf(0.975, len(series) - 1) * series.sem())
-
-
 def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
     """One row for each teacher, baseline, and method with its settings; NaN where a figure is not defined.
 
@@ -77,14 +71,13 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     metric `<name>_mean`, `<name>_std`, `<name>_diff_mean` and `<name>_diff_ci95` follow. Where a network has embeddings
     (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of answers to prompts
     the share that is `EXACT`, of language models their `FIDELITY`, of classes `CLASS_FIDELITY`, where a student saw
-    unlabelled samples `SAMPLE_COLUMNS`, and of sweeps their `SELECTION`. Where `task.monitor` names another figure than
-    the score, `SELECTION` has its name in it, `validation_<name>_mean`, and `BEST` marks the row that is best by it.
-    What the columns mean is said in each report (`write.DEFINITIONS`). Scores, agreement, retention and gap are
-    fractions here. Ratios and gaps relate to the first teacher's row.
+    unlabelled samples `SAMPLE_COLUMNS`, where the best epoch was kept `BEST_EPOCH`, and of sweeps their `SELECTION`.
+    Where `task.monitor` names another figure than the score, `SELECTION` has its name in it,
+    `validation_<name>_mean`. What the columns mean is said in each report (`definitions.py`). Scores, agreement,
+    retention and gap are fractions here. Ratios and gaps relate to the first teacher's row.
 
-    Of several baselines, a method is compared with the one of its own settings (the same learning rate, say), or with
-    none. `retention` and `gap_recovered` are ratios of means. A network has one latency, see `latencies`; of a seed
-    with a machine of its own, one more. `speed_up` divides latencies on the same machine.
+    A network has one latency, see `latencies`; of a seed with a machine of its own, one more. `speed_up` divides
+    latencies on the same machine.
 
     Args:
         students: the runs that are compared, as `select` gives them.
@@ -99,20 +92,7 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     teachers = _teachers(students, baselines, trained, metrics, measured)
     teacher = next(iter(teachers.to_dict("records")), None)
     table = _over_seeds([_figures(run, metrics, measured) for run in (*baselines, *methods)], metrics)
-    settings = differing(baselines)
-    for label in dict.fromkeys(run.label for run in methods):
-        runs = [run for run in methods if run.label == label]
-        like = [run for run in baselines if all(run.settings.get(s) == runs[0].settings.get(s) for s in settings)]
-        baseline = _scores(like)
-        table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95((_scores(runs) - baseline).dropna())
-        for name in metrics:
-            differences = (_scores(runs, name) - _scores(like, name)).dropna()
-            table.loc[label, [f"{name}_diff_mean", f"{name}_diff_ci95"]] = mean_and_ci95(differences)
-        if teacher:
-            gap, half = mean_and_ci95(_gaps(teacher, baseline))
-            if score.sign * gap > half:
-                gained = table.loc[label, "score_mean"] - baseline.mean()
-                table.loc[label, "gap_recovered"] = gained / (teacher["score_mean"] - baseline.mean())
+    table = compare(table, baselines, methods, teacher, metrics)
     table = pd.concat([teachers, table]).rename_axis("method").reset_index()
     table["retention"] = table["score_mean"] / (teacher["score_mean"] if teacher and not score.lower else NAN)
     counts = ("params", "flops", "embedding_params", *SAMPLE_COLUMNS)
@@ -131,23 +111,33 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns += FIDELITY
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
+    if table["score_best_mean"].notna().any():
+        columns += BEST_EPOCH
     renamed, monitored = score.columns, students[0].record.monitored
-    if swept := any(run.swept for run in students):
+    if any(run.swept for run in students):
         columns += SELECTION
     table[BUSY] = table[BUSY].fillna(0).astype(bool)
     if table[BUSY].any():
         columns.append(BUSY)
+    table[BEST] = table["method"] == _best(students)
     if monitored != GENERIC:
-        table[BEST] = table["method"] == _best(students, "val" if swept else "test")
-        columns.append(BEST)
         renamed |= {column: column.replace("_", f"_{monitored}_") for column in SELECTION}
     return table.reindex(columns=columns).rename(columns=renamed)
 
 
-def _best(students: Sequence[Run], split: str) -> str | None:
-    """The row that is best by what `task.monitor` names, on a split; None: it is known of none."""
+def chosen_on(students: Sequence[Run]) -> str:
+    """The split on which the best row is chosen: `val`, or `test` where some run has no validation split.
+
+    The settings of a sweep are there to be chosen from, so that of them none is ever chosen on `test`.
+    """
+    validated = all(run.record.val_monitored is not None for run in students)
+    return "val" if validated or any(run.swept for run in students) else "test"
+
+
+def _best(students: Sequence[Run]) -> str | None:
+    """The student's row that is best by what `task.monitor` names; None: it is known of none."""
     record = students[0].record
-    values = [run.record.metrics["last"].get(f"{split}_{record.monitored}") for run in students]
+    values = [run.record.metrics["last"].get(f"{chosen_on(students)}_{record.monitored}") for run in students]
     means = pd.Series(values, dtype="float64").groupby([run.label for run in students]).mean()
     best = means if record.is_better_higher(record.monitored) else -means
     return None if means.isna().all() else str(best.idxmax())
@@ -165,6 +155,7 @@ def _figures(run: Run, metrics: Sequence[str], measured: Mapping[Key, Measured])
         **_fidelity(run),
         "method": run.label,
         "score": run.score,
+        "best_score": run.record.metrics.get("best", {}).get("test_score"),
         "validation": run.record.val_monitored,
         "agreement": run.agreement,
         **{figure: last.get(figure) for figure in (PERPLEXITY, EXACT)},
@@ -207,7 +198,7 @@ def _over_seeds(figures: Sequence[Mapping[str, Any]], metrics: Sequence[str]) ->
     used = ["method", *dict.fromkeys(figure for figure, _ in wanted.values())]
     frame = pd.DataFrame(figures, columns=used).set_index("method").astype("float64")
     rows: pd.DataFrame = frame.groupby(level=0, sort=False).agg(**wanted)
-    return rows.assign(diff_mean=NAN, diff_ci95=NAN, gap_recovered=NAN)
+    return rows
 
 
 def _teachers(
@@ -223,7 +214,7 @@ def _teachers(
     only some methods have besides is `teacher <its name>`; another `main` is `teacher of <method>`. `by_seed` are the
     scores; `trained` says by SHA-256 on how many samples those were trained whose runs are known.
     """
-    reference = _reference(students)
+    reference = reference_teachers(students)
     compared = any(run.agreement is not None for run in students)
     own: list[dict[str, Any]] = []
     for run in students:
@@ -245,11 +236,12 @@ def _teachers(
     ]
     if len({run.label for run in baselines}) == 1:
         for label, row in zip(table.index, table.to_dict("records"), strict=True):
-            table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95(_gaps(row, _scores(baselines)))
+            baseline = scores(baselines)
+            table.loc[label, ["diff_mean", "diff_ci95"]] = mean_and_ci95(of_seeds(row, baseline) - baseline)
     return table
 
 
-def _reference(students: Sequence[Run]) -> dict[int, str]:
+def reference_teachers(students: Sequence[Run]) -> dict[int, str]:
     """The SHA-256 of the teacher that most runs of each seed have, preferably of those called `main`."""
     found: dict[int, Counter[str]] = {}
     entries = [(run.record.seed, *entry) for run in students for entry in run.record.scored_teachers.items()]
@@ -259,18 +251,6 @@ def _reference(students: Sequence[Run]) -> dict[int, str]:
             found.setdefault(seed, Counter())[teacher["sha256"]] += 1
     everywhere = sum(found.values(), Counter[str]())
     return {seed: max(own, key=lambda sha256: (own[sha256], everywhere[sha256])) for seed, own in found.items()}
-
-
-def _scores(runs: Sequence[Run], figure: str = GENERIC) -> pd.Series:
-    """By seed, on the test split."""
-    values = {run.record.seed: run.record.metrics["last"].get(f"test_{figure}") for run in runs}
-    return pd.Series(values, dtype="float64")
-
-
-def _gaps(teacher: Mapping[str, Any], baseline: pd.Series) -> pd.Series:
-    """Teacher − baseline by seed; where a seed has no teacher of its own, with the mean of all."""
-    own = pd.Series(teacher["by_seed"], dtype="float64")
-    return own.reindex(baseline.index).fillna(teacher["score_mean"]) - baseline
 
 
 def _add_text_columns(table: pd.DataFrame) -> None:
