@@ -14,10 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import wandb
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
@@ -215,8 +217,12 @@ def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
     assert table["columns"] == expected[0]
     assert [row[0] for row in table["data"]] == [row[0] for row in expected[1:]] == ["teacher", "baseline", "kd"]
     assert [row[2] for row in table["data"]] == pytest.approx([float(row[2]) for row in expected[1:]])
-    image = media(report) / shown["report_plot.path"]
-    assert image.read_bytes() == (tmp_path / "study" / "report.png").read_bytes()
+    by_class = json.loads((media(report) / shown["classes.path"]).read_text())
+    assert [row[:2] for row in by_class["data"][:2]] == [["teacher", 0], ["teacher", 1]]
+    (drawn,) = (row for row in report.history if "report_plot._type" in row)
+    for name in ("report", "confusion"):
+        image = media(report) / drawn[f"{name}_plot.path"]
+        assert image.read_bytes() == (tmp_path / "study" / f"{name}.png").read_bytes()
     kept = {e.path: e.digest for a in report.artifacts if a.type == "report" for e in a.manifest.contents}
     files = "report.md report.csv report.png classes.csv confusion.png".split()
     assert kept == {file: md5(tmp_path / "study" / file) for file in files}
@@ -260,8 +266,41 @@ def test_tensorboard_has_the_losses_and_the_score(student: list[str], compose_tr
     for term in ("train/task", "train/kd"):
         ours = {event.step: {term: event.value} for event in events.Scalars(term)}
         assert_rows_close(ours, csv_rows(result.folder, {term}))
-    assert [event.step for event in events.Scalars("test/score")] == [6]
-    assert events.Scalars("test/score")[0].value == pytest.approx(result.record.metrics["last"]["test_score"])
+    record = result.record
+    wanted = {
+        "test/score": record.metrics["last"]["test_score"],
+        "test/nll": record.metrics["last"]["nll"],
+        "fidelity/main/kl": record.fidelity["main"]["kl"],
+        "fidelity/main/cka": record.fidelity["main"]["cka"],
+        "cost/params": record.cost["params"],
+    }
+    for name, value in wanted.items():
+        (event,) = events.Scalars(name)
+        assert (event.step, event.value) == (6, pytest.approx(value)), name
+
+    plugin = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData
+    session, experiment = plugin(), plugin()
+    for name, into in (("session_start_info", session), ("experiment", experiment)):
+        content = events.SummaryMetadata(f"_hparams_/{name}").plugin_data.content
+        into.ParseFromString(content)
+    settings = session.session_start_info.hparams
+    assert settings["loss/kd/temperature"].number_value == 4
+    assert settings["seed"].number_value == 0
+    assert wanted.keys() <= {each.name.tag for each in experiment.experiment.metric_infos}
+
+
+def test_a_report_is_shown_in_tensorboard(compose_train: Any, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (tmp_path / "report.md").write_text("# Title\n\n| method |\n", encoding="utf-8")
+    (tmp_path / "report.csv").touch()
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "report.png")
+    loggers.log_report(compose_train(*TEACHER[:-1], "logger=tensorboard"), pd.DataFrame(), tmp_path)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "report"))
+    events.Reload()
+    (shown,) = events.Images("report")
+    assert (shown.width, shown.height) == (20, 10)
+    (text,) = events.Tensors("report/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_missing_package_is_named(compose_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:

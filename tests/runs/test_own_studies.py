@@ -40,10 +40,11 @@ def test_own_texts_in_one_command(tmp_path: Path, cli: Cli) -> None:
     code, shown = cli("study", *given, "epochs=1", "seeds=[0]", "out=own", 'overrides=["min_teacher_score=0"]')
     assert code == 0, shown
     table = pd.read_csv(tmp_path / "own" / "report.csv").set_index("method")
-    assert table["labelled"].to_dict() == {"teacher": 43, "baseline": 43, "kd": 43}
-    assert table["unlabelled"].to_dict() == {"teacher": 0, "baseline": 0, "kd": 20}
+    assert table["labelled"].to_dict() == {"teacher": 43, "baseline": 43, "label_smoothing": 43, "kd": 43}
+    assert table["unlabelled"].to_dict() == {"teacher": 0, "baseline": 0, "label_smoothing": 0, "kd": 20}
     assert table.loc["baseline", "flops"] == table.loc["kd", "flops"]
-    seen = ["teacher: 43 labelled", "baseline: 43 labelled", "kd: 43 labelled and 20 unlabelled"]
+    alone = [f"{name}: 43 labelled" for name in ("teacher", "baseline", "label_smoothing")]
+    seen = [*alone, "kd: 43 labelled and 20 unlabelled"]
     report = (tmp_path / "own" / "report.md").read_text(encoding="utf-8")
     assert "\n- ".join(["## Training samples\n", *seen, ""])[:-3] in report
     assert f"Training samples: {'; '.join(seen)}" in " ".join(shown.split())

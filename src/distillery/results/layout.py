@@ -9,6 +9,9 @@ PREDICTIONS = "predictions.npz"  # on the test split: index, target, student, an
 PROBABILITIES = "_probabilities"  # in it, after the name of student or teacher: those of its classes
 LM_EVAL = "lm_eval.json"  # the scores that distill-evaluate lm_eval=… has found
 EVALUATIONS = "evaluations"  # a file for each of the other data that distill-evaluate has scored the student on
+CORRUPTIONS = "corruptions.json"  # the scores that distill-evaluate corruptions=… has found
+CORRUPTIONS_PICTURE = "corruptions.png"  # and what becomes of a picture
+SIMILARITY, ATTENTION = "similarity.png", "attention.png"  # what distill-evaluate pictures=true has drawn
 BALANCE = "balance.json"  # the weights that objective.balance=auto has found, by their place in the config
 EXPORT = "export"  # the student in other formats, see `exports.py`
 EXPORTS = "export.json"  # in it: what was measured of each
@@ -17,7 +20,10 @@ STAGES = "stages"  # the student of each finished stage, in a run folder of its 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"  # held by the process that uses the folder
 # What a run that replaces another removes.
-RESULTS = (CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, EVALUATIONS, BALANCE, EXPORT)
+RESULTS = (
+    *(CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, EVALUATIONS, BALANCE, EXPORT),
+    *(CORRUPTIONS, CORRUPTIONS_PICTURE, SIMILARITY, ATTENTION),
+)
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's folder by Hydra and by Optuna
 

@@ -72,7 +72,7 @@ def head_inputs(network: Network, data: Data, task: Task) -> Tensor | None:
     None: it has no linear head, or one that reads more than one vector for a row.
     """
     found: list[Tensor] = []
-    for batch in _sample(data):
+    for batch in sample(data):
         batch = {name: values.to(network.device) for name, values in batch.items()}
         try:
             head = network.head(batch)
@@ -92,7 +92,7 @@ def head_inputs(network: Network, data: Data, task: Task) -> Tensor | None:
     return rows[_spread(len(rows))]
 
 
-def _sample(data: Data) -> Iterator[Batch]:
+def sample(data: Data) -> Iterator[Batch]:
     """Parts of test batches with up to `SAMPLES` samples in all, evenly spread over the split."""
     indices = data.splits["test"].indices
     wanted = indices[_spread(len(indices))]

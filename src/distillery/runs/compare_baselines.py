@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distillery.core.errors import UserError
-from distillery.core.roles import FROZEN, role_of
 from distillery.core.terminal import say
 from distillery.results.layout import PROBABILITIES
 from distillery.results.record import NO_NETWORK, RunRecord
@@ -69,19 +68,15 @@ def _lent(run: Run) -> str | None:
 
 
 def _compare(run: Run, lender: Run, name: str, loaded: dict[str, "Teacher"]) -> None:
-    from distillery.config.networks import build_teacher, run_config  # torch takes seconds: only where it is needed
-    from distillery.runs.class_fidelity import add_class_fidelity
+    from distillery.runs.class_fidelity import add_class_fidelity  # torch takes seconds: only where it is needed
     from distillery.runs.fidelity import add_fidelity
-    from distillery.runs.verify_run import rebuilt
+    from distillery.runs.verify_run import rebuilt, teacher_of
 
     sha256 = lender.record.teachers[name]["sha256"]
     if sha256 not in loaded:
-        cfg = run_config(str(lender.folder), "run").teachers.get(name)
-        if cfg is None or role_of(cfg) != FROZEN or not cfg.get("weights"):
-            return  # the teacher of an earlier stage, or one that is nowhere a network
-        teacher = build_teacher(cfg, name)
-        if teacher.sha256 != sha256:
-            raise UserError(f"teachers.{name}.weights are others now.")
+        teacher = teacher_of(lender.folder, lender.record, name)
+        if teacher is None:
+            return
         loaded[sha256] = teacher
     _, student, data, task = rebuilt(run.folder, "test")
     teacher = loaded[sha256].to(student.device)

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
+from PIL import Image
 
 from distillery.core.errors import UserError
 from distillery.core.process import is_main
 from distillery.results.layout import (
+    CLASSES,
     CONFIG,
     PREDICTIONS,
     PROBABILITIES,
@@ -27,11 +29,24 @@ from distillery.results.layout import (
     report_files,
 )
 from distillery.results.record import RunRecord
+from distillery.results.report.table import CALIBRATION
 from distillery.runs.job import plain
 
 WANDB = "wandb"  # its key under `logger`
 TABLE_ROWS = 200  # of a table of predictions
-SUMMARY = ("status", "error", "seconds", "metrics", "teachers", "cost", "git")  # what W&B is sent of the record
+TENSORBOARD = "tensorboard"  # likewise
+FIDELITY = ("agreement", "kl", "cka")  # what is logged of `RunRecord.fidelity` for each teacher
+COSTS = ("params", "flops", "latency_ms")
+SUMMARY = (
+    "status",
+    "error",
+    "seconds",
+    "metrics",
+    "fidelity",
+    "teachers",
+    "cost",
+    "git",
+)  # what W&B is sent of the record
 
 
 @contextmanager
@@ -73,11 +88,22 @@ def log_config(loggers: Sequence[Logger], cfg: DictConfig, record: RunRecord, fo
                 logger.experiment.define_metric(f"val/{name}", summary=f"{better},last")
 
 
-def log_scores(loggers: Sequence[Logger], record: RunRecord, step: int) -> None:
-    """Log the figures on the test split, which exist only after the fit."""
+def log_scores(loggers: Sequence[Logger], cfg: DictConfig, record: RunRecord, step: int) -> None:
+    """Log the figures on the test split, which exist only after the fit.
+
+    TensorBoard is given them beside the settings and with the costs, for its HParams.
+    """
     last, figures = record.metrics["last"], ("score", "loss", *record.data["metrics"])
+    found = {f"test/{name}": last[f"test_{name}"] for name in figures}
+    found |= {f"test/{name}": last[name] for name in CALIBRATION if name in last}
+    for teacher, entry in record.fidelity.items():
+        found |= {f"fidelity/{teacher}/{name}": entry[name] for name in FIDELITY if entry.get(name) is not None}
     for logger in loggers:
-        logger.log_metrics({f"test/{name}": last[f"test_{name}"] for name in figures}, step)
+        if isinstance(logger, TensorBoardLogger):
+            costs = {f"cost/{name}": record.cost[name] for name in COSTS if record.cost.get(name) is not None}
+            logger.log_hyperparams(plain(cfg), {**found, **costs}, step)
+        else:
+            logger.log_metrics(found, step)
         logger.save()
 
 
@@ -126,19 +152,35 @@ def join_study(cfg: DictConfig, study: str, role: str | None = None) -> None:
 
 
 def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
-    """Send the report in `out` to W&B as a run `report`: table, plot, files; unless `cfg`, a run's, has no W&B."""
-    if (config := _configs(cfg).get(WANDB)) is None:
-        return
-    import wandb
+    """Send the report in `out` to the loggers of `cfg`, a run's: tables, pictures and, to W&B, its files.
 
-    config = config.copy()
-    config.update(name="report", job_type="report", tags=["report"], save_dir=str(out))
-    run = _opened("logger.wandb", config).experiment
-    try:
-        run.log({"report": wandb.Table(dataframe=table), "report_plot": wandb.Image(str(out / REPORT[-1]))})
-        run.log_artifact(_artifact(f"{config.group}-report", "report", out, report_files(out)))
-    finally:
-        run.finish()
+    W&B shows it as a run `report`; TensorBoard finds it in `out/tensorboard/report`.
+    """
+    configs = _configs(cfg)
+    pictures = {Path(name).stem: out / name for name in report_files(out) if name.endswith(".png")}
+    if (config := configs.get(WANDB)) is not None:
+        import wandb
+
+        config = config.copy()
+        config.update(name="report", job_type="report", tags=["report"], save_dir=str(out))
+        run = _opened("logger.wandb", config).experiment
+        try:
+            tables = {"report": table} | ({"classes": pd.read_csv(out / CLASSES)} if (out / CLASSES).exists() else {})
+            run.log({name: wandb.Table(dataframe=each) for name, each in tables.items()})
+            run.log({f"{name}_plot": wandb.Image(str(path)) for name, path in pictures.items()})
+            run.log_artifact(_artifact(f"{config.group}-report", "report", out, report_files(out)))
+        finally:
+            run.finish()
+    if (config := configs.get(TENSORBOARD)) is not None:
+        config = config.copy()
+        with open_dict(config):
+            config.update(save_dir=str(out), version="report")
+        writer = _opened("logger.tensorboard", config).experiment
+        writer.add_text("report", (out / REPORT[0]).read_text(encoding="utf-8"))
+        for name, path in pictures.items():
+            with Image.open(path) as picture:
+                writer.add_image(name, np.asarray(picture.convert("RGB")), dataformats="HWC")
+        writer.close()
 
 
 def _configs(cfg: DictConfig) -> dict[str, DictConfig]:

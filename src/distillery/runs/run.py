@@ -126,7 +126,7 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
         all_ranks.join()
         if is_main():
             score_run(record, sequence.parts, epochs, job.folder, sequence.teachers(), sequence.ensemble())
-            log_scores(loggers, record, trainer.global_step)
+            log_scores(loggers, saved, record, trainer.global_step)
             record.status = "finished"
     return Result(record, job.folder, sequence.parts)
 

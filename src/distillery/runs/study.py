@@ -19,6 +19,8 @@ from distillery.runs.show_report import show_report
 from distillery.runs.study_bar import StudyBar
 
 CHOICE = "model/teacher="
+WITHOUT_TEACHER = ["model/teacher=none", "task.weight=1.0"]
+CONTROLS = {BASELINE: WITHOUT_TEACHER, "label_smoothing": [*WITHOUT_TEACHER, "task.label_smoothing=0.1"]}
 
 
 def run_study(cfg: DictConfig) -> None:
@@ -85,15 +87,15 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job | None, list[Job]]:
 
 
 def methods_of(cfg: DictConfig) -> dict[str, Sequence[str]]:
-    """The overrides of each method. Methods that are a list of names are the losses of these names (`kd+hint`).
+    """The overrides of each method. A list has names of losses (`kd+hint`) and of `CONTROLS`.
 
     Raises:
         UserError: no loss has this name.
     """
     if not isinstance(cfg.methods, ListConfig):
         return dict(cfg.methods)
-    named = [str(name) for name in cfg.methods if name != BASELINE]
-    return {BASELINE: ["model/teacher=none", "task.weight=1.0"], **{name: loss_choices(name) for name in named}}
+    names = dict.fromkeys([BASELINE, *map(str, cfg.methods)])
+    return {name: CONTROLS[name] if name in CONTROLS else loss_choices(name) for name in names}
 
 
 def run(job: Job, bar: StudyBar) -> None:

@@ -8,9 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distillery.config.networks import run_config
+from distillery.config.networks import build_teacher, run_config
 from distillery.config.students import blank_student
 from distillery.core.errors import UserError, did_you_mean
+from distillery.core.roles import FROZEN, role_of
 from distillery.core.terminal import say
 from distillery.data.module import Data
 from distillery.models.taps.network import Network
@@ -21,6 +22,7 @@ from distillery.results.layout import PREDICTIONS, STUDENT
 from distillery.results.record import RunRecord
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.tasks.task import Task
+from distillery.teachers.frozen import Teacher
 
 SPLITS = ("test", "val")
 # The share of samples by which the score may differ where another kind of hardware computes it. Sums are rounded
@@ -140,3 +142,18 @@ def student_of(folder: Path, cfg: DictConfig, record: RunRecord) -> Network:
         raise UserError(f"{folder / STUDENT} does not hold the weights that the run exported: their hashes differ.")
     on_gpu = record.environment.get("scored_on") == "cuda" and torch.cuda.is_available()
     return student.to("cuda" if on_gpu else "cpu")
+
+
+def teacher_of(folder: Path, record: RunRecord, name: str) -> Teacher | None:
+    """A frozen teacher of the run in a folder; None: it is nowhere a network, or that of an earlier stage.
+
+    Raises:
+        UserError: its weights are not those that it had in the run.
+    """
+    cfg = run_config(str(folder), "run").teachers.get(name)
+    if cfg is None or role_of(cfg) != FROZEN or not cfg.get("weights"):
+        return None
+    teacher = build_teacher(cfg, name)
+    if teacher.sha256 != record.teachers[name]["sha256"]:
+        raise UserError(f"teachers.{name}.weights are others now.")
+    return teacher

@@ -14,7 +14,7 @@ def cka(first: Tensor, second: Tensor) -> float:
     Source: Kornblith et al. 2019, https://arxiv.org/abs/1905.00414, section 3, with the unbiased estimates of Nguyen et
     al. 2021, https://arxiv.org/abs/2010.15327.
     """
-    ours, theirs = (_gram(features)[None] for features in (first, second))
+    ours, theirs = (gram(features)[None] for features in (first, second))
     return normalised(unbiased_hsic(ours, theirs), unbiased_hsic(ours, ours), unbiased_hsic(theirs, theirs)).item()
 
 
@@ -39,7 +39,7 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
     return (trace + sums / ((n - 1) * (n - 2)) - 2 * (our_rows @ their_rows.T) / (n - 2)) / (n * (n - 3))
 
 
-def _gram(features: Tensor) -> Tensor:
+def gram(features: Tensor) -> Tensor:
     """The linear kernel [N,N] of features [N,...]; they are centred, which changes no result but rounds less."""
     flat = features.flatten(1).double()
     flat = flat - flat.mean(0)
