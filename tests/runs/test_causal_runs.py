@@ -18,7 +18,7 @@ from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.results.report.write import write_report
 from distillery.runs.compare_baselines import compare_baselines
-from distillery.runs.export.export import export
+from distillery.runs.export.transformers_folder import export_for_transformers as export
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
 from distillery.runs.strided_score import strided_score

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distillery.runs.export.export import export
+from distillery.runs.export.transformers_folder import export_for_transformers as export
 from distillery.runs.run import train
 from fixtures.conversations import CHATML, turns, write_chat_tokenizer
 from fixtures.documents import TINY_STUDENT, WORDS

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.results.report.collect import collect
-from distillery.runs.export.export import export
+from distillery.runs.export.transformers_folder import export_for_transformers as export
 from distillery.runs.predict import predict_files
 from distillery.runs.run import train
 from distillery.runs.score_other_data import score_other_data

@@ -14,7 +14,7 @@ from distillery.config.check_rollouts import ends_of
 from distillery.core.errors import UserError
 from distillery.results.record import RunRecord
 from distillery.results.report.write import write_report
-from distillery.runs.export.export import export
+from distillery.runs.export.transformers_folder import export_for_transformers as export
 from distillery.runs.job import resumed
 from distillery.runs.run import Result, train
 from fixtures.building import build

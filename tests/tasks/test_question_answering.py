@@ -18,7 +18,7 @@ from distillery.data.sources.squad import hf_squad, squad
 from distillery.data.text import TextData
 from distillery.losses.response.kd import KD
 from distillery.losses.signals import Signals
-from distillery.runs.export.export import export
+from distillery.runs.export.transformers_folder import export_for_transformers as export
 from distillery.runs.run import train
 from distillery.runs.verify_run import verify_run
 from distillery.tasks.question_answering import QuestionAnswering

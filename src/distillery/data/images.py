@@ -108,9 +108,10 @@ class EncodedImages:
     def __init__(self, pictures: Pictures, size: int, background: str = "white", squeeze: bool = False) -> None:
         self.pictures = pictures
         self.background = background
+        self.squeeze = squeeze
         self.shape = (3, size, size)
-        # Evaluation on ImageNet crops 224 of the 256 pixels of the shorter side.
-        centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+        self.shorter_side = round(size * 256 / 224)  # evaluation on ImageNet crops 224 of its 256 pixels
+        centre = [v2.Resize(self.shorter_side), v2.CenterCrop(size)]
         self.whole = [v2.Resize((size, size))] if squeeze else centre
         self.to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
         self.plain = v2.Compose([*self.whole, *self.to_float])

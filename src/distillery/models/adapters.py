@@ -47,11 +47,18 @@ class ImageAdapter(Adapter):
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[tuple[Tensor], dict[str, Any]]:
         """Images [B, C, H, W] in [0, 1] → what the network was trained on: its resolution, channels and statistics."""
-        image = batch["image"]
-        if self.size and image.shape[-2:] != (self.size, self.size):
-            image = nn.functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
-        image = (image - self.mean) / self.std  # a grey image is broadcast to the three channels of the statistics
-        return (image.to(self.mean.dtype),), {}  # so that float32 images do not promote a 16-bit network
+        return (self.normalised(self.resized(batch["image"])),), {}
+
+    def resized(self, image: Tensor) -> Tensor:
+        """Images in the resolution of the network."""
+        if not self.size or image.shape[-2:] == (self.size, self.size):
+            return image
+        return nn.functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """Images in the statistics and the precision of the network; a grey one is broadcast to three channels."""
+        image = (image - self.mean) / self.std
+        return image.to(self.mean.dtype)  # so that float32 images do not promote a 16-bit network
 
     def mask(self, batch: Mapping[str, Tensor]) -> None:
         return None

@@ -52,7 +52,7 @@ class Export:
     batch_latency_ms_min: float
     batch_latency_ms_median: float
     busy: bool
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     verified_in_fresh_process: bool
     needs: list[str]
     runtime: str

@@ -16,7 +16,7 @@ from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
 from distillery.core.terminal import plain_console, say
 from distillery.results.layout import LM_EVAL
-from distillery.runs.export.export import export
+from distillery.runs.export.transformers_folder import export_for_transformers as export
 
 BATCH = 8
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from distillery.models.text.transformer import transformer
-from distillery.runs.export.export import export
+from distillery.runs.export.transformers_folder import export_for_transformers as export
 from distillery.runs.run import train
 from distillery.runs.verify_run import student_of, verify_run
 from fixtures.documents import END, documents, tiny_llama, write_bpe, write_texts

@@ -29,9 +29,9 @@ from distillery.models.text.sentence_encoder import SentenceEncoder
 from distillery.models.weights import save_weights, weights_hash
 from distillery.results.layout import PREDICTIONS, RECORD
 from distillery.results.record import RunRecord
-from distillery.runs.export.export import export as exported
 from distillery.runs.export.loading_snippet import loading_snippet
-from distillery.runs.export.model_card import model_card
+from distillery.runs.export.model_card import transformers_card
+from distillery.runs.export.transformers_folder import export_for_transformers as exported
 from distillery.runs.run import train
 from distillery.runs.verify_run import student_of
 from distillery.tasks.classification import Classification
@@ -225,7 +225,7 @@ def described(runs: Path, tmp_path: Path) -> Callable[..., str]:
         for section, settings in (config or {}).items():
             OmegaConf.update(cfg, section, settings, merge=bool(settings), force_add=True)  # {} leaves nothing of it
         record = replace(RunRecord.read(runs / "student"), **changes)
-        return model_card(record, cfg, net or tiny_bert(), AutoTokenizer.from_pretrained(runs / "tok"), tmp_path)
+        return transformers_card(record, cfg, net or tiny_bert(), AutoTokenizer.from_pretrained(runs / "tok"), tmp_path)
 
     return made
 

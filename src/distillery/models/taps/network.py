@@ -113,11 +113,7 @@ class Network(nn.Module):
             self._recorders.close()
             if hook is not None:
                 hook.remove()
-        if isinstance(output, tuple):
-            output = output[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if logits is None and hasattr(output, "start_logits"):  # of transformers' heads for extractive answers
-            logits = torch.stack([output.start_logits, output.end_logits], -1)
+        logits = logits_of(output)
         if logits is None:
             raise UserError(
                 f"The {self.name} network gives a {type(output).__name__}, and no logits. Choose a network with a "
@@ -332,6 +328,18 @@ class Network(nn.Module):
 
 def _end(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     raise BeforeHead(inputs[0])
+
+
+def logits_of(output: Any) -> Tensor | None:
+    """The logits in what a network gives; None: there are none."""
+    if isinstance(output, tuple):
+        output = output[0]  # of two heads trained apart: that of the labels; in evaluation there is their mean
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "start_logits"):  # of transformers' heads for extractive answers
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    logits: Tensor | None = getattr(output, "logits", None)
+    return logits
 
 
 def probe(network: Network, batch: Mapping[str, Tensor]) -> Signals:

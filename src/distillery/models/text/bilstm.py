@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -38,10 +39,19 @@ class BiLSTM(nn.Module):
         self.classifier = nn.Linear(hidden, num_classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any) -> Tensor:
-        counts = attention_mask.bool()
-        order = counts.int().argsort(dim=1, descending=True, stable=True)  # those that count come first
-        words = self.dropout(self.embedding(input_ids.gather(1, order)))
-        packed = pack_padded_sequence(words, counts.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        words, counts = self.counted(input_ids, attention_mask)
+        packed = pack_padded_sequence(words, counts.cpu(), batch_first=True, enforce_sorted=False)
         _, (last, _) = self.lstm(packed)
-        states = last.transpose(0, 1).flatten(1)  # [B, 2 hidden]: where each direction ends
+        return self.classified(last)
+
+    def counted(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The word vectors [B, L, W], those of tokens that count first, and how many of them there are, [B]."""
+        counts = attention_mask.bool()
+        places = torch.arange(counts.shape[1], device=counts.device)
+        order = torch.where(counts, places, places + counts.shape[1]).argsort(1)  # of unique keys: as ONNX can sort
+        return self.dropout(self.embedding(input_ids.gather(1, order))), counts.sum(1)
+
+    def classified(self, last: Tensor) -> Tensor:
+        """The logits from the states [2, B, hidden] in which the two directions end."""
+        states = last.transpose(0, 1).flatten(1)
         return self.classifier(self.dropout(self.dense(states).relu()))

@@ -1,12 +1,12 @@
 """A network as a folder that `from_pretrained` reads."""
 
-import shutil
 from pathlib import Path
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distillery.core.errors import UserError
+from distillery.core.files import atomic_folder
 from distillery.core.hub import CONFIG, quiet
 from distillery.models.text.sentence_encoder import pretrained_model
 
@@ -37,24 +37,20 @@ def save_pretrained_folder(net: nn.Module, tokenizer: PreTrainedTokenizerBase, f
         )
     if folder.exists() and not _is_export(folder):
         raise UserError(f"{folder} exists and is not an earlier export, so it is not replaced. Choose another folder.")
-    unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "replaced"))
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as unfinished:
+        save_pretrained(model, unfinished, tokenizer)
         with quiet():
-            if model.can_generate():
-                model.generation_config = _generation(model, tokenizer)
-            model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
-        (unfinished / WEIGHTS).chmod((unfinished / CARD).stat().st_mode)  # safetensors makes it private
-        if folder.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.replace(replaced)  # one of the two is always there and complete
-        unfinished.replace(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def save_pretrained(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Write config.json, model.safetensors and, of a model that generates, when its texts end."""
+    with quiet():
+        if tokenizer is not None and model.can_generate():
+            model.generation_config = _generation(model, tokenizer)
+        model.save_pretrained(folder)
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors makes it private
 
 
 def _generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

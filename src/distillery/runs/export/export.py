@@ -1,80 +1,118 @@
-"""A run's student as a folder for others: transformers loads it, and its model card says where it is from."""
+"""`distill-export to=[…]`: a run's student in other formats, each proven in a fresh process before it is kept."""
 
-from collections.abc import Sequence
-from copy import copy
+import errno
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-from torch import nn
+from distillery.core.errors import UserError, did_you_mean
+from distillery.core.files import atomic_folder, atomic_write
+from distillery.core.hub import quiet
+from distillery.core.terminal import say
+from distillery.models.text.export import CARD
+from distillery.results.exports import Export, read_exports, write_exports
+from distillery.results.layout import EXPORT
+from distillery.runs.export.exportable import Exportable, exportable
+from distillery.runs.export.formats.artefact import Artefact, Format
+from distillery.runs.export.formats.registry import FORMATS
+from distillery.runs.export.model_card import model_card, snippet_of
+from distillery.runs.export.preprocessing import PREPROCESSING
+from distillery.runs.export.proof import prove
+from distillery.runs.export.usage import usage
 
-from distillery.config.networks import TOKENIZER, run_config
-from distillery.core.errors import UserError
-from distillery.data.chat_template import chat_template
-from distillery.data.tokenizers import load_tokenizer
-from distillery.models.text.export import CARD, save_pretrained_folder
-from distillery.models.text.sentence_encoder import pretrained_model
-from distillery.runs.export.model_card import MADE_BY, model_card, task_of
-from distillery.runs.verify_run import finished, student_of
-
-# By what a task predicts: which loss and which activation transformers takes.
-PROBLEM_TYPES = {
-    "class": "single_label_classification",
-    "labels": "multi_label_classification",
-    "number": "regression",
-}
+NO_SPACE = ("No space left", "code: 28", "PytorchStreamWriter failed writing")  # of libraries that raise no OSError
 
 
-def export(run: Path, out: Path) -> Path:
-    """Write the student of the finished run in `run` to the folder `out`, whole or not at all; returns `out`.
+def export(
+    run: Path, formats: Sequence[str], samples: int | None = None, batch_size: int = 32, repeats: int = 100
+) -> list[Export]:
+    """Write the student of the finished run in `run` to `<run>/export/<format>`, and what was measured to export.json.
+
+    Each format is written to a folder of its own that takes its place when a fresh process has given the student's
+    outputs from it; an earlier export in that format stays until then.
+
+    Args:
+        formats: keys of `FORMATS`.
+        samples: the number of test samples that are compared and scored; None: all.
+        batch_size: of the second latency; the first is at batch 1.
+        repeats: forwards that are timed.
 
     Raises:
-        UserError: no finished run, a student that is no transformer, weights other than the run's, a tokenizer that
-            is not there any more, or `out` holds something else than an earlier export.
+        UserError: before anything is written, no finished run, an unknown format, one whose packages are missing or
+            that cannot hold this student; and later an export that does not compute what the student does, or a full
+            disk. Formats that were finished before stay.
     """
-    record = finished(run)
-    cfg = run_config(str(run), "run")
-    if TOKENIZER not in cfg.student.input:
+    chosen = {name: _known(name) for name in dict.fromkeys(formats)}
+    for name, each in chosen.items():
+        _refuse_missing(name, each)
+    with tempfile.TemporaryDirectory(prefix="distill-export") as scratch:
+        model = exportable(run, Path(scratch))
+        for name, each in chosen.items():
+            if reason := each.unfit(model):
+                raise UserError(f"to={name}: {reason}")
+        done: list[Export] = []
+        for name, each in chosen.items():
+            say(f"{name}: writing")
+            with _disk_errors(name, run), atomic_folder(run / EXPORT / name) as folder:
+                artefact = each.write(model, folder)
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                _describe(model, artefact, folder)
+                done.append(prove(name, artefact, size, model, samples, batch_size, repeats))
+            write_exports(run, done[-1:])
+            _write_card(model)
+    return done
+
+
+def _known(name: str) -> Format:
+    if name not in FORMATS:
+        raise UserError(f"to={name}: there is no such format." + did_you_mean(name, FORMATS))
+    return FORMATS[name]
+
+
+def _refuse_missing(name: str, chosen: Format) -> None:
+    if missing := [module for module in chosen.modules if find_spec(module) is None]:
+        raise UserError(f"to={name} needs {', '.join(missing)}: pip install -e '.[{chosen.extra}]'")
+
+
+def _describe(model: Exportable, artefact: Artefact, folder: Path) -> None:
+    """Write beside the network how its inputs are made."""
+    said = json.dumps(model.preprocessing(artefact.in_graph), indent=2, ensure_ascii=False)
+    (folder / PREPROCESSING).write_text(f"{said}\n", encoding="utf-8")
+    if model.tokenizer is not None:
+        with quiet():
+            model.tokenizer.save_pretrained(folder)
+
+
+def _write_card(model: Exportable) -> None:
+    """The model card of all formats that are there."""
+    exports = read_exports(model.folder)
+    said = model.preprocessing(in_graph=True)
+    snippet = "\n\n".join(f"### {each.format}\n\n{_usage(model, each, said)}" for each in exports)
+    card = model_card(model.record, model.cfg, model.student.net, model.folder, snippet, exports)
+    with atomic_write(model.folder / EXPORT / CARD) as unfinished:
+        unfinished.write_text(card, encoding="utf-8")
+
+
+def _usage(model: Exportable, export: Export, said: Mapping[str, Any]) -> str:
+    if export.needs[0] == "transformers" and model.tokenizer is not None:
+        return snippet_of(model.cfg, model.student.net, model.tokenizer, export.path)
+    return usage(export, said)
+
+
+@contextmanager
+def _disk_errors(name: str, run: Path) -> Iterator[None]:
+    """Within: a full disk is an error that the user can fix."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, UserError) or not (full or any(words in str(error) for words in NO_SPACE)):
+            raise
         raise UserError(
-            f"The student of {run} reads images; only transformers can be exported for AutoModel. The run folder "
-            "itself (config.yaml, student.safetensors) rebuilds others: model/teacher=run teachers.main.weights="
-            f"{run}, or distill-evaluate."
-        )
-    if out.is_dir() and any(out.iterdir()) and not _has(out / CARD, MADE_BY):
-        raise UserError(
-            f"{out} holds something other than an earlier export and is not replaced. Name another folder: out=…"
-        )
-    student = student_of(run, cfg, record)
-    tokenizer = load_tokenizer(cfg.student.input.tokenizer, "student.input.tokenizer")
-    config, task = getattr(student.net, "config", None), task_of(cfg)
-    if config is not None and task.is_of_classes():
-        _name_classes(config, record.data.get("classes", ()))
-    if config is not None and task.head == "sequence_classification":
-        config.problem_type = PROBLEM_TYPES[task.prediction]
-    if "template" in cfg.data and task.prediction == "token":
-        tokenizer = _for_conversations(student.net, tokenizer, cfg.data)
-    save_pretrained_folder(student.net, tokenizer, out, model_card(record, cfg, student.net, tokenizer, run))
-    return out
-
-
-def _for_conversations(net: nn.Module, tokenizer: Any, data: DictConfig) -> Any:
-    """The tokenizer with the chat template of the run's data; the network is told which tokens end a turn."""
-    template = chat_template(tokenizer, data.template, data.template_kwargs)
-    if template is None:
-        return tokenizer
-    own, model = copy(tokenizer), pretrained_model(net)
-    own.chat_template = template.source
-    if model is not None and model.can_generate() and template.ends:
-        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(sorted(template.ends))
-    return own
-
-
-def _has(card: Path, words: str) -> bool:
-    return card.is_file() and words in card.read_text(encoding="utf-8", errors="replace")
-
-
-def _name_classes(config: Any, classes: Sequence[str]) -> None:
-    """Have the config call them by the data's names."""
-    if classes:
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: number for number, name in enumerate(classes)}
+            f"to={name}: there is no space left on the disk of {run / EXPORT}. Nothing of this format was written; an "
+            "earlier export is still there. Make room and export again."
+        ) from error

@@ -17,6 +17,7 @@ def loading_snippet(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     chat: Mapping[str, Any] | None = None,
+    folder: str = "path/to/this/folder",
 ) -> str:
     """A block of Markdown. The code in it ends with what `task.usage` computes: the student's `logits`, for most tasks.
 
@@ -41,7 +42,7 @@ def loading_snippet(
     code = [
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        'folder = "path/to/this/folder"',
+        f'folder = "{folder}"',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f"model = {auto}.from_pretrained(folder).eval()",
         *made,

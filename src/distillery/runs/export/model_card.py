@@ -1,9 +1,9 @@
-"""The model card of an exported transformer: what the record and the config of its run say about it."""
+"""The model card of an exported student: what the record and the config of its run say about it."""
 
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from distillery.config.command_line import shell_quoted
 from distillery.config.loss_catalogue import Loss
 from distillery.models.text.sentence_encoder import pretrained_model
+from distillery.results.exports import Export
 from distillery.results.layout import BALANCE
 from distillery.results.record import RunRecord
 from distillery.results.report.formats import NONE, in_unit, percent, points, si
 from distillery.results.report.score import Score
+from distillery.runs.export.exports_table import columns, remarks, row
 from distillery.runs.export.loading_snippet import loading_snippet
 from distillery.runs.job import plain
 from distillery.tasks.task import Task
@@ -29,11 +31,31 @@ TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 SHOWN_ELSEWHERE = ("_target_", "weight")  # settings of a loss
 
 
-def model_card(
+def transformers_card(
     record: RunRecord, cfg: DictConfig, net: nn.Module, tokenizer: PreTrainedTokenizerBase, run: Path
 ) -> str:
-    """The card of the student `net` of a run, exported with the tokenizer, in Markdown with YAML metadata."""
-    task, head, last = task_of(cfg), head_of(cfg), record.metrics["last"]
+    """The card of a student that transformers loads, exported with the tokenizer."""
+    return model_card(record, cfg, net, run, snippet_of(cfg, net, tokenizer))
+
+
+def snippet_of(
+    cfg: DictConfig, net: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str = "path/to/this/folder"
+) -> str:
+    """How transformers loads the student of a run's config from a folder."""
+    given = cfg.data.get("max_length"), _chat(cfg, tokenizer), folder
+    return loading_snippet(task_of(cfg), head_of(cfg), net, tokenizer, *given)
+
+
+def model_card(
+    record: RunRecord, cfg: DictConfig, net: nn.Module, run: Path, snippet: str, exports: Sequence[Export] = ()
+) -> str:
+    """The card of the student `net` of a run, in Markdown with YAML metadata.
+
+    Args:
+        snippet: how it is used.
+        exports: the formats that are beside the card.
+    """
+    task, last = task_of(cfg), record.metrics["last"]
     kind = Score.of_record(record.data)
     result = EvalResult(
         task_type=task.pipeline_tag,
@@ -45,7 +67,7 @@ def model_card(
         metric_value=last["test_score"],
     )
     metadata = ModelCardData(
-        library_name="transformers",
+        library_name=library_of(net),
         pipeline_tag=task.pipeline_tag,
         tags=["knowledge-distillation"] if record.teachers else None,
         model_name=record.name,
@@ -58,10 +80,16 @@ def model_card(
         template_path=str(TEMPLATE),
         record=record,
         network=type(pretrained_model(net) or net).__name__,
-        head=head.replace("_", " "),
+        head=(head_of(cfg) if pretrained_model(net) is not None else task.pipeline_tag)
+        .replace("_", " ")
+        .replace("-", " "),
         teachers=[f"`{name}` ({entry.get('source') or entry['role']})" for name, entry in record.teachers.items()],
         made_by=MADE_BY,
-        snippet=loading_snippet(task, head, net, tokenizer, cfg.data.get("max_length"), _chat(cfg, tokenizer)),
+        snippet=snippet,
+        exports=exports,
+        export_columns=columns(record, exports),
+        export_rows=[row(record, export) for export in exports],
+        export_remarks=remarks(exports),
         score=task.score if kind.lower else f"{task.score} %",
         figures=[_figures(name, entry, kind) for name, entry in {"student": student, **scored}.items()],
         comparisons=[_comparison(student, entry, name, kind) for name, entry in record.scored_teachers.items()],
@@ -79,6 +107,13 @@ def _chat(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, A
         return None
     given = cfg.data.template_kwargs
     return {} if given is None else plain(given)
+
+
+def library_of(net: nn.Module) -> str:
+    """The library that loads a network, as the hub calls it."""
+    if pretrained_model(net) is not None:
+        return "transformers"
+    return "timm" if type(net).__module__.startswith("timm.") else "pytorch"
 
 
 def head_of(cfg: DictConfig) -> str:

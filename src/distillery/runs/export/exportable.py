@@ -1,0 +1,95 @@
+"""A finished run's student, with all that its exports are made from and compared with."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from distillery.config.networks import TOKENIZER, run_config
+from distillery.data.module import Data
+from distillery.data.tokenizers import load_tokenizer
+from distillery.models.taps.network import Network
+from distillery.results.record import RunRecord
+from distillery.runs.export.graph import graph_inputs, graph_of
+from distillery.runs.export.preprocessing import preprocessing
+from distillery.runs.export.transformers_folder import describe_task, for_conversations
+from distillery.runs.verify_run import rebuilt
+from distillery.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """The student of the run in `folder`, on the CPU.
+
+    Attributes:
+        scratch: a folder for files that several formats are made from.
+    """
+
+    folder: Path
+    record: RunRecord
+    cfg: DictConfig
+    student: Network
+    data: Data
+    task: Task
+    scratch: Path
+
+    @cached_property
+    def batch(self) -> dict[str, Tensor]:
+        """A few training samples, on which costs are measured, as on those of the run."""
+        return self.data.example(self.data.eval_batch_size)
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the graph takes for two samples: tracing would make constants of sizes 0 and 1."""
+        return {name: values[:2] for name, values in graph_inputs(self.student, self.batch).items()}
+
+    @property
+    def graph(self) -> nn.Module:
+        """In float32; it has the student's own weights, which must not be changed."""
+        return graph_of(self.student if self.dtype == torch.float32 else self._in_float32)
+
+    @cached_property
+    def _in_float32(self) -> Network:
+        return copy.deepcopy(self.student).float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the student's weights."""
+        return next(each.dtype for each in self.student.net.parameters() if each.is_floating_point())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`student.net` of the config."""
+        net = OmegaConf.to_container(self.cfg.student.net, resolve=True)
+        assert isinstance(net, dict)
+        return {str(key): value for key, value in net.items()}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """None: the student reads images."""
+        if TOKENIZER not in self.cfg.student.input:
+            return None
+        tokenizer = load_tokenizer(self.cfg.student.input.tokenizer, "student.input.tokenizer")
+        return for_conversations(self.student.net, tokenizer, self.cfg, type(self.task))
+
+    def preprocessing(self, in_graph: bool) -> Mapping[str, Any]:
+        """See `preprocessing.py`."""
+        return preprocessing(self.student, self.data, type(self.task), self.cfg, self.inputs, in_graph)
+
+
+def exportable(folder: Path, scratch: Path) -> Exportable:
+    """Rebuild the student of a finished run, its data and its task.
+
+    Raises:
+        UserError: see `rebuilt`.
+    """
+    record, student, data, task = rebuilt(folder, "test")
+    student = student.to("cpu").eval()
+    describe_task(student.net, type(task), data.classes)
+    return Exportable(folder, record, run_config(str(folder), "run"), student, data, task, scratch)

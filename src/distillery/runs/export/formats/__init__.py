@@ -1,0 +1,1 @@
+"""The formats that a student is exported to, a file each."""

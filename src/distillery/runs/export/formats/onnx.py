@@ -1,0 +1,60 @@
+"""ONNX for onnxruntime: one graph, with a batch and a length of any size."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import ERROR, getLogger
+from pathlib import Path
+
+import torch
+
+from distillery.models.text.bilstm import BiLSTM
+from distillery.runs.export.exportable import Exportable
+from distillery.runs.export.formats.artefact import Artefact
+from distillery.runs.export.formats.onnx_bilstm import BiLSTMGraph
+from distillery.runs.export.graph import LOGITS, dynamic_shapes
+
+MODEL = "model.onnx"
+
+
+def write(model: Exportable, folder: Path) -> Artefact:
+    """Convert the graph to `model.onnx`; its metadata hold what preprocessing.json says."""
+    graph = BiLSTMGraph(model.student.net) if isinstance(model.student.net, BiLSTM) else model.graph
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            (),
+            kwargs=model.inputs,
+            dynamic_shapes=dynamic_shapes(model.inputs),
+            input_names=[*model.inputs],
+            output_names=[LOGITS],
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props["preprocessing"] = json.dumps(model.preprocessing(in_graph=True))
+    program.save(folder / MODEL)
+    return Artefact(folder / MODEL, "onnx", "onnxruntime", ("onnxruntime",))
+
+
+def float_file(model: Exportable) -> Path:
+    """The file in float32 that other formats are made from, written once."""
+    if not (model.scratch / MODEL).exists():
+        write(model, model.scratch)
+    return model.scratch / MODEL
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the converter says of its own rules."""
+    loggers = [getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,33 @@
+"""`torch.export`: a `.pt2` file that torch runs without the code of the network."""
+
+from pathlib import Path
+
+import torch
+from torch.export import Dim
+
+from distillery.models.text.bilstm import BiLSTM
+from distillery.runs.export.exportable import Exportable
+from distillery.runs.export.formats.artefact import Artefact
+from distillery.runs.export.graph import dynamic_shapes
+
+MODEL = "model.pt2"
+
+
+def write(model: Exportable, folder: Path) -> Artefact:
+    """Trace the graph and save it."""
+    torch.export.save(traced(model), folder / MODEL)
+    return Artefact(folder / MODEL, "torch_export", "torch", ("torch",))
+
+
+def traced(model: Exportable) -> torch.export.ExportedProgram:
+    """The graph for batches, and texts, of any size."""
+    shapes = {name: dict.fromkeys(sizes, Dim.DYNAMIC) for name, sizes in dynamic_shapes(model.inputs).items()}
+    with torch.no_grad():
+        return torch.export.export(model.graph, (), model.inputs, dynamic_shapes=shapes)
+
+
+def unfit(model: Exportable) -> str | None:
+    """torch.export writes a recurrent layer out step by step, for one length."""
+    if isinstance(model.student.net, BiLSTM):
+        return "torch.export cannot trace a recurrent network for texts of any length. Use to=[onnx] or [safetensors]."
+    return None
