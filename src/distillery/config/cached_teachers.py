@@ -90,7 +90,7 @@ def _cached(
         plain = [
             f"{what} is {pairs[what][0]} there and {pairs[what][1]} here"
             for what in differ
-            if max(map(len, pairs[what])) < HASH
+            if HASH not in map(len, pairs[what])
         ]
         raise UserError(
             f"{setting}={own.cache} was written for another {' and another '.join(differ)}"
