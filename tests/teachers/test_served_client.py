@@ -79,7 +79,7 @@ def test_while_it_fails_one_request_at_a_time_tries_it(server: FakeServer) -> No
     clock = Clock()
     server.faults.extend(["500"] * 6)
     bodies = [body([number, 7, 8]) for number in range(12)]
-    found = client(server, clock, concurrent=4).post_all(PATH, bodies, lambda sent, answer: sent["prompt"])
+    found = client(server, clock, concurrent=4, timeout=10).post_all(PATH, bodies, lambda sent, answer: sent["prompt"])
     assert found == [each["prompt"] for each in bodies]
     assert server.most_at_once <= 4
     assert 2 <= len(clock.slept) <= 6  # 6 failures, up to 4 of which were one

@@ -1,27 +1,39 @@
-"""`distill-generate model/teacher=… data=… out=<file.jsonl>`: texts that a teacher writes, as data for a student."""
+"""`distill-generate generate=answers prompts=… base_url=… model=… out=<folder>`: texts that a teacher writes."""
+
+import sys
 
 from omegaconf import DictConfig
 
 from distillery.commands.entry import hydra_main
 
+# What users of other tools call a server's settings. On Hydra's command line, `model` would be the group of networks.
+SHORT = {
+    "base_url": "teachers.main.url",
+    "model": "teachers.main.model",
+    "api_key_env": "teachers.main.client.api_key_env",
+    "concurrency": "teachers.main.client.concurrent",
+}
+
+
+def main() -> None:
+    words = (word.partition("=") for word in sys.argv[1:])
+    sys.argv[1:] = [SHORT.get(key, key) + equals + value for key, equals, value in words]
+    _generate()
+
 
 @hydra_main("generate")
-def main(cfg: DictConfig) -> None:
-    from pathlib import Path
-
+def _generate(cfg: DictConfig) -> None:
     from distillery.config.check import refuse_missing
-    from distillery.config.writer import build_writer
     from distillery.core.terminal import say
-    from distillery.runs.generate.generate import write_texts
+    from distillery.runs.generate.build import build
+    from distillery.runs.generate.generate import generate, plan
 
     refuse_missing(cfg)
-    out = Path(str(cfg.out))
-    teacher, data, law, positions = build_writer(cfg)
-    counts = write_texts(teacher, data, law, out, positions, cfg.prompt_tokens, cfg.samples, cfg.at_once)
-    texts = data.raw.train.inputs
-    reader = "messages" if texts.conversations or texts.completions is not None else "plain_text"
-    said = ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.items(), reverse=True) if number)
-    say(f"{out}: {said or 'no prompts'}. Train on it: data={reader} data.source.path={out}")
+    writer, recipe, price, settings = build(cfg)
+    if cfg.plan:
+        say(plan(writer, recipe, price, settings.out))
+    elif generate(writer, recipe, price, settings).failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from distillery.config.check_texts import positions_of
 from distillery.config.instantiate import make_scheduled
 from distillery.config.stages import Schedules
 from distillery.core.errors import UserError
+from distillery.data.chat_template import ChatTemplate
 from distillery.data.module import Data
 from distillery.data.sampler import BatchKey
 from distillery.data.text import TextData
@@ -124,16 +125,20 @@ def _refuse_other_law(name: str, terms: Iterable[Term], rollouts: Rollouts, stud
 
 
 def ends_of(net: Any, data: TextData) -> list[int]:
+    """The tokens that end a text of the data, see `ends_with`."""
+    return ends_with(net, data.loaded_tokenizer, data.rendered_by)
+
+
+def ends_with(net: Any, tokenizer: Any, template: ChatTemplate | None) -> list[int]:
     """The tokens that end a text: the tokenizer's end-of-text token, those that end an assistant's turn in the chat
     template of conversations, and those that the generation settings of a pretrained network name.
 
     The settings of a new network are ignored: they are the defaults of its model type, for another vocabulary.
     """
-    template = data.rendered_by
-    turns = [] if template is None else data.loaded_tokenizer.convert_tokens_to_ids(sorted(template.ends))
+    turns = [] if template is None else tokenizer.convert_tokens_to_ids(sorted(template.ends))
     own = getattr(net, "generation_config", None)
     named = None if own is None or own._from_model_config else own.eos_token_id
-    ends = [data.loaded_tokenizer.eos_token_id, *turns, *(named if isinstance(named, list) else [named])]
+    ends = [tokenizer.eos_token_id, *turns, *(named if isinstance(named, list) else [named])]
     return sorted({end for end in ends if end is not None})
 
 

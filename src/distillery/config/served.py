@@ -13,6 +13,7 @@ from distillery.core.roles import SERVED, role_of
 from distillery.data.module import Data
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import Teacher
+from distillery.teachers.served_client import Client
 
 
 def served_teachers(cfg: DictConfig, data: Data, task: Task, example: Mapping[str, Tensor]) -> dict[str, Teacher]:
@@ -41,16 +42,23 @@ def served_teachers(cfg: DictConfig, data: Data, task: Task, example: Mapping[st
     return teachers
 
 
-def _build(name: str, cfg: DictConfig, data: Data, example: Mapping[str, Tensor], tokens: int) -> Teacher:
-    from distillery.data.text import TextData  # transformers takes seconds: only for texts
-    from distillery.teachers.served import Served, ServedTeacher
-    from distillery.teachers.served_client import Client
+def client_of(cfg: DictConfig) -> Client:
+    """Sends requests to the server of a teacher's config.
 
-    assert isinstance(data, TextData)
+    Raises:
+        UserError: the URL is none, or the environment variable with the key is not set.
+    """
     settings = cfg.client
     key = os.environ.get(settings.api_key_env or "", "")
     if settings.api_key_env and not key:
         raise UserError(f"client.api_key_env={settings.api_key_env}: this environment variable is not set.")
-    client = Client(cfg.url, key, settings.concurrent, settings.timeout, settings.patience)
-    served = Served(client, cfg.model, cfg.k, settings.sequences)
+    return Client(cfg.url, key, settings.concurrent, settings.timeout, settings.patience)
+
+
+def _build(name: str, cfg: DictConfig, data: Data, example: Mapping[str, Tensor], tokens: int) -> Teacher:
+    from distillery.data.text import TextData  # transformers takes seconds: only for texts
+    from distillery.teachers.served import Served, ServedTeacher
+
+    assert isinstance(data, TextData)
+    served = Served(client_of(cfg), cfg.model, cfg.k, cfg.client.sequences)
     return ServedTeacher(name, served, data.loaded_tokenizer, example, data.limit, tokens)

@@ -4,8 +4,8 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
-from multiprocessing.pool import ThreadPool
+from collections.abc import Callable, Iterable, Iterator
+from queue import Queue
 from typing import Any, TypeVar
 
 import urllib3
@@ -14,8 +14,11 @@ from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, SSL
 from distillery.core.errors import UserError
 from distillery.core.terminal import plain_console, say
 
+K = TypeVar("K")
 T = TypeVar("T")
 PASSING = frozenset({408, 425, 429})  # and every status from 500 on
+CROWDED = frozenset({429, 503, 529})
+NO_MONEY = b"insufficient_quota"  # what OpenAI calls a 429 that does not pass
 FIRST, LONGEST = 1.0, 60.0  # seconds until the second try, doubled up to the longest
 GARBLED = 3  # tries of a request whose answers are wrong: more would not make them right
 _JITTER = random.SystemRandom()  # leaves the random numbers of the run alone
@@ -23,7 +26,26 @@ SAID = 300  # characters of a server's message that are shown
 
 
 class ServerError(UserError):
-    """A server that does not answer, or answers wrongly."""
+    """A server that does not answer, or answers wrongly.
+
+    `of_this_request`: the reason is in the content of one request, and others may be answered.
+    """
+
+    of_this_request = False
+
+
+class Refused(ServerError):
+    """The server refuses a request, with this HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status, self.of_this_request = status, status in (400, 413, 422)
+
+
+class Garbled(ServerError):
+    """The answers to a request are wrong, however often it is sent."""
+
+    of_this_request = True
 
 
 class Wrong(Exception):
@@ -31,11 +53,41 @@ class Wrong(Exception):
 
 
 class _Passing(Exception):
-    """The server did not answer this time."""
+    """The server did not answer this time. `crowded`: since too many requests were under way."""
 
-    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+    def __init__(self, reason: str, retry_after: float = 0.0, crowded: bool = False) -> None:
         super().__init__(reason)
-        self.retry_after = retry_after
+        self.retry_after, self.crowded = retry_after, crowded
+
+
+class _Slots:
+    """Limits how many requests are under way: halved when the server is crowded, and raised again by answers.
+
+    Additive increase, multiplicative decrease, as TCP controls congestion (Chiu and Jain 1989): each answer adds
+    1 ÷ limit, so that a round of answers adds one.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.limit = most, float(most)
+        self._taken = self._halvings = 0
+        self._free = threading.Condition()
+
+    def take(self) -> int:
+        """Wait for a slot. Returns what `give` is to be told."""
+        with self._free:
+            self._free.wait_for(lambda: self._taken < int(self.limit))
+            self._taken += 1
+            return self._halvings
+
+    def give(self, taken_at: int, crowded: bool = False, answered: bool = False) -> None:
+        """Free a slot. Requests that were under way together and fail together halve the limit once."""
+        with self._free:
+            self._taken -= 1
+            if crowded and taken_at == self._halvings:
+                self.limit, self._halvings = max(1.0, self.limit / 2), self._halvings + 1
+            elif answered:
+                self.limit = min(float(self._most), self.limit + 1 / self.limit)
+            self._free.notify_all()
 
 
 class Client:
@@ -44,11 +96,12 @@ class Client:
     Timeouts, broken connections and the statuses 408, 425, 429 and 5xx may pass. Such a request is sent again after 1,
     2, 4, … up to 60 seconds, lengthened at random by up to a half, and never before the server's `Retry-After`. While
     the server fails, one request at a time tries it, and the others wait until it is well again (a circuit breaker).
+    After 429, 503 and 529, half as many requests are under way at once, and more again as they are answered.
 
     Args:
         url: of the server, with or without its `/v1`.
         key: the API key; empty: none.
-        concurrent: how many requests are under way at once.
+        concurrent: how many requests are under way at once, at most.
         timeout: seconds until a silent server counts as failing.
         patience: seconds for which a request is tried again.
         sleep, clock: those of the time that passes.
@@ -69,6 +122,7 @@ class Client:
     ) -> None:
         self.url = _base(url)
         self.concurrent, self.patience = concurrent, patience
+        self._key, self._slots = key, _Slots(concurrent)
         self._given_up = threading.Event()
         self._sleep, self._clock = sleep or self._given_up.wait, clock
         self._probing = threading.Lock()
@@ -78,7 +132,11 @@ class Client:
         self._pool = urllib3.PoolManager(maxsize=concurrent, headers=headers, timeout=limit, retries=False)
 
     def models(self) -> list[dict[str, Any]]:
-        """What `/v1/models` says of each model. It is asked once: a server that is not there is told at once."""
+        """What `/v1/models` says of each model. It is asked once: a server that is not there is told at once.
+
+        Raises:
+            ServerError: it is not there, or gives no list; `Refused`: it refuses to say.
+        """
         try:
             answer = self._once("GET", "/v1/models", None)
             models = answer["data"]
@@ -98,25 +156,78 @@ class Client:
             ServerError: the server refuses a request, or has neither answered one in `patience` seconds, or three times
                 wrongly. Requests that wait are not sent any more.
         """
-        waiting = list(enumerate(bodies))
-        with ThreadPool(max(1, min(self.concurrent, len(waiting)))) as pool:  # its threads do not hold up the exit
-            try:
-                found = dict(pool.imap_unordered(lambda each: (each[0], self._post(path, each[1], read)), waiting))
-            except BaseException:  # Ctrl-C, too
+        found: dict[int, T] = {}
+        asked = (((place, body), path, body) for place, body in enumerate(bodies))
+        for (place, _), answer in self.post_each(asked, lambda key, given: read(key[1], given)):
+            if isinstance(answer, ServerError):
                 self._given_up.set()
-                raise
-        return [found[place] for place, _ in waiting]
+                raise answer
+            found[place] = answer
+        return [found[place] for place in range(len(found))]
 
-    def _post(self, path: str, body: Any, read: Callable[[Any, Any], T]) -> T:
+    def post_each(
+        self, asked: Iterable[tuple[K, str, Any]], read: Callable[[K, Any], T]
+    ) -> Iterator[tuple[K, T | ServerError]]:
+        """What `read(key, answer)` makes of each answer, as they come. Requests are taken one by one, and sent at once.
+
+        A request that fails for its content alone has the error in place of an answer. `read` is called in the thread
+        that has the answer, and raises `Wrong` if that is not what was asked.
+
+        Args:
+            asked: of each request a key, the path and the body.
+
+        Raises:
+            ServerError: the server has not answered in `patience` seconds, or refuses whatever is sent. Requests that
+                wait are not sent any more.
+        """
+        source, pulling = iter(asked), threading.Lock()
+        results: Queue[tuple[K, T | ServerError] | BaseException | None] = Queue()
+
+        def work() -> None:
+            try:
+                while True:
+                    with pulling:
+                        each = next(source, None)
+                    if each is None:
+                        return
+                    try:
+                        results.put((each[0], self._post(*each, read)))
+                    except ServerError as error:
+                        if not error.of_this_request:
+                            raise
+                        results.put((each[0], error))
+            except BaseException as error:
+                self._given_up.set()
+                results.put(error)
+            finally:
+                results.put(None)
+
+        for _ in range(self.concurrent):
+            threading.Thread(target=work, daemon=True).start()  # does not hold up the exit
+        working = self.concurrent
+        try:
+            while working:
+                result = results.get()
+                if result is None:
+                    working -= 1
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    yield result
+        except BaseException:  # Ctrl-C, too
+            self._given_up.set()
+            raise
+
+    def _post(self, key: K, path: str, body: Any, read: Callable[[K, Any], T]) -> T:
         since: float | None = None
         wrong = 0
         while True:
             try:
-                return read(body, self._when_well("POST", path, body))
+                return read(key, self._when_well("POST", path, body))
             except Wrong as error:
                 wrong += 1
                 if wrong == GARBLED:
-                    raise ServerError(f"{self.url}{path} gave {GARBLED} invalid answers: {error}") from None
+                    raise Garbled(f"{self.url}{path} gave {GARBLED} invalid answers: {error}") from None
             except _Passing as error:
                 since = self._clock() if since is None else since
                 if self._clock() - since + error.retry_after >= self.patience:
@@ -135,7 +246,17 @@ class Client:
                     say(f"{self.url}: next try in {seconds:.0f} s", plain_console(stderr=True))
                 self._sleep(seconds)
                 return self._once(method, path, body)
-        return self._once(method, path, body)
+        taken = self._slots.take()
+        crowded = answered = False
+        try:
+            answer = self._once(method, path, body)
+            answered = True
+            return answer
+        except _Passing as error:
+            crowded = error.crowded
+            raise
+        finally:
+            self._slots.give(taken, crowded, answered)
 
     def _once(self, method: str, path: str, body: Any) -> Any:
         if self._given_up.is_set():
@@ -162,11 +283,14 @@ class Client:
             raise ServerError(f"{self.url}: {error}") from None
         except HTTPError as error:
             raise _Passing(str(error).rpartition("): ")[2] or type(error).__name__) from None
-        if response.status in PASSING or response.status >= 500:
-            raise _Passing(f"HTTP {response.status}{_message(response.data)}", _retry_after(response))
-        if response.status != 200:
-            raise ServerError(f"{self.url}{path} refused the request: HTTP {response.status}{_message(response.data)}")
-        return response.data
+        status = response.status
+        if status == 200:
+            return response.data
+        said = f"HTTP {status}{_message(response.data)}"
+        said = said.replace(self._key, "***") if self._key else said
+        if (status in PASSING or status >= 500) and NO_MONEY not in response.data:
+            raise _Passing(said, _retry_after(response), status in CROWDED)
+        raise Refused(f"{self.url}{path} refused the request: {said}", status)
 
 
 def _base(url: str) -> str:

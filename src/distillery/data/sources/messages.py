@@ -17,6 +17,7 @@ FORMATS = (
     "messages: [{role, content}, …]; prompt and completion (texts, or lists of messages); conversations: "
     "[{from, value}, …] (ShareGPT); or instruction, input and output (Alpaca)"
 )
+FORMAT_KEYS = frozenset("messages conversations prompt completion instruction input output system history".split())
 SHOWN = 80  # characters of a value in a message
 
 
@@ -97,6 +98,42 @@ def conversation(row: Mapping[str, Any], where: str) -> Document:
     elif first == "assistant":
         reason = "conversations that begin with an assistant turn"
     return Document(json.dumps({"messages": turns, **extra}, ensure_ascii=False), reason)
+
+
+def prompt_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What stands before the first answer of a row in one of the formats, which need not have an answer.
+
+    Returns: `messages`, or a `prompt` that is a text; and the row's other fields, as `tools`.
+
+    Raises:
+        UserError: another format, an unknown role, a content that is not text, or nothing before the answer.
+    """
+    given = {key: value for key, value in row.items() if value is not None}
+    rest = {key: value for key, value in given.items() if key not in FORMAT_KEYS}
+    first = 0
+    if isinstance(given.get("prompt"), str):
+        if not given["prompt"].strip():
+            raise UserError(f"{where}: the prompt is empty.")
+        return {"prompt": given["prompt"], **rest}
+    if "messages" in given:
+        turns, first = _messages(given["messages"], "messages", where), given.get("prompt", 0)
+    elif "conversations" in given:
+        turns = _with_system(given, _messages(given["conversations"], "conversations", where))
+    elif "prompt" in given:
+        turns = _messages(given["prompt"], "prompt", where)
+        first = len(turns)
+    elif "instruction" in given:
+        turns = _alpaca({**given, "output": ""}, where)[:-1]
+        first = len(turns)
+    else:
+        raise UserError(
+            f"{where}: no prompt, but the keys {', '.join(row) or 'none'}. A row has a prompt, or {FORMATS}."
+        )
+    answers = (at for at, turn in enumerate(turns) if at >= first and turn["role"] == "assistant")
+    turns = turns[: next(answers, len(turns))]
+    if not any(turn["role"] == "user" and turn["content"].strip() for turn in turns):
+        raise UserError(f"{where}: there is no turn of the user to answer.")
+    return {"messages": turns, **rest}
 
 
 def _messages(given: Any, key: str, where: str) -> list[dict[str, Any]]:

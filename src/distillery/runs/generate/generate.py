@@ -1,132 +1,243 @@
-"""Texts that a teacher writes, in a file that data sources read (Kim and Rush 2016, sequence-level distillation)."""
+"""`distill-generate`: a teacher's texts as data for a student. Each text is asked for once."""
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.progress import track
-from torch import Tensor
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distillery.config.writer import LAW
 from distillery.core.errors import UserError
-from distillery.core.files import atomic_write
-from distillery.core.terminal import plain_console
-from distillery.data.text import TextData
-from distillery.data.tokens import IGNORED
-from distillery.runs.generate.prompts import Prompt, prompts_of, row_of
-from distillery.teachers.frozen import Teacher
-from distillery.training.rollouts import Rollouts
+from distillery.core.terminal import plain_console, say
+from distillery.runs.folder_lock import FolderLock
+from distillery.runs.generate.output import ANSWERS, FAILED, LEFT_OUT, LOGPROBS, write_files
+from distillery.runs.generate.pace import Pace
+from distillery.runs.generate.price import Budget, Price, expected_sum
+from distillery.runs.generate.recipes import Recipe
+from distillery.runs.generate.request import STOP, Answer, Request
+from distillery.runs.generate.store import STORE, Store
+from distillery.runs.generate.writer import Failure, Writer
 
-STOP, LENGTH, EMPTY = "stop", "length", "empty"
+IN_A_ROW = 20  # failures after which the next requests are taken to fail, too
 
 
-def write_texts(
-    teacher: Teacher,
-    data: TextData,
-    law: Rollouts,
-    out: Path,
-    positions: int | None = None,
-    prompt_tokens: int = 32,
-    samples: int = 1,
-    at_once: int = 8,
-) -> Counter[str]:
-    """Have the teacher continue the prompts of the training texts; one row a text, in the order of their lengths.
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for, see `configs/generate.yaml`."""
 
-    Rows whose text has ended go to `out`, the others to `<out>.left_out.jsonl`: texts that reached `law.new_tokens`
-    (finish_reason `length`) and empty ones. What was written before is kept: a file is continued where it ends, and a
-    text is a function of the seed, the prompt and its number, whatever is written beside it (but for rounding).
+    out: Path
+    budget: float | None = None
+    pilot: int = 20
+    seed: int = 0
+    licence: str | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
-    Args:
-        law: how tokens are drawn, with the tokens that end a text.
-        positions: of the teacher; prompts that leave too few are not continued.
-        prompt_tokens: of a document.
-        samples: texts for each prompt.
-        at_once: texts that are written together.
 
-    Returns: how many texts have which finish reason; `too long`: prompts that were not continued.
+class Outcome(dict[str, int]):
+    """How many answers have which finish reason. `failed` and `left`: prompts that failed, and that were not asked."""
+
+    failed = left = 0
+
+
+def generate(writer: Writer, recipe: Recipe, price: Price, settings: Settings) -> Outcome:
+    """Have the teacher write what the recipe asks for and the folder does not hold.
+
+    Some of the requests, drawn at random, are sent first. What they have cost tells what all will cost.
 
     Raises:
-        UserError: `out` is of another teacher, of other prompts or of another law.
+        UserError: the prompts cannot be read, the folder has answers of another recipe or model, the model has a price
+            and there is no budget, or the server fails. What has been answered is kept.
     """
-    prompts = [prompt for prompt in prompts_of(data, prompt_tokens) if prompt.ids]
-    fit = [each for each in prompts if positions is None or len(each.ids) + law.new_tokens <= positions]
-    _same_or_refused(out.with_suffix(".about.json"), _about(teacher, law, fit, samples))
-    counts = Counter({"too long": len(prompts) - len(fit)})
-    files = {reason: _left_out(out) if reason != STOP else out for reason in (STOP, LENGTH, EMPTY)}
-    done = set[tuple[int, int]]()
-    for path in dict.fromkeys(files.values()):
-        for row in _whole_rows(path):
-            done.add((row["index"], row["sample"]))
-            counts[row["finish_reason"]] += 1
-    ordered = sorted(fit, key=lambda prompt: len(prompt.ids))
-    chunks: list[tuple[int, Sequence[Prompt]]] = []
-    for sample in range(samples):
-        left = [prompt for prompt in ordered if (prompt.position, sample) not in done]
-        chunks += [(sample, left[at : at + at_once]) for at in range(0, len(left), at_once)]
-    for sample, chunk in track(chunks, "Writing", transient=True, disable=not plain_console().is_terminal):
-        made = law.draw(teacher.net, [_batch(chunk, teacher.device)], sample)[0]
-        for prompt, target in zip(chunk, made["target"], strict=True):
-            tokens = target[target != IGNORED].tolist()
-            ended = tokens[-1] in (law.ends or ())
-            kept = tokens[:-1] if ended else tokens
-            reason = LENGTH if not ended else STOP if kept else EMPTY
-            row = row_of(prompt, kept, data.loaded_tokenizer)
-            said = {"index": prompt.position, "sample": sample, "finish_reason": reason, "tokens": len(tokens)}
-            with files[reason].open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, **said}, ensure_ascii=False) + "\n")
-            counts[reason] += 1
-    return counts
+    requests, identity = recipe.requests(), writer.identity
+    keys = {id(request): request.key(identity) for request in requests}
+    common = {"recipe": type(recipe).__name__.lower(), "model": str(identity["model"])}
+    about = {
+        "parameters": {name: value for name, value in identity.items() if name != "model"},
+        "template_sha256": hashlib.sha256(recipe.template.encode()).hexdigest(),
+        "licence": settings.licence,
+    }
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(settings.out), Store(settings.out / STORE, common) as store:
+        store.recover()
+        job = _Job(writer, store, price, settings, keys)
+        missing = job.missing(requests)
+        say(f"{len(requests):,} requests, {len(requests) - len(missing):,} answered before. {_priced(writer, price)}")
+        try:
+            pilot, rest = _pilot(missing, settings.pilot, settings.seed)
+            job.send(pilot, "pilot")
+            if rest and not job.stopped:
+                say(job.forecast(len(rest)))
+                if settings.budget is None and not price.free:
+                    raise UserError("No budget is set. To go on, repeat the command with budget=<US dollars>.")
+                job.send(rest, "writing")
+        finally:
+            answered = ((each, answer) for each in requests if (answer := store.get(keys[id(each)])) is not None)
+            outcome = Outcome(write_files(settings.out, answered, job.failed, about))
+            outcome.failed = len(job.failed)
+            outcome.left = len(job.missing(requests)) - outcome.failed
+            document = bool(requests and requests[0].known.get("document"))
+            say(_summary(settings.out, outcome, store, price, document))
+    return outcome
 
 
-def _batch(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
-    """A batch whose first token that bears loss stands behind the prompt."""
-    longest = max(len(prompt.ids) for prompt in prompts) + 1
-    ids, target = torch.zeros(len(prompts), longest, dtype=torch.int64), torch.full((len(prompts), longest), IGNORED)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
-        target[row, len(prompt.ids)] = 0
-    index = torch.tensor([prompt.position for prompt in prompts])
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "target": target, "index": index}
-    return {name: value.to(device) for name, value in batch.items()}
+def plan(writer: Writer, recipe: Recipe, price: Price, out: Path) -> str:
+    """What would be asked for, without asking: requests, tokens and money, from above."""
+    requests, identity = recipe.requests(), writer.identity
+    keys = {id(request): request.key(identity) for request in requests}
+    known = 0
+    missing = list(requests)
+    if (out / STORE).is_file():
+        with Store(out / STORE, {}) as store:
+            missing = [request for request in requests if keys[id(request)] not in store]
+            known = len(requests) - len(missing)
+    prompts = sum(request.most_prompt_tokens for request in missing)
+    lines = [f"{len(requests):,} requests, {known:,} answered before.", f"Prompts: at most {prompts:,} tokens."]
+    if writer.most_tokens is None:
+        return "\n".join([*lines, "Answers: of any length. Set max_tokens for a bound.", _priced(writer, price)])
+    answers = len(missing) * writer.most_tokens
+    cost = "" if price.free else f" At most ${price.of(prompts, answers):,.2f}."
+    return "\n".join([*lines, f"Answers: at most {answers:,} tokens.", _priced(writer, price) + cost])
 
 
-def _about(teacher: Teacher, law: Rollouts, prompts: Sequence[Prompt], samples: int) -> dict[str, Any]:
-    """What the texts depend on."""
-    content = hashlib.sha256(json.dumps([(prompt.position, prompt.ids) for prompt in prompts]).encode())
-    settings = {key: getattr(law, key) for key in (*LAW, "ends")}
-    own = {"teacher": teacher.source, "teacher_sha256": teacher.sha256, "prompts_sha256": content.hexdigest()}
-    return {**own, "prompts": len(prompts), "samples": samples, **settings}
+class _Job:
+    """Sends requests and keeps the answers."""
+
+    def __init__(self, writer: Writer, store: Store, price: Price, settings: Settings, keys: Mapping[int, str]) -> None:
+        self.writer, self.store, self.price, self.keys = writer, store, price, keys
+        self.budget = Budget(settings.budget, sum(store.spent))
+        if settings.budget is not None and not price.free and writer.most_tokens is None:
+            raise UserError("budget: it needs a bound of each answer's length. Set max_tokens.")
+        self.pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
+        self.failed: dict[str, str] = {}
+        self.costs: list[tuple[float, int, int, float]] = []  # dollars, tokens of the prompt and the answer, seconds
+        self.stopped = False
+
+    def missing(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests without an answer; of several that are the same the first."""
+        found: dict[str, Request] = {}
+        for request in requests:
+            key = self.keys[id(request)]
+            if key not in found and key not in self.store:
+                found[key] = request
+        return list(found.values())
+
+    def send(self, requests: Sequence[Request], what: str) -> None:
+        """Ask for these texts; those for which the budget does not suffice are left, and `stopped` is set."""
+        in_a_row = 0
+        began = time.monotonic()
+        with _bar(what, len(requests)) as shown:
+            for request, found in self.writer.write(self._admitted(requests), self._keep):
+                if isinstance(found, Failure):
+                    in_a_row += 1
+                    self._drop(request, found)
+                    if in_a_row == IN_A_ROW:
+                        raise UserError(
+                            f"{IN_A_ROW} requests in a row have failed; the last one: {found.reason} Nothing is lost: "
+                            "repeat the command when the reason is removed."
+                        )
+                else:
+                    in_a_row = 0
+                    cost = self.price.of(found.prompt_tokens, found.completion_tokens)
+                    each = (cost, found.prompt_tokens, found.completion_tokens)
+                    self.costs.append((*each, time.monotonic() - began))
+                shown(self.budget.spent if not self.price.free else None)
+
+    def forecast(self, more: int) -> str:
+        """What `more` further requests will cost, from those that were answered just now."""
+        if not self.costs:
+            return "The pilot has no answers."
+        money, prompts, answers, until = zip(*self.costs, strict=True)
+        tokens = expected_sum([a + b for a, b in zip(prompts, answers, strict=True)], more)
+        minutes = max(until) / len(until) * more / 60
+        said = f"The other {more:,}: {tokens.expected:,.0f} tokens [{tokens.low:,.0f}, {tokens.high:,.0f}]"
+        if not self.price.free:
+            dollars = expected_sum(list(money), more)
+            said += f", ${dollars.expected:,.2f} [${dollars.low:,.2f}, ${dollars.high:,.2f}]"
+        return f"{said}, {minutes:,.0f} minutes (mean and 95 % prediction interval, from {len(money)} answers)."
+
+    def _admitted(self, requests: Sequence[Request]) -> Iterator[Request]:
+        """The requests one by one, each when the budget and the server's limits let it be sent."""
+        for request in requests:
+            bound = self._bound(request)
+            if not self.budget.reserve(bound):
+                self.stopped = True
+                return
+            self.pace.wait(self._tokens(request))
+            self.store.send(self.keys[id(request)], bound)
+            yield request
+
+    def _keep(self, request: Request, answer: Answer) -> None:
+        cost = self.price.of(answer.prompt_tokens, answer.completion_tokens)
+        self.store.put(self.keys[id(request)], answer, cost)
+        self.budget.settle(self._bound(request), cost)
+        self.pace.correct(self._tokens(request), answer.prompt_tokens + answer.completion_tokens)
+
+    def _drop(self, request: Request, failure: Failure) -> None:
+        self.store.fail(self.keys[id(request)])
+        self.budget.settle(self._bound(request), 0.0)
+        self.failed[json.dumps(request.row(""), ensure_ascii=False)] = failure.reason
+
+    def _bound(self, request: Request) -> float:
+        """The most that it can cost."""
+        return self.price.of(request.most_prompt_tokens, self.writer.most_tokens or 0)
+
+    def _tokens(self, request: Request) -> float:
+        """About how many tokens it will have: four bytes each, and as long an answer as may be."""
+        return request.most_prompt_tokens / 4 + (self.writer.most_tokens or 0)
 
 
-def _same_or_refused(path: Path, about: dict[str, Any]) -> None:
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        free = {"samples", "teacher"}  # more of them are added; the same teacher may lie elsewhere
-        if differ := [key for key in about if key not in free and before.get(key) != about[key]]:
-            raise UserError(
-                f"{path} says that the existing texts have another {differ[0]}: {before.get(differ[0])}, not "
-                f"{about[differ[0]]}. Write to another file (out=…), or remove the existing ones."
-            )
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+def _pilot(missing: Sequence[Request], number: int, seed: int) -> tuple[list[Request], list[Request]]:
+    """Some requests that stand for all, and the others."""
+    chosen = set(random.Random(seed).sample(range(len(missing)), min(number, len(missing))))
+    return [missing[at] for at in sorted(chosen)], [each for at, each in enumerate(missing) if at not in chosen]
 
 
-def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, from which a last line that was not finished is removed."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("rb+") as file:
-            file.truncate(len(whole))
-    for line in whole.split(b"\n")[:-1]:
-        yield json.loads(line)
+def _priced(writer: Writer, price: Price) -> str:
+    if price.free:
+        return f"{writer.name}: {price.source}."
+    return (
+        f"{writer.name}: ${price.input:g} per million tokens of prompts, ${price.output:g} of answers ({price.source})."
+    )
 
 
-def _left_out(out: Path) -> Path:
-    return out.with_suffix(".left_out.jsonl")
+def _summary(out: Path, outcome: Outcome, store: Store, price: Price, document: bool) -> str:
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(outcome.items(), key=lambda each: -each[1]))
+    lines = [f"{out / ANSWERS}: {outcome.get(STOP, 0):,} texts"]
+    if set(outcome) - {STOP}:
+        lines[0] += f"; finish reasons: {reasons} (the others are in {LEFT_OUT})"
+    if (out / LOGPROBS).is_file():
+        lines.append(f"Log-probabilities: {out / LOGPROBS}")
+    if outcome.failed:
+        lines.append(f"{outcome.failed:,} prompts failed: {out / FAILED} says why")
+    if not price.free:
+        paid, perhaps = store.spent
+        unsure = f", and at most ${perhaps:,.4f} for requests whose answers were lost" if perhaps else ""
+        lines.append(f"Spent: ${paid:,.4f}{unsure}")
+    if outcome.get(STOP):
+        reader = "plain_text" if document else "messages"
+        lines.append(f"Train on them: data={reader} data.source.path={out / ANSWERS}")
+    if outcome.left:
+        lines.append(
+            f"{outcome.left:,} prompts are left: repeat the command to go on (with a larger budget, if it is spent)"
+        )
+    return "\n".join(lines)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Any]:
+    """Within: a progress bar; what it gives is called after each answer, with the dollars that are spent."""
+    console = plain_console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[money]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total, money="")
+
+        def shown(dollars: float | None) -> None:
+            progress.update(task, advance=1, money="" if dollars is None else f"${dollars:,.4f}")
+
+        yield shown
