@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.losses.functional import kd, topk_kd
+from distillery.losses.levels import SparseLogits
 from distillery.losses.response.topk_kd import TopKKD
 from distillery.losses.signals import Signals
 from distillery.losses.term import Term
@@ -192,3 +193,25 @@ def example_topk(term: type[Term], batch: int, draw: terms.Draw) -> terms.Exampl
         Signals(draw(batch, terms.CLASSES)),
         terms.labels(batch),
     )
+
+
+@each_case("missing", ["tail", "truncate", "renormalise", "uniform", "sample"])
+def test_rows_of_which_nothing_is_known_add_nothing(logits: tuple[Tensor, Tensor], missing: str) -> None:
+    """Neither to the loss nor to the gradient; the others are as if they were alone."""
+    student, teacher = logits
+    log_p, classes = teacher.log_softmax(-1).topk(3)
+    tail = None if missing == "sample" else (1 - log_p.exp().sum(-1)).log()
+    known = torch.tensor([True, False, True, True, False])
+    term = TopKKD(k=3, missing=missing)  # type: ignore[arg-type]
+    none = torch.empty(len(student), 0)
+    student.requires_grad_()
+    rows = term(Signals(student), Signals(none, sparse=SparseLogits(classes, log_p, tail, known=known)), {})
+    alone = term(
+        Signals(student[known]), Signals(none[known], sparse=SparseLogits(classes, log_p, tail).rows(known)), {}
+    )
+    torch.testing.assert_close(rows[known], alone)
+    assert (rows[~known] == 0).all()
+    rows.sum().backward()
+    assert student.grad is not None
+    assert (student.grad[~known] == 0).all()
+    assert (student.grad[known] != 0).any()

@@ -131,6 +131,7 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "study=demo_lm",
         "task=causal_lm",
         "data=messages",
+        "generate=answers",
         "run=outputs/sotu_lm/kd",
         "data.root=pets",
         "new_digits",

@@ -10,7 +10,7 @@ import torch
 
 from distillery.core.errors import UserError
 from distillery.teachers.served_answers import Scores, read_answer
-from distillery.teachers.served_client import Client, ServerError
+from distillery.teachers.served_client import Client, ServerError, _Slots
 from fixtures.documents import tiny_llama
 from fixtures.fake_server import MODEL, FakeServer, fake_server
 
@@ -85,6 +85,26 @@ def test_while_it_fails_one_request_at_a_time_tries_it(server: FakeServer) -> No
     assert 2 <= len(clock.slept) <= 6  # 6 failures, up to 4 of which were one
     for before, after in pairwise(clock.slept):
         assert after > before
+
+
+def test_a_crowded_server_is_asked_less() -> None:
+    """Half as much, once for requests that were under way together; a round of answers raises the limit by one."""
+    slots = _Slots(8)
+    taken = [slots.take() for _ in range(8)]
+    for each in taken[:4]:
+        slots.give(each, crowded=True)
+    assert slots.limit == 4
+    for each in taken[4:]:
+        slots.give(each, answered=True)
+    assert 4.8 < slots.limit <= 5
+    slots.give(slots.take(), crowded=True)
+    assert 2.4 < slots.limit <= 2.5
+    for _ in range(100):
+        slots.give(slots.take(), answered=True)
+    assert slots.limit == 8
+    for _ in range(9):
+        slots.give(slots.take(), crowded=True)
+    assert slots.limit == 1
 
 
 def test_it_gives_up_when_patience_ends_and_sends_nothing_more(server: FakeServer) -> None:

@@ -19,7 +19,7 @@ from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
 from distillery.config.networks import build_moving, complete, complete_teacher, is_absent, setting_of
 from distillery.config.optim import complete_optim, is_validated, refuse_optim, updates
-from distillery.config.served import served_teachers
+from distillery.config.served import answering_teachers, number_answers, served_teachers
 from distillery.config.simkd import complete_reuse, reuse_classifier
 from distillery.config.stages import Stage
 from distillery.config.students import SOURCE, build_student, source_tokenizer
@@ -94,10 +94,11 @@ def stored_teachers(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def with_targets(cfg: DictConfig, data: Data) -> Data:
-    """The data with the outputs of these teachers, see `with_stored_targets`."""
+    """The data with what teachers have given before, see `with_stored_targets` and `number_answers`."""
     for name, teacher in stored_teachers(cfg).items():
         if name not in data.targets:
             data = with_stored_targets(data, name, teacher.path, teacher.temperature, teacher.missing)
+    number_answers(cfg, data)
     return data
 
 
@@ -138,7 +139,7 @@ def build(
     cached = cached_teachers(cfg, data, task, outputs, batch, loaded)
     frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, batch), **stored}
     frozen |= {name: each.network or each for name, each in cached.items()}
-    frozen |= served_teachers(cfg, data, task, batch)
+    frozen |= {**served_teachers(cfg, data, task, batch), **answering_teachers(cfg, data)}
     if task.needs_references:
         data = with_references(data, task, frozen.values())
     for name, teacher in frozen.items():

@@ -31,7 +31,7 @@ from distillery.config.targets import Kinds, check_settings, check_target, impor
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
 from distillery.core.paths import CONFIGS
-from distillery.core.roles import FROZEN, SERVED, STORED, role_of
+from distillery.core.roles import ANSWERS, FROZEN, SERVED, STORED, role_of
 from distillery.results.record import leaves
 from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
@@ -288,7 +288,8 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
     """Refuse what parameters that are sharded across processes (hardware=fsdp2) do not allow."""
     if not is_fsdp2(plain["trainer"].get("strategy")):
         return
-    moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in (FROZEN, STORED, SERVED)]
+    fixed = (FROZEN, STORED, SERVED, ANSWERS)
+    moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in fixed]
     if moving:
         raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
     if plain["optim"].get("ema") is not None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from distillery.config.spec import (
+    AnswersTeacher,
     EmaTeacher,
     FrozenTeacher,
     ImageInput,
@@ -23,18 +24,20 @@ from distillery.config.spec import (
 from distillery.config.targets import Kinds, check_settings, check_target, refuse_unknown
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import shown
-from distillery.core.roles import EMA, FROZEN, PEER, SELF, SERVED, STORED, role_of
+from distillery.core.roles import ANSWERS, EMA, FROZEN, PEER, SELF, SERVED, STORED, role_of
 
 ROLES = {
     FROZEN: kinds(FrozenTeacher),
     STORED: kinds(StoredTeacher),
     SERVED: kinds(ServedTeacher),
+    ANSWERS: kinds(AnswersTeacher),
     EMA: kinds(EmaTeacher),
     PEER: kinds(PeerTeacher),
     SELF: kinds(SelfTeacher),
 }
 WHY = {
     STORED: "The outputs of this teacher were stored before the run, and there is no network",
+    ANSWERS: "This teacher has answered before, and there is no network",
     SERVED: "A server runs this teacher, and there is no network here",
     EMA: "An ema teacher is an average of the student, and starts as a copy of it",
     PEER: "A peer is trained beside the student from the start",

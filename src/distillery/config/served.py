@@ -1,7 +1,8 @@
-"""Config → the teachers that a server runs."""
+"""Config → the teachers that a server runs, or has run."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from distillery.config.networks import is_cached
 from distillery.config.optim import updates
 from distillery.core.errors import UserError, named
-from distillery.core.roles import SERVED, role_of
+from distillery.core.roles import ANSWERS, SERVED, role_of
 from distillery.data.module import Data
 from distillery.tasks.task import Task
 from distillery.teachers.frozen import Teacher
@@ -39,6 +40,43 @@ def served_teachers(cfg: DictConfig, data: Data, task: Task, example: Mapping[st
             teachers[name] = _build(name, own, data, example, tokens)
         except UserError as error:
             raise named(f"teachers.{name}", error) from None
+    return teachers
+
+
+def number_answers(cfg: DictConfig, data: Data) -> None:
+    """Have batches number their tokens, if there are `answering_teachers`.
+
+    Raises:
+        UserError: the data have no tokens, or not those of whole documents.
+    """
+    if names := [name for name, own in cfg.teachers.items() if role_of(own) == ANSWERS]:
+        from distillery.data.answer_logprobs import number_tokens
+        from distillery.data.text import TextData  # transformers takes seconds: only for texts
+
+        if not isinstance(data, TextData) or data.pack is None:
+            raise UserError(
+                f"teachers.{names[0]}: model/teacher=answers supports only causal language models. Set task=causal_lm, "
+                "and data=messages with the answers.jsonl of this teacher."
+            )
+        number_tokens(data)
+
+
+def answering_teachers(cfg: DictConfig, data: Data) -> dict[str, Teacher]:
+    """The teachers of a completed config whose log-probabilities were stored with their answers, by name.
+
+    Raises:
+        UserError: see `read_answer_logprobs`.
+    """
+    teachers: dict[str, Teacher] = {}
+    for name, own in cfg.teachers.items():
+        if role_of(own) == ANSWERS:
+            from distillery.data.answer_logprobs import read_answer_logprobs
+            from distillery.data.text import TextData
+            from distillery.teachers.answers import AnswersTeacher
+
+            assert isinstance(data, TextData), "see `number_answers`"
+            stored = read_answer_logprobs(data, Path(own.path), own.k, f"teachers.{name}")
+            teachers[str(name)] = AnswersTeacher(str(name), stored, data.vocab_size, f"answers in {own.path}")
     return teachers
 
 

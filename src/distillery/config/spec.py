@@ -134,6 +134,12 @@ class ServedTeacher(TypedDict, total=False):
     client: ServedClient
 
 
+class AnswersTeacher(TypedDict, total=False):
+    role: Literal["answers"]
+    path: str
+    k: PositiveInt
+
+
 EmaDecay = Annotated[float, Ge(0), Lt(1), Says("a number of at least 0 and less than 1; 0.999 is usual")]
 
 

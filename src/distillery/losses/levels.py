@@ -97,12 +97,14 @@ class SparseLogits:
         log_p: [...,k].
         log_tail: [...], the logarithm of the mass of all other classes.
         log_p_target: [...], of the row's target, whether or not it is among the classes.
+        known: bool [...], False where nothing is known: such a row adds nothing to a loss. None: all rows are known.
     """
 
     classes: Tensor
     log_p: Tensor
     log_tail: Tensor | None = None
     log_p_target: Tensor | None = None
+    known: Tensor | None = None
 
     @property
     def available(self) -> Available:
@@ -114,8 +116,8 @@ class SparseLogits:
 
     def rows(self, which: Tensor | slice) -> Self:
         """The rows at these places, or where a mask is true."""
-        tail, target = (None if each is None else each[which] for each in (self.log_tail, self.log_p_target))
-        return replace(self, classes=self.classes[which], log_p=self.log_p[which], log_tail=tail, log_p_target=target)
+        given = {name: getattr(self, name) for name in ("classes", "log_p", "log_tail", "log_p_target", "known")}
+        return replace(self, **{name: values[which] for name, values in given.items() if values is not None})
 
     def likeliest(self, k: int) -> Self:
         """The k likeliest of the classes; the others are added to the tail."""

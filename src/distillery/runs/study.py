@@ -10,7 +10,7 @@ from distillery.config.check import check, refuse_missing
 from distillery.config.command_line import quoted
 from distillery.config.loss_catalogue import loss_choices
 from distillery.config.names import BASELINE
-from distillery.core.roles import EMA, PEER, SELF, SERVED, STORED
+from distillery.core.roles import ANSWERS, EMA, PEER, SELF, SERVED, STORED
 from distillery.core.terminal import plain_console
 from distillery.runs import loggers
 from distillery.runs.job import Job
@@ -18,6 +18,7 @@ from distillery.runs.run import run_job
 from distillery.runs.show_report import show_report
 from distillery.runs.study_bar import StudyBar
 
+WITHOUT_A_RUN = (EMA, PEER, SELF, SERVED, STORED, ANSWERS)  # roles of teachers that no run has trained
 CHOICE = "model/teacher="
 WITHOUT_TEACHER = ["model/teacher=none", "task.weight=1.0"]
 CONTROLS = {BASELINE: WITHOUT_TEACHER, "label_smoothing": [*WITHOUT_TEACHER, "task.label_smoothing=0.1"]}
@@ -79,7 +80,9 @@ def jobs(cfg: DictConfig, out: Path) -> tuple[Job | None, list[Job]]:
             given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
             choices = [each for each in (*cfg.student, *cfg.overrides, *overrides) if each.startswith(CHOICE)][-1:]
             given = [*(override for override in given if not override.startswith(CHOICE)), *choices]
-            if teacher is not None and not {CHOICE + role for role in (EMA, PEER, SELF, SERVED, STORED)} & {*choices}:
+            if teacher is not None and not {CHOICE + role for role in (EMA, PEER, SELF, SERVED, STORED, ANSWERS)} & {
+                *choices
+            }:
                 # also for a baseline, which may begin with layers of it
                 given.append(f"++teachers.main.weights={quoted(teacher.folder)}")
             students.append(job(f"{method} seed {seed}", out / str(method) / f"seed{seed}", given))

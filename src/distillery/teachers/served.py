@@ -117,22 +117,26 @@ class Served(SignalSource):
 
 @dataclass
 class Spread(SignalSource):
-    """The logits of a `Served` teacher for scores: what is known of a row, and the rest spread over all other classes.
+    """Logits for scores where only sparse ones are known: these, and the rest spread over all other classes.
 
     The loss on the token itself is exact, and so is the likeliest class. Nothing else is: no loss is trained on them.
+
+    Attributes:
+        source: gives sparse logits with those of the targets.
+        outputs: the number of classes.
     """
 
-    served: Served
+    source: SignalSource
     outputs: int
 
     @property
     def available(self) -> Available:
         """See `SignalSource`."""
-        return self.served.available
+        return self.source.available
 
     def signals(self, batch: Mapping[str, Tensor]) -> Signals:
         """See `SignalSource`: logits [B, L, V]."""
-        sparse = self.served.signals(batch).sparse
+        sparse = self.source.signals(batch).sparse
         assert sparse is not None
         assert sparse.log_p_target is not None
         if int(sparse.classes.max()) >= self.outputs:
@@ -141,7 +145,7 @@ class Spread(SignalSource):
         target = torch.cat([ids[:, 1:], ids[:, :1]], 1).unsqueeze(-1)
         beyond = ~(sparse.classes == target).any(-1)
         rest = (1 - sparse.log_p.exp().sum(-1) - beyond * sparse.log_p_target.exp()).clamp_min(RESOLUTION)
-        others = (self.outputs - self.served.k - beyond.long()).clamp_min(1)
+        others = (self.outputs - sparse.classes.shape[-1] - beyond.long()).clamp_min(1)
         logits = (rest / others).log().unsqueeze(-1).repeat(1, 1, self.outputs)
         logits.scatter_(-1, sparse.classes, sparse.log_p).scatter_(-1, target, sparse.log_p_target.unsqueeze(-1))
         return Signals(logits, mask=batch["attention_mask"])

@@ -77,7 +77,7 @@ def law(**given: Any) -> Rollouts:
 
 def local(folder: Path, teacher: Teacher, at_once: int = 8, **given: Any) -> LocalTeacher:
     tokenizer = AutoTokenizer.from_pretrained(folder / "bpe")
-    return LocalTeacher(teacher, tokenizer, law(**given), ChatTemplate(tokenizer, TEMPLATE, {}), 64, at_once)
+    return LocalTeacher(teacher, "tiny", tokenizer, law(**given), ChatTemplate(tokenizer, TEMPLATE, {}), 64, at_once)
 
 
 def write(writer: LocalTeacher, recipe: Recipe, out: Path) -> Outcome:
@@ -135,7 +135,9 @@ def test_prompts_begin_once(tmp_path: Path) -> None:
     """Whether the chat template or the tokenizer writes the token that begins a text."""
     tokenizer = AutoTokenizer.from_pretrained(write_chat_tokenizer(tmp_path, LLAMA3, "<|eot_id|>", begins=True))
     net = tiny_llama(326)
-    writer = LocalTeacher(Teacher(net, TextAdapter(net)), tokenizer, law(), chat_template(tokenizer, None, None))
+    writer = LocalTeacher(
+        Teacher(net, TextAdapter(net)), "tiny", tokenizer, law(), chat_template(tokenizer, None, None)
+    )
     begin = tokenizer.bos_token_id
     for request in (Request(0, 0, messages=turns("a", "b")[:1]), Request(0, 0, text="a")):
         ids = writer.prompt(request)
@@ -191,5 +193,7 @@ def test_the_command(cli: Cli, folder: Path, tmp_path: Path) -> None:
     ):
         code, said = cli("generate", *words, "out=other")
         assert (code, message in said.replace("\n", " ")) == (2, True), said
-    code, said = cli("generate", *teacher, f"prompts={prompts}", "chat=false", "out=other", "temperature=0")
+    code, said = cli(
+        "generate", *teacher, f"prompts={prompts}", "chat=false", "out=other", "temperature=0", "max_tokens=9"
+    )
     assert code == 0, said

@@ -189,7 +189,8 @@ class TopKKD(Term, function=topk_kd):
         if teacher.sparse is not None and teacher.level != "logits":
             self.check_available(teacher.available)
             settings = self.k, self.temperature, self.missing, self.t_squared, self.direction
-            return _of_sparse(student.logits, teacher.sparse, *settings)
+            rows, known = _of_sparse(student.logits, teacher.sparse, *settings), teacher.sparse.known
+            return rows if known is None else rows.where(known, 0.0)
         draws = None
         if self.missing == "sample":
             rows = batch["index"] if "position" not in batch else hash_pairs(batch["index"], batch["position"])

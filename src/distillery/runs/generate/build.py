@@ -134,7 +134,8 @@ def _local(node: DictConfig, plain: Mapping[str, Any], parameters: Mapping[str, 
         seed=plain["seed"],
     )
     law.vocabulary = task.outputs(data)
-    return LocalTeacher(teacher, tokenizer, law, template, positions_of(teacher.net), plain["at_once"])
+    name = str(whole.net.model if whole.weights == "pretrained" else whole.weights)
+    return LocalTeacher(teacher, name, tokenizer, law, template, positions_of(teacher.net), plain["at_once"])
 
 
 def _data_of(teacher: DictConfig) -> TextData:

@@ -27,6 +27,7 @@ class LocalTeacher:
 
     Args:
         teacher: a causal language model.
+        name: of it, for the record.
         tokenizer: its own.
         law: how tokens are drawn, and which of them end a text.
         template: renders conversations; None: it answers none.
@@ -37,6 +38,7 @@ class LocalTeacher:
     def __init__(
         self,
         teacher: Teacher,
+        name: str,
         tokenizer: Any,
         law: Rollouts,
         template: ChatTemplate | None = None,
@@ -45,7 +47,7 @@ class LocalTeacher:
     ) -> None:
         self.teacher, self.tokenizer, self.law, self.template = teacher, tokenizer, law, template
         self.positions, self.at_once = positions, at_once
-        self.name = teacher.source
+        self.name = name
 
     @property
     def identity(self) -> dict[str, Any]:
