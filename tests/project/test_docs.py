@@ -20,6 +20,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from distillery.commands.generate import in_full
 from distillery.commands.predict import SETTING
 from distillery.config.check import check
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
@@ -90,7 +91,7 @@ def test_every_command_composes(tmp_path: Path) -> None:
         overrides = first_of_sweep([a for a in arguments if a not in ("-m", "--cfg", "job")])
         if name != "distill-train":
             with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-                compose(name.removeprefix("distill-"), overrides)
+                compose(name.removeprefix("distill-"), in_full(overrides) if name == "distill-generate" else overrides)
         elif not OmegaConf.missing_keys(cfg := train_config(*overrides, "paths.run=run")):
             check(cfg, overrides)
 
@@ -132,6 +133,7 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "task=causal_lm",
         "data=messages",
         "generate=answers",
+        "against=held_out.jsonl",
         "run=outputs/sotu_lm/kd",
         "data.root=pets",
         "new_digits",

@@ -1,6 +1,7 @@
 """`distill-generate generate=answers prompts=… base_url=… model=… out=<folder>`: texts that a teacher writes."""
 
 import sys
+from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
@@ -16,9 +17,14 @@ SHORT = {
 
 
 def main() -> None:
-    words = (word.partition("=") for word in sys.argv[1:])
-    sys.argv[1:] = [SHORT.get(key, key) + equals + value for key, equals, value in words]
+    sys.argv[1:] = in_full(sys.argv[1:])
     _generate()
+
+
+def in_full(arguments: Sequence[str]) -> list[str]:
+    """The overrides, with the whole names of settings for the short ones."""
+    words = (argument.partition("=") for argument in arguments)
+    return [SHORT.get(key, key) + equals + value for key, equals, value in words]
 
 
 @hydra_main("generate")

@@ -233,6 +233,7 @@ def test_pace_and_budget() -> None:
     assert budget.reserve(0.5)
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_at_most_the_requests_under_way(server: FakeWriter, tmp_path: Path) -> None:
     """SIGKILL at 50 moments of one job of 2,000 prompts; each process goes on where the one before was killed."""
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"word{number}"} for number in range(2000)])
