@@ -1,15 +1,13 @@
 """Files written atomically (complete or absent, whenever the writing process is killed), and their hashes."""
 
-import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 SUFFIX = ".atomic_write"
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # disk full, over quota, read-only
 
 
 @contextmanager
@@ -23,8 +21,7 @@ def atomic_write(path: Path, former: Path | None = None) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
     try:
         yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
+        _flush(unfinished)
         if former is not None and path.exists():
             path.replace(former)
         unfinished.replace(path)
@@ -47,6 +44,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def atomic_writes(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """`atomic_write` of several files, none of which is replaced before all are on the disk."""
+    with ExitStack() as stack:
+        unfinished = [stack.enter_context(atomic_write(path)) for path in paths]
+        yield unfinished
+        for each in unfinished:
+            _flush(each)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sha256_of(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Config and record of a run folder, kept up to date from the first step of the run to its end."""
 
+import errno
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 
 from distillery.config.command_line import pasteable
 from distillery.core.errors import UserError
-from distillery.core.files import UNWRITABLE, remove_unfinished
+from distillery.core.files import remove_unfinished
 from distillery.core.paths import CONFIGS
 from distillery.core.process import is_main
 from distillery.core.terminal import say
@@ -25,6 +26,8 @@ from distillery.runs.stages.sequence import StageSequence, save_config
 from distillery.tasks.metrics import facts
 from distillery.teachers.served import same_teacher
 from distillery.teachers.served_client import ServerError
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # disk full, over quota, read-only
 
 
 class RunFolder:

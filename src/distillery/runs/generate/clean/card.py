@@ -8,19 +8,12 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from distillery.core.kinds import shown
 from distillery.runs.generate.clean.filters import REASONS
-from distillery.runs.generate.clean.summary import Summary, one_line
+from distillery.runs.generate.clean.summary import WRITERS, Summary, one_line
 
 TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))  # the hub's
 LARGER = "n>1M"
 MOST = 3  # values of one kind that are listed
-TITLES = {
-    "model": "Model",
-    "system_fingerprint": "System fingerprint",
-    "template_sha256": "Prompt template (SHA-256)",
-    "parameters": "Parameters",
-    "licence": "Licence",
-}
 
 
 def dataset_card(
@@ -63,7 +56,7 @@ def dataset_card(
             for reason in REASONS
             if summary.dropped[reason]
         },
-        written_by={TITLES[key]: _counted(counts) for key, counts in summary.written_by.items()},
+        written_by={WRITERS[key]: _counted(counts) for key, counts in summary.written_by.items()},
     )
     return f"{card}\n"
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from distillery.core.errors import UserError
-from distillery.core.files import UNWRITABLE, atomic_write
+from distillery.core.files import atomic_writes
 from distillery.core.terminal import plain_console
 from distillery.runs.generate.clean.card import dataset_card
 from distillery.runs.generate.clean.contamination import TestTexts
@@ -51,7 +50,7 @@ def clean(
     Returns: what was counted, and remarks.
 
     Raises:
-        UserError: a file cannot be read, a row has another format, no row is left, the disk is full, or `out` holds
+        UserError: a file cannot be read, a row has another format, no row is left, or `out` cannot be written, holds
             other files or was made with other settings.
     """
     settings = {"path": str(path), "against": list(against), "against_split": split, "filters": asdict(filters)}
@@ -61,9 +60,9 @@ def clean(
     if against:
         test_texts = TestTexts(rows_of_test_sets(against, split, encoding, remarks), filters.contamination.ngram)
     try:
-        with ExitStack() as stack:
-            files = {name: stack.enter_context(atomic_write(out / name)) for name in FILES}
-            summary = _filter(_shown(path, encoding, remarks), files, filters, test_texts)
+        with atomic_writes([out / name for name in FILES]) as unfinished:
+            files = dict(zip(FILES, unfinished, strict=True))
+            summary = _filter(_with_bar(path, encoding, remarks), files, filters, test_texts)
             remarks += summary.remarks()
             as_text = write_parquet(files[KEPT], files[PARQUET])
             if as_text:
@@ -74,11 +73,9 @@ def clean(
             files[CARD].write_text(card, encoding="utf-8")
             files[SETTINGS].write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
         raise UserError(
-            f"'{out}' cannot be written: {error.strerror}. '{path}' is untouched, and so are the files that the folder "
-            "had before. Make room, then repeat the command."
+            f"'{out}' cannot be written: {error.strerror or error}. '{path}' is untouched, and so are the files that "
+            "the folder had before. Make room or choose another folder, then repeat the command."
         ) from error
     return summary, remarks
 
@@ -106,7 +103,7 @@ def _filter(rows: Iterator[Row], files: Mapping[str, Path], filters: Filters, te
     return summary
 
 
-def _shown(path: Path, encoding: str | None, remarks: list[str]) -> Iterator[Row]:
+def _with_bar(path: Path, encoding: str | None, remarks: list[str]) -> Iterator[Row]:
     """The rows, with a bar on the terminal."""
     lines = None
     if path.suffix != ".json" and path.is_file():

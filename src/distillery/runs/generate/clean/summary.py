@@ -14,7 +14,13 @@ from distillery.runs.generate.clean.rows import Row
 EXAMPLES = 3  # of each reason
 SHOWN = 160  # characters of a text in an example
 EVIDENCE = 500  # characters of its evidence
-WRITERS = ("model", "system_fingerprint", "template_sha256", "parameters", "licence")
+WRITERS = {  # keys of a row that say what wrote it, and what the card calls them
+    "model": "Model",
+    "system_fingerprint": "System fingerprint",
+    "template_sha256": "Prompt template (SHA-256)",
+    "parameters": "Parameters",
+    "licence": "Licence",
+}
 
 HINTS = {
     "near_duplicate_prompt": (
