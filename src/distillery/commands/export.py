@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.out is not None:
         raise UserError(f"out={cfg.out}: formats (to=…) are written to the run's own folder {EXPORT}. Leave out= out.")
     formats = [cfg.to] if isinstance(cfg.to, str) else list(cfg.to)
-    done = export(run, formats, cfg.samples, cfg.batch_size)
+    done = export(run, formats, cfg.samples, cfg.batch_size, push_to_hub=cfg.push_to_hub)
     plain_console().print(exports_table(RunRecord.read(run), done))
     for remark in remarks(done):
         say(remark)

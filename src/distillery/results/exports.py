@@ -59,6 +59,10 @@ class Export:
     cpu: str
     remarks: list[str] = field(default_factory=list)
 
+    def loads_with(self, library: str) -> bool:
+        """Whether `safetensors` is in the form that this library loads."""
+        return self.format == "safetensors" and self.needs[0] == library
+
 
 def read_exports(run: Path) -> list[Export]:
     """The exports of a run's student, in the order of their names; none if there are none of its present weights.

@@ -30,13 +30,10 @@ SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's fol
 REPORT = ("report.md", "report.csv", "report.png")  # in the folder of a report
 TIMELINE = "timeline.png"  # there, too, if something changes during a run
 
-CALIBRATION = "calibration.png"  # of classifiers: reliability, and divergence from the teacher
-ROBUSTNESS = "robustness.png"  # of students that were scored on corrupted pictures
 FIDELITY = "fidelity.png"  # of language models that were compared with their teacher
 CLASSES, CONFUSION = "classes.csv", "confusion.png"  # of tasks that predict classes: how well each, and for which
 
 
 def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
-    some = (TIMELINE, CALIBRATION, FIDELITY, ROBUSTNESS, CLASSES, CONFUSION)
-    return [*REPORT, *(name for name in some if (out / name).exists())]
+    return [*REPORT, *(name for name in (TIMELINE, FIDELITY, CLASSES, CONFUSION) if (out / name).exists())]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from distillery.commands import export as export_command
 from distillery.core.errors import UserError
@@ -23,11 +25,13 @@ from distillery.results.record import RunRecord
 from distillery.runs.export import export as module
 from distillery.runs.export.export import export
 from distillery.runs.export.formats.artefact import Artefact
+from distillery.runs.export.formats.gguf import CONVERTER
 from distillery.runs.export.formats.registry import FORMATS
 from distillery.runs.export.transformers_folder import export_for_transformers
 from distillery.runs.run import train
 from distillery.runs.verify_run import rebuilt
 from fixtures.command_line import Command
+from fixtures.documents import documents, run_on_texts, write_bpe, write_texts
 from fixtures.runs import STUDENT, Once, config
 from fixtures.texts import sentences, write_csv, write_tokenizer
 
@@ -60,7 +64,7 @@ def onnx_logits(path: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> np.ndarr
 
 
 @pytest.mark.slow
-def test_images(teacher: Path, once: Once, command: Command, tmp_path: Path) -> None:
+def test_images(teacher: Path, command: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(teacher), str(run)], check=True)
     answer = command(export_command, f"run={run}", "to=[safetensors,onnx,torch_export]", "batch_size=16")
@@ -96,13 +100,6 @@ def test_images(teacher: Path, once: Once, command: Command, tmp_path: Path) -> 
         blocked = "import sys; sys.modules['distillery'] = None\n" + block + "\nassert logits.shape == (1, 10)"
         subprocess.run([sys.executable, "-c", blocked], cwd=run / "export", check=True)
     assert len(blocks) == 3
-    with pytest.raises(UserError, match="which would be lost"):
-        export_for_transformers(text_copy(once, tmp_path, run), run / "export")
-
-
-def text_copy(once: Once, tmp_path: Path, of: Path) -> Path:
-    """A text run, whose folder `export` is that of another one."""
-    return once("exported_encoder", lambda folder: text_run(folder, ENCODER)) / "run"
 
 
 @pytest.mark.slow
@@ -129,6 +126,8 @@ def test_texts(network: list[str], once: Once, tmp_path: Path) -> None:
         with torch.no_grad():
             given = {name: torch.from_numpy(values) for name, values in inputs.items()}
             np.testing.assert_allclose(net(**given).logits.numpy(), logits, atol=1e-4)
+        with pytest.raises(UserError, match="which would be lost"):
+            export_for_transformers(run, run / "export")
     for each in exports.values():
         assert (each.score, each.agreement) == (record.metrics["last"]["test_score"], 1)
     if kind == "bilstm":
@@ -147,6 +146,59 @@ def test_a_student_with_the_teachers_classifier_is_exported_whole(teacher: Path,
     images, predicted = digits(run)
     logits = onnx_logits(run / "export" / "onnx" / "model.onnx", {"image": images.numpy()})
     assert logits.argmax(1).tolist() == predicted.tolist()
+
+
+@pytest.mark.slow
+def test_int8_is_smaller_and_says_what_it_loses(teacher: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    own = ["experiment=digits_teacher", "student.net.widths=[32,64]", "trainer.max_epochs=2", "logger=none"]
+    train(config(run, *own), own)
+    exports = {each.format: each for each in export(run, ["onnx", "onnx_int8", "onnx_int8_static"], repeats=3)}
+    images, predicted = digits(run)
+    for name in ("onnx_int8", "onnx_int8_static"):
+        each = exports[name]
+        assert each.bytes < 0.6 * exports["onnx"].bytes
+        found = onnx_logits(run / "export" / each.path, {"image": images.numpy()})
+        assert each.agreement == pytest.approx((found.argmax(1) == predicted).mean())
+        assert each.agreement > 0.9
+        assert each.max_difference > 10 * exports["onnx"].max_difference
+        kept = onnx.load(run / "export" / each.path).graph.initializer
+        assert any(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for tensor in kept)
+        assert "int8" in each.remarks[0]
+    assert exports["onnx_int8_static"].agreement > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Teacher 'main' scores")
+def test_language_models(tmp_path: Path) -> None:
+    """Their test split is of packed documents, which the exported network reads one by one."""
+    write_bpe(tmp_path / "bpe")
+    write_texts(tmp_path / "texts", documents(30, longest=40))
+    own = [
+        *run_on_texts(tmp_path / "texts", tmp_path / "bpe"),
+        "model/teacher=none",
+        "student.net.config.hidden_size=32",
+    ]
+    run = train(config(tmp_path / "run", *own), own).folder
+    exports = {each.format: each for each in export(run, ["safetensors", "onnx", "onnx_int8"], repeats=3)}
+    score = RunRecord.read(run).metrics["last"]["test_score"]
+    for name in ("safetensors", "onnx"):
+        assert exports[name].score == pytest.approx(score, rel=1e-5)
+        assert exports[name].agreement == 1
+    assert exports["onnx_int8"].score == pytest.approx(score, rel=0.02)
+    assert 0.9 < exports["onnx_int8"].agreement <= 1
+    assert exports["onnx_int8"].bytes < exports["onnx"].bytes
+    text = AutoTokenizer.from_pretrained(run / "export" / "onnx")("union of the people", return_tensors="np")
+    inputs = {name: text[name].astype("int64") for name in ("input_ids", "attention_mask")}
+    net = AutoModelForCausalLM.from_pretrained(run / "export" / "safetensors").eval()
+    with torch.no_grad():
+        logits = net(torch.from_numpy(inputs["input_ids"])).logits.numpy()
+    np.testing.assert_allclose(onnx_logits(run / "export" / exports["onnx"].path, inputs), logits, atol=1e-4)
+    with pytest.raises(UserError, match=r"to=onnx_int8_static: a language model is quantised by its weights alone"):
+        export(run, ["onnx_int8_static"])
+    if shutil.which(CONVERTER) is None:
+        with pytest.raises(UserError, match=r"there is no convert_hf_to_gguf\.py on the PATH"):
+            export(run, ["gguf"])
 
 
 @pytest.mark.slow

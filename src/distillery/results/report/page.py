@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from distillery.results.layout import REPORT, TIMELINE
-from distillery.results.report.calibration import calibration_section
 from distillery.results.report.classes import ClassFigures, classes_section
 from distillery.results.report.collect import Run
 from distillery.results.report.definitions import definitions
@@ -25,7 +24,6 @@ from distillery.results.report.headline import headline
 from distillery.results.report.language import fidelity_section, samples_section
 from distillery.results.report.markdown import bullets, listed, section, table_of
 from distillery.results.report.plot_timeline import MOST, methods_of
-from distillery.results.report.robustness import Robustness, robustness_section
 from distillery.results.report.score import Score
 from distillery.results.report.selection import Selection
 from distillery.results.report.table import BEST_EPOCH, SAMPLE_COLUMNS
@@ -41,7 +39,6 @@ class Report:
         selection: the runs that are compared, and those that are left out.
         table: of the methods, see `method_table`.
         classes: how well each class is predicted.
-        robustness: of each method, where it was scored on corrupted pictures.
         pictures: the names of the files of those that there are.
     """
 
@@ -50,7 +47,6 @@ class Report:
     selection: Selection
     table: pd.DataFrame
     classes: ClassFigures
-    robustness: Mapping[str, Sequence[Robustness]]
     pictures: Set[str]
 
 
@@ -66,8 +62,6 @@ def page(report: Report) -> str:
         f"![Score against cost, and every method's gain over the baseline]({REPORT[-1]})",
         section("Against the baseline", _against_baseline(table)),
         classes_section(report.classes, best_method(table), report.pictures),
-        calibration_section(table, students, report.pictures),
-        robustness_section(report.robustness),
         fidelity_section(table, students, report.pictures),
         samples_section(students),
         section("Training samples", bullets(training_samples(table))),

@@ -22,13 +22,19 @@ from distillery.runs.export.formats.registry import FORMATS
 from distillery.runs.export.model_card import model_card, snippet_of
 from distillery.runs.export.preprocessing import PREPROCESSING
 from distillery.runs.export.proof import prove
+from distillery.runs.export.push import push, refuse_name
 from distillery.runs.export.usage import usage
 
 NO_SPACE = ("No space left", "code: 28", "PytorchStreamWriter failed writing")  # of libraries that raise no OSError
 
 
 def export(
-    run: Path, formats: Sequence[str], samples: int | None = None, batch_size: int = 32, repeats: int = 100
+    run: Path,
+    formats: Sequence[str],
+    samples: int | None = None,
+    batch_size: int = 32,
+    repeats: int = 100,
+    push_to_hub: str | None = None,
 ) -> list[Export]:
     """Write the student of the finished run in `run` to `<run>/export/<format>`, and what was measured to export.json.
 
@@ -40,6 +46,7 @@ def export(
         samples: the number of test samples that are compared and scored; None: all.
         batch_size: of the second latency; the first is at batch 1.
         repeats: forwards that are timed.
+        push_to_hub: the repository that all formats of the run are uploaded to; None: none.
 
     Raises:
         UserError: before anything is written, no finished run, an unknown format, one whose packages are missing or
@@ -49,6 +56,8 @@ def export(
     chosen = {name: _known(name) for name in dict.fromkeys(formats)}
     for name, each in chosen.items():
         _refuse_missing(name, each)
+    if push_to_hub is not None:
+        refuse_name(push_to_hub)
     with tempfile.TemporaryDirectory(prefix="distill-export") as scratch:
         model = exportable(run, Path(scratch))
         for name, each in chosen.items():
@@ -63,7 +72,10 @@ def export(
                 _describe(model, artefact, folder)
                 done.append(prove(name, artefact, size, model, samples, batch_size, repeats))
             write_exports(run, done[-1:])
-            _write_card(model)
+            with atomic_write(run / EXPORT / CARD) as unfinished:
+                unfinished.write_text(_card(model), encoding="utf-8")
+        if push_to_hub is not None:
+            say(f"Uploaded: {push(run / EXPORT, read_exports(run), push_to_hub, _card(model, push_to_hub))}")
     return done
 
 
@@ -87,20 +99,20 @@ def _describe(model: Exportable, artefact: Artefact, folder: Path) -> None:
             model.tokenizer.save_pretrained(folder)
 
 
-def _write_card(model: Exportable) -> None:
-    """The model card of all formats that are there."""
+def _card(model: Exportable, repo: str | None = None) -> str:
+    """The model card of all formats that are there, in this folder or in a repository of the hub."""
     exports = read_exports(model.folder)
     said = model.preprocessing(in_graph=True)
-    snippet = "\n\n".join(f"### {each.format}\n\n{_usage(model, each, said)}" for each in exports)
-    card = model_card(model.record, model.cfg, model.student.net, model.folder, snippet, exports)
-    with atomic_write(model.folder / EXPORT / CARD) as unfinished:
-        unfinished.write_text(card, encoding="utf-8")
+    place = "Paths are those of this folder" + (f': `huggingface_hub.snapshot_download("{repo}")`.' if repo else ".")
+    parts = [f"### {each.format}\n\n{_usage(model, each, said, repo)}" for each in exports]
+    snippet = "\n\n".join([place, *parts])
+    return model_card(model.record, model.cfg, model.student.net, model.folder, snippet, exports)
 
 
-def _usage(model: Exportable, export: Export, said: Mapping[str, Any]) -> str:
-    if export.needs[0] == "transformers" and model.tokenizer is not None:
-        return snippet_of(model.cfg, model.student.net, model.tokenizer, export.path)
-    return usage(export, said)
+def _usage(model: Exportable, export: Export, said: Mapping[str, Any], repo: str | None) -> str:
+    if export.loads_with("transformers") and model.tokenizer is not None:
+        return snippet_of(model.cfg, model.student.net, model.tokenizer, repo or export.path)
+    return usage(export, said, repo)
 
 
 @contextmanager

@@ -36,6 +36,31 @@ def torch_export(path: Path, options: Mapping[str, Any]) -> Run:
     return lambda inputs: graph(**_tensors(inputs)).numpy()
 
 
+def executorch_program(path: Path, options: Mapping[str, Any]) -> Run:
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(path).load_method("forward")
+    largest = options["largest"]
+
+    def run(inputs: Arrays) -> Any:
+        count = len(next(iter(inputs.values())))
+        parts = [
+            method.execute([values[start : start + largest] for values in _tensors(inputs).values()])[0].numpy().copy()
+            for start in range(0, count, largest)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    return run
+
+
+def openvino_model(path: Path, options: Mapping[str, Any]) -> Run:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda inputs: compiled(dict(inputs))["logits"]
+
+
 def timm_folder(path: Path, options: Mapping[str, Any]) -> Run:
     import timm
 
@@ -46,7 +71,8 @@ def transformers_folder(path: Path, options: Mapping[str, Any]) -> Run:
     import torch
     import transformers
 
-    net = getattr(transformers, options["auto"]).from_pretrained(path, **options.get("load", {})).eval()
+    folder = path if path.is_dir() else path.parent
+    net = getattr(transformers, options["auto"]).from_pretrained(folder, **options.get("load", {})).eval()
     if options.get("images"):
         return _images(net, path)
 
@@ -79,7 +105,16 @@ def distillery_network(path: Path, options: Mapping[str, Any]) -> Run:
 
 FORMATS: dict[str, Callable[[Path, Mapping[str, Any]], Run]] = {
     each.__name__: each
-    for each in (onnx, torch_export, timm_folder, transformers_folder, torch_module, distillery_network)
+    for each in (
+        onnx,
+        torch_export,
+        executorch_program,
+        openvino_model,
+        timm_folder,
+        transformers_folder,
+        torch_module,
+        distillery_network,
+    )
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ class FreshProcess:
             {
                 "needs": artefact.needs,
                 "clock": str(latency.__file__),
-                "torch": "onnx" not in artefact.loader,
+                "torch": artefact.runtime not in ("onnxruntime", "openvino"),
                 "loader": artefact.loader,
                 "path": str(artefact.path),
                 "options": dict(artefact.options),
@@ -158,11 +159,7 @@ def prove(
                 f"to={name}: the exported student does not compute what the student does: a logit differs by "
                 f"{compared.difference:.3g}, where the largest is {compared.scale:.3g}. It is not written."
             )
-        inputs = graph_inputs(model.student, model.batch)
-        single, several = (
-            process.ask(("time", {key: values[:count].numpy() for key, values in inputs.items()}))
-            for count in (1, batch_size)
-        )
+        single, several = (process.ask(("time", _samples(model, count))) for count in (1, batch_size))
         return Export(
             format=name,
             path=f"{name}/{artefact.path.name}" if artefact.path.is_file() else name,
@@ -173,7 +170,7 @@ def prove(
             samples=len(found.index.unique()),
             latency_ms_min=round(single[0], 4),
             latency_ms_median=round(single[1], 4),
-            batch_size=min(batch_size, len(next(iter(inputs.values())))),
+            batch_size=batch_size,
             batch_latency_ms_min=round(several[0], 4),
             batch_latency_ms_median=round(several[1], 4),
             busy=single[2] or several[2],
@@ -184,6 +181,12 @@ def prove(
             cpu=str(environment()["cpu"]),
             remarks=list(artefact.remarks),
         )
+
+
+def _samples(model: Exportable, count: int) -> dict[str, NDArray[Any]]:
+    """Training samples as the graph takes them; if there are fewer in a batch, some of them twice."""
+    inputs = graph_inputs(model.student, model.batch)
+    return {name: values[torch.arange(count) % len(values)].numpy() for name, values in inputs.items()}
 
 
 def _progress(name: str, model: Exportable, samples: int | None) -> Iterator[Mapping[str, Tensor]]:

@@ -1,6 +1,7 @@
 """ONNX for onnxruntime: one graph, with a batch and a length of any size."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,21 @@ MODEL = "model.onnx"
 
 
 def write(model: Exportable, folder: Path) -> Artefact:
-    """Convert the graph to `model.onnx`; its metadata hold what preprocessing.json says."""
+    """Write `model.onnx`, beside which large weights have a file of their own."""
+    for path in float_file(model).parent.iterdir():
+        shutil.copy(path, folder)
+    return Artefact(folder / MODEL, "onnx", "onnxruntime", ("onnxruntime",))
+
+
+def float_file(model: Exportable) -> Path:
+    """The graph in float32, from which other formats are made, too; it is converted once.
+
+    Its metadata hold what preprocessing.json says.
+    """
+    path = model.scratch / "onnx" / MODEL
+    if path.exists():
+        return path
+    path.parent.mkdir(exist_ok=True)
     graph = BiLSTMGraph(model.student.net) if isinstance(model.student.net, BiLSTM) else model.graph
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -34,15 +49,8 @@ def write(model: Exportable, folder: Path) -> Artefact:
         )
     assert program is not None
     program.model.metadata_props["preprocessing"] = json.dumps(model.preprocessing(in_graph=True))
-    program.save(folder / MODEL)
-    return Artefact(folder / MODEL, "onnx", "onnxruntime", ("onnxruntime",))
-
-
-def float_file(model: Exportable) -> Path:
-    """The file in float32 that other formats are made from, written once."""
-    if not (model.scratch / MODEL).exists():
-        write(model, model.scratch)
-    return model.scratch / MODEL
+    program.save(path)
+    return path
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """`torch.export`: a `.pt2` file that torch runs without the code of the network."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim
@@ -8,20 +10,25 @@ from torch.export import Dim
 from distillery.models.text.bilstm import BiLSTM
 from distillery.runs.export.exportable import Exportable
 from distillery.runs.export.formats.artefact import Artefact
-from distillery.runs.export.graph import dynamic_shapes
+from distillery.runs.export.graph import BATCH, LENGTH, dynamic_shapes
 
 MODEL = "model.pt2"
 
 
 def write(model: Exportable, folder: Path) -> Artefact:
-    """Trace the graph and save it."""
-    torch.export.save(traced(model), folder / MODEL)
+    """Trace the graph for batches, and texts, of any size, and save it."""
+    torch.export.save(traced(model, {BATCH: Dim.DYNAMIC, LENGTH: Dim.DYNAMIC}), folder / MODEL)
     return Artefact(folder / MODEL, "torch_export", "torch", ("torch",))
 
 
-def traced(model: Exportable) -> torch.export.ExportedProgram:
-    """The graph for batches, and texts, of any size."""
-    shapes = {name: dict.fromkeys(sizes, Dim.DYNAMIC) for name, sizes in dynamic_shapes(model.inputs).items()}
+def traced(model: Exportable, sizes: Mapping[str, Any]) -> torch.export.ExportedProgram:
+    """The graph.
+
+    Args:
+        sizes: of each dimension by its name, as `torch.export` is told of them.
+    """
+    named = dynamic_shapes(model.inputs)
+    shapes = {name: {place: sizes[each] for place, each in own.items()} for name, own in named.items()}
     with torch.no_grad():
         return torch.export.export(model.graph, (), model.inputs, dynamic_shapes=shapes)
 
