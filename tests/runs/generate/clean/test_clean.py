@@ -65,12 +65,14 @@ ROWS: list[tuple[dict[str, Any], str]] = [
         chat("Again leaked", f"Once: {TEST.upper()}!", **provenance(11)),
         "contamination",
     ),  # no duplicate of a dropped row
-    ({"prompt": "Is ice solid?", "completion": "<think>I cannot help with that? I can.</think>It is."}, ""),
+    ({"prompt": "Is ice solid?", "completion": "<think>As an AI, I may say that.</think>It is."}, ""),
     ({"conversations": [{"from": "human", "value": "Is tea hot?"}, {"from": "gpt", "value": "It may be."}]}, ""),
     ({"instruction": "Is sand wet?", "output": "Seldom."}, ""),
     ({"instruction": "Is sand wet?", "output": "As an AI, I cannot touch it."}, "refusal"),
     ({"text": FROG, "finish_reason": None}, ""),
     ({"text": FROG.upper() + " toad"}, "near_duplicate_text"),
+    ({"prompt": FROG.replace("frog", "newt"), "completion": "Red."}, ""),
+    ({"prompt": FROG.replace("frog", "newt"), "completion": "Blue."}, ""),  # almost the same text, another answer
 ]
 SETTINGS = ("language.allowed=[en]", "length.min_characters=3")
 
@@ -94,7 +96,7 @@ def test_each_row_is_kept_untouched_or_dropped_for_its_first_reason(folder: Path
     dropped = read(folder / "out" / "dropped.jsonl")
     expected = [(line, reason, row) for line, (row, reason) in enumerate(ROWS, 1) if reason]
     assert [(each["line"], each["reason"], each["row"]) for each in dropped] == expected
-    assert summary.kept == 6
+    assert summary.kept == 8
     why = {each["line"]: each["evidence"] for each in dropped}
     assert why[3] == {"duplicate_of_line": 1}
     assert (why[4]["duplicate_of_line"], why[4]["jaccard"]) == (1, 1.0)
@@ -159,7 +161,7 @@ def test_the_command_says_what_it_did(folder: Path, command: Command) -> None:
     given = ("path=answers.jsonl", "out=out", "against=test.jsonl", *SETTINGS)
     answer = command(command_module, *given)
     assert answer.code == 0, answer.err
-    assert "out: 6 of 21 rows kept. Train on them: data=plain_text data.source.path=out/clean.jsonl" in answer.out
+    assert "out: 8 of 23 rows kept. Train on them: data=plain_text data.source.path=out/clean.jsonl" in answer.out
     assert "contamination" in answer.out
     assert "line 9: pattern: cannot; found: I'm sorry, but I can't help" in answer.out
 
