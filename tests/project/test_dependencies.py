@@ -61,6 +61,7 @@ def test_every_import_of_the_package_is_declared() -> None:
     other_names = {
         "hydra": "hydra-core",
         "hydra_plugins": "hydra-optuna-sweeper",
+        "markdown_it": "markdown-it-py",
         "PIL": "pillow",
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",

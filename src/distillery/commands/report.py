@@ -10,14 +10,16 @@ from distillery.core.errors import UserError
 
 @hydra_main("report")
 def main(cfg: DictConfig) -> None:
-    """Writes report.md, report.csv and report.png, and prints the table."""
+    """Writes report.md, report.html, report.csv and the pictures, and prints the table."""
+    from distillery.results.report.cheapest import Question
     from distillery.runs.show_report import show_report
 
     if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:
         raise UserError("Which runs? Name run folders, or a folder above them: distill-report runs=[outputs/demo]")
     names = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
     folders = [Path(str(name)) for name in names]
-    show_report(folders, Path(cfg.out or folders[0]), cfg.title)
+    question = None if cfg.keep is None else Question(cfg.keep, cfg.cost, cfg.price)
+    show_report(folders, Path(cfg.out or folders[0]), cfg.title, question=question)
 
 
 if __name__ == "__main__":

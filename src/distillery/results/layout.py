@@ -27,13 +27,18 @@ RESULTS = (
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's folder by Hydra and by Optuna
 
-REPORT = ("report.md", "report.csv", "report.png")  # in the folder of a report
+METRICS = "metrics/version_*/metrics.csv"  # what training logs; a resumed run adds a version
+
+REPORT = ("report.md", "report.html", "report.csv", "report.png")  # in the folder of a report
+CURVES = "curves.png"  # there, too, of runs with more than one validation
 TIMELINE = "timeline.png"  # there, too, if something changes during a run
 
 FIDELITY = "fidelity.png"  # of language models that were compared with their teacher
-CLASSES, CONFUSION = "classes.csv", "confusion.png"  # of tasks that predict classes: how well each, and for which
+# Of tasks that predict classes: how well each, which are taken for which, and which gain against the baseline.
+CLASSES, CONFUSION, CLASS_GAINS = "classes.csv", "confusion.png", "class_gains.png"
 
 
 def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
-    return [*REPORT, *(name for name in (TIMELINE, FIDELITY, CLASSES, CONFUSION) if (out / name).exists())]
+    some = (CURVES, TIMELINE, FIDELITY, CLASSES, CONFUSION, CLASS_GAINS)
+    return [*REPORT, *(name for name in some if (out / name).exists())]

@@ -25,7 +25,7 @@ CONTROLS = {BASELINE: WITHOUT_TEACHER, "label_smoothing": [*WITHOUT_TEACHER, "ta
 
 
 def run_study(cfg: DictConfig) -> None:
-    """Run the jobs of the study that are not finished; write `report.md`, `report.csv` and `report.png` into `cfg.out`.
+    """Run the jobs of the study that are not finished; write the report into `cfg.out`.
 
     A job that is already in its folder is kept, resumed or refused as any job is (see `job.py`). All settings are
     checked first, and before the first student is trained all folders are looked at. A student's run that fails is

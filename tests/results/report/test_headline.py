@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from distillery.results.report.collect import collect
 from distillery.results.report.headline import headline
+from distillery.results.report.selection import select
+from distillery.results.report.table import method_table
 from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
@@ -19,7 +22,7 @@ BUSY = {"latency": {"minimum_ms": 0.9, "busy": True}}
 
 @pytest.fixture
 def said(make_run: MakeRun, tmp_path: Path) -> Callable[..., str]:
-    """said(kd=[score of each seed], …, teacher=…, cost=…): the sentence, which the page has, too."""
+    """said(kd=[score of each seed], …, teacher=…, cost=…): the sentence."""
 
     def write(teacher: dict[str, Any] = TEACHER, cost: dict[str, Any] = COST, **more: Any) -> str:
         validation = more.pop("validation", {})
@@ -29,11 +32,8 @@ def said(make_run: MakeRun, tmp_path: Path) -> Callable[..., str]:
                 last = {"epoch": 9, "test_score": score, "val_score": validation.get(method)}
                 own = {} if method == "baseline" else {"main": teacher}
                 make_run(method, seed, score, metrics={"last": last}, teachers=own, cost=cost, **changes)
-        report = write_report([tmp_path], tmp_path, "Sentence")
-        sentence = headline(report.table, report.selection.students)
-        page = (tmp_path / "report.md").read_text()
-        assert page.startswith(f"# Sentence\n\n**{sentence}**\n" if sentence else "# Sentence\n\nData")
-        return sentence
+        students = select(collect([tmp_path])).students
+        return headline(method_table(students), students)
 
     return write
 
@@ -106,3 +106,4 @@ def test_without_a_teacher_there_is_nothing_to_say(make_run: MakeRun, tmp_path: 
     make_run("kd", 0, 0.9, teachers={})
     report = write_report([tmp_path], tmp_path, "Alone")
     assert headline(report.table, report.selection.students) == ""
+    assert (tmp_path / "report.md").read_text().startswith("# Alone\n\nData")

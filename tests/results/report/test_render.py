@@ -52,7 +52,7 @@ def test_the_csv_has_exactly_its_columns_and_raw_numbers(study: Path, tmp_path: 
 def test_the_markdown_says_what_the_numbers_allow(study: Path, tmp_path: Path) -> None:
     write_report([study], tmp_path / "out", "Study of five")
     text = (tmp_path / "out/report.md").read_text()
-    assert text.startswith("# Study of five\n")
+    assert text.startswith("# Study of five\n\n**The student (`kd`) keeps 91.1 % (")
     # 0.86 0.91 0.90 0.90 over 0.82: mean 0.8925, std 0.0222; 0.07 ± 2.484 cm over three seeds in common
     assert "| **kd** | **4** | **89.25 ± 2.22** | **+7.00 ± 2.48** |" in text
     assert "| baseline | 3 | 82.00 ± 2.00 | – | 83.7 | – | – | 5k | 600k | 0.3 |" in text

@@ -8,21 +8,25 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from distillery.results.layout import CLASSES, CONFUSION
+from distillery.results.layout import CLASS_GAINS, CLASSES, CONFUSION
 from distillery.results.report.collect import Predictions, Run, predictions_of
 from distillery.results.report.formats import percent, points
 from distillery.results.report.markdown import section, table_of
+from distillery.results.report.statistics import mean_and_ci95
 from distillery.results.report.table import BASELINE, MAIN, TEACHER
 
 OF_CLASSES = ("class", "labels")  # what tasks predict, see `Task.prediction`
 FIGURES = ("precision", "recall", "f1", "support")
-COLUMNS = ("method", "class", "support", "precision", "recall", "f1", "diff_baseline", "diff_teacher")
+COLUMNS = (
+    "method", "class", "support", "precision", "recall", "f1", "diff_baseline", "diff_baseline_ci95", "diff_teacher",
+)  # fmt: skip
 MOST = 20  # classes in the report's table
 PAIRS = 5  # of confused classes
 DEFINITIONS = """
 **Precision**: share of the predictions of a class that are right; **recall**: share of its samples that are found;
 **F1**: their harmonic mean, 2PR ÷ (P + R). All are means over seeds. **Δ baseline**, **Δ teacher**: differences of F1
-in percentage points, paired by seed. **Support**: test samples of the class."""
+in percentage points, paired by seed; the intervals in the picture are not corrected for the number of
+classes. **Support**: test samples of the class."""
 
 
 class ClassFigures:
@@ -58,9 +62,12 @@ class ClassFigures:
                 taught.add(seed)
             rows.append(pd.DataFrame(own))
         if rows:
-            joined = pd.concat(rows).reindex(columns=COLUMNS)
-            numbers = joined.groupby(["method", "class"], sort=False, as_index=False).mean()
-            self.table = numbers.sort_values("method", key=lambda names: names != TEACHER, kind="stable")
+            by_class = pd.concat(rows).reindex(columns=COLUMNS).groupby(["method", "class"], sort=False)
+            numbers = by_class.mean()
+            numbers["diff_baseline_ci95"] = by_class["diff_baseline"].agg(
+                lambda gains: mean_and_ci95(gains.dropna())[1]
+            )
+            self.table = numbers.reset_index().sort_values("method", key=lambda names: names != TEACHER, kind="stable")
 
     def _add(
         self, method: str, target: NDArray[Any], predicted: NDArray[Any], run: Run, counted: bool = True
@@ -101,7 +108,7 @@ def classes_section(figures: ClassFigures, method: str | None, pictures: Set[str
             str(row["class"]).replace("|", "\\|"),
             f"{row['support']:g}",
             *(percent(row[name]) for name in columns.values()),
-            *(points(row[name], np.nan) for name in gains.values()),
+            *(points(row[name], row.get(f"{name}_ci95", np.nan)) for name in gains.values()),
         ]
         for row in shown.to_dict("records")
     ]
@@ -110,6 +117,7 @@ def classes_section(figures: ClassFigures, method: str | None, pictures: Set[str
         f"Of `{method}`, the method in bold.{said} All classes of all methods: [{CLASSES}]({CLASSES}).",
         table_of(header, lines),
         _confused(figures, str(method)),
+        f"![F1 of each class against the baseline]({CLASS_GAINS})" if CLASS_GAINS in pictures else "",
         f"![Which classes are taken for which]({CONFUSION})" if CONFUSION in pictures else "",
         DEFINITIONS,
     )

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from distillery.results.layout import REPORT, TIMELINE
+from distillery.results.layout import CURVES, REPORT, TIMELINE
+from distillery.results.report.cheapest import Answer
 from distillery.results.report.classes import ClassFigures, classes_section
 from distillery.results.report.collect import Run
 from distillery.results.report.definitions import definitions
@@ -40,6 +41,7 @@ class Report:
         table: of the methods, see `method_table`.
         classes: how well each class is predicted.
         pictures: the names of the files of those that there are.
+        answer: to the question for the cheapest student; None: nobody asked.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Report:
     table: pd.DataFrame
     classes: ClassFigures
     pictures: Set[str]
+    answer: Answer | None = None
 
 
 def page(report: Report) -> str:
@@ -60,7 +63,9 @@ def page(report: Report) -> str:
         markdown_table(table).rstrip(),
         chosen(table),
         f"![Score against cost, and every method's gain over the baseline]({REPORT[-1]})",
+        section("Quality at a cost", *_answer(report.answer)),
         section("Against the baseline", _against_baseline(table)),
+        f"![Validation score of every method by epoch]({CURVES})" if CURVES in report.pictures else "",
         classes_section(report.classes, best_method(table), report.pictures),
         fidelity_section(table, students, report.pictures),
         samples_section(students),
@@ -111,6 +116,13 @@ def _commit(git: Mapping[str, Any]) -> str:
     return f"{(git.get('commit') or 'unknown')[:10]}{' (dirty)' if git.get('dirty') else ''}"
 
 
+def _answer(answer: Answer | None) -> list[str]:
+    if answer is None:
+        return []
+    about = "Students, and their exports, that none beats in both cost and score:" if answer.table else ""
+    return [f"**{answer.sentence}**", about, answer.table]
+
+
 def _against_baseline(table: pd.DataFrame) -> str:
     """What can be said of each method, with its differences and p-values at the last and at the best epoch."""
     found, score = verdicts(table), Score.of_table(table)
@@ -136,9 +148,10 @@ def _timeline(students: Sequence[Run]) -> str:
     some = f" The first {MOST} of {number} methods are shown." if number > MOST else ""
     return section(
         "Timeline",
-        f"![Stages, validation score, weights, learning rate and temperatures by epoch]({TIMELINE})",
+        f"![Stages, validation score, shares of the losses, weights, learning rate by epoch]({TIMELINE})",
         "Validation score: a thin line for each seed, a thick one for their mean. The rest is of the first seed: each "
-        f"number as it was in the last batch of an epoch.{some}",
+        f"number as it was in the last batch of an epoch. Loss share: of the absolute values of all losses, each times "
+        f"its weight.{some}",
     )
 
 

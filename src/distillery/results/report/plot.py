@@ -1,7 +1,7 @@
 """The report's picture: what the student saves and keeps (left), what each method gains over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import pandas as pd
@@ -11,12 +11,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from distillery.results.report.collect import Run
-from distillery.results.report.formats import in_unit, percent, points, si, times, verdicts
+from distillery.results.report.formats import best_method, in_unit, percent, points, si, times, verdicts
+from distillery.results.report.labels import Label, label_apart
+from distillery.results.report.pareto import frontier
 from distillery.results.report.score import Score
 from distillery.results.report.table import BASELINE, TEACHER, is_teacher
 
 # Okabe and Ito's palette, told apart with any colour vision; what has no measurable gain is hollow besides
 BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#6E6E6E"
+PALETTE = (BLUE, RED, GREEN, "#CC79A7", "#E69F00", "#56B4E9")  # of what has a legend
 COLOURS = {"better than the baseline": GREEN, "worse than the baseline": RED}
 STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -56,27 +59,30 @@ def plot(table: pd.DataFrame, students: Sequence[Run]) -> Figure:
         left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
     else:
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    _score_against_cost(left, rows, methods, colours, score)
+    best = best_method(table) or methods[-1]
+    _score_against_cost(left, rows, methods, best, colours, score)
     _gains(right, rows, methods, colours, said, students, score)
+    _frontier(left, rows, {best, BASELINE}, colours, score)
     return figure
 
 
 def _score_against_cost(
-    ax: Axes, rows: dict[str, Any], methods: list[str], colours: dict[str, str], kind: Score
+    ax: Axes, rows: dict[str, Any], methods: list[str], best: str, colours: dict[str, str], kind: Score
 ) -> None:
     ax.set_title("Score against cost", pad=TITLE_PAD)
     ax.set_ylabel(_label(kind))
     if kind.lower:
         ax.yaxis.set_inverted(True)  # up is better
-    costs = {name: row["flops"] for name, row in rows.items() if row["flops"] > 0}
+    costs = _costs(rows)
     if not costs:
         ax.text(0.5, 0.5, "FLOPs were not measured", transform=ax.transAxes, ha="center", color=GREY)
         return
-    best, low, high = methods[-1], min(costs.values()), max(costs.values())
+    low, high = min(costs.values()), max(costs.values())
+    upper = max({best, BASELINE} & {*methods}, key=methods.index)
     for name in costs:
         if name in (best, BASELINE):
-            # the best is the highest: its label goes up and the baseline's down, so that they never meet
-            up, score = name == best, kind.factor * rows[name]["score_mean"]
+            # the label of the higher one goes up and the other's down, so that they never meet
+            up, score = name == upper, kind.factor * rows[name]["score_mean"]
             place = math.log(costs[name] / low) / math.log(high / low) if high > low else 0.0  # on the axis
             side = "center" if up and 0.1 < place < 0.9 else "right" if place > 0.5 else "left"
             ax.scatter(costs[name], score, s=46, color=colours[name], linewidths=0, zorder=3)
@@ -93,6 +99,24 @@ def _score_against_cost(
         _teacher_and_gap(ax, rows, costs, best, colours[best], kind)
     _cost_axis(ax, rows, costs)
     ax.margins(y=0.16)
+
+
+def _costs(rows: dict[str, Any]) -> dict[str, float]:
+    return {name: row["flops"] for name, row in rows.items() if row["flops"] > 0}
+
+
+def _frontier(ax: Axes, rows: dict[str, Any], named: Set[str], colours: dict[str, str], kind: Score) -> None:
+    """The Pareto frontier of students and teacher, where there are students of different cost, and who is on it."""
+    costs = _costs(rows)
+    names = frontier(costs, {name: kind.sign * rows[name]["score_mean"] for name in costs})
+    students = [name for name in names if not is_teacher(name)]
+    if len(students) < 2:
+        return
+    places = {name: (costs[name], kind.factor * rows[name]["score_mean"]) for name in costs}
+    ax.step(*zip(*(places[name] for name in names), strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
+    shown = [Label(*places[name], short(name, 16), colours[name]) for name in students if name not in named]
+    x, y = places[names[len(names) // 2]]
+    label_apart(ax, [*shown, Label(x, y, "Pareto frontier", "#999999")], [*places.values()])
 
 
 def _teacher_and_gap(

@@ -9,11 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from distillery.results.report.collect import Run
-from distillery.results.report.plot import BLUE, GREEN, GREY, RED, short
+from distillery.results.report.plot import GREY, PALETTE, short
 from distillery.results.report.table import compared_with, is_baseline
 
 MOST = 7  # methods in the picture
-COLOURS = (BLUE, RED, GREEN, "#CC79A7", "#E69F00", "#56B4E9")  # of the methods: Okabe and Ito's; the baseline is black
 LARGEST = 60  # of a dot, square points: the share of all tokens is its area
 LEAST = 10  # tokens of a dot
 
@@ -27,7 +26,7 @@ def plot_fidelity(students: Sequence[Run]) -> Figure | None:
     shown = dict([*methods.items()][:MOST])
     if not shown:
         return None
-    others = iter(COLOURS)
+    others = iter(PALETTE)
     colours = {name: "#000000" if is_baseline(name) else next(others, GREY) for name in shown}
     figure = Figure(figsize=(8, 3.6), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, zip_longest
 from typing import Any
@@ -15,7 +15,8 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from distillery.results.report.collect import Run
-from distillery.results.report.plot import BLUE, GREEN, GREY, RED, short
+from distillery.results.report.loss_shares import loss_shares
+from distillery.results.report.plot import GREY, PALETTE, short
 from distillery.results.report.score import FRACTION, Score
 from distillery.results.timeline import Epoch
 
@@ -23,7 +24,6 @@ MOST = 6  # methods in one picture
 COLUMNS = 3  # side by side
 WIDTH = 8.0  # inches
 INK = "#333333"
-COLOURS = (BLUE, RED, GREEN, "#CC79A7", "#E69F00", "#56B4E9")  # of the losses: Okabe and Ito's; the task's is grey
 LINES = ("-", "--", ":")
 TINTS = ("#E3EEF6", "#FBEEDB", "#E2F1EC", "#F6E6EF", "#EEEEEE")  # of the stages
 STAGE_SIZE = 7  # points
@@ -46,12 +46,14 @@ class Method:
         epochs: of its first seed.
         scores: on the validation split as they are shown, by stage and epoch, with a column for each seed.
         kind: of these scores.
+        shares: of each loss in the training loss by epoch, of the first seed, see `loss_shares`.
     """
 
     name: str
     epochs: Sequence[Epoch]
     scores: pd.DataFrame
     kind: Score = FRACTION
+    shares: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def edges(self) -> list[int]:
@@ -94,19 +96,20 @@ def methods_of(students: Sequence[Run]) -> list[Method]:
     """
     methods = []
     for name in dict.fromkeys(run.label for run in students):
-        records = sorted((run.record for run in students if run.label == name), key=lambda each: each.seed)
-        timelines = [[Epoch(**entry) for entry in record.timeline] for record in records]
+        runs = sorted((run for run in students if run.label == name), key=lambda run: run.record.seed)
+        timelines = [[Epoch(**entry) for entry in run.record.timeline] for run in runs]
         curve = sum(each.score is not None for each in timelines[0]) > 1
         states = [(each.stage, each.numbers, curve and each.lr) for each in timelines[0]]
-        if any(state != states[0] for state in states):
+        shares = loss_shares(runs[0].folder, runs[0].record)
+        if any(state != states[0] for state in states) or len(shares) > 1:
             scores = [
                 pd.Series({(each.stage, each.epoch): each.score for each in epochs}, dtype="float64")
                 for epochs in timelines
                 if epochs
             ]
-            kind = Score.of_record(records[0].data)
+            kind = Score.of_record(runs[0].record.data)
             shown = kind.factor * pd.concat(scores, axis=1).dropna(how="all")
-            methods.append(Method(name, timelines[0], shown, kind))
+            methods.append(Method(name, timelines[0], shown, kind, shares))
     return methods
 
 
@@ -173,6 +176,7 @@ def _panels(
             lambda _: not scores.empty,
             partial(_scores, low=scores.min(), high=scores.max()),
         ),
+        Panel("loss share", 0.8, lambda method: len(method.shares) > 1, partial(_shares, looks=looks)),
         numbers("weight", partial(draw_numbers, kind="weight")),
         numbers(RATE, _learning_rate),
         numbers("temperature", partial(draw_numbers, kind="temperature")),
@@ -227,6 +231,17 @@ def _scores(ax: Axes, method: Method, low: float, high: float) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(4))
 
 
+def _shares(ax: Axes, method: Method, looks: Mapping[str, dict[str, Any]]) -> None:
+    """The losses on each other, in the order of the legend."""
+    names = [name for name in looks if name in method.shares]
+    colours = [looks[name]["color"] for name in names]
+    ax.stackplot(method.shares.index, method.shares[names].T, colors=colours, alpha=0.8, lw=0)
+    ax.set_ylim(0, 1)
+    ax.set_yticks([0, 0.5, 1], ["0", "½", "1"])
+    for label, side in zip(ax.get_yticklabels(), ("bottom", "center", "top"), strict=True):
+        label.set(verticalalignment=side)  # the panels above and below have labels at their edges, too
+
+
 def _numbers(ax: Axes, method: Method, kind: str, looks: Mapping[str, dict[str, Any]]) -> None:
     """A line for each. The later ones are thinner and lie on the others: equal numbers are all seen."""
     numbers = method.numbers(kind)
@@ -277,8 +292,9 @@ def _label(path: str) -> str:
 
 def _looks(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     """Colour and line of what the legend has: the same for a loss in every panel and method."""
-    labels = dict.fromkeys(label for method in methods for kind in KINDS for label in method.numbers(kind))
+    changing = (label for method in methods for kind in KINDS for label in method.numbers(kind))
+    labels = dict.fromkeys([*(name for method in methods for name in method.shares), *changing])
     looks: dict[str, dict[str, Any]] = {"task": {"color": GREY, "ls": "-"}} if "task" in labels else {}
     for i, label in enumerate(label for label in labels if label != "task"):
-        looks[label] = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
+        looks[label] = {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i // len(PALETTE) % len(LINES)]}
     return looks

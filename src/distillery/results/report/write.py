@@ -1,31 +1,36 @@
-"""The report's files: report.md, report.csv, and a PNG of every picture."""
+"""The report's files: report.md, report.html, report.csv, and a PNG of every picture."""
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from distillery.results.layout import CLASSES, CONFUSION, FIDELITY, REPORT, TIMELINE
+from distillery.results.layout import CLASS_GAINS, CLASSES, CONFUSION, CURVES, FIDELITY, REPORT, TIMELINE
+from distillery.results.report.cheapest import Question, answer
 from distillery.results.report.classes import ClassFigures
 from distillery.results.report.collect import Run, collect
 from distillery.results.report.formats import best_method
+from distillery.results.report.html import html
 from distillery.results.report.page import Report, page
 from distillery.results.report.plot import STYLE, plot
+from distillery.results.report.plot_classes import plot_classes
 from distillery.results.report.plot_confusion import plot_confusion
+from distillery.results.report.plot_curves import plot_curves
 from distillery.results.report.plot_fidelity import plot_fidelity
 from distillery.results.report.plot_timeline import plot_timeline
 from distillery.results.report.selection import select
 from distillery.results.report.table import method_table
 
 
-def write_report(run_folders: Sequence[Path], out: Path, title: str) -> Report:
-    """Writes `report.md`, `report.csv` and `report.png` on all runs below the folders.
+def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Question | None = None) -> Report:
+    """Writes `report.md`, `report.html`, `report.csv` and the pictures on all runs below the folders.
 
-    And `timeline.png`, where something changes during the runs, `fidelity.png` of language models, and `classes.csv`
-    and `confusion.png` where classes are predicted. Those of a former report that this one lacks are removed.
+    `report.png` is always there, the others of `_figures` and `classes.csv` where there is something to show; those of
+    a former report that this one lacks are removed. A `question` is answered with a section of its own.
 
     Raises:
         UserError: what `collect` or `select` refuse.
@@ -39,15 +44,21 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str) -> Report:
     if not classes.table.empty:
         classes.table.to_csv(out / CLASSES, index=False)
     with rc_context(STYLE):
-        drawn = {}
-        for name, figure in _figures(table, selection.students, classes).items():
+        figures = _figures(table, selection.students, classes)
+        drawn = {name: figure for name, figure in figures.items() if figure is not None}
+        for name in figures:
             (out / name).unlink(missing_ok=True)
-            if figure is not None:
-                figure.savefig(out / name)
-                drawn[name] = figure
-    command = shlex.join(["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"])
-    report = Report(title, command, selection, table, classes, drawn.keys())
-    (out / "report.md").write_text(page(report), encoding="utf-8")
+        for name, figure in drawn.items():
+            figure.savefig(out / name)
+        command = ["distill-report", f"runs=[{','.join(map(str, run_folders))}]", f"out={out}"]
+        found = None
+        if question is not None:
+            command += [f"{name}={value}" for name, value in asdict(question).items() if value is not None]
+            found = answer(question, table, selection.students)
+        report = Report(title, shlex.join(command), selection, table, classes, drawn.keys(), found)
+        markdown = page(report)
+        (out / "report.md").write_text(markdown, encoding="utf-8")
+        (out / "report.html").write_text(html(title, markdown, drawn), encoding="utf-8")
     return report
 
 
@@ -57,5 +68,7 @@ def _figures(table: pd.DataFrame, students: Sequence[Run], classes: ClassFigures
         REPORT[-1]: plot(table, students),
         TIMELINE: plot_timeline(students),
         FIDELITY: plot_fidelity(students),
+        CURVES: plot_curves(students),
+        CLASS_GAINS: plot_classes(classes, best_method(table)),
         CONFUSION: plot_confusion(classes, best_method(table)),
     }
