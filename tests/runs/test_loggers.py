@@ -220,11 +220,11 @@ def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
     by_class = json.loads((media(report) / shown["classes.path"]).read_text())
     assert [row[:2] for row in by_class["data"][:2]] == [["teacher", 0], ["teacher", 1]]
     (drawn,) = (row for row in report.history if "report_plot._type" in row)
-    for name in ("report", "confusion"):
+    for name in ("report", "confusion", "calibration"):
         image = media(report) / drawn[f"{name}_plot.path"]
         assert image.read_bytes() == (tmp_path / "study" / f"{name}.png").read_bytes()
     kept = {e.path: e.digest for a in report.artifacts if a.type == "report" for e in a.manifest.contents}
-    files = "report.md report.csv report.png classes.csv confusion.png".split()
+    files = "report.md report.csv report.png classes.csv confusion.png calibration.png".split()
     assert kept == {file: md5(tmp_path / "study" / file) for file in files}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distillery.commands import evaluate
+from distillery.commands import evaluate, report
 from distillery.data.corruptions import KINDS, corrupted
 from distillery.runs.verify_run import rebuilt
 from fixtures.command_line import Command
@@ -26,7 +26,7 @@ def scores(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return {(each["corruption"], each["severity"]): each for each in content["scores"]}
 
 
-def test_scores_are_those_of_a_loop(finished: Path, command: Command) -> None:
+def test_scores_are_those_of_a_loop(finished: Path, command: Command, tmp_path: Path) -> None:
     before = contents(finished)
     answer = command(evaluate, f"run='{finished}'", "corruptions=[gaussian_noise,digital]", "severities=[1,5]")
     assert (answer.code, answer.err) == (0, "")
@@ -54,6 +54,23 @@ def test_scores_are_those_of_a_loop(finished: Path, command: Command) -> None:
     assert scores(finished) == {**found, ("contrast", 2): scores(finished)["contrast", 2]}, "it joins the others"
     assert (finished / "corruptions.png").read_bytes().startswith(b"\x89PNG")
 
+    assert command(report, f"runs=['{finished}']", f"out='{tmp_path / 'report'}'").code == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    by_corruption = {
+        name: [each["score"] for (own, _), each in scores(finished).items() if own == name]
+        for name in ("gaussian_noise", "pixelate", "jpeg", "contrast")
+    }
+    means = {name: sum(values) / len(values) for name, values in by_corruption.items()}
+    corrupted_mean = sum(means.values()) / 4
+    families = [means["gaussian_noise"], (means["pixelate"] + means["jpeg"]) / 2, means["contrast"]]
+    row = [clean["score"], corrupted_mean, corrupted_mean / clean["score"], *families]
+    assert f"| baseline | 1 | {' | '.join(f'{100 * each:.1f}' for each in row)} |" in page
+    assert (tmp_path / "report" / "robustness.png").is_file()
+
+    content = json.loads((finished / "corruptions.json").read_text())
+    (finished / "corruptions.json").write_text(json.dumps(content | {"student_sha256": "of another"}))
+    assert command(report, f"runs=['{finished}']", f"out='{tmp_path / 'report'}'").code == 0
+    assert "Robustness" not in (tmp_path / "report" / "report.md").read_text()
     for name in ("corruptions.json", "corruptions.png"):
         (finished / name).unlink()
     assert contents(finished) == before

@@ -116,7 +116,7 @@ def test_report_has_a_row_for_teacher_and_methods(finished: DictConfig) -> None:
     page = (out / "report.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1].strip(" *") for line in page.splitlines() if line.startswith("|")]
     assert rows[:5] == ["method", "---", "teacher", "baseline", "kd"]
-    assert rows[5:] == ["class", "---", *map(str, range(10))]
+    assert rows[5:] == ["class", "---", *map(str, range(10)), *rows[:5]], "classes, and fidelity"
     assert page.startswith(f"# {finished.title}\n")
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
 

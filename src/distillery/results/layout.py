@@ -33,6 +33,8 @@ REPORT = ("report.md", "report.html", "report.csv", "report.png")  # in the fold
 CURVES = "curves.png"  # there, too, of runs with more than one validation
 TIMELINE = "timeline.png"  # there, too, if something changes during a run
 
+CALIBRATION = "calibration.png"  # of classifiers: reliability, and divergence from the teacher
+ROBUSTNESS = "robustness.png"  # of students that were scored on corrupted pictures
 FIDELITY = "fidelity.png"  # of language models that were compared with their teacher
 # Of tasks that predict classes: how well each, which are taken for which, and which gain against the baseline.
 CLASSES, CONFUSION, CLASS_GAINS = "classes.csv", "confusion.png", "class_gains.png"
@@ -40,5 +42,5 @@ CLASSES, CONFUSION, CLASS_GAINS = "classes.csv", "confusion.png", "class_gains.p
 
 def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
-    some = (CURVES, TIMELINE, FIDELITY, CLASSES, CONFUSION, CLASS_GAINS)
+    some = (CURVES, TIMELINE, CALIBRATION, FIDELITY, ROBUSTNESS, CLASSES, CONFUSION, CLASS_GAINS)
     return [*REPORT, *(name for name in some if (out / name).exists())]

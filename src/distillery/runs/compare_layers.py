@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -105,9 +105,11 @@ def _features(output: Tensor, mask: Tensor | None) -> Tensor:
 
 def _attention(
     networks: Mapping[str, Network], pairs: list[tuple[str, str]], batch: Mapping[str, Tensor], data: Data
-) -> Any:
-    """The picture; None where attention is not between all tokens of a sample, as in windows."""
+) -> Figure | None:
+    """The picture; None where attention is not between all tokens of a sample, as in windows, or the tokens differ."""
     some = {key: values[: IMAGES if data.kind == "images" else TEXTS] for key, values in batch.items()}
+    if any(network.adapter.own_tokenizer(some) for network in networks.values()):
+        return None
     maps: dict[str, list[NDArray[np.float32]]] = {}
     for (name, network), layers in zip(networks.items(), zip(*pairs, strict=True), strict=True):
         given = _to(some, network)

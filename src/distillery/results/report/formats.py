@@ -15,6 +15,7 @@ from distillery.results.report.statistics import ALPHA
 from distillery.results.report.table import (
     BEST,
     BUSY,
+    CLASS_FIDELITY,
     EXACT,
     FIDELITY,
     PERPLEXITY,
@@ -183,6 +184,21 @@ def fidelity_columns(table: pd.DataFrame) -> list[Column]:
         Column("acceptance %", "accepts\n%", lambda row: percent(row.acceptance)),
         Column("calibration error %", "calib.\nerror %", lambda row: percent(row.calibration_error, 2)),
         Column("entropy", "entropy", lambda row: _figure(row.entropy, "{:.3f}")),
+    ]
+
+
+def class_fidelity_columns(table: pd.DataFrame) -> list[Column]:
+    """What is shown of the fidelity and calibration of classifiers, if there is any."""
+    if not set(CLASS_FIDELITY) <= set(table.columns):
+        return []
+    return [
+        AGREEMENT,
+        Column("KL", "KL", lambda row: _figure(row.kl, "{:.4f}")),
+        Column("CKA", "CKA", lambda row: _figure(row.cka, "{:.3f}")),
+        Column("ECE %", "ECE\n%", lambda row: percent(row.calibration_error, 2)),
+        Column("adaptive ECE %", "adaptive\nECE %", lambda row: percent(row.adaptive_calibration_error, 2)),
+        Column("Brier", "Brier", lambda row: _figure(row.brier, "{:.4f}")),
+        Column("NLL", "NLL", lambda row: _figure(row.nll, "{:.4f}")),
     ]
 
 

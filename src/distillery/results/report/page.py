@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from distillery.results.layout import CURVES, REPORT, TIMELINE
+from distillery.results.report.calibration import calibration_section
 from distillery.results.report.cheapest import Answer
 from distillery.results.report.classes import ClassFigures, classes_section
 from distillery.results.report.collect import Run
@@ -25,6 +26,7 @@ from distillery.results.report.headline import headline
 from distillery.results.report.language import fidelity_section, samples_section
 from distillery.results.report.markdown import bullets, listed, section, table_of
 from distillery.results.report.plot_timeline import MOST, methods_of
+from distillery.results.report.robustness import Robustness, robustness_section
 from distillery.results.report.score import Score
 from distillery.results.report.selection import Selection
 from distillery.results.report.table import BEST_EPOCH, SAMPLE_COLUMNS
@@ -40,6 +42,7 @@ class Report:
         selection: the runs that are compared, and those that are left out.
         table: of the methods, see `method_table`.
         classes: how well each class is predicted.
+        robustness: of each method, where it was scored on corrupted pictures.
         pictures: the names of the files of those that there are.
         answer: to the question for the cheapest student; None: nobody asked.
     """
@@ -49,6 +52,7 @@ class Report:
     selection: Selection
     table: pd.DataFrame
     classes: ClassFigures
+    robustness: Mapping[str, Sequence[Robustness]]
     pictures: Set[str]
     answer: Answer | None = None
 
@@ -67,6 +71,8 @@ def page(report: Report) -> str:
         section("Against the baseline", _against_baseline(table)),
         f"![Validation score of every method by epoch]({CURVES})" if CURVES in report.pictures else "",
         classes_section(report.classes, best_method(table), report.pictures),
+        calibration_section(table, students, report.pictures),
+        robustness_section(report.robustness),
         fidelity_section(table, students, report.pictures),
         samples_section(students),
         section("Training samples", bullets(training_samples(table))),

@@ -1,7 +1,7 @@
 """The report's files: report.md, report.html, report.csv, and a PNG of every picture."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +9,17 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from distillery.results.layout import CLASS_GAINS, CLASSES, CONFUSION, CURVES, FIDELITY, REPORT, TIMELINE
+from distillery.results.layout import (
+    CALIBRATION,
+    CLASS_GAINS,
+    CLASSES,
+    CONFUSION,
+    CURVES,
+    FIDELITY,
+    REPORT,
+    ROBUSTNESS,
+    TIMELINE,
+)
 from distillery.results.report.cheapest import Question, answer
 from distillery.results.report.classes import ClassFigures
 from distillery.results.report.collect import Run, collect
@@ -17,11 +27,14 @@ from distillery.results.report.formats import best_method
 from distillery.results.report.html import html
 from distillery.results.report.page import Report, page
 from distillery.results.report.plot import STYLE, plot
+from distillery.results.report.plot_calibration import plot_calibration
 from distillery.results.report.plot_classes import plot_classes
 from distillery.results.report.plot_confusion import plot_confusion
 from distillery.results.report.plot_curves import plot_curves
 from distillery.results.report.plot_fidelity import plot_fidelity
+from distillery.results.report.plot_robustness import plot_robustness
 from distillery.results.report.plot_timeline import plot_timeline
+from distillery.results.report.robustness import Robustness, robustness_by_method
 from distillery.results.report.selection import select
 from distillery.results.report.table import method_table
 
@@ -38,13 +51,14 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
     selection = select(collect(run_folders))
     table = method_table(selection.students, [run for run, _ in selection.left_out])
     classes = ClassFigures(selection.students)
+    robustness = robustness_by_method(selection.students, [run for run, _ in selection.left_out])
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "report.csv", index=False)
     (out / CLASSES).unlink(missing_ok=True)
     if not classes.table.empty:
         classes.table.to_csv(out / CLASSES, index=False)
     with rc_context(STYLE):
-        figures = _figures(table, selection.students, classes)
+        figures = _figures(table, selection.students, classes, robustness)
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
         for name in figures:
             (out / name).unlink(missing_ok=True)
@@ -55,14 +69,16 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
         if question is not None:
             command += [f"{name}={value}" for name, value in asdict(question).items() if value is not None]
             found = answer(question, table, selection.students)
-        report = Report(title, shlex.join(command), selection, table, classes, drawn.keys(), found)
+        report = Report(title, shlex.join(command), selection, table, classes, robustness, drawn.keys(), found)
         markdown = page(report)
         (out / "report.md").write_text(markdown, encoding="utf-8")
         (out / "report.html").write_text(html(title, markdown, drawn), encoding="utf-8")
     return report
 
 
-def _figures(table: pd.DataFrame, students: Sequence[Run], classes: ClassFigures) -> dict[str, Figure | None]:
+def _figures(
+    table: pd.DataFrame, students: Sequence[Run], classes: ClassFigures, robustness: Mapping[str, Sequence[Robustness]]
+) -> dict[str, Figure | None]:
     """Every picture by the name of its file; None where there is nothing to draw."""
     return {
         REPORT[-1]: plot(table, students),
@@ -71,4 +87,6 @@ def _figures(table: pd.DataFrame, students: Sequence[Run], classes: ClassFigures
         CURVES: plot_curves(students),
         CLASS_GAINS: plot_classes(classes, best_method(table)),
         CONFUSION: plot_confusion(classes, best_method(table)),
+        CALIBRATION: plot_calibration(students),
+        ROBUSTNESS: plot_robustness(robustness),
     }
