@@ -62,7 +62,7 @@ REQUIRED = {
     "own_texts": ["path='my texts.jsonl'", "teacher_net=bert", "methods=[kd,kd+rkd]"],
 }
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
-REPORT = ["report.csv", "report.md", "report.png"]
+REPORT = ["report.csv", "report.html", "report.md", "report.png"]
 TINY = ("trainer.max_epochs=2", "min_teacher_score=0")
 BASELINE = ["model/teacher=none", "task.weight=1.0"]
 DEMO = ["experiment=digits_demo", "teachers.main.weights=teacher", "paths.run=run"]
@@ -116,7 +116,8 @@ def test_report_has_a_row_for_teacher_and_methods(finished: DictConfig) -> None:
     page = (out / "report.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1].strip(" *") for line in page.splitlines() if line.startswith("|")]
     assert rows[:5] == ["method", "---", "teacher", "baseline", "kd"]
-    assert rows[5:] == ["class", "---", *map(str, range(10)), *rows[:5]], "classes, and fidelity"
+    assert rows[5:8] == ["method", "---", "kd"], "against the baseline"
+    assert rows[8:] == ["class", "---", *map(str, range(10)), *rows[:5]], "classes; fidelity and calibration"
     assert page.startswith(f"# {finished.title}\n")
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
 
