@@ -28,6 +28,7 @@ WITHOUT_WEIGHTS = {
     "self": {"role"},
     "stored": {"role", "path", "classes", "temperature", "missing"},
     "served": {"role", "url", "model", "k", "cache", "client"},
+    "answers": {"role", "path", "k"},
 }
 
 

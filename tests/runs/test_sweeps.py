@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from distillery.results.layout import RECORD
+from distillery.results.layout import RECORD, REPORT
 from distillery.results.record import RunRecord
 from distillery.runs import sweep
 from distillery.training.distiller import Distiller
@@ -58,7 +58,7 @@ def test_what_is_finished_is_kept_and_the_rest_is_run(
     assert said.splitlines()[-1] == "1 kept, 1 run, 0 failed: sweep"
     assert statuses() == {"0_kd_seed0": "finished", "1_kd_seed1": "finished"}
     assert contents(first) == before
-    report = {"multirun.yaml", "report.md", "report.csv", "report.png", "classes.csv", "confusion.png"}
+    report = {"multirun.yaml", *REPORT, "classes.csv", "confusion.png", "calibration.png"}
     assert {path.name for path in Path("sweep").iterdir()} == {"0_kd_seed0", "1_kd_seed1", *report}
     validation = [RunRecord.read(path).metrics["last"]["val_score"] for path in (first, Path("sweep/1_kd_seed1"))]
     assert scores == [validation[0], *validation], "a sampler is told of the kept ones, too"

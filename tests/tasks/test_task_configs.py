@@ -22,6 +22,8 @@ MODULES = {found.name for found in pkgutil.iter_modules(distillery.tasks.__path_
     "fidelity",
     "answers",
     "metrics",
+    "calibration",
+    "cka",
 }
 MEMBERS = sorted(name for name in vars(Task) if inspect.isfunction(vars(Task)[name]) and not name.startswith("_"))
 PIPELINE_TAGS = set("text-classification token-classification fill-mask sentence-similarity text-generation".split())
