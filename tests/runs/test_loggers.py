@@ -224,7 +224,7 @@ def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
         image = media(report) / drawn[f"{name}_plot.path"]
         assert image.read_bytes() == (tmp_path / "study" / f"{name}.png").read_bytes()
     kept = {e.path: e.digest for a in report.artifacts if a.type == "report" for e in a.manifest.contents}
-    files = "report.md report.csv report.png classes.csv confusion.png calibration.png".split()
+    files = "report.md report.html report.csv report.png classes.csv confusion.png calibration.png".split()
     assert kept == {file: md5(tmp_path / "study" / file) for file in files}
 
 
