@@ -252,17 +252,18 @@ def test_another_config_replaces_a_run_only_on_demand(tmp_path: Path) -> None:
 def test_a_new_teacher_is_learnt_from_anew(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_study(study(out, baseline=BASELINE, kd=[]))
-    before, old = records(out), RunRecord.read(out / "teacher")
+    old, baseline = (RunRecord.read(out / run) for run in ("teacher", "baseline/seed0"))
     cfg = study(out, baseline=BASELINE, kd=[])
     cfg.teacher = [*cfg.teacher, "seed=1"]
     with pytest.raises(UserError, match=rf"{out}/teacher holds .*replace=true"):
         run_study(cfg)
     cfg.replace = True
     run_study(cfg)
-    assert changed(before, records(out)) == {"teacher", "kd/seed0"}
-    new = RunRecord.read(out / "teacher")
+    new, kept = (RunRecord.read(out / run) for run in ("teacher", "baseline/seed0"))
     assert new.student_sha256 != old.student_sha256
     assert RunRecord.read(out / "kd" / "seed0").teachers["main"]["sha256"] == new.student_sha256
+    assert (kept.started, kept.student_sha256) == (baseline.started, baseline.student_sha256)  # it has no teacher
+    assert kept.fidelity != baseline.fidelity  # but is compared with the new one
 
 
 def test_a_study_shares_anothers_teacher(finished: DictConfig, tmp_path: Path) -> None:
