@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ def generate(writer: Writer, recipe: Recipe, price: Price, settings: Settings) -
             and there is no budget, or the server fails. What has been answered is kept.
     """
     requests, identity = recipe.requests(), writer.identity
-    keys = {id(request): request.key(identity) for request in requests}
+    keys = {request: request.key(identity) for request in requests}
     common = {"recipe": type(recipe).__name__.lower(), "model": str(identity["model"])}
     about = {
         "parameters": {name: value for name, value in identity.items() if name != "model"},
@@ -66,7 +66,7 @@ def generate(writer: Writer, recipe: Recipe, price: Price, settings: Settings) -
     with FolderLock(settings.out), Store(settings.out / STORE, common) as store:
         store.recover()
         job = _Job(writer, store, price, settings, keys)
-        missing = job.missing(requests)
+        missing = _missing(keys, store)
         say(f"{len(requests):,} requests, {len(requests) - len(missing):,} answered before. {_priced(writer, price)}")
         try:
             pilot, rest = _pilot(missing, settings.pilot, settings.seed)
@@ -77,10 +77,10 @@ def generate(writer: Writer, recipe: Recipe, price: Price, settings: Settings) -
                     raise UserError("No budget is set. To go on, repeat the command with budget=<US dollars>.")
                 job.send(rest, "writing")
         finally:
-            answered = ((each, answer) for each in requests if (answer := store.get(keys[id(each)])) is not None)
+            answered = ((each, answer) for each in requests if (answer := store.get(keys[each])) is not None)
             outcome = Outcome(write_files(settings.out, answered, job.failed, about))
             outcome.failed = len(job.failed)
-            outcome.left = len(job.missing(requests)) - outcome.failed
+            outcome.left = len(_missing(keys, store)) - outcome.failed
             document = bool(requests and requests[0].known.get("document"))
             say(_summary(settings.out, outcome, store, price, document))
     return outcome
@@ -89,13 +89,13 @@ def generate(writer: Writer, recipe: Recipe, price: Price, settings: Settings) -
 def plan(writer: Writer, recipe: Recipe, price: Price, out: Path) -> str:
     """What would be asked for, without asking: requests, tokens and money, from above."""
     requests, identity = recipe.requests(), writer.identity
-    keys = {id(request): request.key(identity) for request in requests}
-    known = 0
-    missing = list(requests)
+    keys = {request: request.key(identity) for request in requests}
     if (out / STORE).is_file():
         with Store(out / STORE, {}) as store:
-            missing = [request for request in requests if keys[id(request)] not in store]
-            known = len(requests) - len(missing)
+            missing = _missing(keys, store)
+    else:
+        missing = _missing(keys, ())
+    known = len(requests) - len(missing)
     prompts = sum(request.most_prompt_tokens for request in missing)
     lines = [f"{len(requests):,} requests, {known:,} answered before.", f"Prompts: at most {prompts:,} tokens."]
     if writer.most_tokens is None:
@@ -108,24 +108,18 @@ def plan(writer: Writer, recipe: Recipe, price: Price, out: Path) -> str:
 class _Job:
     """Sends requests and keeps the answers."""
 
-    def __init__(self, writer: Writer, store: Store, price: Price, settings: Settings, keys: Mapping[int, str]) -> None:
+    def __init__(
+        self, writer: Writer, store: Store, price: Price, settings: Settings, keys: Mapping[Request, str]
+    ) -> None:
         self.writer, self.store, self.price, self.keys = writer, store, price, keys
         self.budget = Budget(settings.budget, sum(store.spent))
         if settings.budget is not None and not price.free and writer.most_tokens is None:
             raise UserError("budget: it needs a bound of each answer's length. Set max_tokens.")
         self.pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self.failed: dict[str, str] = {}
-        self.costs: list[tuple[float, int, int, float]] = []  # dollars, tokens of the prompt and the answer, seconds
+        self.answers: list[Answer] = []
+        self.seconds = 0.0  # until the last of them
         self.stopped = False
-
-    def missing(self, requests: Sequence[Request]) -> list[Request]:
-        """The requests without an answer; of several that are the same the first."""
-        found: dict[str, Request] = {}
-        for request in requests:
-            key = self.keys[id(request)]
-            if key not in found and key not in self.store:
-                found[key] = request
-        return list(found.values())
 
     def send(self, requests: Sequence[Request], what: str) -> None:
         """Ask for these texts; those for which the budget does not suffice are left, and `stopped` is set."""
@@ -143,23 +137,21 @@ class _Job:
                         )
                 else:
                     in_a_row = 0
-                    cost = self.price.of(found.prompt_tokens, found.completion_tokens)
-                    each = (cost, found.prompt_tokens, found.completion_tokens)
-                    self.costs.append((*each, time.monotonic() - began))
+                    self.answers.append(found)
+                    self.seconds = time.monotonic() - began
                 shown(self.budget.spent if not self.price.free else None)
 
     def forecast(self, more: int) -> str:
         """What `more` further requests will cost, from those that were answered just now."""
-        if not self.costs:
+        if not self.answers:
             return "The pilot has no answers."
-        money, prompts, answers, until = zip(*self.costs, strict=True)
-        tokens = expected_sum([a + b for a, b in zip(prompts, answers, strict=True)], more)
-        minutes = max(until) / len(until) * more / 60
+        tokens = expected_sum([each.prompt_tokens + each.completion_tokens for each in self.answers], more)
+        minutes = self.seconds / len(self.answers) * more / 60
         said = f"The other {more:,}: {tokens.expected:,.0f} tokens [{tokens.low:,.0f}, {tokens.high:,.0f}]"
         if not self.price.free:
-            dollars = expected_sum(list(money), more)
+            dollars = expected_sum(list(map(self._cost, self.answers)), more)
             said += f", ${dollars.expected:,.2f} [${dollars.low:,.2f}, ${dollars.high:,.2f}]"
-        return f"{said}, {minutes:,.0f} minutes (mean and 95 % prediction interval, from {len(money)} answers)."
+        return f"{said}, {minutes:,.0f} minutes (mean and 95 % prediction interval, from {len(self.answers)} answers)."
 
     def _admitted(self, requests: Sequence[Request]) -> Iterator[Request]:
         """The requests one by one, each when the budget and the server's limits let it be sent."""
@@ -169,19 +161,22 @@ class _Job:
                 self.stopped = True
                 return
             self.pace.wait(self._tokens(request))
-            self.store.send(self.keys[id(request)], bound)
+            self.store.send(self.keys[request], bound)
             yield request
 
     def _keep(self, request: Request, answer: Answer) -> None:
-        cost = self.price.of(answer.prompt_tokens, answer.completion_tokens)
-        self.store.put(self.keys[id(request)], answer, cost)
+        cost = self._cost(answer)
+        self.store.put(self.keys[request], answer, cost)
         self.budget.settle(self._bound(request), cost)
         self.pace.correct(self._tokens(request), answer.prompt_tokens + answer.completion_tokens)
 
     def _drop(self, request: Request, failure: Failure) -> None:
-        self.store.fail(self.keys[id(request)])
+        self.store.fail(self.keys[request])
         self.budget.settle(self._bound(request), 0.0)
         self.failed[json.dumps(request.row(""), ensure_ascii=False)] = failure.reason
+
+    def _cost(self, answer: Answer) -> float:
+        return self.price.of(answer.prompt_tokens, answer.completion_tokens)
 
     def _bound(self, request: Request) -> float:
         """The most that it can cost."""
@@ -190,6 +185,15 @@ class _Job:
     def _tokens(self, request: Request) -> float:
         """About how many tokens it will have: four bytes each, and as long an answer as may be."""
         return request.most_prompt_tokens / 4 + (self.writer.most_tokens or 0)
+
+
+def _missing(keys: Mapping[Request, str], known: Container[str]) -> list[Request]:
+    """The requests without an answer; of several that are the same the first."""
+    found: dict[str, Request] = {}
+    for request, key in keys.items():
+        if key not in found and key not in known:
+            found[key] = request
+    return list(found.values())
 
 
 def _pilot(missing: Sequence[Request], number: int, seed: int) -> tuple[list[Request], list[Request]]:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def expected_sum(seen: list[float], more: int) -> Interval:
+def expected_sum(seen: Sequence[float], more: int) -> Interval:
     """The sum of `more` further values of which some were seen, with its 95 % prediction interval.
 
     N·mean ± t · s · √(N²/n + N), for N further and n seen values that are drawn alike: the uncertainty of the mean, and

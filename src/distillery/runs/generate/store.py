@@ -84,7 +84,7 @@ class Store:
         found = self._one("SELECT answer FROM answers WHERE key = ?", key)
         return None if found is None else Answer.from_json(found[0])
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return self._one("SELECT 1 FROM answers WHERE key = ?", key) is not None
 
     @property
@@ -97,7 +97,7 @@ class Store:
             paid, lost = (float(self._base.execute(total).fetchone()[0]) for total in totals)
             return paid, lost
 
-    def _one(self, question: str, key: str) -> tuple[str] | None:
+    def _one(self, question: str, key: object) -> tuple[str] | None:
         with self._told(), self._lock:
             found: tuple[str] | None = self._base.execute(question, (key,)).fetchone()
             return found
