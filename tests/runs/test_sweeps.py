@@ -78,7 +78,7 @@ def test_a_sweep_ends_in_its_table(cli: Cli, jobs: Sequence[str]) -> None:
     assert rows == pytest.approx(means, abs=0.005)
     best = max(means, key=lambda temperature: means[temperature])
     assert f"Best on the validation split: kd temperature={best}.\n" in said
-    files = "  ".join(f"sweep/report.{kind}" for kind in ("md", "csv", "png"))
+    files = "  ".join(f"sweep/{name}" for name in REPORT)
     assert f"Report: {files}" in said
 
     written = contents(Path("sweep"))[Path("sweep/report.csv")][0]

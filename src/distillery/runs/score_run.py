@@ -48,6 +48,8 @@ def score_run(
         teachers: the teachers to score, of all stages; a student of an earlier stage is called `stage:<name>`.
         ensemble: of students of several stages; it is scored, too.
     """
+    if parts.cfg.compile:
+        torch.compiler.reset()  # torch compiles a function eight times at most, and batches are others here
     trained, data = parts.distiller.evaluated, parts.data
     student = exported_student(parts.cfg.student, trained)
     data.setup("test")

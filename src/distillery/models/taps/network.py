@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection, Container, Mapping, MutableMapping
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -349,13 +350,18 @@ def probe(network: Network, batch: Mapping[str, Tensor]) -> Signals:
 
 
 def watch(network: Network, batch: Mapping[str, Tensor], note: Callable[[str, Any, Tensor], None]) -> Signals:
-    """One `probe`, in which `note(path, inputs, output)` is called for each module that gives a tensor, as it ends."""
+    """One `probe`, in which `note(path, inputs, output)` is called for each module that gives a tensor, as it ends.
+
+    A compiled network is run as it is: with other hooks at each call it would be compiled anew.
+    """
 
     def at(path: str) -> Any:
         return lambda _, inputs, output: note(path, inputs, output) if isinstance(output, Tensor) else None
 
     hooks = [module.register_forward_hook(at(path)) for path, module in network.net.named_modules() if path]
+    compiled = network.net._compiled_call_impl is not None
     try:
-        return probe(network, batch)
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            return probe(network, batch)
     finally:
         remove(hooks)
