@@ -159,6 +159,7 @@ EXPERIMENTS = {
     # each of their runs has one loss: here kd
     "leaderboard_digits": Small((*DIGITS, "loss/response=[kd]"), KD, teacher="digits_teacher"),
     "leaderboard_fashion_mnist": Small(ONE_LOSS, KD, teacher="fashion_mnist_teacher"),
+    "tuned_fashion_mnist": Small(ONE_LOSS, KD, teacher="fashion_mnist_teacher"),
     "leaderboard_vit": Small(ONE_LOSS, KD, teacher="fashion_mnist_vit_teacher"),
 }
 # Recipes that differ from another one in a network or a data set only, and whose configs have tests of their own.

@@ -24,8 +24,10 @@ from distillery.losses.response.kd import KD
 from distillery.models.weights import weights_hash
 from distillery.results.layout import RECORD
 from distillery.results.record import RunRecord
-from distillery.runs.study import jobs, methods_of, run_study
+from distillery.runs.study import run_study
 from distillery.runs.study_bar import StudyBar
+from distillery.runs.study_jobs import StudyJobs, methods_of
+from distillery.runs.study_trials import Trials
 from fixtures.building import build
 
 LONG = ("leaderboard", "wordnet_", "movie_reviews_", "text_recipes", "stages_movie")  # many jobs, or like another's
@@ -147,7 +149,7 @@ def test_a_second_call_trains_nothing(finished: DictConfig, capsys: pytest.Captu
 
 
 def test_methods_of_a_seed_start_alike_on_the_same_images(finished: DictConfig) -> None:
-    _, students = jobs(finished, Path(finished.out))
+    students = StudyJobs(finished).students()
     starts: dict[int, set[tuple[str, str | None]]] = {0: set(), 1: set()}
     for job in students:
         record = RunRecord.read(job.folder)
@@ -293,7 +295,8 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
     cfg = compose("study", overrides=[f"study={name}", f"out='{tmp_path}'", *REQUIRED.get(name, [])])
     assert len(set(cfg.seeds)) == len(cfg.seeds) > 1
     cfg.seeds = cfg.seeds[: 1 if name.startswith(LONG) else 2]
-    teacher, students = jobs(cfg, tmp_path)
+    jobs = StudyJobs(cfg)
+    teacher, students = jobs.teacher, jobs.students(Trials(cfg, jobs).first)
     trained = [] if teacher is None else [teacher]  # else the students have one that is trained already
     assert [method_name(job.cfg) for job in trained] == ["baseline"] * len(trained)
     methods = [*methods_of(cfg)]
@@ -339,7 +342,7 @@ def test_sweep_is_over_settings_that_exist(name: str) -> None:
 
 def test_a_method_with_a_teacher_of_its_own_is_not_given_the_studys(tmp_path: Path) -> None:
     methods = {role: [f"model/teacher={role}"] for role in ("ema", "peer", "self", "none", "run")}
-    _, students = jobs(study(tmp_path, **methods), tmp_path)
+    students = StudyJobs(study(tmp_path, **methods)).students()
     given = {job.folder.parent.name: [each for each in job.overrides if "main.weights" in each] for job in students}
     studys = [f"++teachers.main.weights={tmp_path / 'teacher'}"]  # a baseline may begin with the teacher's layers
     assert given == {role: [] for role in methods} | {"none": studys, "run": studys}

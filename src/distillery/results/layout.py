@@ -32,6 +32,7 @@ METRICS = "metrics/version_*/metrics.csv"  # what training logs; a resumed run a
 REPORT = ("report.md", "report.html", "report.csv", "report.png")  # in the folder of a report
 CURVES = "curves.png"  # there, too, of runs with more than one validation
 TIMELINE = "timeline.png"  # there, too, if something changes during a run
+TRIALS, TRIALS_TABLE = "trials", "trials.csv"  # of a study that chooses settings: the runs that tried them, and a list
 
 CALIBRATION = "calibration.png"  # of classifiers: reliability, and divergence from the teacher
 ROBUSTNESS = "robustness.png"  # of students that were scored on corrupted pictures
@@ -42,5 +43,5 @@ CLASSES, CONFUSION, CLASS_GAINS = "classes.csv", "confusion.png", "class_gains.p
 
 def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
-    some = (CURVES, TIMELINE, CALIBRATION, FIDELITY, ROBUSTNESS, CLASSES, CONFUSION, CLASS_GAINS)
+    some = (CURVES, TIMELINE, CALIBRATION, FIDELITY, ROBUSTNESS, CLASSES, CONFUSION, CLASS_GAINS, TRIALS_TABLE)
     return [*REPORT, *(name for name in some if (out / name).exists())]

@@ -139,15 +139,15 @@ def wandb_logger(
     )
 
 
-def join_study(cfg: DictConfig, study: str, role: str | None = None) -> None:
-    """Make the run's W&B logger, if it has one, group the run under the study, as `role` instead of its method."""
+def join_study(cfg: DictConfig, study: str, label: str, role: str | None = None) -> None:
+    """Make the run's W&B logger, if it has one, group the run under the study; one with a role bears its label."""
     if (config := _configs(cfg).get(WANDB)) is None:
         return
     config.quiet = True  # the study's progress bar uses the terminal
     if OmegaConf.is_interpolation(config, "group"):  # keep a group that the user named
         config.group = study
     if role is not None:
-        config.name = config.job_type = role
+        config.name, config.job_type = label, role
         config.tags = [role]
 
 

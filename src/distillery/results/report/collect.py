@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from distillery.core.errors import UserError
-from distillery.results.layout import CONFIG, PREDICTIONS, PROBABILITIES, RECORD, SWEEPS
+from distillery.results.layout import CONFIG, PREDICTIONS, PROBABILITIES, RECORD, SWEEPS, TRIALS
 from distillery.results.record import RunRecord, computed_settings, leaves
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
@@ -53,8 +53,9 @@ class Run:
 def collect(folders: Iterable[Path]) -> list[Run]:
     """Every run at or below the folders: folders in the given order, within each by the time of the start.
 
-    Failed and unfinished runs are among them, marked by `record.status`. A run without a frozen teacher, as a
-    baseline, is held against the teacher of a run on the same test samples, one of its seed if there is one.
+    Failed and unfinished runs are among them, marked by `record.status`; the trials of a study are not. A run without
+    a frozen teacher, as a baseline, is held against the teacher of a run on the same test samples, one of its seed if
+    there is one.
 
     Raises:
         UserError: a folder that does not exist or holds no run, a torn record or predictions file.
@@ -72,9 +73,10 @@ def collect(folders: Iterable[Path]) -> list[Run]:
 def _records(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Name run folders, or a folder above them: runs=[outputs/demo]")
-    if not (records := sorted(folder.rglob(RECORD))):
+    found = sorted(path for path in folder.rglob(RECORD) if path.relative_to(folder).parts[-4:-3] != (TRIALS,))
+    if not found:
         raise UserError(f"There is no run in {folder}: no {RECORD} in it or below it. Name another folder.")
-    return records
+    return found
 
 
 def _read(folder: Path) -> Run:

@@ -9,6 +9,7 @@ import pandas as pd
 from distillery.results.layout import CURVES, REPORT, TIMELINE
 from distillery.results.report.calibration import calibration_section
 from distillery.results.report.cheapest import Answer
+from distillery.results.report.chosen import chosen_section
 from distillery.results.report.classes import ClassFigures, classes_section
 from distillery.results.report.collect import Run
 from distillery.results.report.definitions import definitions
@@ -43,6 +44,7 @@ class Report:
         table: of the methods, see `method_table`.
         classes: how well each class is predicted.
         robustness: of each method, where it was scored on corrupted pictures.
+        trials: by which a study has chosen settings, see `trials_of`.
         pictures: the names of the files of those that there are.
         answer: to the question for the cheapest student; None: nobody asked.
     """
@@ -53,6 +55,7 @@ class Report:
     table: pd.DataFrame
     classes: ClassFigures
     robustness: Mapping[str, Sequence[Robustness]]
+    trials: pd.DataFrame
     pictures: Set[str]
     answer: Answer | None = None
 
@@ -70,6 +73,7 @@ def page(report: Report) -> str:
         section("Quality at a cost", *_answer(report.answer)),
         section("Against the baseline", _against_baseline(table)),
         f"![Validation score of every method by epoch]({CURVES})" if CURVES in report.pictures else "",
+        chosen_section(report.trials, Score.of_monitored(students[0].record)),
         classes_section(report.classes, best_method(table), report.pictures),
         calibration_section(table, students, report.pictures),
         robustness_section(report.robustness),

@@ -19,8 +19,10 @@ from distillery.results.layout import (
     REPORT,
     ROBUSTNESS,
     TIMELINE,
+    TRIALS_TABLE,
 )
 from distillery.results.report.cheapest import Question, answer
+from distillery.results.report.chosen import trials_of
 from distillery.results.report.classes import ClassFigures
 from distillery.results.report.collect import Run, collect
 from distillery.results.report.formats import best_method
@@ -57,6 +59,9 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
     (out / CLASSES).unlink(missing_ok=True)
     if not classes.table.empty:
         classes.table.to_csv(out / CLASSES, index=False)
+    trials = trials_of(run_folders)
+    if not trials.empty:
+        trials.to_csv(out / TRIALS_TABLE, index=False)
     with rc_context(STYLE):
         figures = _figures(table, selection.students, classes, robustness)
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -69,7 +74,7 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
         if question is not None:
             command += [f"{name}={value}" for name, value in asdict(question).items() if value is not None]
             found = answer(question, table, selection.students)
-        report = Report(title, shlex.join(command), selection, table, classes, robustness, drawn.keys(), found)
+        report = Report(title, shlex.join(command), selection, table, classes, robustness, trials, drawn.keys(), found)
         markdown = page(report)
         (out / "report.md").write_text(markdown, encoding="utf-8")
         (out / "report.html").write_text(html(title, markdown, drawn), encoding="utf-8")
