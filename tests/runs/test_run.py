@@ -322,6 +322,20 @@ def test_each_run_of_a_process_is_compiled(run: Callable[..., Result], monkeypat
 
 
 @pytest.mark.slow
+def test_layout_and_folded_batchnorms_change_no_result(run: Callable[..., Result]) -> None:
+    """But for rounding; the record is of the teacher as it is."""
+    plain, tuned = (
+        run("loss/feature=[hint]", "trainer.max_epochs=1", f"method={name}", *more).record
+        for name, more in {"plain": (), "tuned": ("channels_last=true", "fold_batchnorms=true")}.items()
+    )
+    for name, value in plain.metrics["last"].items():
+        assert tuned.metrics["last"][name] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+    assert "BatchNorms are folded" in " ".join(tuned.remarks)
+    for key in ("sha256", "score", "params", "flops"):
+        assert tuned.teachers["main"][key] == plain.teachers["main"][key]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_for_real(run: Callable[..., Result]) -> None:
     assert run("compile=true", "trainer.max_epochs=1").record.status == "finished"

@@ -275,6 +275,8 @@ class Run(TypedDict, total=False):
     seed: Annotated[int, Ge(0), Le(MAX_SEED)]
     threads: PositiveInt | None
     compile: bool
+    channels_last: bool
+    fold_batchnorms: bool
     plan: bool
     resume: str | None
     replace: bool

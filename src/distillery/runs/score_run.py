@@ -103,6 +103,8 @@ def _predictions(name: str, evaluation: Evaluation) -> dict[str, Tensor]:
 def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Evaluation | None]:
     """What the record says of a teacher, and how it predicts the data's classes or tokens on the test split."""
     assert isinstance(teacher, Teacher | Peer)
+    if isinstance(teacher, Teacher):
+        teacher.unfold()  # costs are those of the network as it is
     loaded = isinstance(teacher, Teacher) and teacher.role == FROZEN
     entry = {
         "role": teacher.role,

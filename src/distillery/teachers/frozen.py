@@ -18,6 +18,7 @@ from distillery.data.module import Data, Stage
 from distillery.losses.levels import Available
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
+from distillery.models.folding import fold, foldable
 from distillery.models.low_precision import Precision, agreement, lower_precision, sample_logits
 from distillery.models.taps.network import Network, probe
 from distillery.models.weights import weights_hash
@@ -94,6 +95,7 @@ class Teacher(Network):
         self.probes: dict[str, Any] = {}  # the linear probes, by the data's fingerprint
         self.references: dict[str, dict[str, Tensor]] = {}  # its predictions of splits, likewise; see `references.py`
         self._replaced: dict[str, nn.Module] = {}  # heads with all of its classes, by path; see `choose_classes`
+        self._folded: dict[str, nn.Module] = {}  # the layers that `fold` has replaced, by path
         self.training_signals: SignalSource | None = None  # asked instead of the network for training batches
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
@@ -150,7 +152,7 @@ class Teacher(Network):
 
         They may have been cast twice, from float64 in a file to float32 and back, which rounds them.
         """
-        changed = self.precision or self._replaced
+        changed = self.precision or self._replaced or self._folded
         never_cast = self._hashed_dtypes == self._dtypes == _float_dtypes(self._weights())
         return self.sha256 if never_cast and not changed else self.fingerprint()
 
@@ -163,6 +165,7 @@ class Teacher(Network):
         self.name, self.training_signals, self.stops_at, self.stops = name, None, None, False
         self.other_classes = self.about_classes = ""
         self._restore_heads()
+        self.unfold()
         self.tap((), {})
         self.tap_attention((), {})
         self.net._compiled_call_impl = None  # what `Module.compile` has set: it knows the former taps
@@ -252,6 +255,33 @@ class Teacher(Network):
             self.net.set_submodule(path, head)
             self._shapes.clear()
         self._replaced = {}
+
+    def fold_batchnorms(self, batch: Mapping[str, Tensor]) -> None:
+        """Fold its BatchNorms into the convolutions before them until `unfold`, as far as nothing taps them.
+
+        To be called when everything is tapped. Hashes and records stay those of the unfolded network. Nothing is
+        folded where BatchNorm normalises by the batch (`bn_mode="train"`), the weights are quantised, a cache is asked
+        in place of the network, or the outputs on `batch` would not be the same.
+        """
+        if self._per_batch or self.precision or self.training_signals is not None:
+            return
+        _ = self.sha256  # of the weights as they are
+        before = probe(self, batch).logits
+        pairs = foldable(self, batch)
+        for norm, convolution in pairs.items():
+            own = {path: self.net.get_submodule(path) for path in (convolution, norm)}
+            self._folded |= own
+            for path, module in zip(own, fold(*own.values()), strict=True):
+                self.net.set_submodule(path, module)
+        if not torch.allclose(probe(self, batch).logits, before, rtol=1e-3, atol=1e-3 * before.abs().max().item()):
+            self.unfold()
+        self.remarks.append(f"{len(self._folded) // 2} of its BatchNorms are folded into convolutions")
+
+    def unfold(self) -> None:
+        """Put back the layers that `fold_batchnorms` has replaced."""
+        for path, module in self._folded.items():
+            self.net.set_submodule(path, module.to(next(self.net.parameters())))  # device and precision of the rest
+        self._folded = {}
 
     def stop_early(self, batch: Mapping[str, Tensor]) -> None:
         """End each forward in training at the last tap, or run nothing if there is none: no loss reads the logits.

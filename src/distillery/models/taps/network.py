@@ -212,6 +212,11 @@ class Network(nn.Module):
         """The paths of the modules that compute attention, in the order in which they run."""
         return attention_modules(self.net, lambda: probe(self, batch))
 
+    @property
+    def tapped_parameters(self) -> set[str]:
+        """The paths of the modules of which parameters are tapped."""
+        return {place.path for place in self._parameter_taps.values()}
+
     def shapes(self, batch: Mapping[str, Tensor]) -> Shapes:
         """What one forward of the batch gives, the modules in the order in which they finish.
 

@@ -1,0 +1,27 @@
+"""The benchmark of training steps runs and writes what it measured. Its times are not tested."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distillery.core.paths import CONFIGS
+
+ROOT = CONFIGS.parent
+
+
+@pytest.mark.long
+def test_training_steps_are_compared(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    command = [sys.executable, "benchmarks/training.py", "--pairs", "2", "--steps", "2", "--json", str(file)]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert ended.returncode in (0, 1), ended.stderr  # 1: the machine was busy
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert {"by hand", "alone", "plain", "tuned", "cached", "timm"} <= found["ratios"].keys()
+    assert found["ratios"]["by hand"] == 1
+    for form, (low, high) in found["ranges"].items():
+        assert 0 < low <= found["ratios"][form] <= high
+        assert f" {form} " in ended.stdout
