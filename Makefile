@@ -1,6 +1,6 @@
 # Every target first creates .venv if it is missing or older than pyproject.toml or constraints.txt.
 PYTHON    ?= python3
-EXTRAS    := dev,docs,tensorboard,efficientnet,sweep
+EXTRAS    := dev,docs,tensorboard,efficientnet,sweep,cluster
 BIN       := .venv/bin
 OVERRIDES ?=
 PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -364,6 +364,28 @@ def test_a_launcher_s_ranks_with_different_configs_are_refused(teacher: str, tmp
     assert "Rank 1 was started with another config than rank 0." in ends[1][1]
 
 
+SRUN = """#!/usr/bin/env bash
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_NODEID=$rank SLURM_LOCALID=0 "$@" & done
+wait %1 && wait %2
+"""
+
+
+@pytest.mark.slow
+def test_two_nodes_of_a_slurm_job(alone: Callable[[float], Path], teacher: str, tmp_path: Path) -> None:
+    """The script is run with an `srun` that starts its tasks here, as those of two nodes with a device each."""
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    slurm = {"JOB_ID": "7", "JOB_NAME": "distillery", "JOB_NUM_NODES": "2", "NTASKS": "2", "NTASKS_PER_NODE": "1"}
+    variables = {f"SLURM_{name}": value for name, value in {**slurm, "NODELIST": "127.0.0.1"}.items()}
+    variables |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    job = (*JOB, "trainer.accelerator=cpu", teacher, note(tmp_path / "notes"))
+    script = ("bash", str(CONFIGS.parent / "scripts" / "slurm.sh"))
+    code, said = ended(started(tmp_path, script, *job, MASTER_PORT=str(find_free_network_port()), **variables))
+    assert code == 0, said
+    assert sorted((each["rank"], each["world"]) for each in Notes.read(tmp_path / "notes")) == [(0, 2), (1, 2)]
+    assert_same_weights(tmp_path / "outputs" / "slurm" / "7", alone(LR))
+
+
 class Started:
     """In place of a process: keeps the command, the variables and the config file it would have read."""
 

@@ -88,21 +88,28 @@ def test_a_sweep_ends_in_its_table(cli: Cli, jobs: Sequence[str]) -> None:
     assert contents(Path("sweep"))[Path("sweep/report.csv")][0] == written
 
 
-@pytest.mark.slow
-def test_jobs_at_a_time_leave_the_same_runs_and_table(cli: Cli, jobs: Sequence[str]) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        pytest.param("joblib", ["hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
+        pytest.param("submitit_local", [], marks=pytest.mark.long),  # as on a cluster, in processes of this machine
+    ],
+)
+def test_jobs_at_a_time_leave_the_same_runs_and_table(
+    launcher: str, settings: Sequence[str], cli: Cli, jobs: Sequence[str]
+) -> None:
     in_turn = cli("train", *jobs, "loss.kd.temperature=1,4")[1]
-    others = [f"{SWEEP}_joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loss.kd.temperature=1,4"]
+    others = [f"{SWEEP}_other", f"hydra/launcher={launcher}", *settings, "loss.kd.temperature=1,4"]
     code, at_a_time = cli("train", *jobs, *others)
     assert code == 0, at_a_time
     for temperature in (0, 1):
         job = Path(f"{temperature}_kd_seed0") / "student.safetensors"
-        assert sha256(Path("sweep") / job) == sha256(Path("sweep_joblib") / job)
+        assert sha256(Path("sweep") / job) == sha256(Path("sweep_other") / job)
     # Rows are in the order in which the jobs began, and of two at a time either may be first.
     rows = [sorted(re.findall(r"^ kd temperature=.*$|^Best on.*$", said, re.M)) for said in (in_turn, at_a_time)]
     assert rows[0] == rows[1]
     assert len(rows[0]) >= 3
-    assert "0 kept, 2 run, 0 failed: sweep_joblib" in at_a_time.splitlines()
+    assert "0 kept, 2 run, 0 failed: sweep_other" in at_a_time.splitlines()
 
 
 @pytest.mark.slow
