@@ -1,0 +1,131 @@
+"""What no CPU can show. Skipped where there is no GPU; `scripts/gpu_check.sh` runs it where there is one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from torch.nn import functional as F
+
+from distillery.losses.chunked import sum_over_rows
+from distillery.losses.levels import Headed
+from distillery.losses.signals import Signals
+from distillery.models.weights import read_weights, save_weights
+from distillery.results.record import RunRecord
+from distillery.runs.run import Result, train
+from fixtures.runs import STUDENT, Died, Dies, config
+
+DEVICE = "gpu"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+ON_GPU = (f"trainer.accelerator={DEVICE}", "trainer.deterministic=true")
+RICH = ("loss/response=[kd,dkd]", "loss/feature=[hint]", "loss/relation=[rkd]")
+VIT = "{model_name: vit_tiny_patch16_224, img_size: 8, patch_size: 2, depth: 2, embed_dim: 48, num_heads: 3}"
+
+
+@pytest.fixture(autouse=True)
+def reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or its matrix products differ from run to run
+
+
+def test_it_learns_what_the_cpu_learns(run: Callable[..., Result]) -> None:
+    """In float64 the weights of both are equal: data, order and losses are the same."""
+    own = (*RICH, "trainer.precision=64-true", "trainer.max_epochs=1")
+    here, there = run(*own), run(*own, *ON_GPU)
+    assert there.record.environment["gpu"]
+    expected = read_weights(here.folder / "student.safetensors")
+    for name, found in read_weights(there.folder / "student.safetensors").items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_precisions_with_and_without_a_scaler(precision: str, run: Callable[..., Result]) -> None:
+    own = (*RICH, "optim.optimizer.lr=0.01", *ON_GPU)
+    full, fewer = (run(*own, f"trainer.precision={each}").record for each in ("32-true", precision))
+    assert fewer.metrics["last"]["test_score"] == pytest.approx(full.metrics["last"]["test_score"], abs=0.1)
+    assert fewer.teachers["main"]["score"] == pytest.approx(full.teachers["main"]["score"], abs=0.02)
+
+
+def test_a_resumed_run_ends_bit_equal(run: Callable[..., Result], teacher: Path, tmp_path: Path) -> None:
+    own = (*STUDENT, *RICH, *ON_GPU, f"teachers.main.weights='{teacher}'")
+    with pytest.raises(Died):
+        train(config(tmp_path / "run", *own), own, [Dies(after=23)])
+    resumed = train(config(tmp_path / "run", *own), own)
+    assert resumed.record.student_sha256 == run(*RICH, *ON_GPU).record.student_sha256
+
+
+@pytest.mark.parametrize("settings", [["compile=true"], ["hardware=tuned", f"trainer.accelerator={DEVICE}"]])
+def test_compiled_networks_learn_the_same(settings: list[str], run: Callable[..., Result]) -> None:
+    own = ("loss/feature=[hint]", "trainer.max_epochs=1", f"trainer.accelerator={DEVICE}")
+    plain, fast = run(*own).record.metrics["last"], run(*own, *settings).record.metrics["last"]
+    assert fast["test_loss"] == pytest.approx(plain["test_loss"], rel=0.02)
+
+
+def test_attention_is_captured_of_a_compiled_network(tmp_path: Path, run: Callable[..., Result]) -> None:
+    net = timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=2, depth=2, embed_dim=48, num_heads=3, num_classes=10, in_chans=1
+    )
+    save_weights(net, tmp_path / "vit.safetensors")
+    own = (
+        *("model/student=timm", f"++student.net={VIT}"),
+        *("model/teacher=timm", f"++teachers.main.net={VIT}"),
+        *(f"teachers.main.weights='{tmp_path}/vit.safetensors'", "loss/attention=[vit_attention]"),
+        *("trainer.max_epochs=1", f"trainer.accelerator={DEVICE}"),
+    )
+    plain, fast = (run(*own, f"compile={compiled}").record.metrics["last"] for compiled in ("false", "true"))
+    assert fast["test_loss"] == pytest.approx(plain["test_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("hardware", [["hardware=ddp", "trainer.sync_batchnorm=true"], ["hardware=fsdp2"]])
+def test_one_rank_of_a_process_group(
+    hardware: list[str], run: Callable[..., Result], teacher: Path, tmp_path: Path
+) -> None:
+    """As torchrun starts it: NCCL, synchronised BatchNorm, sharded parameters."""
+    own = ("trainer.max_epochs=1", "trainer.precision=32-true")
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    job = [*STUDENT, *own, *hardware, "trainer.devices=1", f"teachers.main.weights='{teacher}'"]
+    command = [sys.executable, "-m", "distillery.commands.train", *job, f"hydra.run.dir={tmp_path / 'run'}"]
+    ended = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    alone = run(*own, *ON_GPU).record.metrics["last"]
+    assert RunRecord.read(tmp_path / "run").metrics["last"]["test_loss"] == pytest.approx(alone["test_loss"], rel=0.01)
+
+
+def test_losses_in_chunks_take_a_quarter_of_the_memory() -> None:
+    """At 8,192 tokens and 49,152 classes, with the gradients of the rows and of the head."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    rows, width, classes = 8192, 576, 49152
+    hidden = torch.randn(rows, width, device="cuda", generator=generator, requires_grad=True)
+    weight = (torch.randn(classes, width, device="cuda", generator=generator) / width**0.5).requires_grad_()
+    target = torch.randint(classes, (rows,), device="cuda", generator=generator)
+
+    def losses(student: Signals, _: Mapping[str, Signals], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return F.cross_entropy(student.logits, batch["target"], reduction="sum")
+
+    def naive() -> torch.Tensor:
+        return F.cross_entropy(hidden @ weight.T, target, reduction="sum")
+
+    def chunked() -> torch.Tensor:
+        return sum_over_rows(losses, Headed(hidden, weight), {}, {"target": target})[0]
+
+    values, gradients, peaks = [], [], []
+    for form in (naive, chunked):
+        hidden.grad = weight.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss = form()
+        loss.backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        values.append(loss.item())
+        assert hidden.grad is not None
+        gradients.append(hidden.grad.cpu().numpy())
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+    assert peaks[1] <= 0.25 * peaks[0]
