@@ -47,6 +47,12 @@ RESNETS = [
     *("model/student=cifar", "student.net.name=resnet20", "student.input.size=32"),
     *("model/teacher=cifar", "teachers.main.net.name=resnet56", "teachers.main.input.size=32"),
 ]
+VIT = "{model_name: vit_tiny_patch16_224, img_size: 28, patch_size: 4, embed_dim: 96, num_heads: 3"
+VITS = [
+    *("data=digits", "data.batch_size=64", "data.train_size=768", "data.augment={crop: 1, flip: true}"),
+    *("model/student=timm", f"++student.net={VIT}, depth: 3}}", "student.input.size=28"),
+    *("model/teacher=timm", f"++teachers.main.net={VIT}, depth: 12}}", "teachers.main.input.size=28"),
+]
 CNN = "teachers.main.net={_target_: distillery.models.cnn.SmallCNN, widths: [32, 64, 64]}"
 DEMO = ["experiment=digits_demo", CNN]
 OURS = {
@@ -279,11 +285,18 @@ def main() -> None:
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
         size = options.steps, options.pairs, options.accelerator
         resnets = compare("ResNet-56 → ResNet-20, batch 64, 32×32", RESNETS, forms, *size)
+        vits = compare("ViT of 12 layers → 3, batch 64, 28×28", VITS, forms, *size)
         demo = compare("Digits demo, batch 25, 8×8", DEMO, ["plain"], 50 * options.steps, *size[1:])
     overhead = demo["ms"]["plain"] - demo["ms"]["by hand"]
     print(f"The framework's share of a small step: {overhead:.2f} ms")
     if options.json:
-        content = {**resnets, "demo": demo, "small_step_overhead_ms": overhead, "environment": environment()}
+        content = {
+            **resnets,
+            "vit": vits,
+            "demo": demo,
+            "small_step_overhead_ms": overhead,
+            "environment": environment(),
+        }
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     ratio = resnets["ratios"]["plain"]
     sys.exit(f"a step costs {ratio:.3f} × the hand-written one, more than {LIMIT}" if ratio > LIMIT else 0)
