@@ -252,6 +252,26 @@ def test_each_job_of_a_sweep_has_two_ranks_of_its_own_config(
         assert_same_weights(folder, alone(lr))
 
 
+@pytest.mark.long
+def test_each_trial_of_a_search_has_two_ranks_of_its_own_config(teacher: str, tmp_path: Path) -> None:
+    """The values that Optuna draws are those of both ranks, and the score it is told is that of the run."""
+    search = ("sweep=optuna", "hydra.sweeper.n_trials=3", "trainer.max_epochs=1", note(tmp_path / "notes"))
+    job = [override for override in JOB if not override.startswith("optim.optimizer.lr=")]
+    code, output = ended(started(tmp_path, MODULE, "-m", *job, *TWO, teacher, *search), 240)
+    assert code == 0, output
+    notes = Notes.read(tmp_path / "notes")
+    by_rank = [sorted(each["lr"] for each in notes if each["rank"] == rank) for rank in (0, 1)]
+    assert by_rank[0] == by_rank[1]
+    assert len(set(by_rank[0])) == 3
+    records = [RunRecord.read(path.parent) for path in (tmp_path / "outputs").rglob("run.json")]
+    (best,) = (tmp_path / "outputs").rglob("optimization_results.yaml")
+    found = OmegaConf.load(best)
+    key = "optim.optimizer.lr"
+    drawn = [dict(override.split("=", 1) for override in each.overrides if "=" in override)[key] for each in records]
+    scores = {float(lr): each.val_monitored or 0 for lr, each in zip(drawn, records, strict=True)}
+    assert scores[found.best_params[key]] == found.best_value == max(scores.values())
+
+
 @pytest.mark.slow
 def test_a_study_runs_on_two_ranks(tmp_path: Path) -> None:
     register_resolvers()
