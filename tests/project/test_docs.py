@@ -132,7 +132,7 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "study=demo_lm",
         "task=causal_lm",
         "data=messages",
-        "generate=answers",
+        *(f"generate={recipe}" for recipe in ("answers", "rationale", "instructions", "passages", "labels")),
         "against=held_out.jsonl",
         "run=outputs/sotu_lm/kd",
         "data.root=pets",

@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,10 +18,11 @@ import pytest
 from distillery.core.errors import UserError
 from distillery.data.sources.messages import messages
 from distillery.runs.generate.endpoint import Endpoint
-from distillery.runs.generate.generate import Outcome, Settings, generate, plan
+from distillery.runs.generate.generate import Settings, generate, plan
+from distillery.runs.generate.output import Outcome
 from distillery.runs.generate.pace import Pace
 from distillery.runs.generate.price import Budget, Price, expected_sum, price_of
-from distillery.runs.generate.recipes import Answers
+from distillery.runs.generate.recipes.answers import Answers
 from distillery.teachers.served_client import Client, ServerError
 from fixtures.command_line import Cli
 from fixtures.fake_server import MODEL, running
@@ -256,6 +259,38 @@ def test_a_killed_process_loses_at_most_the_requests_under_way(server: FakeWrite
     assert run(server, prompts, out) == {"stop": 2000}
     assert len(rows(out / "answers.jsonl")) == 2000
     assert 2000 <= len(server.asked) <= 2000 + 4 * len(moments)
+
+
+@pytest.mark.parametrize("kilobytes", [40, 400])
+def test_a_full_disk_loses_no_answer(server: FakeWriter, tmp_path: Path, kilobytes: int) -> None:
+    """No file may grow past the limit: the store is full in the middle, or the files that are written of it at last."""
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"word{number}"} for number in range(60)])
+    server.say, out = (
+        lambda body: (f"{body['messages'][-1]['content']} " + "long " * 2000, "stop", None),
+        tmp_path / "out",
+    )
+    context = get_context("fork")
+    said: Any = context.SimpleQueue()
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
+        try:
+            run(server, prompts, out)
+        except UserError as error:
+            said.put(str(error))
+
+    process = context.Process(target=limited)
+    process.start()
+    message = said.get()
+    process.join()
+    assert "Make room on the disk" in message
+    with closing(sqlite3.connect(out / "answers.sqlite")) as base:
+        kept = base.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+    asked = len(server.asked)
+    assert asked - 5 <= kept <= asked  # at most the requests under way are lost
+    assert run(server, prompts, out) == {"stop": 60}
+    assert len(server.asked) == asked + 60 - kept
 
 
 def test_the_command(server: FakeWriter, prompts: Path, tmp_path: Path, cli: Cli) -> None:

@@ -13,10 +13,13 @@ from distillery.data.sources.messages import messages
 from distillery.data.sources.plain_text import plain_text
 from distillery.data.text import TextData
 from distillery.models.adapters import TextAdapter
-from distillery.runs.generate.generate import Outcome, Settings, generate
+from distillery.runs.generate.generate import Settings, generate
 from distillery.runs.generate.local import LocalTeacher
+from distillery.runs.generate.output import Outcome
 from distillery.runs.generate.price import Price
-from distillery.runs.generate.recipes import Answers, Continuations, Recipe
+from distillery.runs.generate.recipes.answers import Answers
+from distillery.runs.generate.recipes.continuations import Continuations
+from distillery.runs.generate.recipes.recipe import Recipe
 from distillery.runs.generate.request import Request
 from distillery.teachers.frozen import Teacher
 from distillery.training.rollouts import Rollouts

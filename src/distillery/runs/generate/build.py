@@ -28,7 +28,7 @@ from distillery.runs.generate.endpoint import Endpoint
 from distillery.runs.generate.generate import Settings
 from distillery.runs.generate.local import LocalTeacher
 from distillery.runs.generate.price import Price, price_of
-from distillery.runs.generate.recipes import Recipe
+from distillery.runs.generate.recipes.recipe import Recipe
 from distillery.runs.generate.writer import Writer
 from distillery.tasks.causal_lm import CausalLM
 from distillery.training.rollouts import Rollouts

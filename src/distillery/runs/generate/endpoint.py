@@ -1,7 +1,7 @@
 """Texts that a model behind an OpenAI-compatible server writes."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distillery.core.errors import UserError, did_you_mean
@@ -55,6 +55,15 @@ class Endpoint:
         given = [self.parameters[name] for name in LIMITS if self.parameters.get(name)]
         return max(given) if given else None
 
+    def check(self, requests: Sequence[Request]) -> None:
+        """See `Writer`."""
+        if self.top_logprobs and not all(request.messages for request in requests):
+            raise UserError(
+                f"top_logprobs={self.top_logprobs}: servers return log-probabilities with the bytes of their tokens "
+                "only in conversations, and these texts are continued (as with chat=false). Set top_logprobs=0, or ask "
+                "in conversations."
+            )
+
     def write(
         self, requests: Iterable[Request], keep: Callable[[Request, Answer], None]
     ) -> Iterator[tuple[Request, Answer | Failure]]:
@@ -76,7 +85,7 @@ class Endpoint:
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.name, **self.parameters}
         if not request.messages:
-            return body | {"prompt": request.text} | ({"logprobs": self.top_logprobs} if self.top_logprobs else {})
+            return body | {"prompt": request.text}
         body["messages"] = list(request.messages)
         if "tools" in request.known:
             body["tools"] = request.known["tools"]

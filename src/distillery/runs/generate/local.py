@@ -1,7 +1,7 @@
 """Texts that a network in this process writes."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,12 +11,11 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.data.chat_template import ChatTemplate
 from distillery.data.tokens import IGNORED
-from distillery.runs.generate.request import EMPTY, STOP, Answer, Request
+from distillery.runs.generate.request import EMPTY, LENGTH, STOP, Answer, Request
 from distillery.runs.generate.writer import Failure
 from distillery.teachers.frozen import Teacher
 from distillery.training.rollouts import Rollouts
 
-LENGTH = "length"
 NUMBERS = 2**40  # a draw depends on so many bits of a request's key
 
 
@@ -62,6 +61,15 @@ class LocalTeacher:
         """The most tokens of an answer."""
         return self.law.new_tokens
 
+    def check(self, requests: Sequence[Request]) -> None:
+        """See `Writer`."""
+        if self.template is None and any(request.messages for request in requests):
+            raise UserError(
+                f"The tokenizer of {self.name} has no chat template to render conversations with. Set "
+                "template=<file.jinja> to the template that the teacher was trained with, or chat=false to have it "
+                "continue the prompts."
+            )
+
     def write(
         self, requests: Iterable[Request], keep: Callable[[Request, Answer], None]
     ) -> Iterator[tuple[Request, Answer | Failure]]:
@@ -83,12 +91,7 @@ class LocalTeacher:
     def prompt(self, request: Request) -> list[int]:
         """The tokens that are continued."""
         if request.messages:
-            if self.template is None:
-                raise UserError(
-                    f"The tokenizer of {self.name} has no chat template to render conversations with. Set "
-                    "template=<file.jinja> to the template that the teacher was trained with, or chat=false to have it "
-                    "continue the prompts."
-                )
+            assert self.template is not None
             text = self.template(request.messages, request.known.get("tools"), prompt=True)
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ids: list[int] = self.tokenizer(request.text)["input_ids"]

@@ -9,42 +9,67 @@ from pathlib import Path
 from typing import Any
 
 from distillery.core.files import atomic_write
+from distillery.runs.generate.recipes.recipe import Row
 from distillery.runs.generate.request import STOP, Answer, Request
 
 ANSWERS, LEFT_OUT, FAILED, LOGPROBS = "answers.jsonl", "left_out.jsonl", "failed.jsonl", "logprobs.jsonl"
+SHOWN = 80  # characters of an example
 
 
-def write_files(
-    out: Path, written: Iterable[tuple[Request, Answer]], failed: Mapping[str, str], about: Mapping[str, Any]
-) -> Counter[str]:
+class Outcome(Counter[str]):
+    """How many texts are kept (`stop`), and how many are left out for which reason.
+
+    Attributes:
+        remarks: how many of those that are kept have which remark.
+        examples: by reason, the beginning of a whole text that was left out for it.
+        failed, left: how many prompts failed, and how many were not asked.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remarks, self.examples = Counter[str](), dict[str, str]()
+        self.failed = self.left = 0
+
+    def add(self, row: Row) -> None:
+        """Count a row."""
+        self[row.left_out or STOP] += 1
+        if row.remark and not row.left_out:
+            self.remarks[row.remark] += 1
+        if row.left_out and row.answer.finish_reason != row.left_out:
+            self.examples.setdefault(row.left_out, repr(" ".join(row.answer.text.split())[:SHOWN]))
+
+
+def write_files(out: Path, rows: Iterable[Row], failed: Mapping[str, str], about: Mapping[str, Any]) -> Outcome:
     """Write the rows to `out`, in the order of the prompts; each file whole or not at all.
 
-    `answers.jsonl` has the texts that have come to their end, `left_out.jsonl` the others, with their finish reasons.
-    `logprobs.jsonl` has those of the first whose answers came with log-probabilities, and these. `failed.jsonl` has the
-    prompts without an answer, and why.
+    `answers.jsonl` has those that are kept, `left_out.jsonl` the others, and why. `logprobs.jsonl` has those of the
+    first whose answers came with log-probabilities, and these. `failed.jsonl` has the prompts without an answer, and
+    why.
 
     Args:
-        written: the requests and their answers.
         failed: why a prompt, in JSON, has no answer.
         about: what all rows say of their origin.
 
-    Returns: how many answers have which finish reason.
+    Returns: what was counted.
     """
-    counts = Counter[str]()
+    outcome = Outcome()
     with _rows(out / ANSWERS) as kept, _rows(out / LEFT_OUT) as left, _rows(out / LOGPROBS) as log:
-        for request, answer in written:
-            counts[answer.finish_reason] += 1
-            row = request.row(answer.text)
-            (kept if answer.finish_reason == STOP else left)({**row, **provenance(request, answer, about)})
-            if answer.logprobs is not None and answer.finish_reason == STOP:
-                log({**row, "logprobs": answer.logprobs})
+        for row in rows:
+            outcome.add(row)
+            whole = {**row.content, **provenance(row.request, row.answer, about)}
+            if row.left_out:
+                left({**whole, "left_out": row.left_out})
+                continue
+            kept(whole)
+            if row.answer.logprobs is not None:
+                log({**row.content, "logprobs": row.answer.logprobs})
     with _rows(out / FAILED) as add:
         for prompt, reason in failed.items():
             add({**json.loads(prompt), "reason": reason})
     for name in (LEFT_OUT, LOGPROBS, FAILED):
         if not (out / name).stat().st_size:
             (out / name).unlink()
-    return counts
+    return outcome
 
 
 def provenance(request: Request, answer: Answer, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-STOP = "stop"  # the finish reason of a text that has come to its end
+STOP, LENGTH = "stop", "length"  # finish reasons of a text that has come to its end, and of one that was cut off
 EMPTY, REFUSED = "empty", "refusal"  # ours, of texts that servers say have come to their end
+PLANNED = "planned"  # ours, of what stands for a text that is not written yet
+OWN = 16  # characters of a key that no other begins with
 CHAT_OVERHEAD = 16  # tokens that a chat template may write around a message
 
 
@@ -81,9 +83,20 @@ class Answer:
     reasoning: str | None = None
     logprobs: Sequence[Any] | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the text has come to its end, or may do so."""
+        return self.finish_reason in (STOP, PLANNED)
+
     def to_json(self) -> str:
         return json.dumps({key: value for key, value in asdict(self).items() if value is not None}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         return cls(**json.loads(text))
+
+
+def planned(key: str, tokens: int | None) -> Answer:
+    """Stands for the answer to the request with this key: a text of its own, with a byte for each token it may have."""
+    size = max(tokens or 0, OWN)
+    return Answer((key * (size // len(key) + 1))[:size], PLANNED, "", 0.0, 0, size)

@@ -1,6 +1,6 @@
 """What writes texts: a server that is asked for them, or a network in this process."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,13 @@ class Writer(Protocol):
     @property
     def most_tokens(self) -> int | None:
         """The most tokens of an answer; None: unknown."""
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what cannot be written, before anything is asked.
+
+        Raises:
+            UserError: what it is.
+        """
 
     def write(
         self, requests: Iterable[Request], keep: Callable[[Request, Answer], None]

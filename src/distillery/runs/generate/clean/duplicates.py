@@ -41,7 +41,7 @@ class NearDuplicateIndex:
         except ImportError as error:
             raise UserError(
                 "Near-duplicates are found by the package datasketch: pip install 'distillery[generate]'. To keep "
-                "them, set near_duplicate_prompts.threshold=null near_duplicate_texts.threshold=null."
+                "them, set their thresholds to null."
             ) from error
         self._ngram, self._threshold = ngram, threshold
         self._bands = MinHashLSH(threshold, PERMUTATIONS, WEIGHTS)
