@@ -35,6 +35,8 @@ def float_file(model: Exportable) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(exist_ok=True)
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     graph = BiLSTMGraph(model.student.net) if isinstance(model.student.net, BiLSTM) else model.graph
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -48,6 +50,8 @@ def float_file(model: Exportable) -> Path:
             verbose=False,
         )
     assert program is not None
+    # Of each node the exporter keeps the lines of source that it comes from: more bytes than a small network's weights.
+    ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props["preprocessing"] = json.dumps(model.preprocessing(in_graph=True))
     program.save(path)
     return path
