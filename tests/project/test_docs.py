@@ -161,6 +161,8 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
             given += [*once, "callbacks.checkpoint_last.every_n_epochs=1"]
             if "-m" not in arguments and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
                 given.append(f"hydra.run.dir=outputs/{number}")  # two runs of the same second have the same folder
+        if "sweep=edge" in arguments:
+            given.append("hydra.sweeper.n_trials=3")
         if "sweep=temperature" in arguments:
             given += ["loss.kd.temperature=1,2", "seed=0"]
         if "data=image_folder" in arguments:

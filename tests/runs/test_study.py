@@ -320,7 +320,7 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_sweep_file_composes(name: str) -> None:
-    if name == "optuna":
+    if name in ("optuna", "edge"):
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     cfg = compose("train", overrides=[f"sweep={name}", *DEMO], return_hydra_config=True)
     assert cfg.hydra.sweeper.params == OmegaConf.load(CONFIGS / "sweep" / f"{name}.yaml").hydra.sweeper.params

@@ -2,7 +2,6 @@
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +12,14 @@ from rich.console import Console
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from distillery.results.record import RunRecord
+from distillery.results.report.score import Score
 from distillery.runs import sweep
 from distillery.runs.trials import importances, trials_of, trials_table
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 SPACE = {"loss.kd.temperature": "interval(1, 8)", "optim.optimizer.lr": "tag(log, interval(0.003, 0.1))", "a": "x,y"}
-CONFIG = OmegaConf.create(
-    {"name": "search", "hydra": {"sweeper": {"params": SPACE}, "overrides": {"task": ["seed=[0,1]"]}}}
-)
+SWEEPER = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "params": SPACE}
+CONFIG = OmegaConf.create({"name": "search", "hydra": {"sweeper": SWEEPER, "overrides": {"task": ["seed=[0,1]"]}}})
 
 
 def notes(number: int, **scores: Any) -> list[dict[str, Any]]:
@@ -33,17 +32,19 @@ def notes(number: int, **scores: Any) -> list[dict[str, Any]]:
                 "optim.optimizer.lr": repr(0.003 + 0.09 * ((trial * 0.414) % 1)),
                 "a": "xy"[trial % 2],
             },
-            "score": scores.get(f"s{trial}", ((trial * 0.414) % 1) / 2) if seed else 0.0,
+            "score": (score := scores.get(f"s{trial}", ((trial * 0.414) % 1) / 2) if seed else 0.0),
+            "outcome": "failed" if score is None else "run",
+            "folder": f"{trial}/seed{seed}",
+            "target": None,
         }
         for trial in range(number)
         for seed in (0, 1)
     ]
 
 
-def shown(folder: Path, of: list[dict[str, Any]], **data: Any) -> str:
-    RunRecord("x", "kd", 0, "", data=data).write(folder)
+def shown(of: list[dict[str, Any]], **data: Any) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(trials_table(trials_of(of), folder, CONFIG))
+    console.print(trials_table(trials_of(of), Score.of_monitored(RunRecord("x", "kd", 0, "", data=data)), CONFIG))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -61,8 +62,8 @@ def test_of_few_trials_nothing_is_said() -> None:
 
 
 @pytest.mark.parametrize(("data", "best"), [({}, 2), ({"score_name": "bits", "higher_is_better": False}, 0)])
-def test_the_best_trial_is_the_tasks(data: dict[str, Any], best: int, tmp_path: Path) -> None:
-    said = shown(tmp_path, notes(4, s0=0.1, s1=0.2, s2=0.4, s3=None), **data)
+def test_the_best_trial_is_the_tasks(data: dict[str, Any], best: int) -> None:
+    said = shown(notes(4, s0=0.1, s1=0.2, s2=0.4, s3=None), **data)
     assert f"Best on the validation split: trial {best}, temperature=" in said
     assert "failed" in next(line for line in said.splitlines() if line.startswith("     3 "))
     assert ("20.00 ± 28.28" if not data else "0.2000 ± 0.2828") in said, "0 and 0.4"

@@ -22,8 +22,10 @@ from distillery.config.spec import (
     OptimSettings,
     Paths,
     Run,
+    Target,
     TrainerSettings,
     check_section,
+    has_budget,
     kinds,
 )
 from distillery.config.stages import RunSpec, Schedules, Stage, merged, stages_of
@@ -36,8 +38,10 @@ from distillery.results.record import leaves
 from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
 
-SECTIONS = "data task student teachers loss objective rollouts optim trainer callbacks logger paths stages".split()
-OPTIONAL = ("stages", "rollouts", "logger")  # `logger=[]` leaves none
+SECTIONS = (
+    "data task student teachers loss objective rollouts optim trainer callbacks logger paths stages target".split()
+)
+OPTIONAL = ("stages", "rollouts", "logger", "target")  # `logger=[]` leaves none
 FROM_RUN = frozenset(
     "logger callbacks default_root_dir use_distributed_sampler enable_model_summary enable_checkpointing".split()
 )  # arguments of the Trainer that run.py gives
@@ -110,6 +114,10 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
         _refuse_unchosen(override, cfg.loss)
         if re.match(r"\+*rollouts\.", override) and "_target_" not in (plain.get("rollouts") or {}):
             raise UserError(f"{override}: there are no rollouts, so this would change nothing. Set rollouts=on_policy.")
+        if override.startswith("target.format=") and not has_budget(plain.get("target")):
+            raise UserError(
+                f"{override}: without a budget this changes nothing. Set target.size_mb or target.latency_ms."
+            )
     words = {key: value for key, value in plain.items() if key not in SECTIONS}
     checked = plain | check_settings("", words, kinds(Run))
     checked["trainer"] = _trainer(plain["trainer"])
@@ -118,6 +126,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     checked["teachers"] = check_teachers(plain["teachers"], checked["trainer"].get("precision"), overrides, chosen)
     checked["optim"] = _optim(plain["optim"])
     checked["objective"] = check_section("objective", plain["objective"], ObjectiveSettings)
+    checked["target"] = check_section("target", plain.get("target") or {}, Target)
     checked["paths"] = check_section("paths", plain["paths"], Paths)
     losses = {name: _loss(name, node) for name, node in plain["loss"].items()}
     checked["loss"] = {name: losses[name][0] for name in losses_of(cfg)}

@@ -17,6 +17,7 @@ from distillery.config.names import NAME
 from distillery.config.targets import Kinds, check_settings, refuse_unknown
 from distillery.core.errors import UserError
 from distillery.core.kinds import Says, shown
+from distillery.results.exports import ExportFormat
 from distillery.tasks.metrics import mode_of
 
 MAX_SEED = 2**32 - 1  # NumPy's
@@ -179,6 +180,19 @@ class OptimSettings(TypedDict, total=False):
     layer_decay: Annotated[float, Gt(0), Le(1), Says("a number greater than 0 and of at most 1, or null")] | None
     lr_scale: Node  # see `LrScale`
     ema: EmaDecay | None
+
+
+class Target(TypedDict, total=False):
+    """What the exported student may take, see `runs/budget.py`; null: any."""
+
+    latency_ms: Annotated[FiniteFloat, Gt(0)] | None
+    size_mb: Annotated[FiniteFloat, Gt(0)] | None
+    format: ExportFormat
+
+
+def has_budget(target: Mapping[str, Any] | None) -> bool:
+    """Whether the settings of `Target` limit anything."""
+    return any((target or {}).get(limit) is not None for limit in ("latency_ms", "size_mb"))
 
 
 class Paths(TypedDict, total=False):

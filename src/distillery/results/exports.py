@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write
@@ -13,50 +13,67 @@ from distillery.results.layout import EXPORT, EXPORTS
 from distillery.results.record import RunRecord, finite
 
 VERSION = 1
+ExportFormat = Literal[  # each is made by an entry of runs/export/formats/registry.py
+    "safetensors", "onnx", "onnx_int8", "onnx_int8_static", "torch_export", "executorch", "gguf", "openvino"
+]
 
 
-@dataclass(frozen=True)
-class Export:
-    """One exported student, as it was measured in a fresh process on one thread.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one exported network takes, as it was measured in a fresh process on one thread.
 
     Attributes:
         format: `onnx`, `safetensors`, …
-        path: of the file or folder that is loaded, relative to the folder `export`.
         bytes: of all that it needs of its folder.
+        latency_ms_min, latency_ms_median: of a forward at batch 1.
+        busy: whether something else took the machine's time, so that the medians say little (see `core/latency.py`).
+        runtime: what ran it, with its version: `onnxruntime 1.23.2`.
+        cpu: the machine.
+    """
+
+    format: str
+    bytes: int
+    latency_ms_min: float
+    latency_ms_median: float
+    busy: bool
+    runtime: str
+    cpu: str
+
+    @property
+    def latency_ms(self) -> float:
+        """The median or, of a busy machine, the fastest forward, as in the report."""
+        return self.latency_ms_min if self.busy else self.latency_ms_median
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Measured):
+    """One exported student, proven to compute what the student does.
+
+    Attributes:
+        path: of the file or folder that is loaded, relative to the folder `export`.
         max_difference: the largest absolute difference of a logit from the student's own, on the test samples.
         agreement: the share of rows (samples, tokens or pixels) with the student's own prediction; None: they are
             numbers or vectors.
         score: on the test samples, in the unit and direction of the run's record.
         samples: how many test samples these are from; fewer than the test split has, if so many were asked for.
-        latency_ms_min, latency_ms_median: of a forward at batch 1.
-        batch_size, batch_latency_ms_min, batch_latency_ms_median: the same for a larger batch.
-        busy: whether something else took the machine's time, so that the medians say little (see `core/latency.py`).
+        batch_size, batch_latency_ms_min, batch_latency_ms_median: the latency of a larger batch.
         peak_memory_bytes: of the process that loaded and ran it, with Python and the libraries it needs.
         verified_in_fresh_process: whether another process loaded it and gave these outputs.
         needs: the Python packages that load it; `distillery` is one of them only where the network is built by it.
-        runtime: what ran it, with its version: `onnxruntime 1.23.2`.
-        cpu: the machine.
         remarks: for the user, such as which layers are quantised.
     """
 
-    format: str
     path: str
-    bytes: int
     max_difference: float
     agreement: float | None
     score: float
     samples: int
-    latency_ms_min: float
-    latency_ms_median: float
     batch_size: int
     batch_latency_ms_min: float
     batch_latency_ms_median: float
-    busy: bool
     peak_memory_bytes: int | None
     verified_in_fresh_process: bool
     needs: list[str]
-    runtime: str
-    cpu: str
     remarks: list[str] = field(default_factory=list)
 
     def loads_with(self, library: str) -> bool:

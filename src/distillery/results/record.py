@@ -16,11 +16,11 @@ from distillery.core.roles import FROZEN, role_of
 from distillery.results.layout import RECORD
 
 # Settings that do not change what is computed: where things lie, what they are called, how the run is watched.
-NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan".split())  # at the root of the config
+NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan target".split())  # at the config's root
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
 NO_NETWORK = "it is no network here"  # why a teacher was not compared with the student when the run was scored
-ADDED = {"remarks", "fidelity", "samples"}  # fields that old records lack
+ADDED = {"remarks", "fidelity", "samples", "target"}  # fields that old records lack
 
 
 def _now() -> str:
@@ -37,7 +37,7 @@ class RunRecord:
         seed: seed of the run; runs of one seed are compared as pairs.
         config_hash: identity of the job, see `runs/job.py`.
         overrides: the command line's own part of the config.
-        status: `running` from the first moment; `failed` keeps the message in `error`.
+        status: `running` from the first moment; `failed` and `over budget` keep the message in `error`.
         started: UTC, ISO 8601.
         git: `commit`, `dirty`.
         environment: versions and machine (see `environment.py`); `scored_on`: cpu or cuda.
@@ -76,6 +76,9 @@ class RunRecord:
             median), `cpu_share` (median share of a forward's time in which the thread computed), `busy` (whether the
             machine was, so that the median says little), `repeats`, `threads`, `batch_size` and `input` (the shape of
             one sample).
+        target: where the config has a budget (see `runs/budget.py`), by format of the export: `measured`, the fields of
+            `exports.Measured` of the untrained student; and `validation`, what the trained one scores on the validation
+            split as it is exported, in the figure that `monitored` names.
         seconds: wall-clock time of the run.
         timeline: one entry an epoch, by the field names of `timeline.Epoch`.
         remarks: notes on the networks for the user: what was done to their weights and classes.
@@ -88,7 +91,7 @@ class RunRecord:
     seed: int
     config_hash: str
     overrides: list[str] = field(default_factory=list)
-    status: Literal["running", "finished", "failed"] = "running"
+    status: Literal["running", "finished", "failed", "over budget"] = "running"
     started: str = field(default_factory=_now)
     git: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +103,7 @@ class RunRecord:
     fidelity: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: list[dict[str, str]] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float | None = None
     error: str | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)

@@ -32,6 +32,7 @@ from distillery.data.target_files import SUFFIXES
 from distillery.models.weight_files import is_weights_file
 from distillery.results.layout import CONFIG, RECORD, RESULTS
 from distillery.results.record import RunRecord, computed_settings, config_hash, leaves
+from distillery.runs.budget import Budget, OverBudget
 from distillery.runs.checkpoints import moved
 from distillery.runs.folder_lock import FolderLock
 from distillery.teachers.cache_format import MANIFEST
@@ -51,12 +52,14 @@ class Job:
         label: what a study calls it.
         fingerprints: SHA-256 of the data sets read so far, and of the soft labels in them, by their settings. The jobs
             of a study share them.
+        measured: what the export of its student takes, by format (see `budget.py`). The seeds of a trial share it.
     """
 
     spec: RunSpec
     overrides: Sequence[str] = ()
     label: str = ""
     fingerprints: dict[str, tuple[str, str]] = field(default_factory=dict)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def cfg(self) -> DictConfig:
@@ -65,6 +68,15 @@ class Job:
     @property
     def folder(self) -> Path:
         return Path(self.cfg.paths.run)
+
+    @property
+    def budget(self) -> Budget | None:
+        """What its exported student may take; None: anything."""
+        return Budget.of(self.cfg)
+
+    def is_measured(self, record: RunRecord | None) -> bool:
+        """Whether a record says what the export of the student takes, or it may take anything."""
+        return self.budget is None or (record is not None and self.budget.format in record.target)
 
     def identity(self) -> str:
         """SHA-256 of what is computed: the config without names, paths, loggers, progress bars and worker counts.
@@ -108,7 +120,7 @@ class Job:
             return None
         if record.config_hash == self.identity() and self._has_same_data(record):
             return record if record.data else None  # without: it was refused before anything was built
-        if replace or (record.status == "failed" and not left):
+        if replace or (record.status in ("failed", "over budget") and not left):
             return None
         if not is_main():  # of a launcher, such as torchrun: the first rank decides, and `SameJob` compares the others
             return None
@@ -118,14 +130,22 @@ class Job:
         )
 
     def record_failure(self, error: Exception) -> None:
-        """Leave a record of the error, also where it came before training. The folder of another job stays as it is."""
+        """Leave a record of the error, also where it came before training. The folder of another job stays as it is.
+
+        A finished run stays finished.
+        """
         with suppress(UserError), FolderLock(self.folder):
             record = self.found()
             if record is None:
                 remove_results(self.folder)
                 cfg = self.cfg
                 record = RunRecord(cfg.name, cfg.method, cfg.seed, self.identity(), list(self.overrides))
-            record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+            if isinstance(error, OverBudget):
+                record = error.record
+            if record.status != "finished" and isinstance(error, OverBudget):
+                record.status, record.error = "over budget", error.said
+            elif record.status != "finished":
+                record.status, record.error = "failed", f"{type(error).__name__}: {error}"
             record.write(self.folder)
 
     def _has_same_data(self, record: RunRecord) -> bool:

@@ -15,7 +15,8 @@ from distillery.core.errors import UserError
 from distillery.core.process import is_main, processes
 from distillery.core.terminal import telling
 from distillery.results.record import RunRecord
-from distillery.runs.checkpoints import Resumption, last_checkpoint
+from distillery.runs.checkpoints import Resumption, last_checkpoint, written_checkpoints
+from distillery.runs.export.candidate import refuse_missing_format, refuse_over_budget
 from distillery.runs.folder_lock import FolderLock
 from distillery.runs.job import Job
 from distillery.runs.loggers import log_config, log_scores, tracked
@@ -70,8 +71,9 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
         callbacks: more callbacks beside those of the config; they are called in this process only.
 
     Raises:
-        UserError: before anything is trained, if config, data, networks or losses do not fit together, or the folder
-            holds another job; or when training itself breaks off (NaN), which is recorded in the folder.
+        UserError: before anything is trained, if config, data, networks or losses do not fit together, the student is
+            over its budget (`OverBudget`), or the folder holds another job; or when training itself breaks off (NaN),
+            which is recorded in the folder.
         SystemExit: on SIGTERM (143), and on Ctrl-C during the fit (1). The run is recorded as failed, too.
     """
     return run_job(Job(check(cfg, overrides), overrides), callbacks)
@@ -86,16 +88,21 @@ def run_job(job: Job, callbacks: Sequence[L.Callback] = ()) -> Result:
 def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
     # Look at what the folder already holds.
     before = job.found()
+    refuse_missing_format(job)
+    if before and (before.status == "finished" or job.is_measured(before)):
+        refuse_over_budget(job, before)
     if before and before.status == "finished":
         return Result(before, job.folder)
     spec = job.spec.resuming(job.folder if before else None)
-    checkpoint = last_checkpoint(job.folder) if before else None
+    begun = before and (before.status != "over budget" or written_checkpoints(job.folder))
+    checkpoint = last_checkpoint(job.folder) if begun else None
     position = Position.saved(checkpoint)
     # Build data, networks and objective; nothing has been written so far.
     sequence = StageSequence(spec)
     show = telling() and is_main()
-    if sequence.several and position == Position():
-        sequence.rehearse(show)
+    last = None
+    if sequence.several and (position == Position() or not job.is_measured(before)):
+        last = sequence.rehearse(show)
     sequence.begin(position.place, position.students)
     if show and not sequence.several:
         show_plan(sequence.parts)
@@ -103,6 +110,7 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
     record = describe(sequence, job.identity(), job.overrides)
     if before:
         record = continued(record, before, job.folder)
+    refuse_over_budget(job, record, last or sequence.parts)
     with (
         Termination(job.folder) as termination,
         tracked(saved, record, job.folder) as loggers,

@@ -145,5 +145,5 @@ def continued(record: RunRecord, before: RunRecord, folder: Path) -> RunRecord:
             f"{folder} cannot be resumed: {f'in stage {stage!r} ' if stage else ''}{what} that it was started with. "
             f"Put back what was there, point {setting} of its config.yaml to it, or start a new run."
         )
-    kept = {name: getattr(before, name) for name in ("config_hash", "overrides", "started", "seconds")}
+    kept = {name: getattr(before, name) for name in ("config_hash", "overrides", "started", "seconds", "target")}
     return replace(record, **kept, sources=record.sources | before.sources)

@@ -17,15 +17,22 @@ from omegaconf import DictConfig
 
 from distillery.config.sweep_words import SWEPT, swept_settings, swept_values
 
-Outcome = Literal["kept", "run", "failed"]
+Outcome = Literal["kept", "run", "failed", "over budget"]
 JOURNAL = "DISTILLERY_JOURNAL"  # names the file of the notes: a job's own `hydra.sweep.dir` may differ (`name=a,b`)
 
 
-def note(outcome: Outcome, folder: Path, score: float | None = None) -> None:
-    """Note what became of the job, or of one seed of it, in this run folder; and its validation score."""
+def note(outcome: Outcome, folder: Path, score: float | None = None, target: Mapping[str, Any] | None = None) -> None:
+    """Note what became of the job, or of one seed of it, in this run folder; its validation score and its budget."""
     job = {"job": HydraConfig.get().job.num, "swept": swept_values()}
     with Path(os.environ[JOURNAL]).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"outcome": outcome, "folder": str(folder), "score": score, **job}) + "\n")
+        line = {"outcome": outcome, "folder": str(folder), "score": score, "target": target, **job}
+        file.write(json.dumps(line) + "\n")
+
+
+def noted() -> list[dict[str, Any]]:
+    """The notes of the jobs of this sweep so far."""
+    journal = Path(os.environ[JOURNAL])
+    return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()] if journal.exists() else []
 
 
 class SweepSummary(Callback):
@@ -34,7 +41,7 @@ class SweepSummary(Callback):
     Listed under `hydra.callbacks`.
 
     Raises:
-        SystemExit: 1 at the end, if a job failed.
+        SystemExit: 1 at the end, if a job failed, or all are over their budget.
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -45,34 +52,46 @@ class SweepSummary(Callback):
         os.environ[SWEPT] = json.dumps(swept_settings(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        notes = noted()
         journal = Path(os.environ.pop(JOURNAL))
         del os.environ[SWEPT]
-        if not journal.exists():  # the plans were shown
+        if not notes:  # the plans were shown
             return
-        notes = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
         journal.unlink()
         _report(notes, config)
         folders = {o: [each["folder"] for each in notes if each["outcome"] == o] for o in get_args(Outcome)}
-        counts = ", ".join(f"{len(those)} {outcome}" for outcome, those in folders.items())
+        budget = any(each["target"] for each in notes)
+        counts = ", ".join(f"{len(those)} {o}" for o, those in folders.items() if budget or o != "over budget")
         print(f"{counts}: {config.hydra.sweep.dir}", *(f"failed: {where}" for where in folders["failed"]), sep="\n")
-        if folders["failed"]:
+        if folders["failed"] or len(folders["over budget"]) == len(notes):
             sys.exit(1)
 
 
 def _report(notes: Sequence[Mapping[str, Any]], config: DictConfig) -> None:
     """The report on these runs and the others in the sweep's folder. An error is printed: the sweep itself is done."""
+    from rich.console import Group
+
     from distillery.config.explain import user_message
-    from distillery.core.terminal import say
+    from distillery.core.terminal import plain_console, say
+    from distillery.results.record import RunRecord
+    from distillery.results.report.score import Score
     from distillery.runs.show_report import show_report
     from distillery.runs.trials import trials_of, trials_table
+    from distillery.runs.winner import winner
 
     out, runs = Path(config.hydra.sweep.dir), [Path(each["folder"]) for each in notes]
     elsewhere = [run for run in runs if not run.is_relative_to(out.resolve())]
     try:
-        optuna = "optuna" in config.hydra.sweeper._target_
-        finished = [each["folder"] for each in notes if each["outcome"] != "failed"]
-        trials = trials_table(trials_of(notes), Path(finished[0]), config) if optuna and finished else None
+        known = [each["folder"] for each in notes if each["outcome"] != "failed"]
+        budget = any(each["target"] for each in notes)
+        shown = None
+        if known and (budget or "optuna" in config.hydra.sweeper._target_):
+            trials, score = trials_of(notes), Score.of_monitored(RunRecord.read(Path(known[0])))
+            shown = Group(trials_table(trials, score, config), *([winner(trials, score)] if budget else []))
+        if shown and not any(each["outcome"] in ("kept", "run") for each in notes):
+            plain_console().print(shown)
+            return
         folders = [*([out] if len(elsewhere) < len(runs) else []), *elsewhere]
-        show_report(folders, out, f"Sweep of {config.name}", trials)
+        show_report(folders, out, f"Sweep of {config.name}", shown)
     except Exception as error:  # of which Hydra would make a warning
         say(f"No report: {user_message(error, 'report') or ''.join(traceback.format_exception(error))}")

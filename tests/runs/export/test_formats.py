@@ -22,8 +22,8 @@ from distillery.models.cost import count_parameters
 from distillery.results.exports import read_exports
 from distillery.results.layout import PREDICTIONS
 from distillery.results.record import RunRecord
-from distillery.runs.export import export as module
 from distillery.runs.export.export import export
+from distillery.runs.export.formats import registry
 from distillery.runs.export.formats.artefact import Artefact
 from distillery.runs.export.formats.gguf import CONVERTER
 from distillery.runs.export.formats.registry import FORMATS
@@ -87,6 +87,7 @@ def test_images(teacher: Path, command: Command, tmp_path: Path) -> None:
         assert each.bytes > 4 * count_parameters(rebuilt(run, "test")[1].net)
         assert "distillery" not in each.needs
     assert exports["onnx"].bytes == (run / "export" / "onnx" / "model.onnx").stat().st_size
+    assert b".py" not in (run / "export" / "onnx" / "model.onnx").read_bytes(), "nothing of the code it comes from"
     assert exports["onnx"].peak_memory_bytes < exports["safetensors"].peak_memory_bytes, "onnxruntime alone, not torch"
     said = json.loads((run / "export" / "onnx" / "preprocessing.json").read_text())
     assert said["inputs"]["image"]["shape"] == ["batch", 1, 8, 8]
@@ -254,7 +255,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert answer.code == 2
     assert "to=onxx: there is no such format. Did you mean 'onnx'" in answer.err
     assert "Leave out= out" in command(export_command, f"run={teacher}", "to=onnx", "out=elsewhere").err
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "onnxruntime" else object())
     answer = command(export_command, f"run={teacher}", "to=onnx")
     assert "to=onnx needs onnxruntime: pip install -e '.[export]'" in answer.err
     assert not (teacher / "export").exists()

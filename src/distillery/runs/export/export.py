@@ -5,20 +5,20 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distillery.core.errors import UserError, did_you_mean
+from distillery.core.errors import UserError
 from distillery.core.files import atomic_folder, atomic_write
 from distillery.core.hub import quiet
 from distillery.core.terminal import say
 from distillery.models.text.export import CARD
 from distillery.results.exports import Export, read_exports, write_exports
 from distillery.results.layout import EXPORT
+from distillery.results.record import RunRecord
 from distillery.runs.export.exportable import Exportable, exportable
 from distillery.runs.export.formats.artefact import Artefact, Format
-from distillery.runs.export.formats.registry import FORMATS
+from distillery.runs.export.formats.registry import installed
 from distillery.runs.export.model_card import model_card, snippet_of
 from distillery.runs.export.preprocessing import PREPROCESSING
 from distillery.runs.export.proof import prove
@@ -53,9 +53,7 @@ def export(
             that cannot hold this student; and later an export that does not compute what the student does, or a full
             disk. Formats that were finished before stay.
     """
-    chosen = {name: _known(name) for name in dict.fromkeys(formats)}
-    for name, each in chosen.items():
-        _refuse_missing(name, each)
+    chosen = {name: installed(name, "to") for name in dict.fromkeys(formats)}
     if push_to_hub is not None:
         refuse_name(push_to_hub)
     with tempfile.TemporaryDirectory(prefix="distill-export") as scratch:
@@ -67,46 +65,36 @@ def export(
         for name, each in chosen.items():
             say(f"{name}: writing")
             with _disk_errors(name, run), atomic_folder(run / EXPORT / name) as folder:
-                artefact = each.write(model, folder)
-                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                _describe(model, artefact, folder)
+                artefact, size = write_artefact(each, model, folder)
                 done.append(prove(name, artefact, size, model, samples, batch_size, repeats))
             write_exports(run, done[-1:])
             with atomic_write(run / EXPORT / CARD) as unfinished:
-                unfinished.write_text(_card(model), encoding="utf-8")
+                unfinished.write_text(_card(run, model), encoding="utf-8")
         if push_to_hub is not None:
-            say(f"Uploaded: {push(run / EXPORT, read_exports(run), push_to_hub, _card(model, push_to_hub))}")
+            say(f"Uploaded: {push(run / EXPORT, read_exports(run), push_to_hub, _card(run, model, push_to_hub))}")
     return done
 
 
-def _known(name: str) -> Format:
-    if name not in FORMATS:
-        raise UserError(f"to={name}: there is no such format." + did_you_mean(name, FORMATS))
-    return FORMATS[name]
-
-
-def _refuse_missing(name: str, chosen: Format) -> None:
-    if missing := [module for module in chosen.modules if find_spec(module) is None]:
-        raise UserError(f"to={name} needs {', '.join(missing)}: pip install -e '.[{chosen.extra}]'")
-
-
-def _describe(model: Exportable, artefact: Artefact, folder: Path) -> None:
-    """Write beside the network how its inputs are made."""
+def write_artefact(chosen: Format, model: Exportable, folder: Path) -> tuple[Artefact, int]:
+    """Write the network, and beside it how its inputs are made; returns it with its size in bytes."""
+    artefact = chosen.write(model, folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     said = json.dumps(model.preprocessing(artefact.in_graph), indent=2, ensure_ascii=False)
     (folder / PREPROCESSING).write_text(f"{said}\n", encoding="utf-8")
     if model.tokenizer is not None:
         with quiet():
             model.tokenizer.save_pretrained(folder)
+    return artefact, size
 
 
-def _card(model: Exportable, repo: str | None = None) -> str:
+def _card(run: Path, model: Exportable, repo: str | None = None) -> str:
     """The model card of all formats that are there, in this folder or in a repository of the hub."""
-    exports = read_exports(model.folder)
+    exports = read_exports(run)
     said = model.preprocessing(in_graph=True)
     place = "Paths are those of this folder" + (f': `huggingface_hub.snapshot_download("{repo}")`.' if repo else ".")
     parts = [f"### {each.format}\n\n{_usage(model, each, said, repo)}" for each in exports]
     snippet = "\n\n".join([place, *parts])
-    return model_card(model.record, model.cfg, model.student.net, model.folder, snippet, exports)
+    return model_card(RunRecord.read(run), model.cfg, model.student.net, run, snippet, exports)
 
 
 def _usage(model: Exportable, export: Export, said: Mapping[str, Any], repo: str | None) -> str:

@@ -1,4 +1,4 @@
-"""A finished run's student, with all that its exports are made from and compared with."""
+"""A student, with all that its exports are made from and compared with."""
 
 import copy
 from collections.abc import Mapping
@@ -11,11 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from distillery.config.build import Parts
 from distillery.config.networks import TOKENIZER, run_config
+from distillery.config.students import blank_student
 from distillery.data.module import Data
 from distillery.data.tokenizers import load_tokenizer
 from distillery.models.taps.network import Network
-from distillery.results.record import RunRecord
 from distillery.runs.export.graph import graph_inputs, graph_of
 from distillery.runs.export.preprocessing import preprocessing
 from distillery.runs.export.transformers_folder import describe_task, for_conversations
@@ -25,14 +26,13 @@ from distillery.tasks.task import Task
 
 @dataclass(frozen=True)
 class Exportable:
-    """The student of the run in `folder`, on the CPU.
+    """A student, trained or not, on the CPU.
 
     Attributes:
+        cfg: of its run, with every open setting filled in.
         scratch: a folder for files that several formats are made from.
     """
 
-    folder: Path
-    record: RunRecord
     cfg: DictConfig
     student: Network
     data: Data
@@ -83,13 +83,31 @@ class Exportable:
         return preprocessing(self.student, self.data, type(self.task), self.cfg, self.inputs, in_graph)
 
 
-def exportable(folder: Path, scratch: Path) -> Exportable:
-    """Rebuild the student of a finished run, its data and its task.
+def exportable(folder: Path, scratch: Path, split: str = "test") -> Exportable:
+    """Rebuild the student of a finished run, its data with this split, and its task.
 
     Raises:
         UserError: see `rebuilt`.
     """
-    record, student, data, task = rebuilt(folder, "test")
+    _, student, data, task = rebuilt(folder, split)
+    return _described(run_config(str(folder), "run"), student, data, task, scratch)
+
+
+def untrained(parts: Parts, scratch: Path) -> Exportable:
+    """The student of a run that has not begun, as it would be exported: with the same layers and other weights.
+
+    All its tensors differ, as after training: exporters keep one of those that are alike, such as new biases.
+    """
+    sixteen = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+    with torch.random.fork_rng(devices=[]):
+        student = blank_student(parts.cfg.student, sixteen.get(str(parts.cfg.trainer.precision), torch.float32))
+        for tensor in student.net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor += 0.1 * torch.rand_like(tensor)
+    return _described(parts.cfg, student, parts.data, parts.distiller.task, scratch)
+
+
+def _described(cfg: DictConfig, student: Network, data: Data, task: Task, scratch: Path) -> Exportable:
     student = student.to("cpu").eval()
     describe_task(student.net, type(task), data.classes)
-    return Exportable(folder, record, run_config(str(folder), "run"), student, data, task, scratch)
+    return Exportable(cfg, student, data, task, scratch)

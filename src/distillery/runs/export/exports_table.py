@@ -24,18 +24,14 @@ def columns(record: RunRecord, exports: Sequence[Export]) -> list[str]:
 
 def row(record: RunRecord, export: Export) -> list[str]:
     """The cells of an export. A latency is the median, or of a busy machine the fastest forward, as in the report."""
-    once, several = (
-        (export.latency_ms_min, export.batch_latency_ms_min)
-        if export.busy
-        else (export.latency_ms_median, export.batch_latency_ms_median)
-    )
+    several = export.batch_latency_ms_min if export.busy else export.batch_latency_ms_median
     return [
         export.format,
         size(export.bytes),
         in_unit(math.nan if export.score is None else export.score, Score.of_record(record.data)),
         NONE if export.agreement is None else f"{100 * export.agreement:.2f}",
         f"{export.max_difference:.2g}",
-        f"{once:.3g}",
+        f"{export.latency_ms:.3g}",
         f"{several:.3g}",
         NONE if export.peak_memory_bytes is None else size(export.peak_memory_bytes),
     ]

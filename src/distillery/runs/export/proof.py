@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from distillery.core.errors import UserError
 from distillery.core.terminal import plain_console
 from distillery.losses.signals import Signals
 from distillery.results.environment import environment
-from distillery.results.exports import Export
+from distillery.results.exports import Export, Measured
 from distillery.runs.export import fresh_process
 from distillery.runs.export.exportable import Exportable
 from distillery.runs.export.formats.artefact import Artefact
@@ -32,12 +32,16 @@ ROUNDING = 1e-3  # by how much, of the largest logit (at least 1), an exact expo
 class FreshProcess:
     """A process that has loaded an artefact, see `fresh_process.py`.
 
+    Args:
+        setting: that asked for the format, for errors.
+        repeats: forwards that are timed.
+
     Raises:
         UserError: it cannot load it, or fails later.
     """
 
-    def __init__(self, name: str, artefact: Artefact, repeats: int) -> None:
-        self.name = name
+    def __init__(self, setting: str, artefact: Artefact, repeats: int) -> None:
+        self.setting = setting
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 – `__exit__` closes it
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(fresh_process.__file__)],  # -P: the files beside the script are no modules
@@ -72,13 +76,18 @@ class FreshProcess:
             self.errors.seek(0)
             said = self.errors.read().decode(errors="replace").strip().splitlines()
             raise UserError(
-                f"to={self.name}: the exported student does not run in a process of its own: "
+                f"{self.setting}: the exported student does not run in a process of its own: "
                 f"{said[-1] if said else f'exit code {self.process.returncode}'}"
             ) from None
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The logits of a batch."""
         return torch.from_numpy(self.ask(("run", {name: values.numpy() for name, values in inputs.items()})))
+
+    def time(self, model: Exportable, count: int) -> tuple[float, float, bool]:
+        """Milliseconds of a forward of `count` samples, fastest and median, and whether the machine was busy."""
+        minimum, median, busy = self.ask(("time", _samples(model, count)))
+        return round(minimum, 4), round(median, 4), busy
 
     def __enter__(self) -> "FreshProcess":
         return self
@@ -150,7 +159,7 @@ def prove(
     Raises:
         UserError: it does not run, or should give the student's outputs and does not.
     """
-    with FreshProcess(name, artefact, repeats) as process:
+    with FreshProcess(f"to={name}", artefact, repeats) as process:
         compared = Compared(model, process)
         batches = _progress(name, model, samples)
         found = evaluate(compared, batches, model.task, model.task.outputs(model.data))
@@ -159,28 +168,37 @@ def prove(
                 f"to={name}: the exported student does not compute what the student does: a logit differs by "
                 f"{compared.difference:.3g}, where the largest is {compared.scale:.3g}. It is not written."
             )
-        single, several = (process.ask(("time", _samples(model, count))) for count in (1, batch_size))
+        taken = measured(name, artefact, size, model, process)
+        minimum, median, busy = process.time(model, batch_size)
         return Export(
-            format=name,
+            **asdict(replace(taken, busy=taken.busy or busy)),
             path=f"{name}/{artefact.path.name}" if artefact.path.is_file() else name,
-            bytes=size,
             max_difference=compared.difference,
             agreement=compared.agreement,
             score=found.score,
             samples=len(found.index.unique()),
-            latency_ms_min=round(single[0], 4),
-            latency_ms_median=round(single[1], 4),
             batch_size=batch_size,
-            batch_latency_ms_min=round(several[0], 4),
-            batch_latency_ms_median=round(several[1], 4),
-            busy=single[2] or several[2],
+            batch_latency_ms_min=minimum,
+            batch_latency_ms_median=median,
             peak_memory_bytes=process.ask(("memory", None)),
             verified_in_fresh_process=True,
             needs=list(artefact.needs),
-            runtime=f"{artefact.runtime} {process.version}",
-            cpu=str(environment()["cpu"]),
             remarks=list(artefact.remarks),
         )
+
+
+def measured(name: str, artefact: Artefact, size: int, model: Exportable, process: FreshProcess) -> Measured:
+    """What an artefact of `size` bytes takes in the process that has loaded it."""
+    minimum, median, busy = process.time(model, 1)
+    return Measured(
+        format=name,
+        bytes=size,
+        latency_ms_min=minimum,
+        latency_ms_median=median,
+        busy=busy,
+        runtime=f"{artefact.runtime} {process.version}",
+        cpu=str(environment()["cpu"]),
+    )
 
 
 def _samples(model: Exportable, count: int) -> dict[str, NDArray[Any]]:

@@ -97,15 +97,17 @@ class StageSequence:
 
     # Stages, built one after the other
 
-    def rehearse(self, show: bool) -> None:
+    def rehearse(self, show: bool) -> Parts:
         """Build every stage once, so that what cannot work is refused before the first is trained.
 
         Students that are not yet trained stand in for the trained ones.
 
         Args:
             show: print what each stage is made of, and what it costs.
+
+        Returns: the parts of the last stage.
         """
-        former = None
+        former: Parts | None = None
         rows = []
         with TemporaryDirectory(prefix="distillery-") as folder:
             for place, stage in enumerate(self.stages):
@@ -119,6 +121,8 @@ class StageSequence:
                     self._loaded.forget(parts.distiller.frozen[name])
         if show and self.several:
             plain_console().print(stage_table(rows))
+        assert former is not None
+        return former
 
     def begin(self, place: int = 0, students: Mapping[str, str] | None = None) -> None:
         """Build the parts of a stage, after those of the stages before it, as a run that was not stopped has done.

@@ -1,5 +1,8 @@
-"""The formats by their names in `to=`."""
+"""The formats by their names in `to=` and `target.format`."""
 
+from importlib.util import find_spec
+
+from distillery.core.errors import UserError, did_you_mean
 from distillery.runs.export.formats import executorch, gguf, onnx, onnx_int8, openvino, safetensors, torch_export
 from distillery.runs.export.formats.artefact import Format
 
@@ -15,3 +18,20 @@ FORMATS = {
     "gguf": Format(gguf.write, "lm", ("gguf",), gguf.unfit),
     "openvino": Format(openvino.write, "openvino", ("onnx", "onnxscript", "openvino")),
 }
+
+
+def installed(name: str, setting: str) -> Format:
+    """The format of this name.
+
+    Args:
+        setting: that names it, for errors.
+
+    Raises:
+        UserError: there is none, or its packages are missing.
+    """
+    if name not in FORMATS:
+        raise UserError(f"{setting}={name}: there is no such format." + did_you_mean(name, FORMATS))
+    chosen = FORMATS[name]
+    if missing := [module for module in chosen.modules if find_spec(module) is None]:
+        raise UserError(f"{setting}={name} needs {', '.join(missing)}: pip install -e '.[{chosen.extra}]'")
+    return chosen
