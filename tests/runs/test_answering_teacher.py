@@ -47,7 +47,10 @@ class Network:
 
 
 def test_from_prompts_to_a_student(cli: Cli, tmp_path: Path) -> None:
-    """The student learns the teacher's distribution; where nothing is known, the teacher says nothing."""
+    """The student learns the teacher's distribution; where nothing is known, the teacher says nothing.
+
+    Another one learns the texts alone, cleaned of what the test set has.
+    """
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"question {number}"} for number in range(24)])
     with running(FakeWriter(Network(tmp_path / "teacher"))) as server:
         words = [f"prompts={prompts}", f"base_url={server.url}/v1", f"model={MODEL}", "out=answers"]
@@ -57,6 +60,7 @@ def test_from_prompts_to_a_student(cli: Cli, tmp_path: Path) -> None:
     row = json.loads(Path("answers/logprobs.jsonl").read_text().splitlines()[0])
     assert len(row["logprobs"]) == LENGTH
     assert len(row["logprobs"][0][2]) == 12
+    write_jsonl(prompts.parent / "test.jsonl", [{"prompt": "question 0", "completion": "the answer"}])
     given = ["task=causal_lm", "task.weight=0", "data=messages", "data.source.path=answers/answers.jsonl"]
     given += [f"data.tokenizer={tmp_path / 'teacher'}", "data.max_length=64", "data.batch_size=4", "optim=adamw"]
     given += ["model/student=causal_lm", *TINY_STUDENT, "model/teacher=answers", "logger=csv", "trainer.max_epochs=8"]
@@ -68,6 +72,15 @@ def test_from_prompts_to_a_student(cli: Cli, tmp_path: Path) -> None:
     entry = RunRecord.read(Path("run")).teachers["main"]
     assert entry["score"] is None
     assert any("of the probability on average" in remark for remark in RunRecord.read(Path("run")).remarks)
+    near = ["near_duplicate_prompts.threshold=null", "near_duplicate_texts.threshold=null"]  # its answers are alike
+    code, said = cli(
+        "clean", "path=answers/answers.jsonl", f"against={prompts.parent / 'test.jsonl'}", "out=cleaned", *near
+    )
+    assert (code, "contamination" in said) == (0, True), said
+    texts = ["data.source.path=cleaned/clean.jsonl", f"data.source.test={prompts.parent / 'test.jsonl'}"]
+    alone = ["model/teacher=none", "task.weight=1", "trainer.max_epochs=1", "hydra.run.dir=alone"]
+    code, said = cli("train", *given, *texts, *alone)
+    assert (code, "test bits per byte" in said) == (0, True), said
     code, said = cli("train", *given, *teacher, "loss/response=[kd]", "hydra.run.dir=other")
     assert (code, "topk_kd" in said) == (2, True)
     code, said = cli("train", *given, *teacher, *loss, "teachers.main.k=2", "hydra.run.dir=other")
