@@ -305,6 +305,8 @@ def _refuse_sharded(plain: Mapping[str, Any]) -> None:
         raise UserError("optim.ema: hardware=fsdp2 shards the student, but not its average. Use hardware=ddp.")
     if plain["student"].get("lora"):
         raise UserError("student.lora: hardware=fsdp2 would shard its matrices by themselves. Use hardware=ddp.")
+    if plain["student"].get("qat"):
+        raise UserError("student.qat: hardware=fsdp2 would shard the rows that have one scale. Use hardware=ddp.")
     if plain["objective"].get("balance"):
         raise UserError("objective.balance=auto goes backward several times a step, which hardware=fsdp2 cannot.")
     if plain.get("rollouts"):

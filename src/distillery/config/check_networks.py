@@ -70,6 +70,11 @@ def check_student(node: Mapping[str, Any]) -> dict[str, Any]:
                 "student.lora: give its settings, as {r: 8, alpha: 16}, and a student that is trained already "
                 "(student.weights or student.initialise): of a new one nothing else would be learnt."
             )
+        if checked.get("qat"):
+            raise UserError(
+                "student.qat rounds the weights that are trained, and with student.lora others are. Train with LoRA "
+                "first, and start from that run: student.weights=<its folder>"
+            )
     return checked
 
 

@@ -15,6 +15,7 @@ from distillery.core.paths import CONFIGS
 from distillery.core.roles import EMA, FROZEN, PEER, SERVED, role_of
 from distillery.data.module import Data
 from distillery.models.adapters import Adapter, ImageAdapter, TextAdapter
+from distillery.models.qat import Scheme, simulate
 from distillery.models.taps.network import Network
 from distillery.models.weight_files import is_weights_file
 from distillery.models.weights import Loaded, OtherHead, load_weights
@@ -216,6 +217,8 @@ def build_teacher(cfg: DictConfig, name: str, batch: Mapping[str, Tensor] | None
         )
     net = initialised(cfg, name)
     stored, remarks = fill(net, cfg, name)
+    if scheme := _trained_as(str(cfg.weights)):
+        remarks = [*remarks, simulate(net, scheme)]
     trained, made = ((getattr(net, "pretrained_cfg", None) or {}).get("num_classes"), getattr(net, "num_classes", 0))
     if cfg.weights == "pretrained" and trained is not None and made and made != trained:
         raise UserError(
@@ -236,6 +239,12 @@ def build_teacher(cfg: DictConfig, name: str, batch: Mapping[str, Tensor] | None
         except UserError as error:
             raise named(f"teachers.{name}", error) from None
     return teacher
+
+
+def _trained_as(weights: str) -> Scheme | None:
+    """`student.qat` of the run that weights are of, without which they are those of another network."""
+    config = Path(run_folder_of(weights)) / CONFIG
+    return OmegaConf.load(config).student.get("qat") if config.is_file() else None  # type: ignore[union-attr]
 
 
 def other_statistics(cfg: DictConfig, net: nn.Module) -> list[str]:

@@ -77,6 +77,7 @@ class Student(TypedDict, total=False):
     input: ImageInput | TextInput
     initialise: Node | None  # see `Initialise`
     lora: Node | None  # see `Lora`
+    qat: Literal["int8_dynamic", "8da4w", "int4_weight_only", "int2_weight_only"] | None  # see `models/qat.py`
     gradient_checkpointing: bool
 
 

@@ -15,6 +15,7 @@ from distillery.config.networks import adapter, built, fill, initialised, other_
 from distillery.core.errors import UserError
 from distillery.data.module import Data
 from distillery.models.lora import add_lora, merged_state
+from distillery.models.qat import simulate
 from distillery.models.taps.network import Network
 from distillery.results.layout import CONFIG
 
@@ -39,6 +40,8 @@ def build_student(cfg: DictConfig, data: Data | None = None, **parts: Any) -> Ne
         remarks = _initialise(net, cfg, settings, data)
     if settings := cfg.get("lora"):
         add_lora(net, **settings)
+    if scheme := cfg.get("qat"):
+        remarks = [*remarks, simulate(net, scheme)]
     if cfg.get("gradient_checkpointing"):
         _checkpoint_activations(net)
     student = Network(net, adapter(cfg, net), name="student")

@@ -95,7 +95,7 @@ def validated(budget: Budget, record: RunRecord, folder: Path) -> float | None:
 def _loaded(name: str, model: Exportable) -> Iterator[tuple[Artefact, int, FreshProcess]]:
     """Within: the student in this format, its size in bytes, and a process that has loaded it."""
     chosen = installed(name, SETTING)
-    if reason := chosen.unfit(model):
+    if reason := chosen.refusal(model):
         raise UserError(f"{SETTING}={name}: {reason}")
     with TemporaryDirectory(dir=model.scratch) as folder:
         artefact, size = write_artefact(chosen, model, Path(folder))

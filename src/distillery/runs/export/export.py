@@ -59,7 +59,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix="distill-export") as scratch:
         model = exportable(run, Path(scratch))
         for name, each in chosen.items():
-            if reason := each.unfit(model):
+            if reason := each.refusal(model):
                 raise UserError(f"to={name}: {reason}")
         done: list[Export] = []
         for name, each in chosen.items():

@@ -16,6 +16,7 @@ from distillery.config.networks import TOKENIZER, run_config
 from distillery.config.students import blank_student
 from distillery.data.module import Data
 from distillery.data.tokenizers import load_tokenizer
+from distillery.models.qat import Scheme, convert
 from distillery.models.taps.network import Network
 from distillery.runs.export.graph import graph_inputs, graph_of
 from distillery.runs.export.preprocessing import preprocessing
@@ -51,12 +52,21 @@ class Exportable:
 
     @property
     def graph(self) -> nn.Module:
-        """In float32; it has the student's own weights, which must not be changed."""
-        return graph_of(self.student if self.dtype == torch.float32 else self._in_float32)
+        """In float32, with integers where it was trained for them; it may have the student's own weights."""
+        return graph_of(self.student if self.dtype == torch.float32 and not self.qat else self._in_float32)
 
     @cached_property
     def _in_float32(self) -> Network:
-        return copy.deepcopy(self.student).float()
+        own = copy.deepcopy(self.student).float()
+        if self.qat:
+            convert(own.net, self.qat)
+        return own
+
+    @property
+    def qat(self) -> Scheme | None:
+        """`student.qat` of the config."""
+        scheme: Scheme | None = self.cfg.student.get("qat")
+        return scheme
 
     @property
     def dtype(self) -> torch.dtype:

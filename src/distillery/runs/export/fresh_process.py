@@ -10,6 +10,7 @@ import pickle
 import runpy
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def onnx(path: Path, options: Mapping[str, Any]) -> Run:
 def torch_export(path: Path, options: Mapping[str, Any]) -> Run:
     import torch
 
+    if "operators" in options:  # of a package, which the graph calls
+        import_module(options["operators"])
     graph = torch.export.load(path).module()
     return lambda inputs: graph(**_tensors(inputs)).numpy()
 

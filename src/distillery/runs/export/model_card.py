@@ -172,6 +172,8 @@ def _method(cfg: DictConfig, run: Path) -> Iterator[str]:
         yield f"initial weights: {'random' if cfg.student.weights is None else f'`{cfg.student.weights}`'}"
     if lora := cfg.student.get("lora"):
         yield f"trained by [LoRA](https://arxiv.org/abs/2106.09685), and merged{_settings(lora)}"
+    if scheme := cfg.student.get("qat"):
+        yield f"quantization-aware: trained as `{scheme}` by torchao"
 
 
 def _settings(cfg: DictConfig) -> str:

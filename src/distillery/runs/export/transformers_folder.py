@@ -41,6 +41,11 @@ def export_for_transformers(run: Path, out: Path) -> Path:
             f"The student of {run} reads images, and only texts' transformers are exported for AutoModel. Name "
             f"formats: distill-export run={run} to=[safetensors,onnx]"
         )
+    if scheme := cfg.student.get("qat"):
+        raise UserError(
+            f"The student of {run} was trained with student.qat={scheme}, and AutoModel would not round as it does. "
+            f"Name a format that does: distill-export run={run} to=[torch_export]"
+        )
     if (out / EXPORTS).exists():
         raise UserError(
             f"{out} holds exports (to=…), which would be lost. Add this one to them, to=[safetensors], or name another "

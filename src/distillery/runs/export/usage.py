@@ -47,7 +47,8 @@ def _call(export: Export, images: bool, said: Mapping[str, Any], repo: str | Non
         ]
     if export.format == "torch_export":
         keywords = "image=torch.from_numpy(image)" if images else tensors
-        return ["import torch"], [f'logits = torch.export.load("{path}").module()({keywords})']
+        operators = ["import torchao  # operators of the graph"] if "torchao" in export.needs else []
+        return ["import torch", *operators], [f'logits = torch.export.load("{path}").module()({keywords})']
     if export.format == "executorch":
         return ["import torch", "from executorch.runtime import Runtime"], [
             f'method = Runtime.get().load_program("{path}").load_method("forward")',

@@ -42,9 +42,20 @@ class Format:
         extra: of this package, which brings `modules`; empty: nothing is needed.
         modules: what must be importable.
         unfit: why it cannot hold a student, with the mend; None: it can.
+        integers: whether it can hold one that was trained with `student.qat`.
     """
 
     write: Callable[[Exportable, Path], Artefact]
     extra: str = ""
     modules: tuple[str, ...] = ()
     unfit: Callable[[Exportable], str | None] = lambda _: None
+    integers: bool = False
+
+    def refusal(self, model: Exportable) -> str | None:
+        """Why it cannot hold this student, with the mend; None: it can."""
+        if model.qat and not self.integers:
+            return (
+                f"the student is trained with student.qat={model.qat}, and this format would round otherwise, or not "
+                "at all. Use [torch_export] or [executorch]."
+            )
+        return self.unfit(model)

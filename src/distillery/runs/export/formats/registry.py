@@ -13,8 +13,8 @@ FORMATS = {
     "onnx": Format(onnx.write, "export", ONNX),
     "onnx_int8": Format(onnx_int8.write_dynamic, "export", ONNX),
     "onnx_int8_static": Format(onnx_int8.write_static, "export", ONNX, onnx_int8.unfit_static),
-    "torch_export": Format(torch_export.write, unfit=torch_export.unfit),
-    "executorch": Format(executorch.write, "executorch", ("executorch",), torch_export.unfit),
+    "torch_export": Format(torch_export.write, unfit=torch_export.unfit, integers=True),
+    "executorch": Format(executorch.write, "executorch", ("executorch",), torch_export.unfit, integers=True),
     "gguf": Format(gguf.write, "lm", ("gguf",), gguf.unfit),
     "openvino": Format(openvino.write, "openvino", ("onnx", "onnxscript", "openvino")),
 }

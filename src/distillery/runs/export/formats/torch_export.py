@@ -18,7 +18,12 @@ MODEL = "model.pt2"
 def write(model: Exportable, folder: Path) -> Artefact:
     """Trace the graph for batches, and texts, of any size, and save it."""
     torch.export.save(traced(model, {BATCH: Dim.DYNAMIC, LENGTH: Dim.DYNAMIC}), folder / MODEL)
-    return Artefact(folder / MODEL, "torch_export", "torch", ("torch",))
+    if not model.qat:
+        return Artefact(folder / MODEL, "torch_export", "torch", ("torch",))
+    remark = f"trained for its integers ({model.qat})"
+    return Artefact(
+        folder / MODEL, "torch_export", "torch", ("torch", "torchao"), {"operators": "torchao"}, remarks=(remark,)
+    )
 
 
 def traced(model: Exportable, sizes: Mapping[str, Any]) -> torch.export.ExportedProgram:
