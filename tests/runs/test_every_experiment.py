@@ -128,6 +128,7 @@ EXPERIMENTS = {
     "fashion_mnist_segmentation_teacher": Small(FASHION, TASK),
     "fashion_mnist_teacher": Small(FASHION, TASK),
     "fashion_mnist_vit": Small(FASHION, KD, teacher="fashion_mnist_vit_teacher"),
+    "fashion_mnist_vit_qad": Small((*FASHION, "student.weights=null"), KD, teacher="fashion_mnist_vit_teacher"),
     "fashion_mnist_vit_teacher": Small(FASHION, TASK),
     "glue/recipe": Small((*SMALL_GLUE, "data.source.name=sst2"), KD, "glue/teacher", (FOUR_LAYERS,), long=True),
     "glue/teacher": Small((*SMALL_GLUE, FOUR_LAYERS), TASK),

@@ -1,6 +1,6 @@
 """Quantization-aware training by torchao: linear layers that are trained with the rounding of their integer versions."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from distillery.core.errors import UserError
 from distillery.models.classifier import classifier_paths
 
 Scheme = Literal["int8_dynamic", "8da4w", "int4_weight_only", "int2_weight_only"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 GROUP = 32  # weights of 4 or 2 bits that share a scale
 
 

@@ -26,7 +26,7 @@ def logits(net: DictConfig, tokens: Mapping[str, Tensor], **settings: str) -> Te
 @pytest.mark.parametrize("choice", ["transformer", "encoder", "bilstm"])
 def test_student(choice: str, minilm: str, tokens: Mapping[str, Tensor]) -> None:
     student = composed(f"+model/student={choice}").student
-    assert student.keys() == {"net", "weights", "initialise", "input"}
+    assert student.keys() - {"qat"} == {"net", "weights", "initialise", "input"}
     assert student.weights is None
     assert student.initialise is None
     assert student.input == {"tokenizer": None}
@@ -67,7 +67,7 @@ def test_teacher(minilm: str, tokens: Mapping[str, Tensor]) -> None:
 def test_causal_lm(tokens: Mapping[str, Tensor]) -> None:
     """A new Llama by its sizes, and a pretrained teacher by its name."""
     student = composed("+model/student=causal_lm", "student.net.config.hidden_size=32").student
-    assert student.keys() == {"net", "weights", "initialise", "lora", "gradient_checkpointing", "input"}
+    assert student.keys() == {"net", "weights", "initialise", "lora", "gradient_checkpointing", "qat", "input"}
     pretrained = composed("+model/student=pretrained_lm").student
     assert pretrained.keys() == student.keys()
     assert (pretrained.weights, pretrained.net.config) == ("pretrained", {})
