@@ -123,6 +123,8 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "--cfg",
         "hardware=ddp",
         "experiment=fashion_mnist_vit",
+        "experiment=fashion_mnist_vit_qad",
+        "run=outputs/fashion_mnist_vit/qad",
         "study=digits_demo",
         "data=sotu",
         "experiment=sotu_lm_teacher",

@@ -12,7 +12,8 @@ from distillery.models.taps.network import probe
 from distillery.runs.export.export import export
 from distillery.runs.job import resumed
 from distillery.runs.run import train
-from distillery.runs.verify_run import rebuilt, student_of, teacher_of, verify_run
+from distillery.runs.verify_run import student_of, verify_run
+from fixtures.building import build
 from fixtures.datasets import write_fashion_mnist
 from fixtures.runs import Died, Dies, config, sha256
 
@@ -58,12 +59,7 @@ def test_the_recipe(fashion: Any, tmp_path: Path) -> None:
     assert not (result.folder / "export" / "onnx").exists()
 
     # As a teacher it rounds as it did as a student.
-    third = fashion("third", "experiment=fashion_mnist_vit", f"teachers.main.weights='{result.folder}'")
-    third.trainer.max_epochs = 1
-    taught = train(third)
-    batch = rebuilt(result.folder, "test")[2].example()
-    as_teacher = teacher_of(taught.folder, taught.record, "main")
-    assert as_teacher is not None
-    as_student = student_of(result.folder, result.parts.cfg, result.record)
-    torch.testing.assert_close(probe(as_teacher, batch).logits, probe(as_student, batch).logits)
-    assert taught.record.teachers["main"]["score"] == result.record.metrics["last"]["test_score"]
+    teacher = build(fashion("third", "experiment=fashion_mnist_vit", f"teachers.main.weights='{result.folder}'"))
+    batch = teacher.data.example()
+    student = student_of(result.folder, result.parts.cfg, result.record)
+    torch.testing.assert_close(probe(teacher.distiller.frozen["main"], batch).logits, probe(student, batch).logits)

@@ -52,12 +52,15 @@ CONTROLS = {  # named by what they are, not by their losses
     **{key: ["reverse_kl"] for key in ("lambda_0", "lambda_0.25", "lambda_0.5", "lambda_1")},
     "logit_mse_labelled": ["logit_mse"],
     "kd_half": ["kd"],
+    **{key: [] for key in ("float", "float_longer", "rounded_8da4w", "rounded_int2")},
+    "qad": ["kd"],
     **{key: [] for key in ("baseline_equal_time", "baseline_long")},
     **{key: ["kd"] for key in ("kd_long", "patient", "patient_short")},
     **{f"topk_kd_{form}": ["topk_kd"] for form in ("tail", "sample")},
     **{f"{form}_{k}": ["topk_kd"] for form in FORMS for k in (4, 8, 16)},
 }
 ON_TEXTS = {"layerwise": ["kd", "hidden_mse"]}
+STARTED = "quantized_vit"  # with a run of the study, which also teaches
 OTHER_STUDENTS = ("simkd", "deit_soft", "deit_hard", "minilm", "minilmv2", "tinybert", "bert_to_bilstm")
 REQUIRED = {
     "own_images": ["data.root='my pictures'", "methods=[kd,kd+at,hint]"],
@@ -311,10 +314,13 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
             CONTROLS[job.cfg.method],
             ON_TEXTS.get(job.cfg.method),
         )
-        assert job.cfg.student == students[0].cfg.student or job.cfg.method in OTHER_STUDENTS
+        assert job.cfg.student == students[0].cfg.student or job.cfg.method in OTHER_STUDENTS or name == STARTED
         assert job.cfg.data.source == (*trained, *students)[0].cfg.data.source
         taught = [own for own in teachers_of(job.cfg).values() if role_of(own) == FROZEN]
-        assert all(own.weights == (str(teacher.folder) if teacher else "pretrained") for own in taught)
+        start = str(tmp_path / "float" / f"seed{job.cfg.seed}")
+        assert job.cfg.student.weights == (start if name == STARTED and job.cfg.method != "float" else None)
+        expected = str(teacher.folder) if teacher else start if name == STARTED else "pretrained"
+        assert all(own.weights == expected for own in taught)
         assert taught or job.cfg.method in ("baseline", "deep_supervision", *CONTROLS)
 
 
