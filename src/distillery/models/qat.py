@@ -1,4 +1,4 @@
-"""Quantization-aware training by torchao: linear layers that are trained with the rounding of their integer versions."""
+"""Quantization-aware training by torchao: linear layers trained with the rounding of their integer versions."""
 
 from typing import Any, Literal, get_args
 
