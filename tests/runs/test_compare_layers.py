@@ -1,5 +1,6 @@
 """distill-evaluate pictures=true: the similarity of layers by hooks of our own, and what attention is drawn."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from distillery.commands import evaluate
 from distillery.losses.signals import Attention
+from distillery.results.layers import Layers
 from distillery.runs.compare_layers import _patches, _tokens, layer_similarity
 from distillery.runs.run import Result
 from distillery.tasks.cka import cka
@@ -38,13 +40,37 @@ def test_the_matrix_has_the_cka_of_all_layers(run: Callable[..., Result], comman
     answer = command(evaluate, f"run='{finished.folder}'", "pictures=true")
     assert (answer.code, answer.err) == (0, "")
     assert (finished.folder / "similarity.png").read_bytes().startswith(b"\x89PNG")
-    assert not (finished.folder / "attention.png").exists(), "these are no transformers"
+    (image, *_) = batch["image"]
+    found.clear()
+    kept = Layers.read(finished.folder)
+    assert kept is not None
+    assert (kept.kind, kept.stages) == ("activation", layers)
+    np.testing.assert_allclose(kept.cka, matrix, atol=1e-6)
+    np.testing.assert_array_equal(kept.images[0], image.movedim(0, -1))
+    hook = (
+        networks["student"]
+        .net.get_submodule(kept.pairs[0][0])
+        .register_forward_hook(lambda _, __, output: found.append(output.clone()))
+    )
+    with torch.no_grad():
+        networks["student"].eval()(batch)
+    hook.remove()
+    np.testing.assert_allclose(kept.maps["student"][0], found[0][:4].square().mean(1), rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_without_a_teacher_is_refused(teacher: Path, command: Command) -> None:
+def test_a_run_without_a_teacher_is_given_one(teacher: Path, command: Command, tmp_path: Path) -> None:
     answer = command(evaluate, f"run='{teacher}'", "pictures=true")
     assert answer.code == 2
-    assert "has no teacher 'main' with a network of its own: name another run" in " ".join(answer.err.split())
+    assert "no teacher 'main' with a network of its own. Name the teacher's run: teacher=" in " ".join(
+        answer.err.split()
+    )
+    own = shutil.copytree(teacher, tmp_path / "own")
+    answer = command(evaluate, f"run='{own}'", "pictures=true", f"teacher='{teacher}'")
+    assert (answer.code, answer.err) == (0, "")
+    kept = Layers.read(own)
+    assert kept is not None
+    number = len(kept.stages["student"])
+    np.testing.assert_allclose(kept.cka[:number, :number], kept.cka[:number, number:], atol=1e-4)
 
 
 @pytest.mark.parametrize("registers", [0, 1, 2])

@@ -318,7 +318,8 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
         assert job.cfg.data.source == (*trained, *students)[0].cfg.data.source
         taught = [own for own in teachers_of(job.cfg).values() if role_of(own) == FROZEN]
         start = str(tmp_path / "float" / f"seed{job.cfg.seed}")
-        assert job.cfg.student.weights == (start if name == STARTED and job.cfg.method != "float" else None)
+        if name == STARTED:
+            assert job.cfg.student.weights == (None if job.cfg.method == "float" else start)
         expected = str(teacher.folder) if teacher else start if name == STARTED else "pretrained"
         assert all(own.weights == expected for own in taught)
         assert taught or job.cfg.method in ("baseline", "deep_supervision", *CONTROLS)

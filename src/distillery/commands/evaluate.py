@@ -1,7 +1,7 @@
 """`distill-evaluate run=<dir>`: rebuild a run's student from its folder alone and check its score, or score it anew.
 
 `data.root=<folder>`, or any other setting of the data, scores it on other data, and `corruptions=all` on corrupted
-pictures. `pictures=true` draws how alike the layers of student and teacher are.
+pictures. `pictures=true` measures and draws how alike the layers of student and teacher are.
 """
 
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
         names = [cfg.corruptions] if isinstance(cfg.corruptions, str) else cfg.corruptions
         score_corruptions(run, names, cfg.severities)
     elif cfg.pictures:
-        compare_layers(run)
+        compare_layers(run, Path(cfg.teacher) if cfg.teacher else None)
     elif cfg.stride is not None:
         strided_score(run, cfg.stride, cfg.split)
     else:

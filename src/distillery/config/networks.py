@@ -244,7 +244,7 @@ def build_teacher(cfg: DictConfig, name: str, batch: Mapping[str, Tensor] | None
 def _trained_as(weights: str) -> Scheme | None:
     """`student.qat` of the run that weights are of, without which they are those of another network."""
     config = Path(run_folder_of(weights)) / CONFIG
-    return OmegaConf.load(config).student.get("qat") if config.is_file() else None  # type: ignore[union-attr]
+    return OmegaConf.load(config).student.get("qat") if config.is_file() else None
 
 
 def other_statistics(cfg: DictConfig, net: nn.Module) -> list[str]:

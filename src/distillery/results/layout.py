@@ -11,7 +11,8 @@ LM_EVAL = "lm_eval.json"  # the scores that distill-evaluate lm_eval=… has fou
 EVALUATIONS = "evaluations"  # a file for each of the other data that distill-evaluate has scored the student on
 CORRUPTIONS = "corruptions.json"  # the scores that distill-evaluate corruptions=… has found
 CORRUPTIONS_PICTURE = "corruptions.png"  # and what becomes of a picture
-SIMILARITY, ATTENTION = "similarity.png", "attention.png"  # what distill-evaluate pictures=true has drawn
+LAYERS = "layers.npz"  # what distill-evaluate pictures=true has measured, see `layers.py`
+SIMILARITY, ATTENTION = "similarity.png", "attention.png"  # and drawn
 BALANCE = "balance.json"  # the weights that objective.balance=auto has found, by their place in the config
 EXPORT = "export"  # the student in other formats, see `exports.py`
 EXPORTS = "export.json"  # in it: what was measured of each
@@ -22,7 +23,7 @@ LOCK = ".lock"  # held by the process that uses the folder
 # What a run that replaces another removes.
 RESULTS = (
     *(CHECKPOINTS, STAGES, STUDENT, PREDICTIONS, LM_EVAL, EVALUATIONS, BALANCE, EXPORT),
-    *(CORRUPTIONS, CORRUPTIONS_PICTURE, SIMILARITY, ATTENTION),
+    *(CORRUPTIONS, CORRUPTIONS_PICTURE, LAYERS, SIMILARITY, ATTENTION),
 )
 LAST, BEFORE_LAST, BEST = "last.ckpt", "last.before.ckpt", "best.ckpt"  # in `CHECKPOINTS`
 SWEEPS = ("multirun.yaml", "optimization_results.yaml")  # left in a sweep's folder by Hydra and by Optuna
@@ -36,6 +37,7 @@ TRIALS, TRIALS_TABLE = "trials", "trials.csv"  # of a study that chooses setting
 
 CALIBRATION = "calibration.png"  # of classifiers: reliability, and divergence from the teacher
 ROBUSTNESS = "robustness.png"  # of students that were scored on corrupted pictures
+LAYER_SIMILARITY, LAYER_MAPS = "layer_similarity.png", "layer_maps.png"  # of students with `LAYERS`
 FIDELITY = "fidelity.png"  # of language models that were compared with their teacher
 # Of tasks that predict classes: how well each, which are taken for which, and which gain against the baseline.
 CLASSES, CONFUSION, CLASS_GAINS = "classes.csv", "confusion.png", "class_gains.png"
@@ -43,5 +45,6 @@ CLASSES, CONFUSION, CLASS_GAINS = "classes.csv", "confusion.png", "class_gains.p
 
 def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
-    some = (CURVES, TIMELINE, CALIBRATION, FIDELITY, ROBUSTNESS, CLASSES, CONFUSION, CLASS_GAINS, TRIALS_TABLE)
-    return [*REPORT, *(name for name in some if (out / name).exists())]
+    some = (CURVES, TIMELINE, CALIBRATION, FIDELITY, ROBUSTNESS, LAYER_SIMILARITY, LAYER_MAPS)
+    of_classes = (CLASSES, CONFUSION, CLASS_GAINS)
+    return [*REPORT, *(name for name in (*some, *of_classes, TRIALS_TABLE) if (out / name).exists())]

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy import stats
 
+from distillery.results.layers import Layers
 from distillery.results.report.classes import ClassFigures
 from distillery.results.report.collect import collect
+from distillery.results.report.layers import layer_pictures
 from distillery.results.report.loss_shares import loss_shares
 from distillery.results.report.plot import STYLE, plot
 from distillery.results.report.plot_classes import plot_classes
@@ -23,6 +25,7 @@ from distillery.results.report.plot_curves import mean_curve, plot_curves
 from distillery.results.report.plot_timeline import plot_timeline
 from distillery.results.report.selection import select
 from distillery.results.report.table import method_table
+from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
 TEACHER = {"source": "t", "sha256": "t0", "score": 0.95, "params": 1_000_000, "flops": 4e7, "latency_ms": 10.0}
@@ -151,3 +154,39 @@ def test_a_class_gain_has_the_paired_interval(study: Path) -> None:
         gains.append(f1[0] - f1[1])
     low, high = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
     assert (row["diff_baseline"], row["diff_baseline_ci95"]) == pytest.approx(((low + high) / 2, (high - low) / 2))
+
+
+@pytest.mark.parametrize("of_texts", [False, True], ids=["images", "texts"])
+def test_layers_of_the_baseline_and_the_best_method_are_shown(study: Path, tmp_path: Path, of_texts: bool) -> None:
+    draw = np.random.default_rng(1)
+    ours, theirs = ([f"{name}.{i}" for i in range(number)] for name, number in (("layer", 3), ("stages.blocks", 6)))
+    pairs = [("layer.0.attention.self", theirs[1]), ("layer.1.attention.self", theirs[3]), ("layer.2", theirs[5])]
+    images = np.zeros((0, 0, 0, 0), np.float32) if of_texts else draw.random((4, 8, 8, 1), np.float32)
+    shape = (24, 24) if of_texts else (4, 7, 7)
+    tokens = [f"token{i}" for i in range(24)] if of_texts else []
+    written: dict[str, Layers] = {}
+    for name in ("baseline", "kd", "a_long_name_of_a_loss"):
+        maps = {network: [draw.random(shape, np.float32) for _ in pairs] for network in ("student", "teacher")}
+        kind = "attention" if of_texts else "activation"
+        stages = {"student": ours, "teacher": theirs}
+        written[name] = Layers(stages, draw.random((9, 9)), pairs, maps, kind, images, tokens)
+        written[name].write(study / f"{name}_seed0")
+    report = write_report([study], tmp_path / "report", "Layers")
+    best = "a_long_name_of_a_loss"
+    assert [*report.layers] == ["baseline", best]
+    for name, layers in report.layers.items():
+        np.testing.assert_array_equal(layers.cka, written[name].cka)
+        np.testing.assert_array_equal(layers.maps["teacher"][2], written[name].maps["teacher"][2])
+        assert (layers.pairs, layers.tokens, layers.stages) == (pairs, tokens, written[name].stages)
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "## Layers" in page
+    with rc_context(STYLE):
+        pictures = layer_pictures(report.layers)
+        for name, figure in pictures.items():
+            assert f"({name})" in page
+            assert figure is not None
+            assert overlaps(figure) == []
+        shown = [ax.images[0].get_array() for ax in pictures["layer_similarity.png"].axes[:3]]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(shown[0], written["baseline"].cka[:3, 3:])
+    np.testing.assert_array_equal(shown[1], written[best].cka[:3, 3:])
+    np.testing.assert_array_equal(shown[2], written["baseline"].cka[3:, 3:])

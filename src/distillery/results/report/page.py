@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from distillery.results.layers import Layers
 from distillery.results.layout import CURVES, REPORT, TIMELINE
 from distillery.results.report.calibration import calibration_section
 from distillery.results.report.cheapest import Answer
@@ -25,6 +26,7 @@ from distillery.results.report.formats import (
 )
 from distillery.results.report.headline import headline
 from distillery.results.report.language import fidelity_section, samples_section
+from distillery.results.report.layers import layers_section
 from distillery.results.report.markdown import bullets, listed, section, table_of
 from distillery.results.report.plot_timeline import MOST, methods_of
 from distillery.results.report.robustness import Robustness, robustness_section
@@ -44,6 +46,7 @@ class Report:
         table: of the methods, see `method_table`.
         classes: how well each class is predicted.
         robustness: of each method, where it was scored on corrupted pictures.
+        layers: of the baseline and the best method, where they were compared with the teacher's.
         trials: by which a study has chosen settings, see `trials_of`.
         pictures: the names of the files of those that there are.
         answer: to the question for the cheapest student; None: nobody asked.
@@ -55,6 +58,7 @@ class Report:
     table: pd.DataFrame
     classes: ClassFigures
     robustness: Mapping[str, Sequence[Robustness]]
+    layers: Mapping[str, Layers]
     trials: pd.DataFrame
     pictures: Set[str]
     answer: Answer | None = None
@@ -78,6 +82,7 @@ def page(report: Report) -> str:
         calibration_section(table, students, report.pictures),
         robustness_section(report.robustness),
         fidelity_section(table, students, report.pictures),
+        layers_section(report.layers, report.pictures),
         samples_section(students),
         section("Training samples", bullets(training_samples(table))),
         section("Teachers", bullets(_about_teachers(students))),

@@ -27,6 +27,7 @@ from distillery.results.report.classes import ClassFigures
 from distillery.results.report.collect import Run, collect
 from distillery.results.report.formats import best_method
 from distillery.results.report.html import html
+from distillery.results.report.layers import layer_pictures, layers_by_method
 from distillery.results.report.page import Report, page
 from distillery.results.report.plot import STYLE, plot
 from distillery.results.report.plot_calibration import plot_calibration
@@ -54,6 +55,7 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
     table = method_table(selection.students, [run for run, _ in selection.left_out])
     classes = ClassFigures(selection.students)
     robustness = robustness_by_method(selection.students, [run for run, _ in selection.left_out])
+    layers = layers_by_method(selection.students, best_method(table))
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "report.csv", index=False)
     (out / CLASSES).unlink(missing_ok=True)
@@ -63,7 +65,7 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
     if not trials.empty:
         trials.to_csv(out / TRIALS_TABLE, index=False)
     with rc_context(STYLE):
-        figures = _figures(table, selection.students, classes, robustness)
+        figures = _figures(table, selection.students, classes, robustness) | layer_pictures(layers)
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
         for name in figures:
             (out / name).unlink(missing_ok=True)
@@ -74,7 +76,8 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
         if question is not None:
             command += [f"{name}={value}" for name, value in asdict(question).items() if value is not None]
             found = answer(question, table, selection.students)
-        report = Report(title, shlex.join(command), selection, table, classes, robustness, trials, drawn.keys(), found)
+        measured = classes, robustness, layers, trials
+        report = Report(title, shlex.join(command), selection, table, *measured, drawn.keys(), found)
         markdown = page(report)
         (out / "report.md").write_text(markdown, encoding="utf-8")
         (out / "report.html").write_text(html(title, markdown, drawn), encoding="utf-8")

@@ -1,5 +1,6 @@
 """GGUF for llama.cpp and its relatives, by their own converter."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def write(model: Exportable, folder: Path) -> Artefact:
         )
     if ran.returncode or not (folder / MODEL).exists():
         said = ran.stderr.strip().splitlines() or ["no message"]
-        raise UserError(f"to=gguf: {CONVERTER} fails: {said[-1]}")
+        raise UserError(f"to=gguf: {CONVERTER} fails: {said[-1]}{_mend(said[-1])}")
     options = {"auto": "AutoModelForCausalLM", "load": {"gguf_file": MODEL}}
     return Artefact(
         folder / MODEL,
@@ -50,6 +51,18 @@ def write(model: Exportable, folder: Path) -> Artefact:
         exact=False,
         remarks=("weights in float16; read back by transformers",),
     )
+
+
+def _mend(said: str) -> str:
+    """What to do about the converter's last words, where that is known."""
+    if absent := re.search(r"No module named '(\w+)'", said):
+        return f". It needs that package: pip install {absent[1]}"
+    if "get_vocab_base_pre" in said:
+        return (
+            ". It knows tokenizers of published models alone, by the tokens of a test text, and none that was trained "
+            "anew (distill-tokenizer). Train a student that reads a published one: data.tokenizer=<name or folder>"
+        )
+    return ""
 
 
 def unfit(model: Exportable) -> str | None:
