@@ -54,7 +54,7 @@ def test_the_recipe(fashion: Any, tmp_path: Path) -> None:
     assert exported.max_difference < 1e-5
     assert exported.needs == ["torch", "torchao"]
     assert "import torchao" in (result.folder / "export" / "README.md").read_text()
-    with pytest.raises(UserError, match=r"to=onnx: the student was trained with student\.qat=int2_weight_only, and"):
+    with pytest.raises(UserError, match=r"to=onnx: the student is trained with student\.qat=int2_weight_only, and"):
         export(result.folder, ["torch_export", "onnx"])
     assert not (result.folder / "export" / "onnx").exists()
 
