@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distillery.results.report.collect import collect
-from distillery.results.report.plot_calibration import plot_calibration
+from distillery.results.report.collect import Run, collect
+from distillery.results.report.plot_calibration import best_of, plot_calibration
 from distillery.results.report.write import write_report
 
 TEACHER = {
@@ -66,3 +66,20 @@ def test_runs_without_the_figures_have_no_section(make_run: Callable[..., Path],
     write_report([make_run("kd", 0, 0.9)], tmp_path / "report", "Title")
     assert "calibration" not in (tmp_path / "report" / "report.md").read_text().lower()
     assert not (tmp_path / "report" / "calibration.png").exists()
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_of_many_methods_the_best_are_drawn_and_the_baseline(make_run: Callable[..., Path], higher: bool) -> None:
+    data = {"name": "d", "fingerprint": "f", "train": 1, "val": 1, "test": 1, "score_name": "s"}
+    names = [*(f"m{place}" for place in range(9)), "baseline"]
+    scores = {name: [0.1 * place, 0.1 * place + 0.02] for place, name in enumerate(names)} | {"baseline": [0.45, 0.45]}
+    folders = [
+        make_run(name, seed, score, data={**data, "higher_is_better": higher})
+        for name, own in scores.items()
+        for seed, score in enumerate(own)
+    ]
+    methods: dict[str, list[Run]] = {}
+    for run in collect(folders):
+        methods.setdefault(run.record.method, []).append(run)
+    wanted = names[3:9] if higher else names[:6]
+    assert [*best_of({name: methods[name] for name in names})] == [*wanted, "baseline"]

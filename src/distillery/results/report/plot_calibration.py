@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from distillery.results.report.collect import Run
 from distillery.results.report.plot import GREY, PALETTE, short
+from distillery.results.report.score import Score
 from distillery.results.report.table import TEACHER, compared_with, is_baseline, is_teacher
 
 MOST = 7  # methods in a picture
@@ -19,12 +20,12 @@ LEAST = 10  # rows of a dot
 
 
 def plot_calibration(students: Sequence[Run]) -> Figure | None:
-    """The picture of the teacher and the first methods; None: no classes are predicted."""
+    """The picture of the teacher and the best methods; None: no classes are predicted."""
     methods: dict[str, list[Run]] = {}
     for run in students:
         if "brier" in run.record.metrics["last"]:
             methods.setdefault(run.label, []).append(run)
-    shown = dict([*methods.items()][:MOST])
+    shown = best_of(methods)
     if not shown:
         return None
     colours = colours_of([TEACHER, *shown])
@@ -48,6 +49,18 @@ def plot_calibration(students: Sequence[Run]) -> Figure | None:
     names = [*([TEACHER] if teachers else []), *shown]
     figure.legend(handles=keys(names, colours), loc="outside lower center", ncols=min(6, len(names)), frameon=False)
     return figure
+
+
+def best_of(methods: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """The baseline and, of the others, those with the best mean score: `MOST` in all, in their own order."""
+
+    def rank(name: str) -> tuple[bool, float]:
+        own = methods[name]
+        scores = [run.score for run in own if run.score is not None]
+        return not is_baseline(name), -Score.of_record(own[0].record.data).sign * sum(scores) / max(1, len(scores))
+
+    kept = sorted(methods, key=rank)[:MOST]
+    return {name: runs for name, runs in methods.items() if name in kept}
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:

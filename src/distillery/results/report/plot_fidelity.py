@@ -9,17 +9,17 @@ from matplotlib.lines import Line2D
 
 from distillery.results.report.collect import Run
 from distillery.results.report.plot import GREY
-from distillery.results.report.plot_calibration import MOST, colours_of, finish_reliability, keys, reliability
+from distillery.results.report.plot_calibration import best_of, colours_of, finish_reliability, keys, reliability
 from distillery.results.report.table import compared_with
 
 
 def plot_fidelity(students: Sequence[Run]) -> Figure | None:
-    """The picture of the first methods; None: there is nothing to draw."""
+    """The picture of the best methods; None: there is nothing to draw."""
     methods: dict[str, list[Run]] = {}
     for run in students:
         if run.record.fidelity and "brier" not in run.record.metrics["last"]:  # not of classes
             methods.setdefault(run.label, []).append(run)
-    shown = dict([*methods.items()][:MOST])
+    shown = best_of(methods)
     if not shown:
         return None
     colours = colours_of(shown)
