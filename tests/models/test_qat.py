@@ -13,6 +13,7 @@ from torch import nn
 from distillery.core.errors import UserError
 from distillery.models.cnn import SmallCNN
 from distillery.models.qat import SCHEMES, Scheme, convert, simulate
+from distillery.models.weights import weights_hash
 from fixtures.documents import tiny_llama
 
 BITS = {"int8_dynamic": 8, "8da4w": 4, "int4_weight_only": 4, "int2_weight_only": 2}
@@ -61,8 +62,9 @@ def test_converted_networks_compute_the_same(scheme: Scheme) -> None:
     llama: Any = tiny_llama(90, hidden_size=32, intermediate_size=64)
     ids = torch.randint(0, 90, (3, 9))
     for net, out in ((vit, lambda each: each(image)), (llama, lambda each: each(input_ids=ids).logits)):
-        plain = copy.deepcopy(net).eval()
+        plain, before = copy.deepcopy(net).eval(), weights_hash(net)
         assert "linear layers are trained as" in simulate(net, scheme)
+        assert weights_hash(net) != before == weights_hash(plain)
         net.train()
         out(net).logsumexp(-1).sum().backward()
         assert all(each.grad is not None and each.grad.isfinite().all() for each in net.parameters())

@@ -40,6 +40,7 @@ def simulate(net: nn.Module, scheme: Scheme) -> str:
             "Use int8_dynamic."
         )
     _quantize(net, scheme, "prepare", {*layers.values()})
+    net.qat = scheme  # type: ignore[assignment]  # the hash of its weights tells it from the network in float
     return f"{len(layers)} linear layers are trained as {scheme}"
 
 

@@ -192,11 +192,13 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
 def weights_hash(net: nn.Module, stored: Mapping[str, Tensor] | None = None) -> str:
     """SHA-256 over name, dtype, shape and bytes of each parameter and buffer, in the order of their names.
 
+    A network that rounds them (`student.qat`) is another one than the same weights without.
+
     Args:
         stored: the weights as the file of the network holds them (see `load_weights`). They are hashed in place of
             the network's own, so that the hash is that of the network which was saved, whatever its data type.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(getattr(net, "qat", "")).encode())
     stored = stored or {}
     dtype = next((tensor.dtype for tensor in stored.values() if tensor.is_floating_point()), None)
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
