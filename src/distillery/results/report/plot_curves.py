@@ -49,7 +49,7 @@ def plot_curves(students: Sequence[Run]) -> Figure | None:
         if label in colours
     ]
     if others := len(ranked) - len(keys):
-        keys.append(Line2D([], [], color=FAINT, label=f"{others} others"))
+        keys.append(Line2D([], [], color=FAINT, label=f"{others} other{'s' if others > 1 else ''}"))
     figure.legend(handles=keys, loc="outside right upper", frameon=False, labelcolor=GREY)
     return figure
 
