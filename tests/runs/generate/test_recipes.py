@@ -311,6 +311,10 @@ def test_labels_of_texts(server: FakeWriter, tmp_path: Path) -> None:
         run(server, Labels(data, {"neg": "bad", "pos": "good"}, split="all", chat=False), tmp_path / "all")["stop"] >= 7
     )
     assert {row["text"] for row in rows(tmp_path / "all" / "left_out.jsonl")} == {"film 3 ", "film 6 "}
+    own = TextData(lambda: jsonl(given, label=None), **SIZES)  # texts alone
+    assert len(next(Labels(own, ["bad", "good"], split="all").rounds(lambda _: None))) == 9
+    with pytest.raises(UserError, match="these data have none"):
+        run(server, Labels(own), tmp_path / "strange")
     with pytest.raises(UserError, match=r"no class 'bad'.*neg"):
         run(server, Labels(data, ["bad", "pos"]), tmp_path / "strange")
     with pytest.raises(UserError, match="call two of them the same"):
