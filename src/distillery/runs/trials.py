@@ -139,7 +139,7 @@ def _headings(budgets: Sequence[Budget]) -> tuple[str, str]:
     latency, largest = (values.pop() if len(values) == 1 else None for values in (latencies, sizes))
     return (
         f"ms\n≤ {latency:g}" if latency else "ms",
-        f"size\n≤ {size(MEGABYTE * largest)}" if largest else "size",
+        f"file\n≤ {size(MEGABYTE * largest)}" if largest else "file",
     )
 
 
