@@ -33,5 +33,6 @@ def write(model: Exportable, folder: Path) -> Artefact:
         "executorch",
         ("executorch",),
         {"largest": planned[0]},
+        exact=not model.qat,  # its kernels multiply integers
         remarks=(remark,),
     )
