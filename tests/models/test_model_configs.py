@@ -40,7 +40,7 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("choice", STUDENTS)
 def test_student(choice: str) -> None:
     student = composed(f"+model/student={choice}").student
-    assert student.keys() - {"new_head"} == {"net", "weights", "input"}
+    assert student.keys() - {"new_head", "qat"} == {"net", "weights", "input"}
     build(student.net, choice)
 
 

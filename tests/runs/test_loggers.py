@@ -230,7 +230,7 @@ def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
 
 def test_a_group_of_the_users_own_stays_in_a_study(compose_train: Any) -> None:
     cfg = compose_train(*TEACHER[:-1], "logger=wandb", "logger.wandb.group=paper")
-    loggers.join_study(cfg, "demo")
+    loggers.join_study(cfg, "demo", "kd seed 0")
     assert cfg.logger.wandb.group == "paper"
 
 
