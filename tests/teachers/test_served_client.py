@@ -167,7 +167,7 @@ def test_a_server_that_lies_is_found_out(server: FakeServer, fault: str, message
 
 def test_requests_run_side_by_side_and_the_answers_keep_their_order(server: FakeServer) -> None:
     bodies = [body([number, number + 1, 40]) for number in range(20)]
-    found = client(server, concurrent=3).post_all(PATH, bodies, read_answer)
+    found = client(server, concurrent=3, timeout=60).post_all(PATH, bodies, read_answer)
     assert all(same(scores[0], server, each["prompt"][0]) for scores, each in zip(found, bodies, strict=True))
     assert server.most_at_once <= 3
 
