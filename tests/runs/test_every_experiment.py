@@ -1,6 +1,7 @@
 """Every file in configs/experiment is run, on small data in the real formats; each of its losses works."""
 
 import math
+import runpy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -103,6 +104,7 @@ SMALL_GLUE = (
     "student.net.config.num_hidden_layers=2",
 )
 FOUR_LAYERS = "student.net.config.num_hidden_layers=4"  # of the teachers: all that `write_bert` has
+FILES = ("data.source.path='{root}/generated/few.jsonl'", "data.source.test='{root}/generated/test.jsonl'", *TEXTS)
 CIFAR = ("data.root='{root}'", "data.batch_size=16", "trainer.max_epochs=2")
 TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
 EXPERIMENTS = {
@@ -138,6 +140,7 @@ EXPERIMENTS = {
     **{f"glue/{name}": glue(name, long=True) for name in ("mrpc", "rte", "qnli", "qqp")},  # pairs, as those two
     "minilm": Small(MOVIES, KD | {"minilm"}, teacher="movie_reviews_teacher", long=True),
     "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", long=True),
+    "model_labels": Small(FILES, TASK, long=True),
     "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", long=True),
     "movie_reviews_teacher": Small(MOVIES, TASK, long=True),
     "movie_reviews_lm": Small((*SENTENCES, "data.train_size=24"), KD, teacher="movie_reviews_lm_teacher"),
@@ -221,6 +224,9 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
         for source in (movie_reviews, wordnet):
             patch.setattr(source, "TEST_SIZE", 90)  # two classes, and 45
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+        patch.setenv("DISTILLERY_OUTPUTS", str(root))
+        runpy.run_path(str(CONFIGS.parent / "scripts" / "movie_review_files.py"), run_name="__main__")
+        patch.delenv("DISTILLERY_OUTPUTS")
         yield small_config
 
 
