@@ -1,5 +1,6 @@
 """From run folders to runs: every record below some folders, with its agreement with the teacher."""
 
+import hashlib
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ class Run:
         label: of its row in the table, see `settings.labelled`.
         agreement: share of test samples on which student and teacher agree; None where no teacher's predictions are
             known, or the predictions are not classes.
+        tested_on: SHA-256 of the targets of the test samples; None: there are no predictions.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
     agreement: float | None = None
+    tested_on: str | None = None
 
     @property
     def score(self) -> float | None:
@@ -67,7 +70,12 @@ def collect(folders: Iterable[Path]) -> list[Run]:
             found.setdefault(run.folder.resolve(), run)
     runs = list(found.values())
     predictions = {run.folder: predictions_of(run.folder) for run in runs if run.record.status == "finished"}
-    return [replace(run, agreement=_agreement(run, runs, predictions)) for run in runs]
+    return [
+        replace(
+            run, agreement=_agreement(run, runs, predictions), tested_on=_tested_on(predictions.get(run.folder, {}))
+        )
+        for run in runs
+    ]
 
 
 def _records(folder: Path) -> list[Path]:
@@ -99,6 +107,13 @@ def predictions_of(folder: Path, probabilities: bool = False) -> Predictions:
             return {name: arrays[name] for name in wanted}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}). Run that job again, or remove its folder.") from None
+
+
+def _tested_on(own: Predictions) -> str | None:
+    if not {"index", "target"} <= own.keys():
+        return None
+    order = np.argsort(own["index"], kind="stable")
+    return hashlib.sha256(own["target"][order].tobytes()).hexdigest()
 
 
 def _agreement(run: Run, runs: Sequence[Run], predictions: Mapping[Path, Predictions]) -> float | None:

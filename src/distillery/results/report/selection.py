@@ -68,8 +68,12 @@ def _check_comparable(students: Sequence[Run]) -> None:
                 f"{run.folder}. A report is about one student: make one for each."
             )
     data = [run.record.data for run in students]
+    tests = {run.tested_on for run in students}  # training data may differ: who wrote the labels, say
+    same_test = len(tests) == 1 and None not in tests
     for what, values in {
-        "are on different data": [f"{each['name']} ({each['test']} test samples)" for each in data],
+        "are on different data": [
+            "" if same_test else f"{each['name']} ({each['test']} test samples)" for each in data
+        ],
         "have different scores": [each["score_name"] for each in data],
     }.items():
         if len(found := dict(zip(values, students, strict=True))) > 1:
