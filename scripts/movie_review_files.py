@@ -1,7 +1,7 @@
 """Sentences of film reviews as files, for study=model_labels: `python scripts/movie_review_files.py`.
 
-In outputs/generated: `few.jsonl` (100 training sentences), `texts.jsonl` (1,000, these among them) and `test.jsonl` (the
-1,000 test sentences), each with its label.
+In outputs/generated: `few.jsonl` (100 training sentences), `texts.jsonl` (1,000, these among them) and `test.jsonl`
+(the 1,000 test sentences), each with its label.
 """
 
 import json
