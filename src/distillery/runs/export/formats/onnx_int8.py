@@ -36,7 +36,11 @@ def write_dynamic(model: Exportable, folder: Path) -> Artefact:
 
 
 def write_static(model: Exportable, folder: Path) -> Artefact:
-    """Weights and activations in int8, with the ranges of activations that training samples give."""
+    """Weights and activations in int8, with the ranges of activations that training samples give.
+
+    Weights are unsigned: x86 processors without VNNI add up pairs of products of signed weights in 16 bits, which
+    overflow, and the student would predict otherwise there.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Samples(CalibrationDataReader):
@@ -56,7 +60,7 @@ def write_static(model: Exportable, folder: Path) -> Artefact:
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QUInt8,
         )
     seen = min(CALIBRATION, model.data.sizes["train"])
     return _artefact(folder, f"weights and activations in int8, calibrated on {seen} training samples")
