@@ -187,7 +187,9 @@ STAGES = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hardware", [TWO, SHARDED], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "hardware", [pytest.param(TWO, id="ddp"), pytest.param(SHARDED, id="fsdp2", marks=pytest.mark.long)]
+)
 def test_stages_are_those_of_one_process(hardware: tuple[str, ...], teacher: str, tmp_path: Path) -> None:
     """With FSDP2 they are those of DDP: Lightning has it in 32 bits alone, in which other batches round otherwise."""
     job = (*JOB, teacher, f"+stages={{{', '.join(STAGES)}}}")
@@ -366,7 +368,7 @@ def launched(cwd: Path, *jobs: Sequence[str]) -> list[tuple[int, str]]:
     return [ended(process) for process in running]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # CI runs those of a Slurm job
 def test_ranks_that_a_launcher_has_started(alone: Callable[[float], Path], teacher: str, tmp_path: Path) -> None:
     job = (teacher, f"paths.run='{tmp_path / 'run'}'", note(tmp_path / "notes"))
     ends = launched(tmp_path, job, job)

@@ -31,7 +31,14 @@ from distillery.runs.study_jobs import StudyJobs, methods_of
 from distillery.runs.study_trials import Trials
 from fixtures.building import build
 
-LONG = ("leaderboard", "wordnet_", "movie_reviews_", "text_recipes", "stages_movie")  # many jobs, or like another's
+LONG = (
+    "leaderboard",
+    "tuned_",
+    "wordnet_",
+    "movie_reviews_",
+    "text_recipes",
+    "stages_movie",
+)  # many jobs, or like another's
 STUDIES = [
     pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LONG) else [])
     for path in sorted((CONFIGS / "study").glob("*.yaml"))

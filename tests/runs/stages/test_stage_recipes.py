@@ -111,7 +111,7 @@ def text_teacher(once: Once) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "recipe",
     [
-        pytest.param(name, marks=[pytest.mark.long] if name in ("shrink", "teacher_assistant_bert") else [])
+        pytest.param(name, marks=[pytest.mark.long] if name in ("shrink", "teacher_assistant_bert", "tinybert") else [])
         for name in TEXT
     ],
 )
