@@ -156,6 +156,7 @@ def test_a_class_gain_has_the_paired_interval(study: Path) -> None:
     assert (row["diff_baseline"], row["diff_baseline_ci95"]) == pytest.approx(((low + high) / 2, (high - low) / 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_texts", [False, True], ids=["images", "texts"])
 def test_layers_of_the_baseline_and_the_best_method_are_shown(study: Path, tmp_path: Path, of_texts: bool) -> None:
     draw = np.random.default_rng(1)

@@ -49,6 +49,7 @@ def test_of_one_teacher_the_interval_of_retention_is_that_of_the_score() -> None
     assert (ratio - half, ratio + half) == pytest.approx((low, high))
 
 
+@pytest.mark.slow
 def test_of_paired_teachers_it_is_nearly_fiellers() -> None:
     """Fieller (1954): the ratios r for which a t test does not reject that the mean of ours - r * theirs is 0."""
     draw = np.random.default_rng(0)
