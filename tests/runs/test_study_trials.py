@@ -70,6 +70,12 @@ def test_trials_that_cannot_be_run_are_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_without_a_baseline_has_trials_too(tmp_path: Path) -> None:
+    cfg = study(tmp_path, {"kd": TRIALS["kd"]})
+    cfg.methods = {"kd": METHODS["kd"]}
+    assert len(Trials(cfg, StudyJobs(cfg))) == 4
+
+
 def test_a_seed_of_the_study_is_none_for_trials(tmp_path: Path) -> None:
     cfg = study(tmp_path, TRIALS)
     cfg.trial_seed = 0

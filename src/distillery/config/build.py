@@ -202,15 +202,16 @@ def build(
     whole = "hardware=fsdp2 shards its head" if is_fsdp2(cfg.trainer.get("strategy")) else whole
     others = teachers if averaged_student is None else {**teachers, averaged_student.name: averaged_student}
     end_before_heads(task, terms, student, others, batch, whole)
+    new = networks if former is None else networks[1:]
     if cfg.channels_last:
-        for network in networks if former is None else networks[1:]:
+        for network in new:
             network.net.to(memory_format=torch.channels_last)
     if cfg.fold_batchnorms:
         for teacher in frozen.values():
             if teacher.has_network:
                 teacher.fold_batchnorms(batch)
     if cfg.compile:
-        _compile(networks if former is None else networks[1:])
+        _compile(new)
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in validations else 1
     settings = instantiate(cfg.optim)
     settings.pop("ema", None)

@@ -76,7 +76,7 @@ class Trials:
         return self._carried(chosen)
 
     def _of(self, method: str, settings: dict[str, list[str]]) -> list[Job]:
-        held = [] if method == BASELINE else settings[BASELINE]
+        held = [] if method == BASELINE else settings.get(BASELINE, [])
         return [self._jobs.trial(method, candidate, held) for candidate in self._candidates[method]]
 
     def _carried(self, chosen: dict[str, list[str]]) -> dict[str, list[str]]:
