@@ -104,7 +104,7 @@ SMALL_GLUE = (
     "student.net.config.num_hidden_layers=2",
 )
 FOUR_LAYERS = "student.net.config.num_hidden_layers=4"  # of the teachers: all that `write_bert` has
-FILES = ("data.source.path='{root}/generated/few.jsonl'", "data.source.test='{root}/generated/test.jsonl'", *TEXTS)
+FILES = ("data.source.path='{root}/generated/few.jsonl'", "data.source.test='{root}/generated/test.jsonl'")
 CIFAR = ("data.root='{root}'", "data.batch_size=16", "trainer.max_epochs=2")
 TASK, KD = frozenset({"task"}), frozenset({"task", "kd"})
 EXPERIMENTS = {
@@ -140,7 +140,8 @@ EXPERIMENTS = {
     **{f"glue/{name}": glue(name, long=True) for name in ("mrpc", "rte", "qnli", "qqp")},  # pairs, as those two
     "minilm": Small(MOVIES, KD | {"minilm"}, teacher="movie_reviews_teacher", long=True),
     "minilmv2": Small(MOVIES, KD | {"minilmv2"}, teacher="movie_reviews_teacher", long=True),
-    "model_labels": Small(FILES, TASK, long=True),
+    "model_labels": Small((*FILES, *TEXTS), TASK, long=True),
+    "model_texts": Small((*FILES, "data.source.val='{root}/generated/val.jsonl'", *LANGUAGE_MODEL), TASK, long=True),
     "movie_reviews": Small(MOVIES, KD, teacher="movie_reviews_teacher", long=True),
     "movie_reviews_teacher": Small(MOVIES, TASK, long=True),
     "movie_reviews_lm": Small((*SENTENCES, "data.train_size=24"), KD, teacher="movie_reviews_lm_teacher"),

@@ -31,7 +31,19 @@ from distillery.runs.checkpoints import last_checkpoint
 from distillery.runs.folder_lock import FolderLock
 from distillery.runs.run import Result, train
 from distillery.runs.run_folder import RunFolder
-from fixtures.runs import STUDENT, Died, Dies, Forgets, config, contents, metrics, sha256, train_student, train_teacher
+from fixtures.runs import (
+    STEPS,
+    STUDENT,
+    Died,
+    Dies,
+    Forgets,
+    config,
+    contents,
+    metrics,
+    sha256,
+    train_student,
+    train_teacher,
+)
 
 DEBUG = ("default", "fdr", "limit", "overfit", "profiler")
 EVERY_FAMILY = ("loss/feature=[hint]", "loss/attention=[attention_transfer]", "loss/relation=[rkd]")
@@ -366,11 +378,18 @@ def test_a_full_disk_is_told_in_a_sentence(
     assert last_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.parametrize(
+    "length", [(), ("trainer.max_epochs=-1", f"trainer.max_steps={3 * STEPS}")], ids=["epochs", "steps"]
+)
 def test_a_run_without_a_terminal_prints_lines(
-    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    length: tuple[str, ...],
+    teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress_lines, "FIRST", 0.0)
-    cfg = config(tmp_path / "run", *STUDENT, f"teachers.main.weights='{teacher}'")
+    cfg = config(tmp_path / "run", *STUDENT, *length, f"teachers.main.weights='{teacher}'")
     cfg.trainer.enable_progress_bar = True
     train(cfg)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]

@@ -1,6 +1,7 @@
 """Config → the parts of a run: data, networks, objective and their wiring, checked on one real batch."""
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -230,6 +231,9 @@ def _complete(cfg: DictConfig, data: Data, task: Task, former: Parts | None) -> 
         UserError: a network does not fit the data, or has another tokenizer.
     """
     cfg.student = complete(cfg.student, data, task, "student") if former is None else former.cfg.student
+    if cfg.trainer.max_epochs < 0 <= cfg.trainer.max_steps:
+        in_an_epoch, total = updates(data, cfg.trainer)
+        cfg.trainer.max_epochs = math.ceil(total / in_an_epoch)
     cfg.optim = complete_optim(cfg.optim, cfg.trainer, data, task)
     cfg.loss = {name: _with_sizes(loss, data) for name, loss in cfg.loss.items()}
     cfg.teachers = {

@@ -34,14 +34,14 @@ class ProgressLines(L.Callback):
             return
         self._due = now + EVERY
         share = done(trainer)
-        left = (now - self._start) * (1 - share) / (share - self._done)
         place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, step {trainer.global_step:,}"
         figures = [f"{key} {float(value):.3f}" for key, value in trainer.progress_bar_metrics.items()]
-        say(self._label + ", ".join([place, *figures, f"{timedelta(seconds=round(left))} left"]), self._console)
+        if share > self._done:  # not before the first update of accumulated gradients
+            left = (now - self._start) * (1 - share) / (share - self._done)
+            figures.append(f"{timedelta(seconds=round(left))} left")
+        say(self._label + ", ".join([place, *figures]), self._console)
 
 
 def done(trainer: L.Trainer) -> float:
-    """The share of the run's batches that are done."""
-    batches = max(1, int(trainer.num_training_batches))
-    ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return (trainer.current_epoch + min(ready, batches) / batches) / max(1, trainer.max_epochs or 1)
+    """The share of the run's updates that are done."""
+    return trainer.global_step / trainer.estimated_stepping_batches
