@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pydantic import NonNegativeInt
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from distillery.core.errors import UserError
 from distillery.core.process import of_all_ranks, rank
@@ -47,6 +48,7 @@ class TermMonitor(L.Callback):
         self._weights: list[dict[str, float]] = []  # the same
         self._hits: Hits = {}  # in this epoch, on this rank
         self._reported = 0  # the step of the last line
+        self._checked = -1  # the step whose weights have last been seen to be finite
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._hits.clear()  # those of a checkpoint from the end of an epoch; not called where one is resumed within
@@ -135,12 +137,16 @@ class TermMonitor(L.Callback):
 
     def _refuse_broken_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        names = [name for name, _ in module.trainable()]
-        finite = torch.stack([local(parameter).isfinite().all() for _, parameter in module.trainable()]).float()
-        finite = trainer.strategy.reduce(finite, reduce_op="mean")  # a rank sees only its shard
-        if not finite.eq(1).all():
-            broken = names[int(finite.argmin())]
+        if self._checked == trainer.global_step:
+            return
+        parameters = {name: local(parameter) for name, parameter in module.trainable()}
+        largest = get_total_norm(parameters.values(), norm_type=math.inf)  # in a few kernels for all of them
+        finite = trainer.strategy.reduce(largest.isfinite().float(), reduce_op="mean")  # a rank sees only its shard
+        if finite < 1:
+            each = torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).float()
+            broken = [*parameters][int(trainer.strategy.reduce(each, reduce_op="mean").argmin())]
             raise _stopped(trainer, f"the weights {broken} are not finite after an update")
+        self._checked = trainer.global_step
 
 
 def _stopped(trainer: L.Trainer, what: str) -> UserError:
