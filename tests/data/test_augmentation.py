@@ -10,9 +10,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from distillery.core.errors import UserError
 from distillery.core.random import hash_key, uniforms
-from distillery.data.augmentation import CropFlip, augment_options
+from distillery.data.augmentation import augment_options
 from distillery.data.images import TensorImages, Transform
 from distillery.data.sources.image_folder import image_folder
+from distillery.data.whole_batches import CropFlip
 from fixtures.datasets import write_image_folder
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from distillery.core.errors import UserError
 from distillery.core.random import hash_key, integers
-from distillery.data.augmentation import CropFlip
 from distillery.data.images import TensorImages
 from distillery.data.raw_data import RawData, Split
 from distillery.data.sampler import BatchKey
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
+from distillery.data.whole_batches import CropFlip
 from fixtures.datasets import write_image_folder
 
 CLASSES, SIZE, SEED, EPOCH = 5, 200, 1, 3

@@ -9,10 +9,10 @@ from hydra.utils import instantiate
 
 from distillery.core.errors import UserError
 from distillery.core.random import uniforms
-from distillery.data.augmentation import CropFlip
 from distillery.data.sources.digits import digits
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
+from distillery.data.whole_batches import CropFlip
 from fixtures.composing import train_config
 from fixtures.datasets import Raw, write_cifar10, write_cifar100, write_fashion_mnist, write_image_folder
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import timm
@@ -13,6 +14,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch.nn import functional as F
 
+from distillery.data.sampler import BatchKey
 from distillery.losses.chunked import sum_over_rows
 from distillery.losses.levels import Headed
 from distillery.losses.signals import Signals
@@ -58,6 +60,26 @@ def test_a_resumed_run_ends_bit_equal(run: Callable[..., Result], teacher: Path,
         train(config(tmp_path / "run", *own), own, [Dies(after=23)])
     resumed = train(config(tmp_path / "run", *own), own)
     assert resumed.record.student_sha256 == run(*RICH, *ON_GPU).record.student_sha256
+
+
+class Made(L.Callback):
+    """A training batch as its loader makes it."""
+
+    key = BatchKey(0, [*range(40)])
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.batch = trainer.train_dataloader.dataset[self.key]  # type: ignore[union-attr]
+
+
+def test_batches_of_images_in_memory_are_made_there(run: Callable[..., Result]) -> None:
+    """Bit-equal to those that are made on the CPU."""
+    augment = ("data/augment=crop1", "data.augment.flip=true", "+data.augment.random_erasing={value: random}")
+    mixed = ("+data.augment.mixup=0.5", "+data.augment.cutmix=1")
+    made = Made()
+    result = run(*augment, *mixed, "trainer.max_epochs=1", *ON_GPU, callbacks=[made])
+    assert made.batch["image"].device.type == {"gpu": "cuda"}.get(DEVICE, DEVICE)
+    for name, expected in result.parts.data.dataset("train")[made.key].items():  # type: ignore[union-attr]
+        assert torch.equal(made.batch[name].cpu(), expected)
 
 
 @pytest.mark.parametrize("settings", [["compile=true"], ["hardware=tuned", f"trainer.accelerator={DEVICE}"]])

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -122,8 +121,8 @@ class Augmentation:
 
     @property
     def of_each(self) -> bool:
-        """Whether it does more to a single image than to crop out of a padding and to flip."""
-        return any((self.resized_crop, self.rand_augment, self.trivial_augment, self.color_jitter, self.random_erasing))
+        """Whether it does to single images what cannot be done to a whole batch, see `whole_batches.py`."""
+        return any((self.resized_crop, self.rand_augment, self.trivial_augment, self.color_jitter))
 
     def transform(
         self,
@@ -169,52 +168,16 @@ class Augmentation:
         steps += to_float
         if self.random_erasing is not None:
             erasing = v2.RandomErasing(**vars(self.random_erasing))
-            steps += _normalised(erasing, mean, std) if self.random_erasing.value == "random" else [erasing]
+            steps += normalised(erasing, mean, std) if self.random_erasing.value == "random" else [erasing]
         return v2.Compose(steps)
 
-    def mix(self) -> v2.Transform:
-        """The transform of a batch of images [B,C,H,W] and of their class probabilities [B,K], if it `mixes`."""
-        kinds: list[Callable[..., Any]] = []
-        if self.cutmix:
-            kinds.append(v2.CutMix(alpha=float(self.cutmix)))  # of an integer there is no Beta distribution
-        if self.mixup:
-            kinds.append(v2.MixUp(alpha=float(self.mixup)))
-        shares = [self.switch_prob, 1 - self.switch_prob] if len(kinds) > 1 else None
-        return v2.RandomApply([v2.RandomChoice(kinds, p=shares)], p=self.mix_prob)
 
-
-def _normalised(
-    transform: v2.Transform, mean: Sequence[float], std: Sequence[float]
+def normalised(
+    transform: Callable[[Tensor], Tensor], mean: Sequence[float], std: Sequence[float]
 ) -> list[Callable[[Tensor], Tensor]]:
-    """`transform` of the normalised image; its result is brought back, and into [0, 1]."""
+    """`transform` of normalised images; its result is brought back, and into [0, 1]."""
     back = v2.Normalize([-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std])
     return [v2.Normalize(list(mean), list(std)), transform, back, partial(torch.clamp, min=0, max=1)]
-
-
-@dataclass(frozen=True)
-class CropFlip:
-    """`Augmentation.crop` and `flip` of a whole batch, a pure function of uniform numbers: fast in memory.
-
-    Uses 3 uniform numbers per sample.
-    """
-
-    crop: int = 0
-    flip: bool = False
-    uniforms = 3
-
-    def __call__(self, images: Tensor, uniform: Tensor, padding: int = 0) -> Tensor:
-        """Images [B,C,H,W] of any dtype, uniform [B,3] in [0,1): down, right, flip -> [B,C,H,W]."""
-        batch, channels, height, width = images.shape
-        padded = F.pad(images, (self.crop,) * 4, value=padding)
-        offset = (uniform[:, :2] * (2 * self.crop + 1)).long()
-        columns = torch.arange(width, device=images.device).expand(batch, width)
-        if self.flip:
-            columns = torch.where(uniform[:, 2:] < 0.5, columns.flip(1), columns)
-        rows = offset[:, :1] + torch.arange(height, device=images.device)
-        columns = offset[:, 1:] + columns
-        source = rows[:, :, None] * (width + 2 * self.crop) + columns[:, None, :]
-        source = source.view(batch, 1, -1).expand(-1, channels, -1)
-        return padded.flatten(2).gather(2, source).view(images.shape)
 
 
 def of_samples(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, Self
 
 import torch
 from PIL import Image
@@ -11,11 +11,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from distillery.core.random import uniforms
-from distillery.data.augmentation import Augmentation, CropFlip, of_samples
+from distillery.data.augmentation import Augmentation, of_samples
 from distillery.data.decoding import decode
 from distillery.data.sampler import BatchKey
+from distillery.data.whole_batches import CropFlip, CropFlipErase
 
-Transform = CropFlip | Callable[[Any], Tensor] | None  # None: images are served as in evaluation
+# Of whole batches, or of single images; None: images are served as in evaluation.
+Transform = CropFlip | CropFlipErase | Callable[[Any], Tensor] | None
 
 
 class Images(Protocol):
@@ -34,12 +36,20 @@ class Images(Protocol):
     def content(self) -> bytes:
         """Bytes that identify the images, for the fingerprint."""
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory the images take; 0: they are in files."""
+
+    def on(self, device: torch.device) -> Self:
+        """The same images; those in memory are held, and made into batches, on a device."""
+
 
 class TensorImages:
     """Images in memory: uint8 [N,C,H,W], or float32 already in [0,1]."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
+        self._copies = dict[torch.device, Self]()  # splits often share the images
         channels, height, width = values.shape[1:]
         self.shape = (channels, height, width)
 
@@ -48,7 +58,8 @@ class TensorImages:
 
     def transform(self, options: Augmentation, mean: Sequence[float], std: Sequence[float]) -> Transform:
         if not options.of_each:
-            return CropFlip(options.crop, options.flip)
+            moved, erasing = CropFlip(options.crop, options.flip), options.random_erasing
+            return moved if erasing is None else CropFlipErase(self.shape[1:], moved, erasing, mean, std)
         return options.transform(self.shape[1:], [], [v2.ToDtype(torch.float32, scale=True)], mean, std)
 
     def load(self, index: Tensor) -> Tensor:
@@ -58,13 +69,27 @@ class TensorImages:
     def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
         images = self.load(index)
         if isinstance(transform, CropFlip):
-            images = transform(images, uniforms(seed, epoch, index, 0, transform.uniforms))
+            images = transform(images, uniforms(seed, epoch, index.to(images.device), 0, transform.uniforms))
+        elif isinstance(transform, CropFlipErase):
+            return transform(images, of_samples(transform.draw, images, seed, epoch, index, 0))
         elif transform is not None:
             return torch.stack(of_samples(transform, images, seed, epoch, index, 0))
-        return images if images.is_floating_point() else images.float().div_(255)
+        if images.is_floating_point():
+            return images
+        # By a tensor: CUDA multiplies by the reciprocal of a number, which differs in the last bit.
+        return images.float().div_(torch.full((1,), 255.0, device=images.device))
 
     def content(self) -> bytes:
-        return self.values.numpy().tobytes()
+        return self.values.cpu().numpy().tobytes()
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def on(self, device: torch.device) -> Self:
+        if device not in self._copies:
+            self._copies[device] = type(self)(self.values.to(device))
+        return self._copies[device]
 
 
 class Pictures(Protocol):
@@ -139,6 +164,13 @@ class EncodedImages:
 
     def content(self) -> bytes:
         return self.pictures.content()
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def on(self, device: torch.device) -> Self:
+        return self
 
 
 def image_batch(images: Images, transform: Transform, seed: int, index: Tensor, key: BatchKey) -> dict[str, Tensor]:

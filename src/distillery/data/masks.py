@@ -14,11 +14,12 @@ from torchvision import tv_tensors
 
 from distillery.core.errors import UserError
 from distillery.core.random import uniforms
-from distillery.data.augmentation import LEFT_OUT, SETTING, Augmentation, CropFlip, of_samples
+from distillery.data.augmentation import LEFT_OUT, SETTING, Augmentation, of_samples
 from distillery.data.images import EncodedImages, TensorImages, Transform
 from distillery.data.picture_files import PictureFiles
 from distillery.data.sampler import BatchKey
 from distillery.data.tokens import IGNORED
+from distillery.data.whole_batches import CropFlip
 
 # Torchvision's cannot be had for masks, or would leave them as they are.
 WITHOUT_MASKS = ("rand_augment", "trivial_augment", "random_erasing", "mixup", "cutmix")
@@ -101,6 +102,15 @@ class MaskedImages:
         """Bytes that identify both, for the fingerprint."""
         return self.images.content() + b"\n\n" + self.masks.content()
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory the images take; 0: they are in files."""
+        return self.images.nbytes
+
+    def on(self, device: torch.device) -> Self:
+        """The same images; those in memory are held, and made into batches, on a device."""
+        return replace(self, images=self.images.on(device))
+
     def renumbered(self, place: Tensor) -> Self:
         """The same images; `place` has the new number of each class, and one more at its end."""
         table = torch.full((256,), LEFT_OUT, dtype=torch.uint8)
@@ -126,7 +136,8 @@ class MaskedImages:
         Pixels that count nowhere are `IGNORED`. Masks are resized to the nearest pixel.
         """
         if isinstance(self.images, TensorImages) and (transform is None or isinstance(transform, CropFlip)):
-            images, masks = self.images.batch(index, transform, seed, epoch), torch.stack([*self._masks(index)])
+            images = self.images.batch(index, transform, seed, epoch)
+            masks, index = torch.stack([*self._masks(index)]).to(images.device), index.to(images.device)
             if transform is not None:
                 masks = transform(masks[:, None], uniforms(seed, epoch, index, 0, transform.uniforms), LEFT_OUT)[:, 0]
         else:

@@ -83,6 +83,7 @@ class Data(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self.targets: dict[str, StoredTargets] = {}  # by the teacher's name, see `stored_targets.py`
+        self.resident = False  # whether the inputs live on an accelerator, where batches are made
         self._whole: Split | None = None  # the training split, where its unlabelled samples are left out
 
     @cached_property
@@ -236,6 +237,10 @@ class Data(LightningDataModule):
         own = {stage: replace(self.splits[stage], extra={"target": each}) for stage, each in references.items()}
         other.splits = {**self.splits, **own}
         return other
+
+    def on(self, device: torch.device) -> Self:
+        """The same data, for training on `device`; inputs that fit live there."""
+        return self
 
     def labelled_alone(self) -> Self:
         """The same data without the unlabelled training samples, and with as many batches in an epoch."""
@@ -455,7 +460,8 @@ class Data(LightningDataModule):
         """
         data = copy(self)
         data.splits, data._whole = {**self.splits, "train": self._whole or self.splits["train"]}, None
-        return {key: value[:samples] for key, value in next(iter(data.train_dataloader())).items()}
+        batch = data.dataset("train")[next(iter(data.sampler("train")))]
+        return {key: value[:samples] for key, value in batch.items()}
 
     def _loader(self, stage: Stage) -> DataLoader[dict[str, Tensor]]:
         return (ResumableLoader if stage == "train" else DataLoader)(
@@ -464,6 +470,6 @@ class Data(LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not self.resident,
             generator=torch.Generator(),  # otherwise each iteration would draw from the global generator
         )

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -14,7 +15,7 @@ from distillery.core.errors import UserError
 from distillery.data.augmentation import SETTING, augment_options
 from distillery.data.images import image_batch
 from distillery.data.masks import MaskedImages, masked_batch
-from distillery.data.mixing import MixedImages
+from distillery.data.mixing import Mix, MixedImages
 from distillery.data.module import Data, Stage
 from distillery.data.raw_data import Split
 from distillery.data.sampler import BatchKey
@@ -68,8 +69,22 @@ class VisionData(Data):
                     f"Set {SETTING}.mixup=0 and {SETTING}.cutmix=0."
                 )
             which = split.indices, split.labelled_indices
-            inputs = MixedImages(split.inputs, transform, options.mix(), split.targets, *which, len(self.classes), seed)
+            inputs = MixedImages(split.inputs, transform, Mix(options), split.targets, *which, len(self.classes), seed)
         return inputs if self.views is None else partial(_view, inputs, self.views)
+
+    def on(self, device: torch.device) -> Self:
+        """The same data, for training on `device`: images in memory live on a GPU, and batches are made there.
+
+        Not if the augmentation is of single images, nor if the images take more than a quarter of the free memory.
+        """
+        stores = {id(split.inputs): split.inputs.nbytes for split in self.splits.values()}
+        of_each = augment_options(self.augment or {}).of_each
+        if of_each or not all(stores.values()) or sum(stores.values()) > free_memory(device) / 4:
+            return self
+        other = copy(self)
+        other.fingerprint, other.num_workers, other.resident = self.fingerprint, 0, True
+        other.splits = {name: replace(split, inputs=split.inputs.on(device)) for name, split in self.splits.items()}
+        return other
 
     @property
     def input(self) -> dict[str, Any]:
@@ -111,6 +126,11 @@ class VisionData(Data):
     @property
     def channels(self) -> int:
         return self.raw.train.inputs.shape[0]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 on other devices."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _view(

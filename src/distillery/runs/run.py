@@ -121,7 +121,7 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
         first = [termination, SameJob(sequence.job_cfg), *([stages] if sequence.several else [])]
         own = [*callbacks, Timeline(record.timeline), Resumption(lambda: stages.ended)]
         trainer = make_trainer(saved, loggers, own, first)
-        data = StagedData(stages) if sequence.several else sequence.parts.data
+        data = StagedData(stages) if sequence.several else sequence.parts.data.on(trainer.strategy.root_device)
         # Train.
         run_folder.begin(saved)
         log_config(loggers, saved, record, job.folder)

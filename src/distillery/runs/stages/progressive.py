@@ -162,7 +162,7 @@ class StagedData(L.LightningDataModule):
     @property
     def now(self) -> Data:
         assert self.trainer is not None
-        return self.progress.data(self.trainer.current_epoch)
+        return self.progress.data(self.trainer.current_epoch).on(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> Any:
         return self.now.train_dataloader()
