@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> float | None:
     # Heavy imports wait until Hydra has the config: --help, --cfg and TAB answer at once.
     from pathlib import Path
 
+    from distillery.config.candidates import untimed
     from distillery.config.check import check
     from distillery.core.terminal import say
     from distillery.runs.job import resumed
@@ -32,7 +33,10 @@ def main(cfg: DictConfig) -> float | None:
         if resumes and cfg.resume:
             cfg = resumed(Path(cfg.resume), overrides)
         if cfg.plan:
-            StageSequence(check(cfg, overrides)).rehearse(show=True)
+            spec = check(cfg, overrides)
+            if spec.open:
+                say(untimed(spec.open))
+            StageSequence(spec).rehearse(show=True)
             return None
         if HydraConfig.get().mode == RunMode.MULTIRUN and not cfg.resume:
             return sweep_job(cfg, overrides)

@@ -191,11 +191,12 @@ def build(
     validations = validated(task.metrics) if is_validated(data, cfg.trainer) else ()
     refuse_unlogged(cfg.callbacks, schedules, validations, monitors)
 
+    rounding = f"{cfg.trainer.precision} {cfg.channels_last} {cfg.fold_batchnorms} {cfg.compile}"
     for name, teacher in frozen.items():
         if name in cached and teacher.has_network:
             teacher.training_signals = CachedSignals(cached[name], probe(teacher, batch))
         elif cfg.teachers[name].get("cache") and name not in cached:
-            teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, str(cfg.trainer.precision))
+            teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, rounding)
     check_levels(terms, teachers)
     if rollouts is not None:
         refuse_parts(rollouts, task, terms, teachers, student)
@@ -334,7 +335,8 @@ def _outputs_of(network: Network, data: Data, task: Task, outputs: int | None) -
     return outputs if own is data else own.vocab_size
 
 
-def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> TeacherCache:
+def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, rounding: str) -> TeacherCache:
+    """Args: rounding: the settings on which the last bits of a signal depend."""
     refuse_several(teacher.name, cfg, data)
     batch = data.example()
     if batch["target"].ndim > 1 and (own := teacher.adapter.own_tokenizer(batch)):
@@ -343,7 +345,7 @@ def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, precision: str) -> 
             f"those of {own}. Set cache=false, or data.tokenizer={own}."
         )
     chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
-    fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {precision} {chosen} {data.views_key}"
+    fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {rounding} {chosen} {data.views_key}"
     return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
 
 

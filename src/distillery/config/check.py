@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt
 from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import NonNegativeInt, PositiveInt
 
+from distillery.config.candidates import PRECISION, candidates, first_values, with_values
 from distillery.config.check_networks import check_student, check_teachers, refuse_sixteen
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
@@ -75,14 +76,29 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    cfg = without_leftovers(expand_home(cfg), overrides)
+    composed = without_leftovers(expand_home(cfg), overrides)
+    open_settings = candidates(composed)
+    cfg = with_values(composed, first_values(open_settings))
     checked, parsed = _checked(cfg, overrides)
+    for precision in open_settings.get(PRECISION, ()):
+        _trainer({**checked["trainer"], "precision": precision})
     if not checked.get("stages"):
         own = OmegaConf.create(checked)
-        return RunSpec(own, [Stage("", own, seed=own.seed, **parsed)])
+        return RunSpec(own, [Stage("", own, seed=own.seed, **parsed)], open_settings, composed)
     _refuse_stopping(checked)
     whole = merged(OmegaConf.to_container(cfg, resolve=True), checked)  # stages may use more of it than the run itself
-    return RunSpec(OmegaConf.create(whole), [check_stage(stage) for stage in stages_of(cfg)])
+    stages = [check_stage(stage) for stage in stages_of(cfg)]
+    return RunSpec(OmegaConf.create(whole), stages, open_settings, composed)
+
+
+def decided(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
+    """The same run with these values of settings, by their paths; those that are still open have their first.
+
+    Raises:
+        UserError: see `check`.
+    """
+    assert spec.composed is not None
+    return check(with_values(spec.composed, {**first_values(spec.open), **values}))
 
 
 def refuse_missing(cfg: DictConfig) -> None:

@@ -282,6 +282,9 @@ class StageSettings(TypedDict, total=False):
     easiest: Annotated[float, Gt(0), Le(1), Says("a share of the training samples, above 0 and at most 1")] | None
 
 
+Switch = Annotated[bool | Literal["auto"], Says("true, false or auto")]
+
+
 class Run(TypedDict, total=False):
     """What the config holds beside its sections, as `configs/train.yaml` lays it out."""
 
@@ -289,9 +292,9 @@ class Run(TypedDict, total=False):
     method: Name
     seed: Annotated[int, Ge(0), Le(MAX_SEED)]
     threads: PositiveInt | None
-    compile: bool
-    channels_last: bool
-    fold_batchnorms: bool
+    compile: Switch  # see `candidates.py`
+    channels_last: Switch
+    fold_batchnorms: Switch
     plan: bool
     resume: str | None
     replace: bool

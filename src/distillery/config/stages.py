@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
+from distillery.config.candidates import Candidates
 from distillery.config.check_stages import check_stages, lengths_of
 from distillery.config.spec import Until
 from distillery.core.errors import UserError
@@ -89,10 +90,14 @@ class RunSpec:
     Attributes:
         cfg: the config, each setting of the type that is wanted.
         stages: the stages that it describes, each with such a config of its own; a run without stages has a single one.
+        open: the values of each setting that is to be timed; both configs have the first of them.
+        composed: the config as it was composed, where settings are open.
     """
 
     cfg: DictConfig
     stages: list[Stage]
+    open: Candidates = field(default_factory=dict)
+    composed: DictConfig | None = None
 
     def resuming(self, folder: Path | None) -> Self:
         """The same run, resumed in this folder; None: it starts from the beginning."""

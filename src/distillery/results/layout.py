@@ -19,6 +19,7 @@ EXPORTS = "export.json"  # in it: what was measured of each
 WANDB_ID = "wandb_id.txt"  # the W&B run that a resumed run continues
 STAGES = "stages"  # the student of each finished stage, in a run folder of its own
 CHECKPOINTS = "checkpoints"
+AUTOTUNE = "autotune.json"  # in the folder of a study or sweep: what its jobs keep of settings that are `auto`
 LOCK = ".lock"  # held by the process that uses the folder
 # What a run that replaces another removes.
 RESULTS = (

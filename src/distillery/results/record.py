@@ -20,7 +20,7 @@ NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan tar
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
 NO_NETWORK = "it is no network here"  # why a teacher was not compared with the student when the run was scored
-ADDED = {"remarks", "fidelity", "samples", "target"}  # fields that old records lack
+ADDED = {"remarks", "fidelity", "samples", "target", "autotune"}  # fields that old records lack
 
 
 def _now() -> str:
@@ -79,6 +79,9 @@ class RunRecord:
         target: where the config has a budget (see `runs/budget.py`), by format of the export: `measured`, the fields of
             `exports.Measured` of the untrained student; and `validation`, what the trained one scores on the validation
             split as it is exported, in the figure that `monitored` names.
+        autotune: where settings were `auto` (see `runs/autotune/`), `choice` (their values, by path), `tried` (entries
+            with the fields of `autotune.Tried`, in order), `steps` (of the run), `rounds` and `steps_per_round` (that
+            were timed), `seconds` (that it took), `device`, and `note`, why nothing was timed.
         seconds: wall-clock time of the run.
         timeline: one entry an epoch, by the field names of `timeline.Epoch`.
         remarks: notes on the networks for the user: what was done to their weights and classes.
@@ -104,6 +107,7 @@ class RunRecord:
     samples: list[dict[str, str]] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
     target: dict[str, dict[str, Any]] = field(default_factory=dict)
+    autotune: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     error: str | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)

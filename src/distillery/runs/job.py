@@ -16,13 +16,15 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.config.build import build_data, stored_teachers
+from distillery.config.candidates import AUTO
+from distillery.config.check import decided
 from distillery.config.networks import run_config
 from distillery.config.stages import RunSpec
 from distillery.core.errors import UserError
@@ -53,6 +55,8 @@ class Job:
         fingerprints: SHA-256 of the data sets read so far, and of the soft labels in them, by their settings. The jobs
             of a study share them.
         measured: what the export of its student takes, by format (see `budget.py`). The seeds of a trial share it.
+        group: the folder of its study or sweep, whose jobs share what was found for settings that are `auto`.
+        autotune: what was found for them, see `RunRecord`; empty where there are none, or nothing is known yet.
     """
 
     spec: RunSpec
@@ -60,6 +64,8 @@ class Job:
     label: str = ""
     fingerprints: dict[str, tuple[str, str]] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    group: Path | None = None
+    autotune: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cfg(self) -> DictConfig:
@@ -82,18 +88,33 @@ class Job:
         """SHA-256 of what is computed: the config without names, paths, loggers, progress bars and worker counts.
 
         Weights count by their content, wherever they lie: those of a finished run by the hash in its `run.json`, those
-        in a file by the file's own. No network is loaded. Of the data the record holds a hash, see `found`.
+        in a file by the file's own. No network is loaded. Of the data the record holds a hash, see `found`. Settings
+        that are `auto` count by what was chosen, see `autotuned`.
         """
         settings = plain(self.cfg)
+        if self.spec.open:
+            settings["open"] = {name: list(values) for name, values in self.spec.open.items()}
         if len(self.folder.parts) > 1:  # every relative path lies in "."
             settings = moved(settings, str(self.folder), "run")
         data = {key: _without_paths(value) for key, value in settings["data"].items()}
         return config_hash(_by_content({**settings, "data": data}))
 
+    def autotuned(self, found: Mapping[str, Any]) -> Self:
+        """The job with its settings that are `auto` as they were chosen, see `RunRecord.autotune`.
+
+        It stays as it is if something else was to be chosen there, or this config refuses the choice.
+        """
+        choice = found.get("choice", {})
+        if not self.spec.open or self.spec.open.keys() != choice.keys():
+            return self
+        with suppress(UserError):
+            return replace(self, spec=decided(self.spec, choice), autotune=dict(found))
+        return self
+
     def found(self) -> RunRecord | None:
         """The record of this very job, finished or not; None if the job is to run from its beginning.
 
-        Nothing is changed on the disk.
+        Settings that are `auto` become what that run has chosen. Nothing is changed on the disk.
 
         Raises:
             UserError: the folder holds another job, and `replace` is false; or it cannot be made.
@@ -118,14 +139,16 @@ class Job:
             return None
         if record.name == DEBUG:
             return None
-        if record.config_hash == self.identity() and self._has_same_data(record):
+        own = self.autotuned(record.autotune)
+        if record.config_hash == own.identity() and self._has_same_data(record):
+            self.spec, self.autotune = own.spec, own.autotune
             return record if record.data else None  # without: it was refused before anything was built
         if replace or (record.status in ("failed", "over budget") and not left):
             return None
         if not is_main():  # of a launcher, such as torchrun: the first rank decides, and `SameJob` compares the others
             return None
         raise UserError(
-            f"{self.folder} holds a {record.status} run of another job ({self._differences()}). Add replace=true to "
+            f"{self.folder} holds a {record.status} run of another job ({own._differences()}). Add replace=true to "
             f"run this job in its place. {OTHER_FOLDER}"
         )
 
@@ -169,7 +192,7 @@ class Job:
         if not (self.folder / CONFIG).is_file():
             return "its config is lost"
         there = dict(leaves(computed_settings(plain(run_config(str(self.folder), "paths.run")))))
-        here = dict(leaves(computed_settings(plain(self.cfg))))
+        here = dict(leaves(computed_settings(plain(self.cfg)))) | dict.fromkeys(self.spec.open, AUTO)
         differ = [key for key, value in here.items() if value is not None and there.get(key, value) != value]
         if not differ:
             return "its teacher, its data or the version of Distillery differ"

@@ -7,6 +7,8 @@ neither a study's progress bar nor the `Result` of `train` could follow it. Ther
 other rank reads the job's resolved config from a file. Lightning then finds `LOCAL_RANK` set and starts nothing.
 """
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -14,15 +16,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from lightning.fabric.plugins.environments.lsf import LSFEnvironment
 from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -30,7 +34,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.core.errors import UserError
-from distillery.core.process import processes
+from distillery.core.process import is_main, processes
 from distillery.results.record import config_hash
 from distillery.runs.job import plain
 
@@ -38,6 +42,7 @@ LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvir
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PARENT = "DISTILLERY_PARENT"  # process id of the rank that started this one
 GRACE = 5.0  # seconds
+_decisions = itertools.count()  # of this process, in the same order on all ranks
 
 
 @dataclass
@@ -146,6 +151,36 @@ def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
             raise
         finally:
             group.end()
+
+
+def of_first_rank(cfg: DictConfig, decide: Callable[[], Any]) -> Any:
+    """What `decide` returns on the first rank, on each of the ranks that a launcher has started; JSON.
+
+    It is called there alone, before there is a process group. Ranks that this package starts are handed a config in
+    which all is decided.
+    """
+    count = processes(cfg.trainer) * int(cfg.trainer.get("num_nodes", 1))
+    launcher = next((each() for each in LAUNCHERS if each.detect()), None)
+    if count == 1 or (launcher is None and "LOCAL_RANK" not in os.environ):
+        return decide()
+    environment = launcher or LightningEnvironment()
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself, for all jobs of the ranks
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it
+        environment.main_address, environment.main_port, is_master=is_main() and not served, timeout=timedelta(days=1)
+    )
+    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}.{next(_decisions)}"
+    if not is_main():
+        decided = json.loads(store.get(f"decided {attempt}"))
+        with suppress(RuntimeError):  # until the first rank has closed its store: what comes next would meet it there
+            store.add(f"read {attempt}", 1)
+            while not served:
+                store.wait([f"closed {attempt}"])
+        return decided
+    decided = decide()
+    store.set(f"decided {attempt}", json.dumps(decided))
+    while store.add(f"read {attempt}", 0) < count - 1:
+        time.sleep(0.05)
+    return decided
 
 
 class SameJob(L.Callback):

@@ -15,6 +15,7 @@ from distillery.core.errors import UserError
 from distillery.core.process import is_main, processes
 from distillery.core.terminal import telling
 from distillery.results.record import RunRecord
+from distillery.runs.autotune.autotune import autotune
 from distillery.runs.checkpoints import Resumption, last_checkpoint, written_checkpoints
 from distillery.runs.export.candidate import refuse_missing_format, refuse_over_budget
 from distillery.runs.folder_lock import FolderLock
@@ -93,6 +94,7 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
         refuse_over_budget(job, before)
     if before and before.status == "finished":
         return Result(before, job.folder)
+    autotune(job)
     spec = job.spec.resuming(job.folder if before else None)
     begun = before and (before.status != "over budget" or written_checkpoints(job.folder))
     checkpoint = last_checkpoint(job.folder) if begun else None
@@ -107,7 +109,7 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
     if show and not sequence.several:
         show_plan(sequence.parts)
     saved = sequence.saved_cfg()
-    record = describe(sequence, job.identity(), job.overrides)
+    record = describe(sequence, job)
     if before:
         record = continued(record, before, job.folder)
     refuse_over_budget(job, record, last or sequence.parts)

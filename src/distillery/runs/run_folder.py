@@ -2,7 +2,6 @@
 
 import errno
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from distillery.results.environment import environment, git_state
 from distillery.results.record import RunRecord
 from distillery.runs.checkpoints import written_checkpoints
 from distillery.runs.folder_lock import FolderLock
-from distillery.runs.job import remove_results
+from distillery.runs.job import Job, remove_results
 from distillery.runs.stages.sequence import StageSequence, save_config
 from distillery.tasks.metrics import facts
 from distillery.teachers.served import same_teacher
@@ -96,15 +95,15 @@ class RunFolder:
             self._record.write(self._folder)
 
 
-def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -> RunRecord:
+def describe(sequence: StageSequence, job: Job) -> RunRecord:
     """The record of a run that has not started yet."""
     cfg, data, task = sequence.parts.cfg, sequence.data(-1), sequence.parts.distiller.task
     return RunRecord(
         name=cfg.name,
         method=cfg.method,
         seed=cfg.seed,
-        config_hash=identity,
-        overrides=list(overrides),
+        config_hash=job.identity(),
+        overrides=list(job.overrides),
         git=git_state(CONFIGS.parent),
         environment=environment(),
         data={
@@ -125,6 +124,7 @@ def describe(sequence: StageSequence, identity: str, overrides: Sequence[str]) -
             "unlabelled": data.unlabelled,
         },
         sources=sequence.sources(),
+        autotune=job.autotune,
         remarks=sequence.parts.distiller.remarks,
     )
 
@@ -145,5 +145,6 @@ def continued(record: RunRecord, before: RunRecord, folder: Path) -> RunRecord:
             f"{folder} cannot be resumed: {f'in stage {stage!r} ' if stage else ''}{what} that it was started with. "
             f"Put back what was there, point {setting} of its config.yaml to it, or start a new run."
         )
-    kept = {name: getattr(before, name) for name in ("config_hash", "overrides", "started", "seconds", "target")}
+    names = ("config_hash", "overrides", "started", "seconds", "target", "autotune")
+    kept = {name: getattr(before, name) for name in names}
     return replace(record, **kept, sources=record.sources | before.sources)

@@ -82,7 +82,7 @@ class StudyJobs:
         own = compose("train", overrides=given)
         own.replace = cfg.replace
         loggers.join_study(own, cfg.name, label, role)
-        return Job(check(own, given), given, label, self._fingerprints)
+        return Job(check(own, given), given, label, self._fingerprints, group=self._out)
 
 
 def methods_of(cfg: DictConfig) -> dict[str, Sequence[str]]:

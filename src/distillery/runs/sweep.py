@@ -21,7 +21,7 @@ from distillery.runs.export.candidate import validated
 from distillery.runs.job import Job
 from distillery.runs.run import run_job
 from distillery.runs.show_result import show_result
-from distillery.runs.sweep_summary import note, noted
+from distillery.runs.sweep_summary import note, noted, sweep_folder
 from distillery.tasks.metrics import SCORE
 
 FAR = 1e6  # worse than any score, and better than that of a job that failed
@@ -58,12 +58,12 @@ def _run(cfg: DictConfig, overrides: Sequence[str], measured: dict[str, dict[str
     worst = -math.inf if best == "max" else math.inf
     job = Job(RunSpec(cfg, []), overrides)  # as far as it is known if the check refuses it
     try:
-        job = Job(check(cfg, overrides), overrides, measured=measured)
+        job = Job(check(cfg, overrides), overrides, measured=measured, group=sweep_folder())
         budget = job.budget
         if budget and (folder := _of_same_student(job)):
             cfg = cfg.copy()
             cfg.paths.run = folder
-            job = Job(check(cfg, overrides), overrides, measured=measured)
+            job = Job(check(cfg, overrides), overrides, measured=measured, group=sweep_folder())
         result = run_job(job)
         score = result.record.val_monitored
         if budget and is_main():
@@ -92,6 +92,8 @@ def _run(cfg: DictConfig, overrides: Sequence[str], measured: dict[str, dict[str
 
 def _of_same_student(job: Job) -> str | None:
     """The folder of an earlier job of this sweep that trains the same student: for another format, or drawn twice."""
-    identity = job.identity()
-    folders = [each["folder"] for each in noted() if each["outcome"] != "failed"]
-    return next((folder for folder in folders if RunRecord.read(Path(folder)).config_hash == identity), None)
+    for folder in (each["folder"] for each in noted() if each["outcome"] != "failed"):
+        record = RunRecord.read(Path(folder))
+        if record.config_hash == job.autotuned(record.autotune).identity():
+            return str(folder)
+    return None

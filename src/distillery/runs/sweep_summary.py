@@ -35,6 +35,11 @@ def noted() -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()] if journal.exists() else []
 
 
+def sweep_folder() -> Path:
+    """The folder of this sweep."""
+    return Path(os.environ[JOURNAL]).parent
+
+
 class SweepSummary(Callback):
     """Reports at a sweep's end: the table of its settings, and how many jobs were kept, run and failed.
 

@@ -1,0 +1,1 @@
+"""Settings that are `auto`: timed before the run, and kept where that pays."""
