@@ -86,8 +86,9 @@ class TimedJob:
         )
         clock = Clock()
         trainer = make_trainer(cfg, [], [clock])
+        data = self._parts.data.on(trainer.strategy.root_device)
         began = now()
-        trainer.fit(distiller, datamodule=self._parts.data)
+        trainer.fit(distiller, datamodule=data)
         distiller.cpu()  # the other one's turn: both at once may take more memory than there is
         for teacher in distiller.teachers.values():
             teacher.cpu()
