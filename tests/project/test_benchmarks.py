@@ -22,6 +22,8 @@ def test_training_steps_are_compared(tmp_path: Path) -> None:
     found = json.loads(file.read_text(encoding="utf-8"))
     assert {"by hand", "alone", "plain", "tuned", "cached", "timm"} <= found["ratios"].keys()
     assert found["ratios"]["by hand"] == 1
+    assert all({"alone", "plain", "cached"} <= found[pair]["ratios"].keys() for pair in ("vit", "text", "causal_lm"))
+    assert {"plain", "lightning"} <= found["demo"]["ratios"].keys()
     for form, (low, high) in found["ranges"].items():
         assert 0 < low <= found["ratios"][form] <= high
         assert f" {form} " in ended.stdout
