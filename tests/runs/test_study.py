@@ -306,7 +306,7 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
     """Every job composes and checks, a method is called as its losses are, and all methods share one student."""
     cfg = compose("study", overrides=[f"study={name}", f"out='{tmp_path}'", *REQUIRED.get(name, [])])
     assert len(set(cfg.seeds)) == len(cfg.seeds) > 1
-    cfg.seeds = cfg.seeds[: 1 if name.startswith(LONG) else 2]
+    cfg.seeds = cfg.seeds[: 2 if name == "digits_demo" else 1]  # seeds are numbers that all studies treat alike
     jobs = StudyJobs(cfg)
     teacher, students = jobs.teacher, jobs.students(Trials(cfg, jobs).first)
     trained = [] if teacher is None else [teacher]  # else the students have one that is trained already
