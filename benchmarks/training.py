@@ -132,13 +132,16 @@ def images_of(parts: Parts) -> tuple[Tensor, Tensor]:
     return images, torch.cat([batch["target"] for batch in batches])
 
 
+def device_of(parts: Parts) -> str:
+    """Where the networks of a loop are."""
+    return "cuda" if parts.cfg.trainer.accelerator == "gpu" else "cpu"
+
+
 def batches_of(parts: Parts, device: str) -> Iterator[tuple[Inputs, Tensor]]:
     """Batches without end: images at random, cropped and flipped; texts as the loader of the run makes them."""
     if parts.data.kind == "texts":
-        found = [
-            (parts.distiller.student.adapter(batch)[1], batch["target"]) for batch in parts.data.train_dataloader()
-        ]
-        yield from itertools.cycle(found)
+        here = ({key: value.to(device) for key, value in batch.items()} for batch in parts.data.train_dataloader())
+        yield from itertools.cycle([(parts.distiller.student.adapter(batch)[1], batch["target"]) for batch in here])
     images, targets = (each.to(device) for each in images_of(parts))
     side, batch_size = images.shape[-1], parts.data.batch_size
     mean, std = parts.distiller.student.adapter.mean, parts.distiller.student.adapter.std
@@ -153,7 +156,7 @@ def batches_of(parts: Parts, device: str) -> Iterator[tuple[Inputs, Tensor]]:
 
 def in_a_loop(make: Callable[[nn.Module, nn.Module], Step], parts: Parts, steps: int) -> float:
     """Seconds a step of a plain loop: index, crop and flip a batch, and the step."""
-    device = "cuda" if parts.cfg.trainer.accelerator == "gpu" else "cpu"
+    device = device_of(parts)
     student, teacher = parts.distiller.student.to(device), parts.distiller.teachers["main"].to(device)
     step = make(student.net.train(), teacher.net)
     batches = batches_of(parts, device)
@@ -167,7 +170,7 @@ def in_a_loop(make: Callable[[nn.Module, nn.Module], Step], parts: Parts, steps:
 def under_lightning(parts: Parts, steps: int, folder: Path) -> float:
     """Seconds a step of `by_hand` under a Trainer that has nothing else to do."""
     clock, teacher = Clock(first=2), parts.distiller.teachers["main"]
-    device = "cuda" if parts.cfg.trainer.accelerator == "gpu" else "cpu"
+    device = device_of(parts)
     batches = list(itertools.islice(batches_of(parts, device), len(parts.data.train_dataloader())))
     trainer = L.Trainer(
         accelerator=parts.cfg.trainer.accelerator, devices=1, max_steps=steps + 2, callbacks=[clock], logger=False,
