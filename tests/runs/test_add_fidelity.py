@@ -93,8 +93,9 @@ def test_each_figure_is_that_of_a_loop_over_the_texts(data: TextData, monkeypatc
     expected = means(student, teacher, texts, size)
     assert found["main"]["data_text"]["tokens"] == len(expected["kl"])
     assert found["main"]["data_text"]["kl"] == pytest.approx(np.mean(expected["kl"]), rel=1e-5)
-    places = np.concatenate([np.arange(len(ids) - prompt) for ids, prompt in texts]) // 8
-    profile = [np.array(expected["kl"])[places == place].mean() for place in range(3)]
+    assert max(len(ids) - prompt for ids, prompt in texts) == 18, "so that a figure is the mean over two tokens"
+    places = np.concatenate([np.arange(len(ids) - prompt) for ids, prompt in texts]) // 2
+    profile = [np.array(expected["kl"])[places == place].mean() for place in range(9)]
     assert found["main"]["data_text"]["kl_by_place"] == pytest.approx(profile, rel=1e-5)
 
     # its own text: the tokens are drawn, and scored as any text

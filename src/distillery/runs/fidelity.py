@@ -28,7 +28,7 @@ TOKENS = 4096  # of the test split, about, on which networks are compared
 FORWARD, ROWS = 2048, 256  # tokens of one forward, and those of which the logits of all networks exist at once
 TEXTS, PROMPT, NEW = 32, 16, 64  # texts that are continued, tokens of their prompts and of the continuations at most
 SHOWN = 3  # texts whose continuations are shown
-PLACES = 8  # tokens whose mean is one figure of a profile
+POINTS = 8  # of a profile, at least, where the texts have as many tokens; fewer than twice as many
 SEED = 0
 DIVERGENCES = ("agreement", "kl", "reverse_kl", "acceptance")
 
@@ -65,7 +65,8 @@ def add_fidelity(
             }
         if can_generate(student.net):
             given = prompted(data)
-            about = {"number": len(given["index"]), "prompt": _prompt_length(data), "places": PLACES}
+            width = max(1, int((given["target"] != IGNORED).sum(1).max()) // POINTS)
+            about = {"number": len(given["index"]), "prompt": _prompt_length(data), "places": width}
             found["student"]["texts"] = about | {"new": _new_tokens(data)}
             drawn = Rollouts(new_tokens=_new_tokens(data), ends=ends_of(student.net, data), seed=SEED)
             drawn.vocabulary = outputs
@@ -74,7 +75,7 @@ def add_fidelity(
                 place = (batch["target"] != IGNORED).cumsum(1)[batch["target"] != IGNORED].cpu() - 1
                 for name, figures in _figures(student, compared, [batch], task).items():
                     if name in compared:
-                        profile = by_place(figures["kl"], place, PLACES)
+                        profile = by_place(figures["kl"], place, width)
                         found[name][kind] = _means(figures, DIVERGENCES) | {"kl_by_place": profile}
             record.samples = _samples(student, compared, given, data, outputs)
     record.fidelity = found
