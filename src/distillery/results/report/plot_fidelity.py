@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from distillery.results.report.collect import Run
 from distillery.results.report.plot import GREY
 from distillery.results.report.plot_calibration import best_of, colours_of, finish_reliability, keys, reliability
+from distillery.results.report.statistics import mean_and_ci95
 from distillery.results.report.table import compared_with
 
 
@@ -47,7 +48,7 @@ def plot_fidelity(students: Sequence[Run]) -> Figure | None:
 
 
 def _by_position(ax: Axes, runs: Sequence[Run], colour: str) -> None:
-    """The mean over seeds; a seed whose texts end early has no value at the end."""
+    """The mean over seeds and its 95 % interval; a seed whose texts end early has no value at the end."""
     for kind, style in (("own_text", "-"), ("data_text", "--")):
         profiles = [
             run.record.fidelity[name][kind]["kl_by_place"]
@@ -61,4 +62,6 @@ def _by_position(ax: Axes, runs: Sequence[Run], colour: str) -> None:
             row[: len(profile)] = profile
         width = runs[0].record.fidelity["student"]["texts"]["places"]
         middle = (np.arange(table.shape[1]) + 0.5) * width
-        ax.plot(middle, np.nanmean(table, 0), style, color=colour, lw=1.4, marker="o", ms=2.5)
+        mean, ci95 = np.transpose([mean_and_ci95(place[~np.isnan(place)]) for place in table.T])
+        ax.plot(middle, mean, style, color=colour, lw=1.4, marker="o", ms=2.5)
+        ax.fill_between(middle, mean - ci95, mean + ci95, color=colour, alpha=0.1, lw=0)
