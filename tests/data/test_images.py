@@ -64,7 +64,7 @@ def test_evaluation_serves_the_centre(tmp_path: Path) -> None:
     path = sorted((tmp_path / "test").rglob("*.png"))[7]
     resized = VF.resize(Image.open(path), [32])
     expected = np.asarray(VF.center_crop(resized, [28]), dtype=np.float32).transpose(2, 0, 1) / 255
-    assert np.allclose(batches[1]["image"][2].numpy(), expected)
+    assert np.allclose(batches[1]["image"][2].numpy(), expected, atol=1.01 / 255)  # Pillow rounds in another place
     assert batches[1]["target"][2] == 1
 
 
@@ -99,7 +99,7 @@ def test_flips_alone_take_the_centre(tmp_path: Path) -> None:
 
 
 def served(path: Path, background: str = "white") -> torch.Tensor:
-    return torch.from_numpy(np.asarray(decode(path, str(path), background)) / 255.0)
+    return decode(path, str(path), background).permute(1, 2, 0).double() / 255
 
 
 def test_every_depth_gives_the_same_picture(tmp_path: Path) -> None:

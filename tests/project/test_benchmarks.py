@@ -1,4 +1,4 @@
-"""The benchmark of training steps runs and writes what it measured. Its times are not tested."""
+"""The benchmarks run and write what they measured. Their times are not tested."""
 
 import json
 import os
@@ -27,3 +27,18 @@ def test_training_steps_are_compared(tmp_path: Path) -> None:
     for form, (low, high) in found["ranges"].items():
         assert 0 < low <= found["ratios"][form] <= high
         assert f" {form} " in ended.stdout
+
+
+@pytest.mark.long
+def test_pictures_are_read_and_runs_on_them_started(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    size = ["--pairs", "1", "--pictures", "64", "--workers", "1", "--files", "2000"]
+    command = [sys.executable, "benchmarks/data.py", *size, "--json", str(file)]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert ended.returncode in (0, 1), ended.stderr  # 1: the machine was busy
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("crop and flip", "and RandAugment"):
+        assert found[name]["images_a_second"].keys() == {"this project", "torchvision"}
+        assert found[name]["ratio"] > 0
+    assert {"this project", "torchvision.io.decode_image"} <= found["decoding_ms"].keys()
+    assert found["starts"]["second start"]["seconds"] < found["starts"]["first start"]["seconds"]

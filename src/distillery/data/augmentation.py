@@ -127,18 +127,19 @@ class Augmentation:
     def transform(
         self,
         size: Sequence[int],
-        whole: Sequence[v2.Transform],
-        to_float: Sequence[v2.Transform],
         mean: Sequence[float],
         std: Sequence[float],
+        whole: Sequence[v2.Transform] = (),
+        pillow: bool = False,
     ) -> Callable[[Any], Tensor]:
-        """The transform of a single image, or of an image and its mask (`tv_tensors.Mask`), which moves with it.
+        """The transform of an image [C,H,W], or of an image and its mask (`tv_tensors.Mask`), which moves with it.
 
         Args:
-            size: height and width of its result.
-            whole: makes an image of that size, if there is no `resized_crop`.
-            to_float: makes a float tensor of an image.
+            size: height and width of its result, which is float32 in [0,1].
             mean, std: of each channel.
+            whole: makes an image of that size, if there is no `resized_crop`.
+            pillow: change colours by Pillow, which is faster; images must be RGB, of 8 bits. Tensors are faster for the
+                rest (`benchmarks/data.py`).
 
         Raises:
             UserError: an option cannot be had for images with so many channels.
@@ -158,6 +159,7 @@ class Augmentation:
             steps.append(v2.RandomCrop(size, padding=self.crop, fill={tv_tensors.Mask: LEFT_OUT, "others": 0}))
         if self.flip:
             steps.append(v2.RandomHorizontalFlip())
+        colours = len(steps)
         # Torchvision's own recipes turn and shear bilinearly, too; bicubic is not possible there for tensors.
         if self.rand_augment is not None:
             steps.append(v2.RandAugment(**vars(self.rand_augment), interpolation=InterpolationMode.BILINEAR))
@@ -165,7 +167,9 @@ class Augmentation:
             steps.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
         if self.color_jitter is not None:
             steps.append(v2.ColorJitter(**vars(self.color_jitter)))
-        steps += to_float
+        if pillow and steps[colours:]:
+            steps[colours:] = [v2.ToPILImage(), *steps[colours:], v2.PILToTensor()]
+        steps.append(v2.ToDtype(torch.float32, scale=True))
         if self.random_erasing is not None:
             erasing = v2.RandomErasing(**vars(self.random_erasing))
             steps += normalised(erasing, mean, std) if self.random_erasing.value == "random" else [erasing]

@@ -6,7 +6,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from distillery.core.errors import UserError
 
@@ -15,8 +17,8 @@ MEND = " Replace or remove it, or set data.source.broken=skip."  # of a broken p
 WHITE = {"I": 65_535, "F": 1.0}  # the value of white in pictures of 16 bits, held as 32-bit integers, and of floats
 
 
-def decode(file: Path | IO[bytes], name: str, background: str = "white") -> Image.Image:
-    """The picture in `file`, upright as its EXIF data say. Of an animation it is the first frame.
+def decode(file: Path | IO[bytes], name: str, background: str = "white") -> Tensor:
+    """The picture in `file`, uint8 [3,H,W], upright as its EXIF data say. Of an animation it is the first frame.
 
     16-bit greys, which Pillow would clip to white, are scaled by 255 / 65,535, and floats from [0, 1].
 
@@ -29,7 +31,8 @@ def decode(file: Path | IO[bytes], name: str, background: str = "white") -> Imag
     """
     try:
         with Image.open(file) as image:
-            return _rgb(ImageOps.exif_transpose(image), background)
+            ImageOps.exif_transpose(image, in_place=True)
+            return pil_to_tensor(_rgb(image, background))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"'{name}' cannot be decoded: {error}.{MEND}") from error
 
@@ -42,7 +45,7 @@ def _rgb(image: Image.Image, background: str) -> Image.Image:
         canvas = Image.new("RGBA", image.size, background)
         canvas.alpha_composite(image.convert("RGBA"))
         return canvas.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(values: NDArray[Any], kind: str) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from rich.progress import track
 from distillery.core.paths import cache_folder
 
 DATABASE = "files.sqlite"
+PART = 4096  # files that are handed to the threads at once: a million would fill the memory with calls
 TABLES = """
     CREATE TABLE IF NOT EXISTS answers (path BLOB, size INTEGER, time INTEGER, question TEXT, answer TEXT,
         PRIMARY KEY (path, question)) WITHOUT ROWID;
@@ -47,7 +48,9 @@ def remembered(question: Callable[[Path], str], files: Sequence[File], title: st
     new = [place for place in range(len(files)) if place not in answers]
     silent = not new or not Console().is_terminal  # which would leave an empty line
     with ThreadPoolExecutor() as pool:
-        found = pool.map(question, (Path(os.fsdecode(files[place].path)) for place in new))
+        parts = (new[start : start + PART] for start in range(0, len(new), PART))
+        paths = ([Path(os.fsdecode(files[place].path)) for place in part] for part in parts)
+        found = (answer for part in paths for answer in pool.map(question, part))
         answers |= zip(new, track(found, title, len(new), transient=True, disable=silent), strict=True)
     with suppress(OSError, sqlite3.Error), closing(_database()) as database, database:
         added = ((*files[place], question.__name__, answers[place]) for place in new)

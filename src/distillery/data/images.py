@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from distillery.core.random import uniforms
@@ -60,7 +60,7 @@ class TensorImages:
         if not options.of_each:
             moved, erasing = CropFlip(options.crop, options.flip), options.random_erasing
             return moved if erasing is None else CropFlipErase(self.shape[1:], moved, erasing, mean, std)
-        return options.transform(self.shape[1:], [], [v2.ToDtype(torch.float32, scale=True)], mean, std)
+        return options.transform(self.shape[1:], mean, std)
 
     def load(self, index: Tensor) -> Tensor:
         """The images at positions `index` [B], as they are: [B,C,H,W]."""
@@ -138,8 +138,7 @@ class EncodedImages:
         self.shorter_side = round(size * 256 / 224)  # evaluation on ImageNet crops 224 of its 256 pixels
         centre = [v2.Resize(self.shorter_side), v2.CenterCrop(size)]
         self.whole = [v2.Resize((size, size))] if squeeze else centre
-        self.to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-        self.plain = v2.Compose([*self.whole, *self.to_float])
+        self.plain = v2.Compose([*self.whole, v2.ToDtype(torch.float32, scale=True)])
 
     @property
     def paths(self) -> list[Path]:
@@ -150,17 +149,20 @@ class EncodedImages:
         return len(self.pictures)
 
     def transform(self, options: Augmentation, mean: Sequence[float], std: Sequence[float]) -> Transform:
-        return options.transform(self.shape[1:], self.whole, self.to_float, mean, std)
+        return options.transform(self.shape[1:], mean, std, self.whole, pillow=True)
 
-    def load(self, index: Tensor) -> list[Image.Image]:
-        """The pictures at positions `index` [B], decoded."""
+    def load(self, index: Tensor) -> list[Tensor]:
+        """The pictures at positions `index` [B], decoded: uint8 [3,H,W]."""
         return [decode(*self.pictures.open(position), self.background) for position in index.tolist()]
 
     def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
         images = self.load(index)
         if transform is None:
-            return torch.stack([self.plain(image) for image in images])
-        return torch.stack(of_samples(transform, images, seed, epoch, index, 0))
+            made = [self.plain(image) for image in images]
+        else:
+            made = of_samples(transform, images, seed, epoch, index, 0)
+        batch: Tensor = default_collate(made)  # not `torch.stack`: a worker then stacks into shared memory
+        return batch
 
     def content(self) -> bytes:
         return self.pictures.content()

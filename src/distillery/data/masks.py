@@ -142,7 +142,7 @@ class MaskedImages:
                 masks = transform(masks[:, None], uniforms(seed, epoch, index, 0, transform.uniforms), LEFT_OUT)[:, 0]
         else:
             loaded = self.images.load(index)
-            sizes = [image.size[::-1] if isinstance(image, Image.Image) else image.shape[1:] for image in loaded]
+            sizes = [image.shape[1:] for image in loaded]
             pairs = zip(loaded, map(tv_tensors.Mask, self._masks(index, sizes)), strict=True)
             if transform is None:
                 assert isinstance(self.images, EncodedImages)

@@ -71,7 +71,8 @@ class FittedPictures(EncodedImages):
         super().__init__(pictures, max(height, width))
         self.shape = shape
         fitted = [v2.Resize(max(height, width)), v2.CenterCrop((height, width))]
-        self.fitted = v2.Compose([v2.Grayscale(channels), *fitted, v2.PILToTensor()])
+        # By Pillow, whose greys are exact: of a tensor, `Grayscale` makes 254 of 255.
+        self.fitted = v2.Compose([v2.ToPILImage(), v2.Grayscale(channels), *fitted, v2.PILToTensor()])
 
     def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
         pictures = [self.fitted(decode(*self.pictures.open(position))) for position in index.tolist()]

@@ -164,9 +164,10 @@ def _described(found: Found) -> list[str]:
 def described_picture(path: Path) -> str:
     """Width and height of a picture, or what is wrong with it."""
     try:
-        return "{}x{}".format(*decode(path, str(path)).size)
+        _, height, width = decode(path, str(path)).shape
     except UserError as error:
         return str(error)
+    return f"{width}x{height}"
 
 
 def described_mask(path: Path) -> str:
