@@ -1,17 +1,20 @@
 """Text data sets from the Hugging Face hub, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 
 from datasets import Dataset
 
 from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData
-from distillery.data.sources.documents import document_data
+from distillery.data.sources.documents import Document, document_data
 from distillery.data.sources.hub import labels_of, load_splits
 from distillery.data.sources.messages import conversations_of
-from distillery.data.sources.table import Columns, SoftLabel, Table
+from distillery.data.sources.table import Columns, SoftLabel, Table, read_texts, refuse_empty
 from distillery.data.sources.table_splits import table_data
+
+ROWS = 100  # of documents that are read together
 
 
 def hf_dataset(
@@ -67,6 +70,9 @@ def hf_dataset(
     if conversations:
         parts = {part: conversations_of(data, where) for part, (data, where) in sets.items()}
         return document_data(called, parts, 0.0, remarks, "conversations", conversations=True)
+    if label is None and second is None and words is None and soft_label is None and drop_duplicates:
+        texts = {part: _documents(data, where, text, drop_empty) for part, (data, where) in sets.items()}
+        return document_data(called, texts, 0.0, remarks)
     tables: dict[str, Table] = {}
     for part, (data, where) in sets.items():
         tables[part], classes = _table(data, where, label, keep=part == "train")
@@ -75,6 +81,19 @@ def hf_dataset(
         if missing := len(data) - len(tables[part].lines):
             remarks.append(f"{part}: {missing:,} rows without a label left out")
     return table_data(called, columns, tables, drop_duplicates=drop_duplicates, remarks=remarks)
+
+
+def _documents(data: Dataset, where: str, text: str, drop_empty: bool) -> Iterator[Document]:
+    """The texts of the rows, a few of which are in memory at a time."""
+    Table(where, dict.fromkeys(data.column_names, ()), ()).column("text", text)  # refused if there is none
+    empty: list[int] = []
+    for start, some in zip(count(0, ROWS), data.select_columns([text]).iter(ROWS), strict=False):
+        table = Table(where, some, range(start, start + len(some[text])), "row")
+        texts, without = read_texts(table, text)
+        empty += (start + row for row in without)
+        yield from (Document(each, "" if each else "rows with an empty text") for each in texts["first"])
+    if not drop_empty:
+        refuse_empty(Table(where, {}, range(len(data)), "row"), empty)
 
 
 def _table(data: Dataset, where: str, label: str | None, keep: bool) -> tuple[Table, list[str] | None]:

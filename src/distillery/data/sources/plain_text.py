@@ -9,7 +9,7 @@ from distillery.core.errors import UserError
 from distillery.data.raw_data import RawData
 from distillery.data.sources.documents import Document, document_data
 from distillery.data.sources.table import Table
-from distillery.data.sources.text_files import json_rows, opened, read_csv
+from distillery.data.sources.text_files import csv_rows, json_rows, opened
 
 Given = str | Path
 AT_ONCE = 1 << 20  # characters that are read together
@@ -65,9 +65,10 @@ def _documents(path: Path, text: str, separator: str | None, encoding: str | Non
         Table(f"'{path}'", dict.fromkeys(names, ()), ()).column("text", text)  # refused if it is in no row
         return
     if kind in (".csv", ".tsv"):
-        table = read_csv(path, encoding=encoding)
-        notes += table.notes
-        yield from table.column("text", text)
+        rows = csv_rows(path, None, True, encoding, notes)
+        _, header = next(rows)
+        Table(f"'{path}'", dict.fromkeys(header, ()), ()).column("text", text)  # refused if there is none
+        yield from (row[header.index(text)] for _, row in rows)
         return
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:

@@ -155,11 +155,8 @@ def read_samples(table: Table, columns: Columns, need_labels: bool = True) -> tu
             the numbers of words and labels differ.
     """
     read, empty = read_texts(table, columns.text, columns.second, columns.words)
-    if empty and not columns.drop_empty:
-        raise UserError(
-            f"{table.where}: the text is empty in {table.places(empty)}. Correct the file, or leave these rows out "
-            "with data.source.drop_empty=true."
-        )
+    if not columns.drop_empty:
+        refuse_empty(table, empty)
     if columns.label is not None:
         read["labels"] = table.column("label", columns.label)
     if columns.soft_label is not None:
@@ -194,6 +191,15 @@ def read_texts(
     if second is not None:
         read["second"] = _texts(table, "second", second)
     return read, [row for row, texts in enumerate(zip(*read.values(), strict=True)) if not all(texts)]
+
+
+def refuse_empty(table: Table, rows: Sequence[int]) -> None:
+    """Raise UserError if there are `rows` with an empty text."""
+    if rows:
+        raise UserError(
+            f"{table.where}: the text is empty in {table.places(rows)}. Correct the file, or leave these rows out "
+            "with data.source.drop_empty=true."
+        )
 
 
 def _soft_labels(table: Table, names: SoftLabel) -> list[Any]:

@@ -113,45 +113,61 @@ def _tables(read: Callable[[Path], Table], files: Mapping[str, Given | None]) ->
 
 def read_csv(path: Path, separator: str | None = None, quotes: bool = True, encoding: str | None = None) -> Table:
     """The rows of a CSV or TSV file with a header; see `text_csv`."""
+    notes = list[str]()
+    rows = dict(csv_rows(path, separator, quotes, encoding, notes))  # by line
+    header = rows.pop(next(iter(rows)))
+    columns = dict(zip(header, zip(*rows.values(), strict=True), strict=True))
+    return Table(f"'{path}'", columns, list(rows), notes=tuple(notes))
+
+
+def csv_rows(
+    path: Path, separator: str | None, quotes: bool, encoding: str | None, notes: list[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """The header of a CSV or TSV file, then its rows, each with the line at which it begins.
+
+    Args:
+        separator, quotes, encoding: see `text_csv`.
+        notes: to which remarks on how the file was read are added.
+    """
     separator = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
     separator = "\t" if separator == r"\t" else separator
     if len(separator) != 1 or separator in "\r\n":
         raise UserError(f"data.source.separator={separator!r} must be a single character, and not the end of a line.")
     csv.field_size_limit(LONGEST_FIELD)
-    rows: dict[int, list[str]] = {}  # by the line at which each begins
-    line = 1
+    line, found = 1, 0
+    header: list[str] = []
     try:
-        with opened(path, encoding, "") as (file, notes):
+        with opened(path, encoding, "") as (file, said):
+            notes += said
             reader = csv.reader(
                 file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
             )
             for row in reader:
                 if len(row) > 1 or (row and not row[0].isspace()):  # not a blank line
-                    rows[line] = row
+                    if not header:
+                        header = row
+                        _refuse_header(path, header)
+                    elif len(row) != len(header):
+                        raise UserError(
+                            f"'{path}', line {line}: {len(row)} fields, but the header has {len(header)}. Enclose a "
+                            f"text that contains {separator!r} in quotes, or set data.source.separator."
+                        )
+                    found += 1
+                    yield line, row
                 line = reader.line_num + 1
     except csv.Error as error:
-        _refuse_separator(path, next(iter(rows.values()), [""]))
         raise UserError(
             f"'{path}', line {line}: {error}. Double a quote within quotes; if quotes are ordinary characters, set "
             "data.source.quotes=false."
         ) from error
-    if len(rows) < 2:
+    if found < 2:
         raise UserError(f"'{path}' is empty: it must have a header and rows.")
-    header = rows.pop(next(iter(rows)))
+
+
+def _refuse_header(path: Path, header: list[str]) -> None:
+    """Refuse a header with a repeated name, or one that looks as if another separator were meant."""
     if len(set(header)) != len(header):
         raise UserError(f"'{path}' has two columns of the same name: {', '.join(header)}.")
-    _refuse_separator(path, header)
-    for line, row in rows.items():
-        if len(row) != len(header):
-            raise UserError(
-                f"'{path}', line {line}: {len(row)} fields, but the header has {len(header)}. Enclose a text that "
-                f"contains {separator!r} in quotes, or set data.source.separator."
-            )
-    return Table(f"'{path}'", dict(zip(header, zip(*rows.values(), strict=True), strict=True)), list(rows), notes=notes)
-
-
-def _refuse_separator(path: Path, header: list[str]) -> None:
-    """Refuse a file whose header looks as if another separator were meant."""
     other = max(SEPARATORS, key=header[0].count)
     if len(header) == 1 and other in header[0]:
         raise UserError(
