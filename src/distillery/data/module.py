@@ -453,15 +453,13 @@ class Data(LightningDataModule):
         train = SeededBatchSampler(split.indices, self.eval_batch_size)
         return (dataset[key] for key in (train if stage == "train" else self.sampler(stage)))
 
-    def example(self, samples: int = 8) -> dict[str, Tensor]:
-        """A few training samples, on which shapes, layers and costs are measured.
+    def example(self, samples: int = 8, stage: Stage = "train") -> dict[str, Tensor]:
+        """A few samples of a split: of training, to find shapes and layers on; of test, to measure costs on.
 
-        They are the same whether or not the unlabelled ones are left out: costs are compared.
+        The test split does not depend on the training subset, so that a network has one cost.
         """
-        data = copy(self)
-        data.splits, data._whole = {**self.splits, "train": self._whole or self.splits["train"]}, None
-        batch = data.dataset("train")[next(iter(data.sampler("train")))]
-        return {key: value[:samples] for key, value in batch.items()}
+        key = next(iter(self.sampler(stage)))
+        return self.dataset(stage)[key._replace(positions=key.positions[:samples])]
 
     def _loader(self, stage: Stage) -> DataLoader[dict[str, Tensor]]:
         return (ResumableLoader if stage == "train" else DataLoader)(

@@ -262,12 +262,12 @@ class TextData(Data):
     def order(self, stage: Stage) -> dict[str, Any]:
         return {"lengths": self.splits[stage].inputs.lengths, "bucket": self.bucket}
 
-    def example(self, samples: int = 8) -> dict[str, Tensor]:
-        """Training samples of median length, so that measurements on them do not depend on the order."""
-        indices = self.splits["train"].indices
+    def example(self, samples: int = 8, stage: Stage = "train") -> dict[str, Tensor]:
+        """Samples of the split's median length, so that measurements on them do not depend on the order."""
+        indices = self.splits[stage].indices
         middle = len(indices) // 2
-        ordered = indices[self.splits["train"].inputs.lengths[indices].argsort(stable=True)]
-        return self._batch("train", ordered[max(0, middle - samples + 1) : middle + 1])
+        ordered = indices[self.splits[stage].inputs.lengths[indices].argsort(stable=True)]
+        return self._batch(stage, ordered[max(0, middle - samples + 1) : middle + 1])
 
     def word_counts(self) -> Tensor:
         tokens, counts = self.splits["train"].inputs, torch.zeros(self.vocab_size, dtype=torch.int64)

@@ -56,10 +56,10 @@ def stage_row(stage: Stage, parts: Parts) -> list[str]:
     """A stage in a line: its length, what teaches what by which losses, and the forward and backward FLOPs in all."""
     student, teachers = parts.distiller.student, parts.distiller.teachers
     _, total = updates(parts.data, parts.cfg.trainer)
-    sample = {key: value[:1] for key, value in parts.example.items()}
+    sample = parts.data.example(1, "test")
     networks = dict.fromkeys((student, *teachers.values()))
     once = sum(  # a backward is two forwards
-        (3 if each.role in (student.role, PEER) else 1) * count_flops(each.net, each.bound(sample)) for each in networks
+        (3 if each.role in (student.role, PEER) else 1) * _flops(each, sample) for each in networks
     )
     samples = parts.data.sizes["train"] * parts.cfg.trainer.max_epochs
     return [
@@ -87,18 +87,22 @@ def network_table(parts: Parts) -> Table:
     """Each network's size, and FLOPs of one sample: 2 × MACs."""
     numbers = _numbers("parameters", "trained", "FLOPs a sample")
     table = _table("Networks", *_texts("role", "network", "weights"), *numbers)
-    sample = {key: value[:1] for key, value in parts.example.items()}
+    sample = parts.data.example(1, "test")
     rows: list[tuple[str, Network, str]] = [("student", parts.distiller.student, _origin(parts.cfg.student))]
     for name, teacher in parts.distiller.teachers.items():
         if teacher is not parts.distiller.student:
             role = "" if teacher.role == FROZEN else f" ({teacher.role})"
             rows.append((f"teacher {name}{role}", teacher, _source(teacher)))
     for role, network, weights in rows:
-        flops = count_flops(network.net, network.bound(sample))
-        sizes = f"{count_parameters(network.net):,}", f"{_trained(network):,}", si(flops)
+        sizes = f"{count_parameters(network.net):,}", f"{_trained(network):,}", si(_flops(network, sample))
         table.add_row(role, type(network.net).__name__, weights, *sizes)
     table.caption, table.caption_justify = "\n".join(parts.distiller.remarks) or None, "left"
     return table
+
+
+def _flops(network: Network, sample: Mapping[str, Tensor]) -> int:
+    """Of a forward; none where something else computes the logits."""
+    return count_flops(network.net, network.bound(sample)) if network.has_network else 0
 
 
 def term_table(parts: Parts) -> Table:

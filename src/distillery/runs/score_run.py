@@ -14,6 +14,7 @@ from distillery.config.build import Parts
 from distillery.config.students import exported_student
 from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, PLACE, SELF, STAGE
+from distillery.data.module import Data
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters, measure_latency
 from distillery.models.taps.network import Network
 from distillery.models.weights import save_weights, unwrap, weights_hash
@@ -57,7 +58,7 @@ def score_run(
     record.remarks = list(dict.fromkeys([*record.remarks, *parts.distiller.remarks]))  # each stage has its own
     record.environment["scored_on"] = student.device.type
     record.metrics["last"] = {"epoch": epoch, **last}
-    record.cost = cost_of(student, parts.example)
+    record.cost = cost_of(student, data)
     save_weights(student.net, folder / STUDENT)
     record.student_sha256 = weights_hash(student.net)
 
@@ -111,7 +112,7 @@ def _score_teacher(teacher: Network, parts: Parts) -> tuple[dict[str, Any], Eval
         "source": teacher.source,
         "sha256": teacher.sha256 if loaded else weights_hash(teacher.net),
         "score": None,
-        **(teacher.cost if isinstance(teacher, Teacher) and teacher.cost else cost_of(teacher, parts.example)),
+        **(teacher.cost if isinstance(teacher, Teacher) and teacher.cost else cost_of(teacher, parts.data)),
     }
     linear = None
     if isinstance(teacher, Teacher) and teacher.other_classes:
@@ -163,9 +164,12 @@ def _evaluate(
     return evaluate(network, loader, parts.distiller.task, parts.distiller.outputs, probabilities)
 
 
-def cost_of(network: Network, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of the network itself, on one sample as it wants it: the adapter and the projectors are not part of it."""
-    forward = network.bound({key: value[:1].to(network.device) for key, value in batch.items()})
+def cost_of(network: Network, data: Data) -> dict[str, Any]:
+    """Of the network itself, on one test sample as it wants it: the adapter and the projectors are not part of it.
+
+    A text is one of the test split's median length.
+    """
+    forward = network.bound({key: value.to(network.device) for key, value in data.example(1, "test").items()})
     latency = measure_latency(network.net, forward)
     return {
         "params": count_parameters(network.net),

@@ -9,7 +9,7 @@ from distillery.results.report.formats import is_of_sweep, is_of_texts, metrics_
 from distillery.results.report.markdown import bullets, listed
 from distillery.results.report.score import Score
 from distillery.results.report.statistics import ALPHA
-from distillery.results.report.table import BEST_EPOCH, BUSY, EXACT, PERPLEXITY, chosen_on
+from distillery.results.report.table import BEST_EPOCH, BUSY, EXACT, INPUT, PERPLEXITY, chosen_on
 
 SPREAD = "mean ± sample deviation over seeds"
 SPLITS = {"val": "validation", "test": "test"}
@@ -17,7 +17,7 @@ SPLITS = {"val": "validation", "test": "test"}
 
 def definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
     """An entry for each figure that the report has."""
-    return bullets([*_of_scores(table, students), *_of_tests(table), *_of_costs(table, students)])
+    return bullets([*_of_scores(table, students), *_of_tests(table), *_of_costs(table)])
 
 
 def _of_scores(table: pd.DataFrame, students: Sequence[Run]) -> Iterator[str]:
@@ -74,11 +74,13 @@ def _of_tests(table: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def _of_costs(table: pd.DataFrame, students: Sequence[Run]) -> Iterator[str]:
+def _of_costs(table: pd.DataFrame) -> Iterator[str]:
     yield (
-        f"**FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread"
-        f"{_inputs(students)}; of the runs that measured the same network on the same machine, the lowest counts."
+        "**FLOPs**: 2 × multiply-accumulates, batch 1. **Latency**: median of forwards at batch 1 on one thread; of "
+        "the runs that measured the same network on the same machine, the lowest counts."
     )
+    if INPUT in table:
+        yield "**input**: what FLOPs and latency were measured on; of texts, the test split's median length."
     if BUSY in table:
         yield (
             "**(busy)**: whenever the network was measured, something else took the machine's time, so this is not a "
@@ -91,10 +93,3 @@ def _of_costs(table: pd.DataFrame, students: Sequence[Run]) -> Iterator[str]:
             "part of the teacher's they are; **non-embedding**: those outside of the tables of words, positions and "
             "types, which cost memory, but hardly time."
         )
-
-
-def _inputs(students: Sequence[Run]) -> str:
-    """What was given to the networks whose latency was measured, where the records say so."""
-    shapes = [shape for run in students if (shape := (run.record.cost.get("latency") or {}).get("input"))]
-    said = listed(f"{shape[0]} tokens" if len(shape) == 1 else "×".join(map(str, shape)) for shape in shapes)
-    return f", input {said}" if said else ""

@@ -18,6 +18,7 @@ from distillery.results.report.table import (
     CLASS_FIDELITY,
     EXACT,
     FIDELITY,
+    INPUT,
     PERPLEXITY,
     TEXT_COLUMNS,
     is_baseline,
@@ -152,6 +153,8 @@ def columns(table: pd.DataFrame) -> list[Column]:
         Column("FLOPs", "FLOPs", lambda row: si(row.flops), is_cost=True),
         Column("latency ms", "latency\nms", _latency, is_cost=True),
     ]
+    if INPUT in table:
+        cost.append(Column("input", "input", lambda row: NONE if pd.isna(row.input) else row.input, is_cost=True))
     if not is_of_texts(table):
         return [*scores, *fidelity, Column("params", "params", lambda row: si(row.params), is_cost=True), *cost]
     savings = [

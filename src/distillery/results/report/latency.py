@@ -19,7 +19,13 @@ def network_of(record: RunRecord, cost: Mapping[str, Any]) -> Key:
     """What networks share that are measured alike: the machine, parameters, FLOPs and the shape of an input."""
     machine = (record.environment.get(name) for name in ("cpu", "gpu", "scored_on"))
     counts = (cost.get(name) for name in ("params", "embedding_params", "flops"))
-    return (*machine, *counts, *((cost.get("latency") or {}).get("input") or ()))
+    return (*machine, *counts, input_of(cost))
+
+
+def input_of(cost: Mapping[str, Any]) -> str | None:
+    """What a network was given while it was measured: `3×32×32`, or `26 tokens` of a text; None: that is not known."""
+    shape = (cost.get("latency") or {}).get("input") or ()
+    return (f"{shape[0]} tokens" if len(shape) == 1 else "×".join(map(str, shape))) if shape else None
 
 
 def latencies(records: Iterable[RunRecord]) -> dict[Key, Measured]:

@@ -9,7 +9,8 @@ import pandas as pd
 from distillery.results.record import RunRecord
 from distillery.results.report.collect import Run
 from distillery.results.report.comparison import compare, of_seeds, scores
-from distillery.results.report.latency import Key, Measured, latencies, network_of
+from distillery.results.report.latency import Key, Measured, input_of, latencies, network_of
+from distillery.results.report.markdown import listed
 from distillery.results.report.score import GENERIC, Score
 from distillery.results.report.statistics import mean_and_ci95
 
@@ -37,6 +38,7 @@ FIDELITY = {
 CALIBRATION = ("calibration_error", "adaptive_calibration_error", "brier", "nll")
 CLASS_FIDELITY = ("kl", "cka", *CALIBRATION)
 BUSY = "latency_busy"  # whether all measurements of a latency were on a busy machine; a column where there is one
+INPUT = "input"  # what the networks were given whose latency was measured; a column where that is known
 TEACHER, BASELINE = "teacher", "baseline"
 MAIN = "main"  # the teacher of this name is the one that all methods are compared with
 NAN = float("nan")
@@ -49,6 +51,7 @@ OVER_SEEDS = {
     **{column: ("validation", function) for column, function in zip(SELECTION, ("mean", "std"), strict=True)},
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), BUSY: (BUSY, "max"), "speed_up": ("speed_up", "median"),
+    INPUT: (INPUT, lambda inputs: listed(inputs.dropna()) or None),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
     **{column: (column, "mean") for column in (*FIDELITY, *CLASS_FIDELITY)},
 }  # fmt: skip
@@ -72,9 +75,10 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of answers to prompts
     the share that is `EXACT`, of language models their `FIDELITY`, of classes `CLASS_FIDELITY`, where a student saw
     unlabelled samples `SAMPLE_COLUMNS`, where the best epoch was kept `BEST_EPOCH`, and of sweeps their `SELECTION`.
-    Where `task.monitor` names another figure than the score, `SELECTION` has its name in it,
-    `validation_<name>_mean`. What the columns mean is said in each report (`definitions.py`). Scores, agreement,
-    retention and gap are fractions here. Ratios and gaps relate to the first teacher's row.
+    Where `task.monitor` names another figure than the score, `SELECTION` has its name in it, `validation_<name>_mean`.
+    Where records say on what costs were measured, `INPUT` follows. What the columns mean is said in each report
+    (`definitions.py`). Scores, agreement, retention and gap are fractions here. Ratios and gaps relate to the first
+    teacher's row.
 
     A network has one latency, see `latencies`; of a seed with a machine of its own, one more. `speed_up` divides
     latencies on the same machine.
@@ -116,6 +120,8 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     renamed, monitored = score.columns, students[0].record.monitored
     if any(run.swept for run in students):
         columns += SELECTION
+    if table[INPUT].notna().any():
+        columns.append(INPUT)
     table[BUSY] = table[BUSY].fillna(0).astype(bool)
     if table[BUSY].any():
         columns.append(BUSY)
@@ -165,9 +171,9 @@ def _figures(run: Run, metrics: Sequence[str], measured: Mapping[Key, Measured])
     }
 
 
-def _latency(record: RunRecord, cost: Mapping[str, Any], measured: Mapping[Key, Measured]) -> dict[str, float]:
-    found = measured.get(network_of(record, cost))
-    return {"latency_ms": NAN, BUSY: NAN} if found is None else {"latency_ms": found.ms, BUSY: found.busy}
+def _latency(record: RunRecord, cost: Mapping[str, Any], measured: Mapping[Key, Measured]) -> dict[str, Any]:
+    found = measured.get(network_of(record, cost), Measured(NAN, False))
+    return {"latency_ms": found.ms, BUSY: found.busy, INPUT: input_of(cost)}
 
 
 def compared_with(run: Run) -> str | None:
@@ -196,7 +202,8 @@ def _over_seeds(figures: Sequence[Mapping[str, Any]], metrics: Sequence[str]) ->
     """One row for each method, in order of appearance."""
     wanted = OVER_SEEDS | {f"{name}_{each}": (name, each) for name in metrics for each in ("mean", "std")}
     used = ["method", *dict.fromkeys(figure for figure, _ in wanted.values())]
-    frame = pd.DataFrame(figures, columns=used).set_index("method").astype("float64")
+    frame = pd.DataFrame(figures, columns=used).set_index("method")
+    frame = frame.astype({name: "float64" for name in frame if name != INPUT})
     rows: pd.DataFrame = frame.groupby(level=0, sort=False).agg(**wanted)
     return rows
 

@@ -42,8 +42,8 @@ class Exportable:
 
     @cached_property
     def batch(self) -> dict[str, Tensor]:
-        """A few training samples, on which costs are measured, as on those of the run."""
-        return self.data.example(self.data.eval_batch_size)
+        """A few test samples, on which costs are measured, as on those of the run."""
+        return self.data.example(self.data.eval_batch_size, "test")
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:

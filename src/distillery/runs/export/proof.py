@@ -202,7 +202,7 @@ def measured(name: str, artefact: Artefact, size: int, model: Exportable, proces
 
 
 def _samples(model: Exportable, count: int) -> dict[str, NDArray[Any]]:
-    """Training samples as the graph takes them; if there are fewer in a batch, some of them twice."""
+    """Test samples as the graph takes them; if there are fewer in a batch, some of them twice."""
     inputs = graph_inputs(model.student, model.batch)
     return {name: values[torch.arange(count) % len(values)].numpy() for name, values in inputs.items()}
 
