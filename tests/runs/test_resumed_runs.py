@@ -247,6 +247,9 @@ def test_it_is_still_the_same_job(prepared: Prepared) -> None:
     assert before.seconds is not None
     assert after.seconds is not None
     assert after.seconds > before.seconds
+    assert before.fit_seconds is not None
+    assert after.fit_seconds is not None
+    assert after.seconds > after.fit_seconds > before.fit_seconds > 0
 
 
 def test_a_finished_run_has_nothing_left_to_do(prepared: Prepared) -> None:

@@ -83,6 +83,7 @@ class RunRecord:
             with the fields of `autotune.Tried`, in order), `steps` (of the run), `rounds` and `steps_per_round` (that
             were timed), `seconds` (that it took), `device`, and `note`, why nothing was timed.
         seconds: wall-clock time of the run.
+        fit_seconds: of these, what training and its validations took; of a resumed run, in all of its parts.
         timeline: one entry an epoch, by the field names of `timeline.Epoch`.
         remarks: notes on the networks for the user: what was done to their weights and classes.
     """
@@ -109,6 +110,7 @@ class RunRecord:
     target: dict[str, dict[str, Any]] = field(default_factory=dict)
     autotune: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    fit_seconds: float | None = None
     error: str | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)

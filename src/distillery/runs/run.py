@@ -1,5 +1,6 @@
 """One run, from a config to a finished run folder. The file to read first."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,11 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
         # Train.
         run_folder.begin(saved)
         log_config(loggers, saved, record, job.folder)
-        trainer.fit(sequence.parts.distiller, datamodule=data, ckpt_path=checkpoint)
+        began = time.monotonic()
+        try:
+            trainer.fit(sequence.parts.distiller, datamodule=data, ckpt_path=checkpoint)
+        finally:
+            record.fit_seconds = round((record.fit_seconds or 0) + time.monotonic() - began, 3)
         epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         if sequence.several:
             stages.refuse_unfinished(epochs)

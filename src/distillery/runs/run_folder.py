@@ -145,6 +145,6 @@ def continued(record: RunRecord, before: RunRecord, folder: Path) -> RunRecord:
             f"{folder} cannot be resumed: {f'in stage {stage!r} ' if stage else ''}{what} that it was started with. "
             f"Put back what was there, point {setting} of its config.yaml to it, or start a new run."
         )
-    names = ("config_hash", "overrides", "started", "seconds", "target", "autotune")
+    names = ("config_hash", "overrides", "started", "seconds", "fit_seconds", "target", "autotune")
     kept = {name: getattr(before, name) for name in names}
     return replace(record, **kept, sources=record.sources | before.sources)

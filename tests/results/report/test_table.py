@@ -31,6 +31,15 @@ def fill(make_run: MakeRun, method: str, scores: list[float], **changes: Any) ->
         make_run(method, seed, score, **changes)
 
 
+def test_the_time_of_a_training(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
+    for seed, seconds in enumerate((2.0, 5.0)):
+        make_run("baseline", seed, 0.8, fit_seconds=seconds)
+    fill(make_run, "kd", KD)  # of an earlier version
+    found = table().fit_seconds
+    assert found["baseline"] == 3.5
+    assert found[["teacher", "kd"]].isna().all()
+
+
 def test_every_figure_of_a_small_study(make_run: MakeRun, table: Callable[[], pd.DataFrame]) -> None:
     fill(make_run, "rkd", [0.7] * 4)
     fill(make_run, "kd", KD)

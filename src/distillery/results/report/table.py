@@ -25,6 +25,7 @@ BEST_EPOCH = ("score_best_mean", "score_best_std", "diff_best_mean", "diff_best_
 TEXT_COLUMNS = ("non_embedding_params", "non_embedding_ratio", "params_ratio", "speed_up")
 # Of data with unlabelled samples: how many samples each network was trained on.
 SAMPLE_COLUMNS = ("labelled", "unlabelled")
+FIT_SECONDS = "fit_seconds"  # of a training, so that equal time can be checked; a column where records have it
 PERPLEXITY = "perplexity"  # of language models: the column, and its figure in a record
 EXACT = "exact_match"  # of answers to prompts: the same
 # Of sweeps, whose best setting is chosen by it and not on test: the mean over seeds, and its deviation.
@@ -51,7 +52,7 @@ OVER_SEEDS = {
     **{column: ("validation", function) for column, function in zip(SELECTION, ("mean", "std"), strict=True)},
     "params": ("params", "first"), "embedding_params": ("embedding_params", "first"), "flops": ("flops", "first"),
     "latency_ms": ("latency_ms", "median"), BUSY: (BUSY, "max"), "speed_up": ("speed_up", "median"),
-    INPUT: (INPUT, lambda inputs: listed(inputs.dropna()) or None),
+    INPUT: (INPUT, lambda inputs: listed(inputs.dropna()) or None), FIT_SECONDS: (FIT_SECONDS, "mean"),
     **{column: (column, "first") for column in SAMPLE_COLUMNS},
     **{column: (column, "mean") for column in (*FIDELITY, *CLASS_FIDELITY)},
 }  # fmt: skip
@@ -74,11 +75,11 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     metric `<name>_mean`, `<name>_std`, `<name>_diff_mean` and `<name>_diff_ci95` follow. Where a network has embeddings
     (`nn.Embedding`: runs on texts) `TEXT_COLUMNS` follow, of language models their `PERPLEXITY`, of answers to prompts
     the share that is `EXACT`, of language models their `FIDELITY`, of classes `CLASS_FIDELITY`, where a student saw
-    unlabelled samples `SAMPLE_COLUMNS`, where the best epoch was kept `BEST_EPOCH`, and of sweeps their `SELECTION`.
-    Where `task.monitor` names another figure than the score, `SELECTION` has its name in it, `validation_<name>_mean`.
-    Where records say on what costs were measured, `INPUT` follows. What the columns mean is said in each report
-    (`definitions.py`). Scores, agreement, retention and gap are fractions here. Ratios and gaps relate to the first
-    teacher's row.
+    unlabelled samples `SAMPLE_COLUMNS`, where records have the time of the training `FIT_SECONDS`, where the best epoch
+    was kept `BEST_EPOCH`, and of sweeps their `SELECTION`. Where `task.monitor` names another figure than the score,
+    `SELECTION` has its name in it, `validation_<name>_mean`. Where records say on what costs were measured, `INPUT`
+    follows. What the columns mean is said in each report (`definitions.py`). Scores, agreement, retention and gap are
+    fractions here. Ratios and gaps relate to the first teacher's row.
 
     A network has one latency, see `latencies`; of a seed with a machine of its own, one more. `speed_up` divides
     latencies on the same machine.
@@ -115,6 +116,8 @@ def method_table(students: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         columns += FIDELITY
     if table["unlabelled"].any():
         columns += SAMPLE_COLUMNS
+    if table[FIT_SECONDS].notna().any():
+        columns.append(FIT_SECONDS)
     if table["score_best_mean"].notna().any():
         columns += BEST_EPOCH
     renamed, monitored = score.columns, students[0].record.monitored
@@ -160,6 +163,7 @@ def _figures(run: Run, metrics: Sequence[str], measured: Mapping[Key, Measured])
         **_samples(run),
         **_fidelity(run),
         "method": run.label,
+        FIT_SECONDS: record.fit_seconds,
         "score": run.score,
         "best_score": run.record.metrics.get("best", {}).get("test_score"),
         "validation": run.record.val_monitored,
