@@ -1,237 +1,18 @@
-"""What the loggers were told, read back from what they wrote."""
+"""Which loggers a run has, what TensorBoard was told, and what is refused."""
 
-import base64
-import csv
-import hashlib
-import json
-import os
-import struct
-import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-import wandb
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
 
-from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
-from distillery.core.paths import CONFIGS
-from distillery.results.record import RunRecord
 from distillery.runs import loggers
-from distillery.runs.job import resumed
 from distillery.runs.run import train
-from distillery.runs.study import run_study
-from fixtures.command_line import Cli
-from fixtures.runs import STUDENT, Died, Dies, Forgets
+from fixtures.runs import STUDENT, assert_rows_close, csv_rows
 
-TEACHER = ["experiment=digits_teacher", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "logger=none"]
-OFFLINE = ["logger=wandb", "logger.wandb.offline=true"]
-
-
-@pytest.fixture(autouse=True)
-def wandb_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B writes only below `tmp_path`; no test leaves a run open."""
-    for place in ("CACHE", "DATA", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{place}_DIR", str(tmp_path / "wandb" / place.lower()))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    for variable in ("API_KEY", "MODE", "PROJECT", "RUN_GROUP", "RUN_ID", "RESUME"):
-        monkeypatch.delenv(f"WANDB_{variable}", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    yield
-    assert wandb.run is None
-
-
-@pytest.fixture
-def new_process() -> Iterator[None]:
-    """W&B reads its variables once a process."""
-    wandb.teardown()
-    yield
-    wandb.teardown()
-
-
-@pytest.fixture
-def student(teacher: Path) -> list[str]:
-    """The overrides of a small student run."""
-    return [*STUDENT, "data.batch_size=50", f"teachers.main.weights='{teacher}'"]
-
-
-@pytest.mark.slow
-def test_a_run_shows_its_config_its_losses_and_its_result(student: list[str], compose_train: Any) -> None:
-    result = train(compose_train(*student, *OFFLINE, "loss/feature=[hint]", "seed=3", "loss.kd.temperature=2.5"))
-    run = only_run(result.folder)
-    assert (run.project, run.group, run.job_type, run.name) == (
-        "distillery",
-        "digits_demo",
-        "kd+hint",
-        "kd+hint seed=3",
-    )
-    assert run.tags == ["digits_demo", "kd+hint", "seed=3"]
-    assert run.exit_code == 0
-
-    assert run.config["loss"]["kd"]["temperature"] == 2.5
-    assert run.config["loss"]["kd"]["_target_"].endswith("KD")
-    assert run.config["student"]["net"]["num_classes"] == 10, "a place that was open in the composed config"
-    assert run.config["seed"] == 3
-    assert run.config["method"] == "kd+hint"
-    assert run.config["config_hash"] == result.record.config_hash
-
-    terms = {"train/loss", "train/task", "train/kd", "train/hint"}
-    ours = {row["trainer/global_step"]: {key: row[key] for key in terms} for row in run.history if terms & row.keys()}
-    assert sorted(ours) == list(range(1, 7)), "100 images in batches of 50, three epochs, a line each step"
-    assert_rows_close(ours, csv_rows(result.folder, terms))
-
-    record = json.loads((result.folder / "run.json").read_text())
-    last = record["metrics"]["last"]
-    assert run.summary["test/score"] == last["test_score"]
-    assert run.summary["metrics"] == record["metrics"]
-    assert run.summary["teachers"] == record["teachers"]
-    assert run.summary["cost"] == record["cost"]
-    assert (run.summary["status"], run.summary["error"]) == ("finished", None)
-    assert [row["test/score"] for row in run.history if "test/score" in row] == [last["test_score"]]
-    assert [row["val/score"] for row in run.history if "val/score" in row][-1] == pytest.approx(last["val_score"])
-
-
-def test_the_run_is_kept_as_an_artifact(student: list[str], compose_train: Any) -> None:
-    result = train(compose_train(*student, *OFFLINE, "loss/feature=[hint]"))
-    (artifact,) = models(only_run(result.folder))
-    assert artifact.name == f"digits_demo-kd-hint-seed-0-{result.record.config_hash[:8]}"
-    kept = {entry.path: entry.digest for entry in artifact.manifest.contents}
-    files = ["student.safetensors", "config.yaml", "run.json", "predictions.npz"]
-    assert kept == {file: md5(result.folder / file) for file in files}, "as they are when the run is over"
-
-
-def test_a_run_that_fails_is_a_failed_one(student: list[str], compose_train: Any) -> None:
-    with pytest.raises(UserError, match="loss"):
-        train(compose_train(*student, *OFFLINE, "optim.optimizer.lr=1e30", run="broken"))
-    run = only_run(Path(compose_train(*student, run="broken").paths.run))
-    assert run.exit_code == 1
-    assert run.summary["status"] == "failed"
-    assert "loss" in run.summary["error"]
-    assert not models(run)
-    assert wandb.run is None
-
-
-def test_two_jobs_of_one_process_share_nothing(student: list[str], compose_train: Any) -> None:
-    first = only_run(train(compose_train(*student, *OFFLINE, "loss/feature=[hint]", run="a")).folder)
-    second = only_run(train(compose_train(*student, *OFFLINE, "seed=1", run="b")).folder)
-    assert "WANDB_MODE" not in os.environ, "Lightning's own `offline` would leave WANDB_MODE behind"
-    assert first.id != second.id
-    assert (first.name, second.name) == ("kd+hint seed=0", "kd seed=1")
-    assert "hint" in first.config["loss"]
-    assert "hint" not in second.config["loss"]
-    assert not any("train/hint" in row for row in second.history)
-    assert len(models(first)) == len(models(second)) == 1
-
-
-def test_a_job_after_a_failed_one_is_its_own(student: list[str], compose_train: Any) -> None:
-    with pytest.raises(Died):
-        train(compose_train(*student, *OFFLINE, run="a"), callbacks=[Dies(4)])
-    second = only_run(train(compose_train(*student, *OFFLINE, run="b")).folder)
-    assert second.exit_code == 0
-    assert second.summary["status"] == "finished"
-
-
-def test_a_resumed_run_keeps_its_id(student: list[str], compose_train: Any) -> None:
-    cfg = compose_train(*student, *OFFLINE)
-    folder = Path(cfg.paths.run)
-    with pytest.raises(Died):
-        train(cfg, callbacks=[Dies(4)])
-    train(resumed(folder, []))
-    before, after = sorted(runs(folder), key=lambda run: -run.exit_code)
-    assert before.id == after.id
-    assert (before.exit_code, after.exit_code) == (1, 0)
-    assert (before.group, before.name) == (after.group, after.name)
-    assert [max_step(run) for run in (before, after)] == [4, 6]
-    assert min(row["trainer/global_step"] for row in after.history if "train/loss" in row) == 5, "it went on"
-    assert not models(before)
-    assert len(models(after)) == 1
-
-
-def test_a_new_run_in_an_old_folder_has_a_new_id(student: list[str], compose_train: Any) -> None:
-    train(compose_train(*student, *OFFLINE))
-    folder = train(compose_train(*student, *OFFLINE, "seed=1", "replace=true")).folder
-    assert len({run.id for run in runs(folder)}) == 2
-
-
-@pytest.mark.usefixtures("new_process")
-def test_wandbs_own_variables_hold(student: list[str], compose_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
-    run = only_run(train(compose_train(*student, "logger=wandb")).folder)
-    assert run.project == "mine"
-
-
-@pytest.mark.usefixtures("new_process")
-def test_disabled_by_wandbs_own_variable(
-    student: list[str], compose_train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    result = train(compose_train(*student, "logger=wandb"))
-    assert result.record.status == "finished"
-    assert not list(runs(result.folder))
-
-
-def test_a_sweep_is_a_group(compose_train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    assert compose_train(*TEACHER, "logger=wandb").logger.wandb.group == "digits_teacher"
-    sweep = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{tmp_path / 'sweep_12-30'}'"]
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-        HydraConfig.instance().set_config(compose("train", [*TEACHER, *sweep], return_hydra_config=True))
-    assert compose_train(*TEACHER, "logger=wandb").logger.wandb.group == "digits_teacher_sweep_12-30"
-
-
-@pytest.mark.slow
-def test_a_study_is_a_group_with_its_report(tmp_path: Path) -> None:
-    every = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1", "min_teacher_score=0"]
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-        cfg = compose("study", ["study=digits_demo", f"out='{tmp_path / 'study'}'", "seeds=[0]"])
-        cfg.overrides = every
-        cfg.methods = {"baseline": ["model/teacher=none"], "kd": []}
-        run_study(cfg)
-    found = {run.name: run for run in runs(tmp_path / "study")}
-    assert {name: run.job_type for name, run in found.items()} == {
-        "teacher": "teacher",
-        "baseline seed=0": "baseline",
-        "kd seed=0": "kd",
-        "report": "report",
-    }
-    assert {run.group for run in found.values()} == {"demo"}
-
-    report = found["report"]
-    (shown,) = (row for row in report.history if "report._type" in row)
-    assert shown["report._type"] == "table-file"
-    table = json.loads((media(report) / shown["report.path"]).read_text())
-    with (tmp_path / "study" / "report.csv").open() as file:
-        expected = list(csv.reader(file))
-    assert table["columns"] == expected[0]
-    assert [row[0] for row in table["data"]] == [row[0] for row in expected[1:]] == ["teacher", "baseline", "kd"]
-    assert [row[2] for row in table["data"]] == pytest.approx([float(row[2]) for row in expected[1:]])
-    by_class = json.loads((media(report) / shown["classes.path"]).read_text())
-    assert [row[:2] for row in by_class["data"][:2]] == [["teacher", 0], ["teacher", 1]]
-    (drawn,) = (row for row in report.history if "report_plot._type" in row)
-    for name in ("report", "confusion", "calibration"):
-        image = media(report) / drawn[f"{name}_plot.path"]
-        assert image.read_bytes() == (tmp_path / "study" / f"{name}.png").read_bytes()
-    kept = {e.path: e.digest for a in report.artifacts if a.type == "report" for e in a.manifest.contents}
-    files = "report.md report.html report.csv report.png classes.csv confusion.png calibration.png".split()
-    assert kept == {file: md5(tmp_path / "study" / file) for file in files}
-
-
-def test_a_group_of_the_users_own_stays_in_a_study(compose_train: Any) -> None:
-    cfg = compose_train(*TEACHER[:-1], "logger=wandb", "logger.wandb.group=paper")
-    loggers.join_study(cfg, "demo", "kd seed 0")
-    assert cfg.logger.wandb.group == "paper"
+TEACHER = ["experiment=digits_teacher", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1"]
 
 
 @pytest.mark.parametrize(
@@ -245,21 +26,17 @@ def test_a_group_of_the_users_own_stays_in_a_study(compose_train: Any) -> None:
     ],
 )
 def test_which_loggers(choice: str, keys: set[str], compose_train: Any) -> None:
-    assert compose_train(*TEACHER[:-1], f"logger={choice}").logger.keys() == keys
+    assert compose_train(*TEACHER, f"logger={choice}").logger.keys() == keys
 
 
 @pytest.mark.parametrize("choice", ["none", "[]"])
 def test_without_a_logger_it_trains_too(choice: str, compose_train: Any) -> None:
-    assert train(compose_train(*TEACHER[:-1], f"logger={choice}")).record.status == "finished"
+    assert train(compose_train(*TEACHER, f"logger={choice}")).record.status == "finished"
 
 
-def test_a_look_at_one_batch_opens_no_run(compose_train: Any) -> None:
-    folder = train(compose_train(*TEACHER[:-1], *OFFLINE, "debug=fdr")).folder
-    assert not list(runs(folder))
-
-
-def test_tensorboard_has_the_losses_and_the_score(student: list[str], compose_train: Any) -> None:
+def test_tensorboard_has_the_losses_and_the_score(teacher: Path, compose_train: Any) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    student = [*STUDENT, "data.batch_size=50", f"teachers.main.weights='{teacher}'"]
     result = train(compose_train(*student, "logger=tensorboard"))
     events = accumulator.EventAccumulator(str(result.folder / "tensorboard" / "version_0"))
     events.Reload()
@@ -294,7 +71,7 @@ def test_a_report_is_shown_in_tensorboard(compose_train: Any, tmp_path: Path) ->
     (tmp_path / "report.md").write_text("# Title\n\n| method |\n", encoding="utf-8")
     (tmp_path / "report.csv").touch()
     Image.new("RGB", (20, 10), "red").save(tmp_path / "report.png")
-    loggers.log_report(compose_train(*TEACHER[:-1], "logger=tensorboard"), pd.DataFrame(), tmp_path)
+    loggers.log_report(compose_train(*TEACHER, "logger=tensorboard"), pd.DataFrame(), tmp_path)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "report"))
     events.Reload()
     (shown,) = events.Images("report")
@@ -307,169 +84,9 @@ def test_a_missing_package_is_named(compose_train: Any, monkeypatch: pytest.Monk
     for package in ("TENSORBOARD", "TENSORBOARDX"):
         monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard._{package}_AVAILABLE", False)
     with pytest.raises(UserError, match=r"logger\.tensorboard needs a package.*pip install -e '\.\[tensorboard\]'"):
-        train(compose_train(*TEACHER[:-1], "logger=tensorboard"))
-
-
-def test_without_an_account_the_way_out_is_said(compose_train: Any) -> None:
-    with pytest.raises(UserError, match=r"(?s)API key.*logger\.wandb\.offline=true.*wandb login"):
-        train(compose_train(*TEACHER[:-1], "logger=wandb"))
+        train(compose_train(*TEACHER, "logger=tensorboard"))
 
 
 def test_an_unknown_setting_is_refused(compose_train: Any) -> None:
     with pytest.raises(UserError, match=r"logger\.wandb\.grup.*'group'"):
-        train(compose_train(*TEACHER[:-1], "logger=wandb", "+logger.wandb.grup=x"))
-
-
-@pytest.mark.slow
-def test_the_jobs_of_a_sweep_are_told_apart(cli: Cli, teacher: Path) -> None:
-    """Four of them had two names, and students of different width one artifact."""
-    given = [*STUDENT, *OFFLINE, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1"]
-    swept = ["student.net.widths=[8,16],[16,32]", "seed=0,1"]
-    code, said = cli("train", "-m", *given, "loss.kd.temperature=4", *swept, "hydra.sweep.dir=sweep")
-    assert code == 0, said
-    found = sorted(runs(Path("sweep")), key=lambda run: str(run.name))
-    assert [run.name for run in found] == [f"kd widths={w} seed={s}" for w in ([16, 32], [8, 16]) for s in (0, 1)]
-    assert {run.group for run in found} == {"digits_demo_sweep"}
-    assert found[0].tags == ["digits_demo", "kd", "widths=[16, 32]", "seed=0"]
-    assert len({artifact.name for run in found for artifact in models(run)}) == 4
-
-
-def test_students_of_separate_runs_have_artifacts_of_their_own(student: list[str], compose_train: Any) -> None:
-    narrow, wide = (
-        only_run(train(compose_train(*student, *OFFLINE, f"student.net.widths={widths}", run=name)).folder)
-        for name, widths in {"narrow": [8, 16], "wide": [16, 32]}.items()
-    )
-    assert narrow.name == wide.name
-    assert models(narrow)[0].name != models(wide)[0].name
-
-
-def test_a_search_may_draw_some_values_twice(compose_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    own = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep", "hydra/sweeper=optuna"]
-    monkeypatch.setenv("DISTILLERY_SWEPT", '["loss.kd.temperature", "loss/response", "optim.optimizer.lr"]')
-    names = []
-    for trial in (0, 1):
-        job = ["loss.kd.temperature=2.12345678", "loss/response=[kd]", "optim.optimizer.lr=0.01"]
-        with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
-            hydra = compose("train", [*own, *job, f"hydra.job.num={trial}"], return_hydra_config=True)
-            HydraConfig.instance().set_config(hydra)
-        names.append(compose_train(*STUDENT, *job, "logger=wandb").logger.wandb.name)
-    assert names == [f"kd trial={trial} temperature=2.12346 lr=0.01 seed=0" for trial in (0, 1)]
-
-
-def test_the_summary_has_the_best_validation_score(student: list[str], compose_train: Any) -> None:
-    result = train(compose_train(*student, *OFFLINE), callbacks=[Forgets(2)])
-    scores = [entry["score"] for entry in result.record.timeline]
-    assert max(scores) > scores[-1], "the last one is not the best"
-    summary = only_run(result.folder).summary
-    assert summary["best/val_score"] == max(scores)
-    assert summary["best/epoch"] == 1 + scores.index(max(scores))
-    assert summary["val/score"] == {"max": pytest.approx(max(scores)), "last": pytest.approx(scores[-1])}
-
-
-def test_of_a_score_of_which_lower_is_better_the_lowest_is_the_best() -> None:
-    record = RunRecord("x", "kd", 0, "", data={"higher_is_better": False})
-    record.timeline = [{"epoch": epoch, "score": score} for epoch, score in ((1, 2.5), (2, 2.25), (3, None), (4, 2.4))]
-    assert loggers._best(record) == {"best/val_score": 2.25, "best/epoch": 2}
-
-
-def test_what_is_predicted_is_a_table(student: list[str], compose_train: Any) -> None:
-    result = train(compose_train(*student, *OFFLINE))
-    run = only_run(result.folder)
-    (shown,) = (row for row in run.history if "predictions._type" in row)
-    table = json.loads((media(run) / shown["predictions.path"]).read_text())
-    with np.load(result.folder / "predictions.npz") as saved:
-        arrays = {name: saved[name] for name in saved if not name.endswith("_probabilities")}
-    assert table["columns"] == ["index", "target", "student", "main"] == [*arrays]
-    assert len(table["data"]) == 200 < len(arrays["index"])
-    rows = list(zip(*(array.tolist() for array in arrays.values()), strict=True))
-    assert [tuple(row) for row in table["data"]] == [row for row in rows if [*row] in table["data"]]
-    assert (tuple(table["data"][0]), tuple(table["data"][-1])) == (rows[0], rows[-1])
-
-
-def models(run: SimpleNamespace) -> list[Any]:
-    return [artifact for artifact in run.artifacts if artifact.type == "model"]
-
-
-def only_run(folder: Path) -> SimpleNamespace:
-    (run,) = runs(folder)
-    return run
-
-
-def runs(folder: Path) -> Iterator[SimpleNamespace]:
-    """Every W&B run recorded offline at or below the folder."""
-    return (_read(path) for path in folder.rglob("offline-run-*/run-*.wandb"))
-
-
-def media(run: SimpleNamespace) -> Path:
-    return run.file.parent / "files"
-
-
-def max_step(run: SimpleNamespace) -> int:
-    return max(row["trainer/global_step"] for row in run.history if "train/loss" in row)
-
-
-def csv_rows(folder: Path, keys: set[str]) -> dict[int, dict[str, float]]:
-    """The same figures as Lightning's CSV logger wrote them, by step."""
-    with (folder / "metrics" / "version_0" / "metrics.csv").open() as file:
-        lines = [line for line in csv.DictReader(file) if all(line.get(key) for key in keys)]
-    return {int(line["step"]): {key: float(line[key]) for key in keys} for line in lines}
-
-
-def assert_rows_close(ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]) -> None:
-    assert ours.keys() == theirs.keys()
-    for step, row in ours.items():
-        assert row == pytest.approx(theirs[step])
-
-
-def md5(path: Path) -> str:
-    return base64.b64encode(hashlib.md5(path.read_bytes()).digest()).decode()
-
-
-def _read(path: Path) -> SimpleNamespace:
-    of: dict[str, list[Any]] = {}
-    deadline = time.monotonic() + 30
-    while "exit" not in of and time.monotonic() < deadline:  # W&B's own process may write on after `finish`
-        time.sleep(0.05)
-        of = defaultdict(list)
-        for record in _records(path.read_bytes()):
-            kind = record.WhichOneof("record_type")
-            of[kind].append(getattr(record, kind))
-    (run,) = of["run"]
-    (ending,) = of["exit"]
-    return SimpleNamespace(
-        file=path,
-        id=run.run_id,
-        project=run.project,
-        group=run.run_group,
-        job_type=run.job_type,
-        name=run.display_name,
-        tags=list(run.tags),
-        config=_values(item for config in of["config"] for item in config.update),
-        history=[_values(row.item) for row in of["history"]],
-        summary=_values(item for summary in of["summary"] for item in summary.update),
-        artifacts=of["artifact"],
-        exit_code=ending.exit_code,
-    )
-
-
-def _values(items: Iterable[Any]) -> Mapping[str, Any]:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-def _records(data: bytes) -> Iterator[Record]:
-    """W&B's file: a LevelDB log (blocks of 32 KiB; each piece with checksum, length, kind) of Protobuf records."""
-    position, record = 7, b""
-    while position + 7 <= len(data):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        position += 7 + length
-        if position > len(data):  # not all of it is written yet
-            return
-        record += data[position - length : position]
-        if kind in (1, 4):  # whole, or its last piece
-            yield Record.FromString(record)
-            record = b""
+        train(compose_train(*TEACHER, "logger=wandb", "+logger.wandb.grup=x"))

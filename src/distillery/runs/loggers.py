@@ -231,12 +231,9 @@ def _finish(record: RunRecord, folder: Path) -> None:
 
 
 def _best(record: RunRecord) -> dict[str, Any]:
-    """The best validation score of all epochs, and the epoch."""
-    scores = [(entry["score"], entry["epoch"]) for entry in record.timeline if entry["score"] is not None]
-    if not scores:
-        return {}
-    score, epoch = (max if record.data["higher_is_better"] else min)(scores, key=lambda each: each[0])
-    return {"best/val_score": score, "best/epoch": epoch}
+    """Epoch and validation figures of the best checkpoint; of the last epoch where none was kept."""
+    found = record.metrics.get("best") or record.metrics.get("last", {})
+    return {f"best/{name}": value for name, value in found.items() if name == "epoch" or name.startswith("val_")}
 
 
 def _predictions(folder: Path) -> pd.DataFrame:

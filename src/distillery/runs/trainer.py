@@ -19,6 +19,7 @@ from distillery.runs.checkpoints import LastCheckpoint, WholeCheckpoints
 from distillery.runs.progress_lines import ProgressLines
 from distillery.training.callbacks.balance import Balance
 from distillery.training.callbacks.follow_schedules import FollowSchedules
+from distillery.training.callbacks.last_validation import LastValidation
 from distillery.training.callbacks.random_state import RandomState
 
 
@@ -51,7 +52,7 @@ def make_trainer(
     objective = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
     moving = plain_console().is_terminal
     lines = [ProgressLines()] if cfg.trainer.enable_progress_bar and not moving else []
-    callbacks = [*first, *own, FollowSchedules(), *objective, *lines, *callbacks, RandomState()]
+    callbacks = [*first, *own, FollowSchedules(), LastValidation(), *objective, *lines, *callbacks, RandomState()]
     # The last checkpoint comes after all other callbacks: it would store their state of the epoch before, and a run
     # that is killed in between would be resumed without their latest.
     callbacks.sort(key=lambda each: (isinstance(each, ModelCheckpoint), isinstance(each, LastCheckpoint)))
