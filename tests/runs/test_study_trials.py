@@ -83,6 +83,25 @@ def test_a_seed_of_the_study_is_none_for_trials(tmp_path: Path) -> None:
         Trials(cfg, StudyJobs(cfg))
 
 
+@pytest.mark.parametrize(
+    ("monitor", "figure", "best"),
+    [("val/score", "score", 0), ("val/macro_f1", "macro_f1", 1), ("val/mse", "mse", 2), ("val/loss", "loss", 1)],
+)
+def test_what_is_monitored_chooses(monitor: str, figure: str, best: int, tmp_path: Path) -> None:
+    """Each figure has a best trial of its own; of mse and loss the lowest value is the best. One trial failed."""
+    values = {"score": (0.9, 0.8, 0.7), "macro_f1": (0.4, 0.6, 0.5), "mse": (0.3, 0.2, 0.1), "loss": (2.0, 1.0, 3.0)}
+    metrics = {"macro_f1": {"higher_is_better": True}, "mse": {"higher_is_better": False}}
+    data = {"metrics": metrics, "monitor": monitor, "higher_is_better": True}
+    lasts = [{f"val_{name}": own[place] for name, own in values.items()} for place in range(3)]
+    tried = iter([None, *(RunRecord("x", "kd", 100, "", data=data, metrics={"last": last}) for last in lasts)])
+    cfg = study(tmp_path, {"kd": ["loss.kd.temperature=1,2,4,8"]})
+    chosen = Trials(cfg, StudyJobs(cfg)).choose(lambda _: next(tried))
+    assert chosen["kd"] == [f"loss.kd.temperature={(2, 4, 8)[best]}"]
+    rows = pd.read_csv(tmp_path / "trials.csv")
+    assert [*rows["validation"].dropna()] == [*values[figure]]
+    assert rows["chosen"].tolist() == [place == best + 1 for place in range(4)]
+
+
 @pytest.mark.slow
 def test_the_best_on_validation_is_what_the_students_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"

@@ -2,6 +2,7 @@
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
+from distillery.config.stages import RunSpec
 from distillery.core.paths import CONFIGS
 from distillery.results.record import RunRecord
 from distillery.results.report.score import Score
 from distillery.runs import sweep
+from distillery.runs.run import Result
 from distillery.runs.trials import importances, trials_of, trials_table
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -71,9 +74,14 @@ def test_the_best_trial_is_the_tasks(data: dict[str, Any], best: int) -> None:
 
 @pytest.mark.parametrize(
     ("choices", "direction", "worst"),
-    [(["experiment=digits_demo"], "maximize", -math.inf), (["task=causal_lm"], "minimize", math.inf)],
+    [
+        (["experiment=digits_demo"], "maximize", -math.inf),
+        (["task=causal_lm"], "minimize", math.inf),
+        (["task=regression", "task.metrics=[mse]", "task.monitor=val/mse"], "minimize", math.inf),
+        (["experiment=digits_demo", "task.metrics=[macro_f1]", "task.monitor=val/macro_f1"], "maximize", -math.inf),
+    ],
 )
-def test_the_direction_is_the_tasks(
+def test_the_direction_is_that_of_what_is_monitored(
     choices: list[str], direction: str, worst: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial that failed would be the best one, were its score −∞ where lower is better."""
@@ -88,5 +96,28 @@ def test_the_direction_is_the_tasks(
     monkeypatch.setattr(sweep, "check", broken)
     monkeypatch.setattr(sweep, "note", lambda *_: None)
     monkeypatch.setattr(sweep.Job, "record_failure", lambda *_: None)
-    own = OmegaConf.create({"seed": [0, 1], "paths": {"run": "run"}, "task": {"_target_": cfg.task._target_}})
-    assert sweep.sweep_job(own, []) == worst
+    assert sweep.sweep_job(job(monitor=cfg.task.get("monitor", "val/score"), _target_=cfg.task._target_), []) == worst
+
+
+@pytest.mark.parametrize(("monitor", "value"), [("val/score", 0.75), ("val/macro_f1", 0.375), ("val/loss", 3.0)])
+def test_the_value_of_a_job_is_what_is_monitored(
+    monitor: str, value: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The mean over two seeds, of which each figure says another thing."""
+    figures = iter([{"score": 0.5, "macro_f1": 0.5, "loss": 4.0}, {"score": 1.0, "macro_f1": 0.25, "loss": 2.0}])
+
+    def finished(_: object) -> Result:
+        last = {f"val_{name}": value for name, value in next(figures).items()} | {"test_score": 0.0}
+        return Result(RunRecord("x", "kd", 0, "", data={"monitor": monitor}, metrics={"last": last}), tmp_path)
+
+    monkeypatch.setattr(sweep, "check", lambda cfg, _: RunSpec(cfg, []))
+    monkeypatch.setattr(sweep, "run_job", finished)
+    monkeypatch.setattr(sweep, "sweep_folder", lambda: tmp_path)
+    monkeypatch.setattr(sweep, "note", lambda *_: None)
+    own = job(monitor=monitor, _target_="distillery.tasks.classification.Classification")
+    assert sweep.sweep_job(own, []) == value
+
+
+def job(**task: str) -> DictConfig:
+    """A job of two seeds."""
+    return OmegaConf.create({"seed": [0, 1], "paths": {"run": "run"}, "task": task})
