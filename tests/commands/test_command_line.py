@@ -124,6 +124,7 @@ TRAIN = [
     (["temperature=2"], r"Unknown setting 'temperature'\. Did you mean 'loss\.kd\.temperature'\?"),
     (["loss.hint.weight=2"], r"Unknown setting 'loss\.hint'\. Choose it first: loss/feature=hint"),
     (["logger.wandb.project=x"], r"Unknown setting 'logger\.wandb'\. Choose it first: logger=wandb"),
+    (["task=multi_label", "task.class_weights=balanced"], r"It is a setting of task=classification, segmentation, tok"),
     (["data.augment={crap: 1}"], r"Unknown setting 'data\.augment\.crap'\. Did you mean 'data\.augment\.crop'\?"),
     (["data.augment.mixup=0.2"], r"Unknown setting 'data\.augment\.mixup'\. .*behind a plus: \+data\.augment\.mixup="),
     (["data/augment=rbs"], r"Unknown option 'rbs' for data/augment\. Did you mean 'rsb'"),

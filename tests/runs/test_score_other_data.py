@@ -51,7 +51,7 @@ def test_another_folder_is_scored_and_the_record_stays(pictures: Path, command: 
     answer = command(evaluate, f"run='{pictures}'", f"data.root='{tmp_path / 'other'}'")
     assert (answer.code, answer.err) == (0, "")
     by_hand = score_by_hand(pictures, files_in(tmp_path / "other" / "test"))
-    assert f"accuracy {by_hand:.4f} on 15 samples of other (test)" in answer.out
+    assert f"accuracy {by_hand:.4f} on 15 of 30 samples of other (test); split=all scores them all" in answer.out
     (file,) = (pictures / "evaluations").iterdir()
     found = json.loads(file.read_text())
     assert found["score"] == pytest.approx(by_hand)

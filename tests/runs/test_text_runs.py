@@ -1,5 +1,6 @@
 """Whole runs on texts, from a file to a finished run folder: each task, and a run that was stopped and goes on."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from scipy.stats import spearmanr
+from transformers import AutoTokenizer
 
 from distillery.core.errors import UserError
 from distillery.data.tokens import IGNORED
@@ -58,7 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tags(text: str) -> list[str]:
-    return ["long" if len(word) > 4 else "short" for word in text.split()]
+    """Words of more than four letters, next to each other, are an entity."""
+    long = [len(word) > 4 for word in text.split()]
+    before = [False, *long]
+    return [f"{'I' if begun else 'B'}-LONG" if own else "O" for begun, own in zip(before, long, strict=False)]
 
 
 def texts(folder: Path, name: str) -> list[str]:
@@ -142,6 +148,27 @@ class TestClassification:
         assert np.mean(arrays["student"] == arrays["target"]) == pytest.approx(
             whole.record.metrics["last"]["test_score"]
         )
+
+    def test_other_texts_are_scored(
+        self, teacher: Result, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """By the network alone, text by text; the file has another order of columns and classes."""
+        rows = sentences(30, seed=7)
+        write_csv(tmp_path / "other.csv", [(("good", "bad")[label], text) for text, label in rows], ("label", "text"))
+        given = {"source": {"path": str(tmp_path / "other.csv"), "test": None}}
+        found = score_other_data(teacher.folder, given, "all")
+        tokenizer, net = AutoTokenizer.from_pretrained(folder / "tokenizer"), teacher.parts.distiller.student.net
+        right = 0
+        for text, label in rows:
+            inputs = tokenizer(text, truncation=True, max_length=CUT, return_tensors="pt")
+            with torch.no_grad():
+                likeliest = int(net.eval()(**inputs).logits.argmax())
+            right += teacher.parts.data.classes[likeliest] == ("good", "bad")[label]
+        assert len(found.target) == 30
+        assert found.score == pytest.approx(right / 30)
+        assert f"accuracy {right / 30:.4f} on all 30 samples of other" in capsys.readouterr().out
+        score_other_data(teacher.folder, given)
+        assert " on 6 of 30 samples of other (test); split=all scores them all" in capsys.readouterr().out
 
     @pytest.mark.parametrize("after", [9, pytest.param(11, marks=pytest.mark.slow)])  # of 14 steps; saved after 9
     def test_a_resumed_run_ends_bit_equal(
@@ -227,19 +254,43 @@ def test_masked_lm_in_stages(run: Trained) -> None:
 
 def test_token_classification(run: Trained) -> None:
     columns = ["data.source.words=words", "data.source.label=tags"]
-    found = predictions(run("words.jsonl", "token_classification", 2, *columns))
+    chosen = ["task.metrics=[entity_f1]", "trainer.max_epochs=4", "optim.optimizer.lr=2e-2", "loss.kd.weight=0.01"]
+    result = run("words.jsonl", "token_classification", 3, *columns, *chosen)
+    found, names = predictions(result), ("B-LONG", "I-LONG", "O")
     for index in set(found["index"].tolist()):
-        expected = [("long", "short").index(tag) for tag in tags(ROWS[index][0])]
+        expected = [names.index(tag) for tag in tags(ROWS[index][0])]
         assert found["target"][found["index"] == index].tolist() == expected
     assert len(set(found["index"].tolist())) == 28
+    last, theirs = result.record.metrics["last"], spans(found["index"], found["target"])
+    for name, recorded in (
+        ("student", last["test_entity_f1"]),
+        ("main", result.record.teachers["main"]["entity_f1"]),
+    ):
+        own = spans(found["index"], found[name])
+        assert recorded == pytest.approx(2 * len(own & theirs) / (len(own) + len(theirs)), abs=1e-6)
+    assert 0.1 < last["test_entity_f1"] < 1
+
+
+def spans(index: Any, predicted: Any) -> set[tuple[int, int, int]]:
+    """The entities of all texts: B and the I after it, or I alone, found by a pattern."""
+    found = set()
+    for text in set(index.tolist()):
+        letters = "".join("BIO"[each] for each in predicted[index == text])
+        found |= {(text, *match.span()) for match in re.finditer("BI*|I+", letters)}
+    return found
 
 
 def test_regression(run: Trained) -> None:
-    given = ["data.source.regression=true", "loss/response=[logit_mse]"]
-    found = predictions(run("numbers.csv", "regression", 1, *given))
+    given = ["data.source.regression=true", "loss/response=[logit_mse]", "task.metrics=[spearman]"]
+    result = run("numbers.csv", "regression", 1, *given)
+    found = predictions(result)
     expected = [ROWS[index][0].count(" ") / 4 for index in found["index"]]
     assert found["target"].tolist() == expected
     assert found["student"].shape == found["main"].shape == (28,)
+    for name, recorded in (("student", result.record.metrics["last"]), ("main", result.record.teachers["main"])):
+        rho = spearmanr(found[name], expected).statistic
+        assert recorded["test_spearman" if name == "student" else "spearman"] == pytest.approx(rho, abs=1e-6)
+        assert recorded["test_score" if name == "student" else "score"] == pytest.approx(max(rho, 0), abs=1e-6)
 
 
 def test_embedding(run: Trained) -> None:

@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering
 
+from distillery.config.networks import run_config
 from distillery.core.errors import UserError
 from distillery.data.sources.squad import hf_squad, squad
 from distillery.data.text import TextData
 from distillery.losses.response.kd import KD
 from distillery.losses.signals import Signals
+from distillery.models.taps.network import Network
 from distillery.runs.export.transformers_folder import export_for_transformers as export
+from distillery.runs.predict import predict_files
 from distillery.runs.run import train
+from distillery.runs.score_other_data import score_other_data
 from distillery.runs.verify_run import verify_run
 from distillery.tasks.question_answering import QuestionAnswering
 from distillery.training.objective import Objective
@@ -81,26 +87,42 @@ def f1(right: str, predicted: str) -> float:
     return 2 * precision * recall / (precision + recall) if common else 0.0
 
 
-def by_hand(data: TextData, logits: dict[int, Tensor], refusable: bool, longest: int = 30) -> dict[str, float]:
-    """The best span of each question, over its windows one by one."""
-    best: dict[int, tuple[float, str]] = {}
-    none: dict[int, float] = {}
+Spans = tuple[list[tuple[float, str]], list[float]]  # each with its logit; the logits of no answer
+
+
+def spans_by_hand(data: TextData, logits: dict[int, Tensor], longest: int = 30) -> dict[int, Spans]:
+    """All spans of each question, over its windows one by one."""
+    found: dict[int, Spans] = {}
     for batch in batches(data):
         for row, (window, question) in enumerate(zip(batch["index"].tolist(), batch["question"].tolist(), strict=True)):
             start, end = logits[window].T.tolist()
-            none[question] = min(none.get(question, np.inf), start[0] + end[0])
+            spans, none = found.setdefault(question, ([], []))
+            none.append(start[0] + end[0])
             inside = [at for at in range(len(batch["begin"][row])) if batch["end"][row, at] > batch["begin"][row, at]]
             for first in inside:
                 for last in inside:
                     if first <= last < first + longest:
                         text = data.questions[question].context[batch["begin"][row, first] : batch["end"][row, last]]
-                        best[question] = max(best.get(question, (-np.inf, "")), (start[first] + end[last], text))
+                        spans.append((start[first] + end[last], text))
+    return found
+
+
+def by_hand(data: TextData, logits: dict[int, Tensor], refusable: bool, longest: int = 30) -> dict[str, float]:
+    """F1 and exact match of the best span of each question."""
     found: dict[str, list[float]] = {"f1": [], "exact": []}
-    for question, (score, text) in best.items():
-        predicted = "" if refusable and none[question] > score else text
+    for question, (spans, none) in spans_by_hand(data, logits, longest).items():
+        score, text = max(spans)
+        predicted = "" if refusable and min(none) > score else text
         for name, judge in (("f1", f1), ("exact", exact)):
             found[name].append(max(judge(right, predicted) for right in data.questions[question].answers or ("",)))
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def logits_of(student: Network, data: TextData) -> dict[int, Tensor]:
+    """Of each window of the test split."""
+    with torch.no_grad():
+        both = [(batch["index"].tolist(), student(batch).logits) for batch in batches(data)]
+    return {window: logits for index, of_batch in both for window, logits in zip(index, of_batch, strict=True)}
 
 
 def random_logits(batch: dict[str, Tensor], none: float = 0.0) -> Tensor:
@@ -267,11 +289,7 @@ def test_a_run_distils_answers(tmp_path: Path) -> None:
     result = train(config(tmp_path / "run", *own), own)
     data, student = result.parts.data, result.parts.distiller.student.eval()
     assert isinstance(data, TextData)
-    logits: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for batch in batches(data):
-            logits |= dict(zip(batch["index"].tolist(), student(batch).logits, strict=True))
-    expected = by_hand(data, logits, True)
+    expected = by_hand(data, logits_of(student, data), True)
     last = result.record.metrics["last"]
     assert last["test_score"] == pytest.approx(expected["f1"], abs=1e-6)
     assert last["test_exact_match"] == pytest.approx(expected["exact"], abs=1e-6)
@@ -279,8 +297,34 @@ def test_a_run_distils_answers(tmp_path: Path) -> None:
     with np.load(result.folder / "predictions.npz") as saved:
         assert saved["student"].shape == saved["main"].shape == saved["target"].shape == (2 * data.sizes["test"],)
     assert verify_run(result.folder).score == pytest.approx(expected["f1"], abs=1e-6)
+
+    other = write_squad(tmp_path / "other.json", 9, 5, True)  # on other data: scored, and answered without labels
+    scored = score_other_data(result.folder, {"source": {"test": str(other)}})
+    data = instantiate(run_config(str(result.folder), "run").data, source=lambda: squad(files[0], other))
+    logits = logits_of(student, data)
+    expected = by_hand(data, logits, True)
+    assert scored.score == pytest.approx(expected["f1"], abs=1e-6)
+    assert scored.metrics["exact_match"] == pytest.approx(expected["exact"], abs=1e-6)
+    asked = data.raw.test.inputs
+    pd.DataFrame({"context": asked.second, "question": asked.first}).to_csv(tmp_path / "new.csv", index=False)
+    assert predict_files(result.folder, [str(tmp_path / "new.csv")], tmp_path / "out.jsonl") == []
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in rows] == list(asked.first)
+    spans = spans_by_hand(data, logits)
+    for number, row in zip(sorted(spans), rows, strict=True):
+        possible, none = spans[number][0], min(spans[number][1])
+        total = np.exp([score for score, _ in possible]).sum() + np.exp(none)
+        best, text = max(possible)
+        assert (row["answer"], list(row)[-1]) == (text, "p(no answer)")
+        assert row["probability"] == pytest.approx(np.exp(best) / total, rel=1e-5)
+        assert row["p(no answer)"] == pytest.approx(np.exp(none) / total, rel=1e-5)
+    (tmp_path / "new.txt").write_text("a question?")
+    with pytest.raises(UserError, match=r"nothing to predict.*from a table with the columns question and context"):
+        predict_files(result.folder, [str(tmp_path / "new.txt")])
+
     exported = export(result.folder, tmp_path / "export")
     assert "AutoModelForQuestionAnswering" in (exported / "README.md").read_text()
+    batch = batches(data)[0]
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")}
     with torch.no_grad():
         again = AutoModelForQuestionAnswering.from_pretrained(exported).eval()(**inputs)

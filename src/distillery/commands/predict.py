@@ -1,4 +1,4 @@
-"""`distill-predict run=<dir> <files>`: what a run's student predicts for pictures or texts without labels."""
+"""`distill-predict run=<dir> <files>`: what a run's student predicts for what has no labels."""
 
 import re
 import sys

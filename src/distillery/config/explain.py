@@ -93,6 +93,10 @@ def _nearest(cfg: DictConfig, key: str) -> str:
         return f" Choose it first: {left_out[0].parent.relative_to(CONFIGS)}={left_out[0].stem}"
     if re.fullmatch(r"loss\.\w+\.combine", key):
         return f" Losses with several teachers can have it, behind a plus: +{key}=mean"
+    group, _, name = key.rpartition(".")
+    having = (each for each in _options(group) if name in OmegaConf.load(CONFIGS / group / f"{each}.yaml"))
+    if group and (others := sorted(having)):
+        return f" It is a setting of {group}={', '.join(others)}."
     paths = [path for path in _paths(OmegaConf.to_container(cfg, resolve=False)) if "._" not in path]
     near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
     near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)

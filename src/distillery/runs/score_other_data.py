@@ -69,8 +69,10 @@ def score_other_data(folder: Path, changed: Mapping[str, Any], split: str = "tes
     if absent:
         say(f"{data.name}: no sample of {', '.join(absent)}, of the run's {len(data.classes)} classes")
     more = "".join(f", {name} {value:.4f}" for name, value in found.metrics.items())
-    said = f"{task.score} {found.score:.4f}{more} on {samples:,} samples of {data.name} ({split})"
-    say(f"{record.method} seed {record.seed}: {said}")
+    every = sum(len(each.labelled_indices) for each in data.splits.values())
+    part = f"{samples:,} of {every:,} samples of {data.name} ({split}); split=all scores them all"
+    scored = part if samples < every else f"all {samples:,} samples of {data.name}"
+    say(f"{record.method} seed {record.seed}: {task.score} {found.score:.4f}{more} on {scored}")
     say(f"recorded on the run's own data: {record.metrics['last']['test_score']:.4f} (test)")
     say(f"Written: {out}")
     return found

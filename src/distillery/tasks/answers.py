@@ -1,7 +1,8 @@
 """The score of extractive answers: spans of contexts in windows, compared as SQuAD does."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,73 @@ from distillery.data.questions import Question
 
 NEVER = -1e9  # the logit of a position that may not be chosen: softmaxes at any usual temperature give 0
 LONGEST = 30  # tokens of an answer
+
+
+class Answer(NamedTuple):
+    """What is predicted for a question.
+
+    Attributes:
+        question: its number.
+        text: the likeliest span of its context.
+        logit: the sum of the span's start logit and end logit.
+        none: the lowest such sum, of all windows, for no answer.
+        total: the logarithm of the sum of exp(logit) over the spans of all windows and of exp(none).
+    """
+
+    question: int
+    text: str
+    logit: float
+    none: float
+    total: float
+
+    @property
+    def probability(self) -> float:
+        """Of the span, among all spans and no answer."""
+        return math.exp(self.logit - self.total)
+
+    @property
+    def probability_of_none(self) -> float:
+        """That there is no answer."""
+        return math.exp(self.none - self.total)
+
+
+def likeliest_spans(logits: Tensor, question: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Of each window, float64 [B,6]: its question, the likeliest span's logit, and where it begins and ends in the
+    context; the logit of no answer; and the logarithm of the sum of exp(logit) over all spans.
+
+    A span has at most 30 tokens, and its logit is the sum of its start logit and end logit.
+
+    Args:
+        logits: of starts and then of ends, [2B,L].
+        question: the number of each window's, [B].
+        begin, end: which characters of the context each token stands for, [B,L].
+    """
+    start, stop = logits.double().nan_to_num(NEVER).view(2, *begin.shape)
+    inside = end > begin
+    none = (start + stop).masked_fill(inside | (start <= NEVER / 2), -torch.inf).amax(1)
+    spans = start.masked_fill(~inside, -torch.inf)[:, :, None] + stop.masked_fill(~inside, -torch.inf)[:, None]
+    possible = torch.ones(spans.shape[1:], dtype=torch.bool, device=spans.device).triu().tril(LONGEST - 1)
+    spans = spans.masked_fill(~possible, -torch.inf).flatten(1)
+    best, place = spans.max(1)
+    first, last = place // begin.shape[1], place % begin.shape[1]
+    row = torch.arange(len(begin), device=begin.device)
+    return torch.stack([question, best, begin[row, first], end[row, last], none, spans.logsumexp(1)], 1)
+
+
+def answers(windows: Tensor, questions: Sequence[Question]) -> Iterator[Answer]:
+    """The answer to each question that has a window, by its number.
+
+    Args:
+        windows: see `likeliest_spans`.
+        questions: by their number.
+    """
+    windows = windows.cpu()
+    for number in windows[:, 0].unique().int().tolist():
+        own = windows[windows[:, 0] == number]
+        _, logit, begin, end, _, _ = own[own[:, 1].argmax()].tolist()
+        none = own[:, 4].min()
+        total = torch.cat([own[:, 5], none[None]]).logsumexp(0)
+        yield Answer(number, questions[number].context[int(begin) : int(end)], logit, none.item(), total.item())
 
 
 class AnswerScore(Metric):
@@ -41,28 +109,14 @@ class AnswerScore(Metric):
 
     def update(self, preds: Tensor, question: Tensor, begin: Tensor, end: Tensor) -> None:
         """Of windows: logits of starts and ends [2B,L], number of the question [B], characters of each token [B,L]."""
-        start, stop = preds.double().nan_to_num(NEVER).view(2, *begin.shape)
-        inside = end > begin
-        none = (start + stop).masked_fill(inside | (start <= NEVER / 2), -torch.inf).amax(1)
-        spans = start.masked_fill(~inside, -torch.inf)[:, :, None] + stop.masked_fill(~inside, -torch.inf)[:, None]
-        possible = torch.ones(spans.shape[1:], dtype=torch.bool, device=spans.device).triu().tril(LONGEST - 1)
-        best, place = spans.masked_fill(~possible, -torch.inf).flatten(1).max(1)
-        first, last = place // begin.shape[1], place % begin.shape[1]
-        row = torch.arange(len(begin), device=begin.device)
-        self.windows.append(torch.stack([question, best, begin[row, first], end[row, last], none], 1))
+        self.windows.append(likeliest_spans(preds, question, begin, end))
 
     def compute(self) -> Tensor:
-        windows = dim_zero_cat(self.windows).cpu()
         refusable = not all(question.answers for question in self.questions)
         predicted, right = list[Any](), list[Any]()
-        for number in windows[:, 0].unique().tolist():
-            own = windows[windows[:, 0] == number]
-            _, best, begin, end, _ = own[own[:, 1].argmax()].tolist()
-            question = self.questions[int(number)]
-            empty = refusable and own[:, 4].min().item() > best
-            predicted.append(
-                {"id": str(number), "prediction_text": "" if empty else question.context[int(begin) : int(end)]}
-            )
-            answers = [*question.answers] or [""]
-            right.append({"id": str(number), "answers": {"text": answers, "answer_start": [0] * len(answers)}})
+        for found in answers(dim_zero_cat(self.windows), self.questions):
+            number, text = str(found.question), "" if refusable and found.none > found.logit else found.text
+            predicted.append({"id": number, "prediction_text": text})
+            given = [*self.questions[found.question].answers] or [""]
+            right.append({"id": number, "answers": {"text": given, "answer_start": [0] * len(given)}})
         return squad(predicted, right)["exact_match" if self.exact else "f1"].double() / 100
