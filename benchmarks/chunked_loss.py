@@ -3,10 +3,11 @@
     python benchmarks/chunked_loss.py [--rows 2048] [--classes 49152] [--repeats 3] [--step]
 
 kd and cross-entropy of a student with 256 hidden units and a teacher with 576, forward and backward by hidden rows and
-head, in float32 on one thread. Each form runs in a process of its own, in turn. Memory is the largest resident set
-above that before the first run, when a run on a few rows and classes has loaded the libraries. Time is that of the
-processor, in the fastest run, since other load on the machine only adds time. Exits with 1 if the chunks take more than
-0.25 × the memory or more than 1.1 × the time, or if a form gives another loss.
+head, in float32 on one thread. Each form runs in a process of its own, in turn: `chunked`, that of this project, forms
+the gradients of a chunk of rows with its loss; `recomputed` computes each chunk again in backward. Memory is the
+largest resident set above that before the first run, when a run on a few rows and classes has loaded the libraries.
+Time is that of the processor, in the fastest run, since other load on the machine only adds time. Exits with 1 if
+`chunked` takes more than 0.25 × the memory or more than 1.1 × the time of `naive`, or if a form gives another loss.
 
 Where Liger Kernel is installed (pip install --no-deps liger-kernel), its fused linear JSD loss is measured as well,
 with the same chunks and settings under which it is the same loss.
@@ -44,6 +45,7 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
     """MiB and seconds of one form, in this process."""
     import torch
     import torch.nn.functional as F
+    from torch.utils.checkpoint import checkpoint
 
     from distillery.losses.chunked import Batch, sum_over_rows
     from distillery.losses.functional import kd
@@ -53,6 +55,11 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
     def loss(student: Signals, teachers: Mapping[str, Signals], batch: Batch) -> torch.Tensor:
         of_labels = F.cross_entropy(student.logits, batch["target"], reduction="none")
         return (of_labels + kd(student.logits, teachers["main"].logits, 2.0, reduction="none")).sum()
+
+    def whole(student: Headed, teacher: Headed, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            teacher_logits = teacher.logits()
+        return loss(Signals(student.logits()), {"main": Signals(teacher_logits)}, batch)
 
     def value(student: Headed, teacher: Headed, batch: Batch) -> torch.Tensor:
         if form == "liger":
@@ -64,9 +71,11 @@ def measure(form: str, rows: int, classes: int, repeats: int, chunk: int) -> dic
         if form == "chunked":
             rows_of = Signals(torch.empty(0, 0), headed=teacher)
             return sum_over_rows(loss, student, {"main": rows_of}, batch, rows=chunk)[0]
-        with torch.no_grad():
-            teacher_logits = teacher.logits()
-        return loss(Signals(student.logits()), {"main": Signals(teacher_logits)}, batch)
+        if form == "recomputed":
+            each = torch.arange(len(batch["target"])).split(chunk)
+            parts = ((student.rows(rows), teacher.rows(rows), {"target": batch["target"][rows]}) for rows in each)
+            return torch.stack([checkpoint(whole, *part, use_reentrant=False) for part in parts]).sum()
+        return whole(student, teacher, batch)
 
     def inputs(rows: int, classes: int) -> tuple[Headed, Headed, Batch]:
         def drawn(*shape: int) -> torch.Tensor:
@@ -153,15 +162,17 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=2, help="in each process, of which each form has two")
     arguments.add_argument("--chunk", type=int, default=128, help="rows of a chunk")
     arguments.add_argument("--step", action="store_true", help="a training step instead of the loss alone")
-    arguments.add_argument("--form", choices=["naive", "chunked", "liger"], help="measure it here, and print JSON")
+    arguments.add_argument(
+        "--form", choices=["naive", "chunked", "recomputed", "liger"], help="measure it here, and print JSON"
+    )
     given = arguments.parse_args()
     if given.form:
         measured = measure_step if given.step else measure
         print(json.dumps(measured(given.form, given.rows, given.classes, given.repeats, given.chunk)))
         return
     forms = ["naive", "chunked"]
-    if not given.step and find_spec("liger_kernel"):
-        forms.append("liger")
+    if not given.step:
+        forms += ["recomputed", *(["liger"] if find_spec("liger_kernel") else [])]
     found: dict[str, dict[str, float]] = {}
     for form in forms * 2:
         command = [sys.executable, __file__, *sys.argv[1:], f"--form={form}"]
@@ -171,7 +182,7 @@ def main() -> None:
     print(f"{given.rows} rows, {given.classes} classes, {given.chunk} rows a chunk")
     for form, one in found.items():
         ratios = " ".join(f"{one[key] / naive[key]:9.2f} ×" for key in ("MiB", "seconds"))
-        print(f"{form:8} {one['MiB']:8.0f} MiB {one['seconds']:7.2f} s {ratios}   loss {one['loss']:.5f}")
+        print(f"{form:10} {one['MiB']:8.0f} MiB {one['seconds']:7.2f} s {ratios}   loss {one['loss']:.5f}")
     if any(abs(one["loss"] / naive["loss"] - 1) > TOLERANCE for one in found.values()):
         sys.exit("The forms give different losses.")
     if chunked["MiB"] > MEMORY * naive["MiB"] or chunked["seconds"] > TIME * naive["seconds"]:

@@ -1,10 +1,14 @@
 """Losses in chunks of rows have the values and gradients of the same losses from all logits at once."""
 
+import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -128,18 +132,18 @@ def test_what_is_computed_of_each_row_a_few_at_a_time() -> None:
     given = batch | {"of_samples": torch.zeros(2)}
 
     def figures(rows: Signals, part: Batch) -> dict[str, Tensor]:
-        assert part.keys() == batch.keys()
+        assert part.keys() == (given if whole else batch).keys()
         sizes.append(len(rows.logits))
         return {"logits": rows.logits, "doubled": 2 * part["target"]}
 
-    for rows, expected in ((4, [4, 4, 3]), (None, [N])):
-        sizes: list[int] = []
-        found = map_rows(figures, rows_of(student), given, rows)
-        assert sizes == expected
-        torch.testing.assert_close(found["logits"], student.logits())
-        assert torch.equal(found["doubled"], 2 * batch["target"])
-    whole = map_rows(lambda own, _: {"sums": own.logits.sum(1)}, Signals(student.logits()), given, 4)
-    torch.testing.assert_close(whole["sums"], student.logits().sum(1))
+    for signals in (rows_of(student), Signals(student.logits())):
+        for rows, expected in ((4, [4, 4, 3]), (None, [N])):
+            sizes: list[int] = []
+            whole = rows is None
+            found = map_rows(figures, signals, given, rows)
+            assert sizes == expected
+            torch.testing.assert_close(found["logits"], student.logits())
+            assert torch.equal(found["doubled"], 2 * batch["target"])
 
 
 def test_tied_embeddings_gather_the_gradients_of_both_uses() -> None:
@@ -211,14 +215,50 @@ def test_a_second_backward_finds_the_same_gradients() -> None:
         assert torch.equal(one, other)
 
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "chunked_loss.py"
+FORMS = ["naive", "chunked", "recomputed", *(["liger"] if find_spec("liger_kernel") else [])]
+
+
+def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(BENCHMARK), *arguments], capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_the_benchmark_measures_equal_losses() -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "chunked_loss.py"
-    command = [sys.executable, str(script), "--rows=64", "--classes=999", "--repeats=1"]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = benchmark("--rows=64", "--classes=999", "--repeats=1")
     assert ended.returncode in (0, 1), ended.stderr  # 1: too small to save anything
     lines = ended.stdout.splitlines()
-    forms = ["naive", "chunked", *(["liger"] if find_spec("liger_kernel") else [])]
-    assert [line.split()[0] for line in lines] == ["64", *forms]
+    assert [line.split()[0] for line in lines] == ["64", *FORMS]
     assert "1.00 ×      1.00 ×" in lines[1]
     assert "different losses" not in ended.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [[], ["--step"]])
+def test_chunks_keep_to_the_limits_at_full_size(step: list[str]) -> None:
+    ended = benchmark(*step)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_benchmark_fails_past_its_limits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exit_code(mebibytes: float, seconds: float, loss: float) -> object:
+        def run(command: list[str], **_: Any) -> Any:
+            naive = {"MiB": 100.0, "seconds": 10.0, "loss": 5.0}
+            other = {"MiB": mebibytes, "seconds": seconds, "loss": loss}
+            return SimpleNamespace(stdout=json.dumps(naive if command[-1] == "--form=naive" else other))
+
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(sys, "argv", [str(BENCHMARK)])
+        try:
+            runpy.run_path(str(BENCHMARK), run_name="__main__")
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    assert exit_code(25.0, 11.0, 5.0) == 0
+    limits = "More than 0.25 × the memory, or more than 1.1 × the time, of the naive form."
+    assert exit_code(25.1, 11.0, 5.0) == exit_code(25.0, 11.1, 5.0) == limits
+    assert exit_code(25.0, 11.0, 5.001) == "The forms give different losses."
+    assert "chunked          25 MiB   11.00 s      0.25 ×      1.10 ×" in capsys.readouterr().out

@@ -47,8 +47,9 @@ def sum_over_rows(
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
         total, sums = _SumOverRows.apply(losses, student, teachers, batch, weights, rows, *tensors)
         return total, sums
-    parts = _parts(student, teachers, batch, rows)
-    sums = torch.stack([losses(Signals(part.logits()), taught, own).reshape(-1) for part, taught, own in parts]).sum(0)
+    sums = _zeros(student, weights)
+    for part, taught, own in _parts(student, teachers, batch, rows):
+        sums += losses(Signals(part.logits()), taught, own)
     return (sums * sums.new_tensor(weights)).sum(), sums
 
 
@@ -57,23 +58,21 @@ def map_rows(
 ) -> dict[str, Tensor]:
     """What `function` gives of each row, by name: [N, ...].
 
-    It is called with at most `rows` rows at a time where their logits are computed from hidden rows, else with all at
-    once.
+    It is called with at most `rows` rows at a time; None: with all at once.
 
     Args:
         function: is given rows that have `logits`.
         signals: of N rows, such as `Task.rows` returns.
         batch: what has not N rows is left out of parts.
     """
-    headed = signals.headed
-    if headed is None:
-        return dict(function(signals, batch))
-    number = len(headed.hidden)
+    if rows is None:
+        return dict(function(signals.computed(), batch))
+    number = len(signals.logits if signals.headed is None else signals.headed.hidden)
     # Results are copied to where those of all rows will be. Small tensors that remain between the large ones of each
     # part keep glibc before 2.38 from reusing the memory of these (bug 14581): it could need gigabytes.
     found: dict[str, Tensor] = {}
-    for start in range(0, max(number, 1), rows or max(number, 1)):
-        part = slice(start, start + rows if rows else None)
+    for start in range(0, max(number, 1), rows):
+        part = slice(start, start + rows)
         for name, values in function(_part(signals, part).computed(), _of_rows(batch, number, part)).items():
             if name not in found:
                 found[name] = values.new_empty(number, *values.shape[1:])
@@ -107,6 +106,11 @@ def _widened(head: Headed) -> Headed:
     return replace(head, weight=at_least_float32(head.weight))
 
 
+def _zeros(head: Headed, weights: Sequence[float]) -> Tensor:
+    """The K sums before the first chunk: [K]. They are added to in place, see `map_rows`."""
+    return at_least_float32(head.hidden.new_zeros(len(weights)))
+
+
 def _part(signals: Signals, part: slice) -> Signals:
     """Some of the rows, without what has no rows."""
     return replace(signals, layers={}, attention={}, mask=None).rows(part)
@@ -130,7 +134,7 @@ class _SumOverRows(torch.autograd.Function):
             for each, wants in zip(tensors, wanted, strict=True)
         ]
         of_hidden, of_weight, of_bias = gradients
-        totals, sums = [], []
+        sums = _zeros(student, weights)
         with full_precision(student.hidden):
             for at, (part, taught, of_part) in enumerate(_parts(student, teachers, batch, rows)):
                 product = replace(part, softcap=None).logits()
@@ -138,8 +142,7 @@ class _SumOverRows(torch.autograd.Function):
                     values = losses(Signals(student.capped(product.requires_grad_())), taught, of_part).reshape(-1)
                     total = (values * values.new_tensor(weights)).sum()
                 (gradient,) = torch.autograd.grad(total, product)
-                sums.append(values.detach())
-                totals.append(total.detach())
+                sums += values.detach()
                 del values, total, product, taught
                 if of_hidden is not None:
                     of_hidden[at * rows : (at + 1) * rows] = gradient @ part.weight
@@ -149,9 +152,8 @@ class _SumOverRows(torch.autograd.Function):
                     of_bias += gradient.sum(0)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if each is None else each.dtype for each in tensors]
-        each_sum = torch.stack(sums).sum(0)
-        ctx.mark_non_differentiable(each_sum)
-        return torch.stack(totals).sum(), each_sum
+        ctx.mark_non_differentiable(sums)
+        return (sums * sums.new_tensor(weights)).sum(), sums
 
     @staticmethod
     @once_differentiable

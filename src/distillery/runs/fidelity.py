@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from distillery.core.roles import FROZEN
 from distillery.data.module import Data
 from distillery.data.text import TextData
 from distillery.data.tokens import IGNORED
+from distillery.losses.chunked import map_rows
 from distillery.losses.signals import Signals
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.end_before_head import before_heads
@@ -159,18 +161,23 @@ def _figures(
     found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in ("student", *teachers)}
     for batch in batches:
         rows, target = _rows(student, batch, task)
-        theirs = {name: _rows(teacher, batch, task)[0] for name, teacher in teachers.items()}
-        for which in torch.arange(len(target)).split(ROWS):
-            own = rows.rows(which.to(target.device)).computed().logits
-            found["student"].append(_on_cpu(predictions(own, target[which])))
-            for name, of in theirs.items():
-                logits = of.rows(which.to(teachers[name].device)).computed().logits.to(own.device)
-                found[name].append(_on_cpu(predictions(logits, target[which]) | divergences(own, logits)))
+        given = {"target": target, "number": torch.arange(len(target))}
+        own = map_rows(lambda part, of: predictions(part.logits, of["target"]), rows, given, ROWS)
+        found["student"].append(_on_cpu(own))
+        for name, teacher in teachers.items():
+            compared = partial(_compared, _rows(teacher, batch, task)[0])
+            found[name].append(_on_cpu(map_rows(compared, rows, given, ROWS)))
     return {
         name: {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         for name, parts in found.items()
         if parts
     }
+
+
+def _compared(teacher: Signals, student: Signals, batch: Batch) -> dict[str, Tensor]:
+    """Of rows of the student and, by `number`, of the teacher's."""
+    logits = teacher.rows(batch["number"]).computed().logits.to(student.logits.device)
+    return predictions(logits, batch["target"]) | divergences(student.logits, logits)
 
 
 def _rows(network: Network, batch: Batch, task: Task) -> tuple[Signals, Tensor]:
