@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from distillery.data.sources.arithmetic import arithmetic
 from distillery.data.tokens import IGNORED
+from distillery.losses import on_policy
 from distillery.losses.on_policy import SAMPLED
 from distillery.losses.response.kd import KD
 from distillery.losses.response.nkd import NKD
 from distillery.losses.response.reverse_kl import ReverseKL
 from distillery.losses.response.sampled_kl import SampledKL
+from distillery.losses.response.topk_kd import TopKKD
 from distillery.losses.term import Term
 from distillery.models.adapters import TextAdapter
 from distillery.models.taps.network import Network
@@ -327,7 +329,13 @@ class Sums(L.LightningDataModule):
 
 
 def trained(
-    tmp_path: Path, batch_size: int, accumulated: int, rollouts: Rollouts, terms: dict[str, Term], steps: int = 1
+    tmp_path: Path,
+    batch_size: int,
+    accumulated: int,
+    rollouts: Rollouts,
+    terms: dict[str, Term],
+    steps: int = 1,
+    precision: Any = "32-true",
 ) -> Distiller:
     """Updates of plain gradient descent on sums."""
     bpe = tmp_path / "bpe"
@@ -342,10 +350,12 @@ def trained(
     task.outputs(data)
     rollouts.ends, rollouts.vocabulary = [data.loaded_tokenizer.eos_token_id], data.vocab_size
     student, teacher = networks(data.vocab_size)
+    end_before_heads(task, terms, student, {"main": teacher}, prompts(2, 5))
     objective = Objective(task, terms, rollouts=rollouts)
     module = Distiller(student, {"main": teacher}, task, objective, Optim(lambda p: torch.optim.SGD(p, lr=0.5)))
     trainer = L.Trainer(
-        max_steps=steps, accumulate_grad_batches=accumulated, logger=False, enable_checkpointing=False,
+        max_steps=steps, accumulate_grad_batches=accumulated, precision=precision, logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, accelerator="cpu",
     )  # fmt: skip
     trainer.fit(module, Sums(data))
@@ -354,7 +364,11 @@ def trained(
 
 def test_an_update_is_the_same_however_its_texts_are_accumulated(tmp_path: Path) -> None:
     """The generated tokens of the whole update are the denominator; the texts have unequal lengths."""
-    terms = lambda: {"rkl": ReverseKL(), "sampled": SampledKL(0.3, estimator="policy_gradient", discount=0.9)}  # noqa: E731
+
+    def terms() -> dict[str, Term]:
+        sampled = SampledKL(0.3, estimator="policy_gradient", discount=0.9)
+        return {"rkl": ReverseKL(), "topk": TopKKD(k=3, missing="tail", direction="reverse"), "sampled": sampled}
+
     made = [
         trained(tmp_path, size, accumulated, Rollouts(new_tokens=8, seed=1), terms())
         for size, accumulated in ((8, 1), (4, 2), (2, 4))
@@ -364,6 +378,49 @@ def test_an_update_is_the_same_however_its_texts_are_accumulated(tmp_path: Path)
         assert not torch.equal(parameter, start.net.get_parameter(name))
         for other in made[1:]:
             torch.testing.assert_close(other.student.net.get_parameter(name), parameter, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_importance_weights_are_1_before_an_update(
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traps 7 and 10: in 16 bits too, where generation rounds otherwise than training; stale texts have other ones."""
+    seen: list[Tensor] = []
+    policy_gradient = on_policy.policy_gradient
+
+    def noting(log_student: Tensor, log_sampled: Tensor, *others: Any) -> Tensor:
+        seen.append((log_student - log_sampled).detach().abs())
+        return policy_gradient(log_student, log_sampled, *others)
+
+    monkeypatch.setattr(on_policy, "policy_gradient", noting)
+    for discount in (0.0, 0.9):  # in chunks of rows, and all at once
+        seen.clear()
+        term = SampledKL(estimator="policy_gradient", discount=discount)
+        trained(tmp_path, 4, 2, Rollouts(new_tokens=8, updates=2, seed=1), {"sampled": term}, 2, precision)
+        assert len(seen) == 4
+        assert all(len(each) > 5 and each.dtype == torch.float32 for each in seen)
+        assert torch.cat(seen[:2]).max() < 1e-6
+        assert min(each.max() for each in seen[2:]) > 1e-3
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_of_generation_are_float32_products(autocast: bool) -> None:
+    net: Any = tiny_llama(9) if autocast else tiny_llama(9).bfloat16()
+    batch, hidden, found = prompts(2, 5, 3), [], []
+    hook = net.lm_head.register_forward_pre_hook(lambda _, given: hidden.append(given[0][:, -1]))
+
+    def choose(logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        found.append(logits)
+        return greedy(logits, step)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        generate(net, *left_padded(batch["input_ids"], torch.tensor([2, 5, 3])), 6, [], choose)
+        hook.remove()
+        after = net(input_ids=batch["input_ids"]).logits
+    weight = net.lm_head.weight.double()
+    for before, logits in zip(hidden, found, strict=True):
+        torch.testing.assert_close(logits.double(), before.double() @ weight.T, rtol=1e-5, atol=1e-5)
+    assert after.dtype == torch.bfloat16  # the network itself is as it was
 
 
 def test_rounds_of_several_updates_draw_their_texts_together(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from distillery.teachers.frozen import Teacher
 from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
 from distillery.training.optim import Optim, step
-from distillery.training.rollouts import Rollouts, given
+from distillery.training.rollouts import Rollouts, given, scored
 from distillery.training.update_counts import UpdateCounts
 
 OWN = "own_texts"  # in a checkpoint: the batches that are left of a round, of each process
@@ -153,7 +153,10 @@ class Distiller(L.LightningModule):
         batches = self._batches_until(accumulated * rollouts.updates, batch, batch_idx)
         here = [{key: value.to(self.device) for key, value in each.items()} for each in batches]
         with self.trainer.strategy.precision_plugin.forward_context():  # the law is that of the student in training
-            self._own.extend(rollouts.draw(self.student.net, here, self.trainer.global_step))
+            drawn = rollouts.draw(self.student.net, here, self.trainer.global_step)
+            if self.objective.reads_samples:
+                drawn = [scored(rollouts, self.student, self.task, each) for each in drawn]
+        self._own.extend(drawn)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> dict[str, Any]:
         if self.objective.rollouts is not None:

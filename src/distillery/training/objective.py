@@ -123,6 +123,11 @@ class Objective(nn.Module):
         """The names of the losses on logits."""
         return [name for name, term in self.terms.items() if cast(Term, term).contract.needs == "logits"]
 
+    @property
+    def reads_samples(self) -> bool:
+        """Whether a loss reads with what log-probability the student has drawn a token."""
+        return any(cast(Term, term).contract.reads_samples for term in self.terms.values())
+
     def _places(self, path: str) -> tuple[list[Any], str]:
         """The objects that have this number (each copy of a loss with several teachers), and its attribute name."""
         loss, _, name = path.partition(".")

@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from distillery.core.numerics import log_softmax
 from distillery.core.random import hash_key, uniforms
 from distillery.data.tokens import IGNORED
+from distillery.losses.chunked import map_rows
 from distillery.losses.on_policy import SAMPLED
 from distillery.losses.settings import Positive, check_settings
+from distillery.losses.signals import Signals
+from distillery.models.evaluation_mode import evaluating
+from distillery.models.taps.end_before_head import before_heads
+from distillery.models.taps.network import Network
 from distillery.models.text.generation import generate, left_padded
-from distillery.tasks.task import Batch
+from distillery.tasks.task import Batch, Task
 
 COIN, TOKENS = 11, 12  # hashed into the seed: independent draws
 GRAM = 4  # tokens of the sequences that are looked for again in one text
@@ -56,6 +61,7 @@ class Rollouts:
 
     The result is a batch like the data's: every loss works on it. Its samples have no label, so that the loss of the
     task, and others that read labels, count on the data's texts alone; `sampled_log_prob` marks the drawn tokens.
+    Where a loss reads its values, they are those of `scored`.
 
     Args:
         share: λ, the share of rounds on the student's own texts; a number or a schedule.
@@ -163,6 +169,21 @@ class Rollouts:
         if self.prompt_tokens is None:
             return bears.int().argmax(1)  # 0 where none does
         return torch.where(bears.any(1), (batch["attention_mask"].sum(1) - 1).clamp_max(self.prompt_tokens), 0)
+
+
+def scored(rollouts: Rollouts, student: Network, task: Task, batch: Batch) -> dict[str, Tensor]:
+    """A drawn batch with the log-probabilities that a training forward gives its tokens, in evaluation mode.
+
+    In 16 bits those of generation, whose forwards have other shapes and a cache, are rounded otherwise: ρ would not be
+    1 before an update.
+    """
+
+    def log_probs(rows: Signals, part: Batch) -> dict[str, Tensor]:
+        return {SAMPLED: rollouts.law(rows.logits).gather(-1, part["target"][:, None]).squeeze(-1)}
+
+    with evaluating(student), before_heads([student]):
+        found = map_rows(log_probs, *task.rows(student(batch), batch), task.rows_per_chunk)[SAMPLED]
+    return {**batch, SAMPLED: batch[SAMPLED].masked_scatter(batch["target"] != IGNORED, found)}
 
 
 def inverted(log_p: Tensor, uniform: Tensor) -> Tensor:

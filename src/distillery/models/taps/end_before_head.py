@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distillery.core.errors import UserError
 from distillery.losses.levels import Headed
 from distillery.models.evaluation_mode import evaluating
-from distillery.models.taps.head import Head
+from distillery.models.taps.head import Head, is_plain
 from distillery.models.taps.network import Network
 
 # What configs of transformers call a factor of the logits: Cohere's, Falcon-H1's, and Granite's, which divides.
@@ -34,8 +34,7 @@ def find_head(network: Network, batch: Mapping[str, Tensor]) -> None:
     except UserError:
         raise UserError("it has no linear head") from None
     linear: Any = network.net.get_submodule(path)
-    plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and linear.weight.is_floating_point()
-    if not plain:
+    if not is_plain(linear):
         raise UserError(f"its head {path!r} is no plain linear layer, but quantised or with an adapter")
     given: list[Tensor] = []
 

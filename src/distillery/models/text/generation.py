@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.models.evaluation_mode import evaluating
+from distillery.models.taps.head import precise
 
 Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 NEEDED = frozenset(("input_ids", "attention_mask", "position_ids", "use_cache"))
@@ -58,7 +59,8 @@ def generate(
 ) -> Continuations:
     """The continuations of prompts, in evaluation mode and without gradients.
 
-    None of the network's own settings of generation takes part: `choose` alone says what follows.
+    None of the network's own settings of generation takes part: `choose` alone says what follows. The product of a
+    plain linear head is in at least float32, whatever the precision of the network.
 
     Args:
         ids, mask: prompts with padding on the left, [B,P]. A prompt without tokens has no continuation.
@@ -76,7 +78,7 @@ def generate(
     name = _cache_of(net)
     cache: dict[str, Any] = {}
     tokens, figures, lengths = [], [], torch.zeros_like(ids[:, 0])
-    with evaluating(net):
+    with evaluating(net), precise(net.get_output_embeddings()):  # type: ignore[operator]
         for step in range(most):
             output = net.forward(  # not `net(…)`: a compiled network would be compiled again for each length
                 input_ids=ids,
