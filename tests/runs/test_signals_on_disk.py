@@ -20,6 +20,7 @@ from distillery.models.taps.end_before_head import before_heads
 from distillery.models.weights import save_weights
 from distillery.runs.run import Result, train
 from distillery.runs.write_signals import Settings, write_signals
+from distillery.teachers import row_signals
 from distillery.teachers.check_disk_cache import rescored
 from distillery.teachers.disk_cache import DiskCache
 from fixtures.building import build
@@ -212,6 +213,43 @@ def test_a_foreign_cache_is_refused(caches: dict[str, Path], made: Config, folde
     # other seeds, batches and parts of the samples are no other data
     parts = reading(made, caches["hidden"], "data.batch_size=3", "data.seed=8", "seed=5")
     assert "were computed again: log-probabilities differ by at most" in "".join(parts.distiller.remarks)
+
+
+def test_a_cache_of_likeliest_classes_that_lies_is_refused(
+    made: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the tail, of which classes are the likeliest, of one twice: all log-probabilities are those of the teacher."""
+    lies: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+        "honest": lambda classes, log_p, tail: (classes[:, :K], log_p[:, :K], tail),
+        "tail": lambda classes, log_p, tail: (classes[:, :K], log_p[:, :K], tail - 0.1),
+        "none": lambda classes, log_p, tail: (classes[:, :K], log_p[:, :K], tail * torch.nan),
+        "less likely": lambda classes, log_p, tail: (
+            classes[:, 1:],
+            log_p[:, 1:],
+            (tail.exp() + log_p[:, 0].exp() - log_p[:, K].exp()).log(),
+        ),
+        "one twice": lambda classes, log_p, tail: (
+            classes[:, [0, *range(K - 1)]],
+            log_p[:, [0, *range(K - 1)]],
+            torch.logaddexp(tail, log_p[:, K - 1]),
+        ),
+    }
+    for name, lie in lies.items():
+
+        def lying(kind: str, logits: Tensor, *_: Any, lie: Any = lie) -> dict[str, Tensor]:
+            log_p = logits.log_softmax(-1)
+            best = log_p.topk(K + 1)
+            tail = log_p.scatter(-1, best.indices[:, :K], -torch.inf).logsumexp(-1)
+            return dict(zip(("classes", "log_p", "log_tail"), lie(best.indices, best.values, tail), strict=True))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(row_signals, "few", lying)
+            write_signals(made(), Settings(str(tmp_path / name), "topk", K))
+        if name == "honest":
+            reading(made, tmp_path / name, *LOSSES["topk"])
+        else:
+            with pytest.raises(UserError, match="does not agree with the teacher"):
+                reading(made, tmp_path / name, *LOSSES["topk"])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from distillery.core.random import hash_key
 from distillery.data.module import Data
 from distillery.data.sampler import SeededBatchSampler
 from distillery.losses.levels import Headed
+from distillery.losses.sparse import TopK
 from distillery.tasks.task import Task, row_labels
 from distillery.teachers.cache_format import LARGEST, Contents
 from distillery.teachers.disk_cache import DiskCache
@@ -73,7 +74,7 @@ def rescored(cache: DiskCache, data: Data, task: Task, teacher: Teacher | None, 
         else:
             allowed, measured, how = COARSE, torch.cat(parts).mean().item(), "on average"
         remarks.append(f"{name} differ by {how} {measured:.2g}")
-        if measured > allowed:
+        if not measured <= allowed:  # also NaN
             said = f"{what}, were computed again: {remarks[-1]}"
             raise UserError(f"{DISAGREES}: {said}, and {allowed:.2g} is allowed.")
     return f"{what}, were computed again: {', '.join(remarks)}"
@@ -103,7 +104,12 @@ def _gaps(cache: DiskCache, stored: Mapping[str, Tensor], logits: Tensor, task: 
     """How far the stored rows are from the teacher's: of each the largest difference, over 1 + the value's size."""
     log_p = log_softmax(logits, 1.0) if task.is_distribution() else logits.float()
     if "classes" in stored:
-        found, theirs = stored["log_p"].float(), log_p.gather(-1, stored["classes"])
+        classes, kept = stored["classes"], stored["log_p"].float()
+        pairs = [(kept, log_p.gather(-1, classes))]
+        if "log_tail" in stored:  # no class is more likely than these, and the tail is the mass of all others
+            best = TopK.of(log_p, log_p.topk(classes.shape[-1]).indices)
+            pairs += [(kept.sort(descending=True).values, best.kept)]
+            pairs += [(stored["log_tail"].float().unsqueeze(-1), best.tail.unsqueeze(-1))]
     else:
         if "hidden" in stored:
             head = cache.head
@@ -111,6 +117,10 @@ def _gaps(cache: DiskCache, stored: Mapping[str, Tensor], logits: Tensor, task: 
         else:
             made = stored["logits"].float()
         made = made[..., : logits.shape[-1]]
-        found, theirs = log_softmax(made, 1.0) if task.is_distribution() else made, log_p
-    over = theirs.abs().amax(-1, keepdim=True) if cache.contents.dtype == "int8" else theirs.abs()
-    return ((found - theirs).abs() / (1 + over)).amax(-1)
+        pairs = [(log_softmax(made, 1.0) if task.is_distribution() else made, log_p)]
+    gaps = []
+    for found, theirs in pairs:
+        over = theirs.abs().amax(-1, keepdim=True) if cache.contents.dtype == "int8" else theirs.abs()
+        gap = (found - theirs).abs() / (1 + over)
+        gaps.append(gap.masked_fill(found == theirs, 0.0).amax(-1))  # -inf of a tail without classes
+    return torch.stack(gaps).amax(0)
