@@ -16,8 +16,10 @@ from distillery.core.errors import UserError
 from distillery.data.text import TextData
 from distillery.losses.response.kd import KD
 from distillery.losses.response.reverse_kl import ReverseKL
+from distillery.losses.response.sampled_kl import SampledKL
 from distillery.losses.signals import Signals
 from distillery.models.adapters import TextAdapter
+from distillery.models.taps.end_before_head import before_heads
 from distillery.models.taps.network import Network
 from distillery.models.text.transformer import transformer
 from distillery.tasks.causal_lm import CausalLM
@@ -363,23 +365,27 @@ def test_one_document_in_a_batch_counts_as_in_one_of_many(bpe: str, size: int) -
     torch.testing.assert_close(*totals, rtol=1e-6, atol=1e-12)
 
 
-def test_a_batch_without_a_loss_bearing_token_is_nothing_in_the_graph(size: int) -> None:
-    """Trap 2: finite, 0, with a gradient of 0, and counted as no token."""
-    net = tiny_llama(size)
-    task, student = CausalLM(), network(net)
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_batch_without_a_loss_bearing_token_is_nothing_in_the_graph(size: int, rows: int | None) -> None:
+    """Trap 2: finite, 0, with a gradient of 0 of every parameter, which other ranks wait for; counted as no token."""
+    task, (student, teacher) = CausalLM(rows_per_chunk=rows), [network(tiny_llama(size, seed)) for seed in (0, 1)]
     batch = {
-        "input_ids": torch.tensor([[1], [2]]),
-        "position_ids": torch.zeros(2, 1, dtype=torch.int64),
-        "attention_mask": torch.ones(2, 1, dtype=torch.int64),
-        "target": torch.full((2, 1), -100),
-        "bytes": torch.ones(2, 1, dtype=torch.int64),
+        "input_ids": torch.tensor([[1, 3], [2, 4]]),
+        "position_ids": torch.arange(2).expand(2, 2),
+        "attention_mask": torch.ones(2, 2, dtype=torch.int64),
+        "target": torch.full((2, 2), -100),
+        "bytes": torch.ones(2, 2, dtype=torch.int64),
         "index": torch.arange(2),
     }
-    losses = Objective(task, {"kd": KD()})(student(batch), {"main": network(tiny_llama(size, 1))(batch)}, batch)
-    assert {name: value.item() for name, value in losses.terms.items()} == {"loss": 0, "task": 0, "kd": 0}
+    terms = {"kd": KD(), "sampled": SampledKL()}
+    end_before_heads(task, terms, student, {"main": teacher}, batch)
+    with before_heads([student, teacher]):
+        signals = student(batch), {"main": teacher(batch)}
+    assert (signals[0].headed is None) == (rows is None)
+    losses = Objective(task, terms)(*signals, batch)
+    assert {name: value.item() for name, value in losses.terms.items()} == dict.fromkeys(("loss", "task", *terms), 0)
     losses.total.backward()
-    assert all(parameter.grad.abs().max() == 0 for parameter in net.parameters() if parameter.grad is not None)
-    assert any(parameter.grad is not None for parameter in net.parameters())
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in student.parameters())
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(bpe: str, size: int) -> None:
