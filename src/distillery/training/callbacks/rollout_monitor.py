@@ -2,16 +2,19 @@
 
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 import lightning as L
 import torch
 from annotated_types import Ge, Le
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from distillery.core.numerics import kl, log_softmaxes
+from distillery.losses.chunked import map_rows
 from distillery.losses.on_policy import text_of_rows
+from distillery.losses.signals import Signals
 from distillery.models.evaluation_mode import evaluating
 from distillery.models.taps.end_before_head import before_heads
 from distillery.tasks.task import Batch
@@ -19,6 +22,8 @@ from distillery.training.distiller import Distiller
 from distillery.training.rollouts import Round
 
 Share = Annotated[float, Ge(0), Le(1)]
+Factor = Annotated[float, Ge(1)]
+NEGLIGIBLE = 0.01  # nats a token: a smaller divergence at the beginning of texts counts as this
 
 
 class RolloutMonitor(L.Callback):
@@ -34,11 +39,27 @@ class RolloutMonitor(L.Callback):
     Args:
         every_n_steps: steps between two lines; 0: a line after each epoch only.
         truncated, repeated: the shares of texts without an end, and of repeated sequences, above which it warns.
+        entropy: nats a token, below which it warns.
+        length: it warns of texts that many times longer or shorter than on the first line.
+        kl: it warns if KL in the last quarter is that many times the one in the first.
     """
 
-    def __init__(self, every_n_steps: NonNegativeInt = 50, truncated: Share = 0.5, repeated: Share = 0.5) -> None:
+    def __init__(
+        self,
+        every_n_steps: NonNegativeInt = 50,
+        truncated: Share = 0.5,
+        repeated: Share = 0.5,
+        entropy: NonNegativeFloat = 0.05,
+        length: Factor = 5.0,
+        kl: Factor = 5.0,
+    ) -> None:
         self.every_n_steps = every_n_steps
-        self.bounds = {"truncated": truncated, "repeated": repeated}
+        self.truncated = truncated
+        self.repeated = repeated
+        self.entropy = entropy
+        self.length = length
+        self.kl = kl
+        self._first: float | None = None  # tokens of a text on the first line
         self._rounds: list[Round] = []  # since the last line
         self._seen: Round | None = None
         self._warned: set[str] = set()
@@ -51,6 +72,13 @@ class RolloutMonitor(L.Callback):
     def on_stage_end(self, trainer: L.Trainer, module: Distiller) -> None:
         self._rounds.clear()
         self._warned.clear()
+        self._first = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first, "warned": sorted(self._warned)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first, self._warned = state_dict["first"], set(state_dict["warned"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller)
@@ -86,18 +114,38 @@ class RolloutMonitor(L.Callback):
         if trainer.is_global_zero:
             self._warn(values, trainer.global_step)
 
-    def _warn(self, values: dict[str, float], step: int) -> None:
-        said = {
-            "truncated": "of the student's own texts have no end after rollouts.new_tokens",
-            "repeated": "of the four-token sequences in the student's own texts are repetitions",
+    def _warn(self, values: Mapping[str, float], step: int) -> None:
+        tokens, first, last = values["tokens"], values.get("kl_first", 0.0), values.get("kl_last", 0.0)
+        self._first = before = self._first or tokens
+        signs = {
+            "truncated": (
+                values["truncated"] > self.truncated,
+                f"{values['truncated']:.0%} of the student's own texts have no end after rollouts.new_tokens",
+            ),
+            "repeated": (
+                values["repeated"] > self.repeated,
+                f"{values['repeated']:.0%} of the four-token sequences in the student's own texts are repetitions",
+            ),
+            "entropy": (
+                values["entropy"] < self.entropy,
+                f"the tokens of the student's own texts are drawn with an entropy of only {values['entropy']:.2g} nats",
+            ),
+            "length": (
+                not before / self.length <= tokens <= before * self.length,
+                f"the student's own texts have {tokens:.3g} tokens on average; at first they had {before:.3g}",
+            ),
+            "kl": (
+                last > self.kl * max(first, NEGLIGIBLE),
+                f"the divergence from the teacher grows along the student's own texts, from {first:.2g} to {last:.2g} "
+                "nats a token",
+            ),
         }
-        for name, bound in self.bounds.items():
-            if values[name] > bound and name not in self._warned:
+        for name, (reached, said) in signs.items():
+            if reached and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"Step {step}: {values[name]:.0%} {said[name]}. A student that does not yet write well learns "
-                    "little from its own texts: begin with the data's texts (stages=on_policy), or set a smaller "
-                    "rollouts.share.",
+                    f"Step {step}: {said}. A student that does not yet write well learns little from its own texts: "
+                    "begin with the data's texts (stages=on_policy), or set a smaller rollouts.share.",
                     stacklevel=2,
                 )
 
@@ -114,13 +162,14 @@ def divergence_by_quarter(module: Distiller, batch: Batch) -> Tensor | None:
         theirs, _ = module.task.rows(teacher(batch, training=True), batch)
         if theirs.level != "logits" or theirs.tokenizer is not None or not len(of_rows["target"]):
             return None
-        size = module.task.rows_per_chunk or len(of_rows["target"])
-        parts = [slice(start, start + size) for start in range(0, len(of_rows["target"]), size)]
-        chunks = ((ours.rows(part).computed().logits, theirs.rows(part).computed().logits) for part in parts)
-        rows = torch.cat([kl(*log_softmaxes(*both, 1.0)) for both in chunks]).double()
+        number = torch.arange(len(of_rows["target"]), device=of_rows["target"].device)
+
+        def divergence(rows: Signals, part: Batch) -> dict[str, Tensor]:
+            return {"kl": kl(*log_softmaxes(rows.logits, theirs.rows(part["number"]).computed().logits, 1.0))}
+
+        rows = map_rows(divergence, ours, {"number": number}, module.task.rows_per_chunk)["kl"].double()
     text = text_of_rows(of_rows["index"], of_rows["position"])
     _, place, counts = text.unique_consecutive(return_inverse=True, return_counts=True)
-    number = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[place]
-    quarter = number * 4 // counts[place]
+    quarter = (number - (counts.cumsum(0) - counts)[place]) * 4 // counts[place]
     sums = torch.zeros(2, 4, dtype=torch.float64, device=rows.device)
     return sums.index_add_(1, quarter, torch.stack([rows, torch.ones_like(rows)]))[0] / sums[1].clamp_min(1)
