@@ -23,7 +23,7 @@ from fixtures.documents import TINY_STUDENT, tiny_llama, write_bpe
 from fixtures.runs import Died, Dies, config, sha256
 from fixtures.texts import write_jsonl
 
-pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores", "ignore:Step .* of the student's own texts")
+pytestmark = pytest.mark.filterwarnings("ignore:Teacher 'main' scores", "ignore:Step .*student's own texts")
 SIZES = {"train": 40, "val": 8, "test": 16, "terms": 2, "digits": 1}
 OWN = ("rollouts=on_policy", "rollouts.new_tokens=6", "loss/response=[reverse_kl]")
 
