@@ -75,14 +75,15 @@ def test_the_table_shows_them_beside_retention(text_run: MakeRun, tmp_path: Path
 
 
 def test_the_terminal_has_them_within_80_columns(text_run: MakeRun, tmp_path: Path) -> None:
+    latency = {"latency": {"minimum_ms": 5.0, "busy": False, "input": [128]}}
     for seed in range(2):
-        text_run("kd", seed, 0.76 + 0.01 * seed)
-        text_run("baseline", seed, 0.7)
+        text_run("kd", seed, 0.76 + 0.01 * seed, cost=COST | latency, teacher=TEACHER | latency)
+        text_run("baseline", seed, 0.7, cost=COST | latency)
     table = write_report([tmp_path], tmp_path, "Texts").table
     console = Console(width=80, record=True, file=(tmp_path / "terminal").open("w"))
     console.print(terminal_table(table, "Texts"))
     text = console.export_text()
-    for cell in ["teacher", "baseline", "95.6", "1.50×", "4k (40)", "16k (73)", "76.50"]:
+    for cell in ["teacher", "baseline", "95.6", "1.50×", "4k (40)", "16k (73)", "128 tokens", "76.50"]:
         assert cell in text
     assert "…" not in text
 

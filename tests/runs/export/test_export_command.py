@@ -192,6 +192,7 @@ def test_the_card_says_what_the_run_recorded(runs: Path, tmp_path: Path) -> None
     assert student[:3] == ["student", f"{100 * last['test_score']:.2f}", f"{100 * last['val_score']:.2f}"]
     assert taught[:3] == ["teacher `main`", f"{100 * teacher['score']:.2f}", "–"]
     assert float(student[6]) == pytest.approx(record.cost["latency_ms"], rel=0.01)
+    assert f"on one thread. Both on an input of {record.cost['latency']['input'][0]} tokens." in text
     kept = 100 * last["test_score"] / teacher["score"]
     fewer = record.cost["params"] / teacher["params"]
     inner = [entry["params"] - entry["embedding_params"] for entry in (record.cost, teacher)]

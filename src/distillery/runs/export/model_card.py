@@ -20,6 +20,7 @@ from distillery.results.exports import Export
 from distillery.results.layout import BALANCE
 from distillery.results.record import RunRecord
 from distillery.results.report.formats import NONE, in_unit, percent, points, si
+from distillery.results.report.latency import input_of
 from distillery.results.report.score import Score
 from distillery.runs.export.exports_table import columns, remarks, row
 from distillery.runs.export.loading_snippet import loading_snippet
@@ -97,6 +98,7 @@ def model_card(
         data=[*_data(record.data), *record.remarks],
         command=["distill-train", *map(shell_quoted, record.overrides)],
         environment=_environment(record),
+        input=input_of(record.cost),
     )
     return f"{card}\n"
 
