@@ -62,7 +62,7 @@ CONTROLS = {  # named by what they are, not by their losses
     "kd_half": ["kd"],
     **{key: [] for key in ("float", "float_longer", "rounded_8da4w", "rounded_int2")},
     "qad": ["kd"],
-    **{key: [] for key in ("baseline_equal_time", "baseline_long")},
+    **{key: [] for key in ("baseline_equal_time", "baseline_equal_time_sampled", "baseline_long")},
     **{key: [] for key in ("model_labels", "true_labels", "model_texts", "more_texts")},
     **{key: ["kd"] for key in ("kd_long", "patient", "patient_short")},
     **{f"topk_kd_{form}": ["topk_kd"] for form in ("tail", "sample")},
