@@ -243,7 +243,7 @@ def test_the_size_is_told_before_and_a_full_disk_refused(
 
 
 def test_types(tmp_path: Path) -> None:
-    """What each of them costs: half a unit in the last place."""
+    """What each of them costs: half a unit in the last place. Autocast, as of bf16-mixed, leaves them as they are."""
     exact = torch.cat([logits_of(sample) for sample in range(len(LENGTHS))])
     for dtype, bits in (("float32", 24), ("float16", 11), ("bfloat16", 8)):
         write(tmp_path / dtype, contents("full", dtype=dtype))
@@ -251,6 +251,10 @@ def test_types(tmp_path: Path) -> None:
         assert str(found["logits"].dtype) == f"torch.{dtype}"
         assert ((found["logits"].float() - exact).abs() <= 2.0**-bits * exact.abs()).all()
         assert torch.equal(found["logits"].float(), exact) is (dtype == "float32")
+        with torch.autocast("cpu", torch.bfloat16):
+            padded = DiskCache(tmp_path / dtype).padded(torch.from_numpy(INDEX), 9)["logits"]
+        places = [(row, place) for row, length in enumerate(LENGTHS) for place in range(length)]
+        assert torch.equal(torch.stack([padded[row, 2 * place % 9] for row, place in places]), found["logits"])
     columns = contents("full", dtype="float16").columns
     with pytest.raises(UserError, match="the teacher's values reach"):
         write_disk_cache.to_arrays({"logits": torch.tensor([[1e6]])}, columns)

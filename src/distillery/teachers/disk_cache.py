@@ -124,9 +124,9 @@ class DiskCache:
                 "cache belongs to other data: write one for this run."
             )
         places = torch.arange(len(index)).repeat_interleave(counts) * length + positions
-        return {
+        return {  # in place: autocast on a CPU refuses index_copy of float16
             name: values.new_zeros(len(index) * length, *values.shape[1:])
-            .index_copy(0, places, values)
+            .index_copy_(0, places, values)
             .view(len(index), length, *values.shape[1:])
             for name, values in joined.items()
         }
