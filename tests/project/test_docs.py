@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distillery.commands.generate import in_full
 from distillery.commands.predict import SETTING
@@ -28,7 +28,9 @@ from distillery.core.paths import CONFIGS
 from distillery.runs.stages.sequence import StageSequence
 from fixtures.command_line import Cli
 from fixtures.composing import train_config
-from fixtures.datasets import write_fashion_mnist
+from fixtures.conversations import turns, write_chat_tokenizer
+from fixtures.datasets import write_fashion_mnist, write_speeches
+from fixtures.documents import documents, tiny_llama, write_texts
 from fixtures.runs import config
 from fixtures.texts import tiny_bert, write_jsonl, write_tokenizer
 
@@ -117,7 +119,7 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
     write_own_data(tmp_path)
     once = ["trainer.max_epochs=1", "min_teacher_score=0"]
     small = [*once, "data.val_size=50", "data.train_size=100", f"data.root={tmp_path / 'fashion'}"]
-    # composed above; the last needs the hub, and language models the speeches
+    # composed above; language models run below
     elsewhere = {
         "model/teacher=stored",
         "--cfg",
@@ -173,6 +175,45 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         code, printed = cli(command, *given)
         assert code == 0, f"{name} {shlex.join(given)}\n{printed}"
     assert (tmp_path / "outputs/digits_demo/report.png").is_file()
+
+
+@pytest.mark.long
+def test_the_commands_of_language_models_run(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the guides that need no server, cut short; small texts and networks in the place of the named ones."""
+    monkeypatch.setenv("DISTILLERY_OUTPUTS", "outputs")
+    write_speeches(tmp_path / "data/sotu")
+    write_texts(tmp_path / "books", documents(24))
+    chats = [{"messages": turns(f"What is {number}?", f"It is {number} of the people.")} for number in range(24)]
+    for name in ("chats", "answers/answers", "cleaned/clean", "held_out"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_jsonl(tmp_path / f"{name}.jsonl", chats[:20] if name != "held_out" else chats[20:])
+    tokenizer = AutoTokenizer.from_pretrained(write_chat_tokenizer(tmp_path / "smollm2"))
+    heads = {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048}
+    layers = {"num_hidden_layers": 30, "intermediate_size": 1536}  # of which guides keep some
+    tiny_llama(len(tokenizer), **heads, **layers).save_pretrained(tmp_path / "smollm2")  # type: ignore[operator]
+    wanted = {"data=sotu", "experiment=sotu_lm_teacher", "experiment=sotu_lm", "task=causal_lm", "stride=128"}
+    found = dict.fromkeys(tuple(command) for page in GUIDES for command in in_blocks(page))
+    ran = 0
+    for number, (name, *arguments) in enumerate(found):
+        if not wanted & {*arguments} or {"model/teacher=served", "model/teacher=answers"} & {*arguments}:
+            continue
+        given = [re.sub(r"HuggingFaceTB/SmolLM2-[-\w.]+", "smollm2", argument) for argument in arguments]
+        if "data=sotu" in given:
+            given.append("size=300")
+        elif name == "distill-train":
+            given.append("trainer.max_epochs=1")
+            if given[0] == "experiment=sotu_lm":
+                given.append(f"hydra.run.dir=outputs/{f'sotu_lm/{number}' if len(given) > 2 else 'sotu_lm/kd'}")
+            elif not any(argument.startswith("hydra.run.dir=") for argument in given):
+                given.append(f"hydra.run.dir=outputs/{number}")
+        if "experiment=sotu_lm" in given:
+            given += ["data.train_size=6"]
+        if "task=causal_lm" in given:
+            given += ["data.max_length=64", "data.batch_size=2"]
+        code, printed = cli(name.removeprefix("distill-"), *given)
+        assert code == 0, f"{name} {shlex.join(given)}\n{printed}"
+        ran += 1
+    assert ran > 10
 
 
 @pytest.mark.slow
