@@ -26,6 +26,19 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]  # no draft stays behind
 
 
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Fields that were added since have their defaults."""
+    first = (
+        "version name method seed config_hash overrides status started git environment data sources teachers".split()
+    )
+    first += "student_sha256 metrics cost seconds error timeline".split()
+    record = RunRecord("digits", "kd", 0, "hash")
+    record.write(tmp_path)
+    written = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({name: written[name] for name in first}))
+    assert RunRecord.read(tmp_path) == record
+
+
 def test_a_write_that_fails_leaves_the_old_record(tmp_path: Path) -> None:
     record().write(tmp_path)
     broken = record()

@@ -20,7 +20,7 @@ NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan tar
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
 NO_NETWORK = "it is no network here"  # why a teacher was not compared with the student when the run was scored
-ADDED = {"remarks", "fidelity", "samples", "target", "autotune"}  # fields that old records lack
+ADDED = {"remarks", "fidelity", "samples", "target", "autotune", "fit_seconds"}  # fields that old records lack
 
 
 def _now() -> str:
