@@ -59,7 +59,7 @@ def first_of_sweep(arguments: list[str]) -> list[str]:
     for override in OverridesParser.create().parse_overrides(arguments):
         if override.is_sweep_override():
             first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
-        elif override.key_or_group not in ("hydra.run.dir", "sweep"):
+        elif override.key_or_group != "sweep" and not override.key_or_group.startswith("hydra"):
             first.append(override.input_line)
     return first
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -81,11 +82,11 @@ def test_a_sweep_ends_in_its_table(cli: Cli, jobs: Sequence[str]) -> None:
     files = "  ".join(f"sweep/{name}" for name in REPORT)
     assert f"Report: {files}" in said
 
-    written = contents(Path("sweep"))[Path("sweep/report.csv")][0]
+    written = {name: Path("sweep", name).read_bytes() for name in REPORT}
     code, again = cli("report", "runs=[sweep]")
     assert code == 0
-    assert again.splitlines()[1:] == said[said.index("Sweep of digits_demo") :].splitlines()[1:-1]
-    assert contents(Path("sweep"))[Path("sweep/report.csv")][0] == written
+    assert again.splitlines() == said[said.index("Sweep of digits_demo") :].splitlines()[:-1]
+    assert {name: Path("sweep", name).read_bytes() for name in REPORT} == written
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ def test_jobs_at_a_time_leave_the_same_runs_and_table(
     others = [f"{SWEEP}_other", f"hydra/launcher={launcher}", *settings, "loss.kd.temperature=1,4"]
     code, at_a_time = cli("train", *jobs, *others)
     assert code == 0, at_a_time
-    for temperature in (0, 1):
-        job = Path(f"{temperature}_kd_seed0") / "student.safetensors"
+    for number, temperature in ((0, 1), (1, 4)):
+        job = Path(f"{number}_kd_temperature-{temperature}_seed0") / "student.safetensors"
         assert sha256(Path("sweep") / job) == sha256(Path("sweep_other") / job)
     # Rows are in the order in which the jobs began, and of two at a time either may be first.
     rows = [sorted(re.findall(r"^ kd temperature=.*$|^Best on.*$", said, re.M)) for said in (in_turn, at_a_time)]
@@ -119,10 +120,10 @@ def test_a_search_ends_in_its_trials(cli: Cli, jobs: Sequence[str]) -> None:
     code, said = cli("train", *jobs, "sweep=optuna", "hydra.sweeper.n_trials=2", "seed=[0,1]")
     assert code == 0, said
     of_trials = [
-        [RunRecord.read(Path(f"sweep/{trial}_kd_seed0-1/seed{seed}")).val_score or 0 for seed in (0, 1)]
+        [RunRecord.read(*Path("sweep").glob(f"{trial}_kd_*_seed0-1/seed{seed}")).val_score or 0 for seed in (0, 1)]
         for trial in (0, 1)
     ]
-    assert [RunRecord.read(Path("sweep/1_kd_seed0-1/seed1")).overrides[-1]] == ["seed=1"]
+    assert [RunRecord.read(*Path("sweep").glob("1_*/seed1")).overrides[-1]] == ["seed=1"]
     values = [statistics.mean(scores) for scores in of_trials]
     found = re.findall(r"^ +(\d) .* 2 +(\S+) ± (\S+)", said, re.MULTILINE)
     assert [int(trial) for trial, _, _ in found] == [0, 1]
@@ -133,6 +134,16 @@ def test_a_search_ends_in_its_trials(cli: Cli, jobs: Sequence[str]) -> None:
     assert named + f"{best.best_params['loss.kd.temperature']:g}, weight=" in said
     assert "0 kept, 4 run, 0 failed: sweep" in said.splitlines()  # Optuna writes its log after it
 
+    jobs = pd.read_csv("sweep/trials.csv")
+    assert [*jobs["validation"]] == [score for scores in of_trials for score in scores]
+    assert {*jobs.loc[jobs["chosen"], "trial"]} == {values.index(max(values))}
+    files = (*REPORT, "trials.csv")
+    written = {name: Path("sweep", name).read_bytes() for name in files}
+    code, again = cli("report", "runs=[sweep]")
+    assert code == 0
+    assert again in said
+    assert {name: Path("sweep", name).read_bytes() for name in files} == written
+
 
 @pytest.mark.slow
 def test_a_job_that_fails_is_recorded_and_the_others_go_on(cli: Cli, jobs: Sequence[str]) -> None:
@@ -140,7 +151,10 @@ def test_a_job_that_fails_is_recorded_and_the_others_go_on(cli: Cli, jobs: Seque
     sweep = (*jobs, "data.train_size=7,100", f"{NAN},0.01")
     code, said = cli("train", *sweep)
     assert code == 1
-    folders = [Path("sweep", f"{number}_kd_seed0").resolve() for number in range(4)]
+    lrs = ("1e+30", "0.01") * 2
+    sizes = (7, 7, 100, 100)
+    names = [f"{n}_kd_train_size-{size}_lr-{lr}_seed0" for n, (size, lr) in enumerate(zip(sizes, lrs, strict=True))]
+    folders = [Path("sweep", name).resolve() for name in names]
     assert [*statuses().values()] == ["failed", "failed", "failed", "finished"]
     assert "\n".join(["0 kept, 1 run, 3 failed: sweep", *(f"failed: {each}" for each in folders[:3]), ""]) in said
     errors = [RunRecord.read(folder).error or "" for folder in folders[:3]]
@@ -241,8 +255,8 @@ def test_with_two_processes_the_first_one_tells(jobs: Sequence[str], tmp_path: P
         [sys.executable, "-m", "distillery.commands.train", *jobs, *two], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1
-    failed, finished = (tmp_path / "sweep" / f"{number}_kd_seed0" for number in (0, 1))
+    failed, finished = (tmp_path / "sweep" / f"{job}_seed0" for job in ("0_kd_lr-1e+30", "1_kd_lr-0.01"))
     assert (RunRecord.read(failed).status, RunRecord.read(finished).status) == ("failed", "finished")
     assert done.stdout.splitlines()[-2:] == ["0 kept, 1 run, 1 failed: sweep", f"failed: {failed}"]
     assert (done.stdout + done.stderr).count("failed: ") == 2
-    assert done.stderr.count("error 0_kd_seed0: ") == 1
+    assert done.stderr.count(f"error {failed.name}: ") == 1

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -15,14 +16,17 @@ from distillery.config.stages import RunSpec
 from distillery.core.paths import CONFIGS
 from distillery.results.record import RunRecord
 from distillery.results.report.score import Score
+from distillery.results.report.search import Search
+from distillery.results.report.terminal import search_table
 from distillery.runs import sweep
 from distillery.runs.run import Result
-from distillery.runs.trials import importances, trials_of, trials_table
+from distillery.runs.trials import importances, search_of, trials_of
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 SPACE = {"loss.kd.temperature": "interval(1, 8)", "optim.optimizer.lr": "tag(log, interval(0.003, 0.1))", "a": "x,y"}
 SWEEPER = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "params": SPACE}
-CONFIG = OmegaConf.create({"name": "search", "hydra": {"sweeper": SWEEPER, "overrides": {"task": ["seed=[0,1]"]}}})
+HYDRA = {"sweeper": SWEEPER, "sweep": {"dir": "sweep"}, "overrides": {"task": ["seed=[0,1]"]}}
+CONFIG = OmegaConf.create({"name": "search", "hydra": HYDRA})
 
 
 def notes(number: int, **scores: Any) -> list[dict[str, Any]]:
@@ -37,7 +41,8 @@ def notes(number: int, **scores: Any) -> list[dict[str, Any]]:
             },
             "score": (score := scores.get(f"s{trial}", ((trial * 0.414) % 1) / 2) if seed else 0.0),
             "outcome": "failed" if score is None else "run",
-            "folder": f"{trial}/seed{seed}",
+            "folder": str(Path(f"sweep/{trial}/seed{seed}").resolve()),
+            "seed": seed,
             "target": None,
         }
         for trial in range(number)
@@ -46,8 +51,8 @@ def notes(number: int, **scores: Any) -> list[dict[str, Any]]:
 
 
 def shown(of: list[dict[str, Any]], **data: Any) -> str:
-    console = Console(file=io.StringIO(), width=100)
-    console.print(trials_table(trials_of(of), Score.of_monitored(RunRecord("x", "kd", 0, "", data=data)), CONFIG))
+    console, score = Console(file=io.StringIO(), width=100), Score.of_monitored(RunRecord("x", "kd", 0, "", data=data))
+    console.print(search_table(search_of(trials_of(of), score, CONFIG), score, "Search"))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -62,6 +67,26 @@ def test_the_parameter_that_matters_is_found() -> None:
 def test_of_few_trials_nothing_is_said() -> None:
     assert importances(trials_of(notes(9)), CONFIG) == {}
     assert importances(trials_of(notes(12, **{f"s{trial}": 0.5 for trial in range(12)})), CONFIG) == {}
+
+
+def test_what_is_kept_is_a_row_for_each_job(tmp_path: Path) -> None:
+    """With all digits of its values, the reason where there is no score, and the importance of each parameter."""
+    of = notes(12, s3=None)
+    search_of(trials_of(of), Score(), CONFIG).write(tmp_path)
+    jobs = pd.read_csv(tmp_path / "trials.csv", dtype=str, keep_default_na=False)
+    for row, each in zip(jobs.itertuples(), of, strict=True):
+        assert (row.trial, row.seed, row.outcome) == (str(each["job"]), str(each["seed"]), each["outcome"])
+        assert row.settings.split() == [f"{key}={value}" for key, value in each["swept"].items()]
+        assert row.folder == f"{each['job']}/seed{each['seed']}"
+        assert row.validation == ("" if each["score"] is None else repr(each["score"]))
+    means = {trial: sum(each["score"] for each in of if each["job"] == trial) for trial in range(12) if trial != 3}
+    assert {*jobs.loc[jobs["chosen"] == "True", "trial"]} == {str(max(means, key=lambda trial: means[trial]))}
+    importance = pd.read_csv(tmp_path / "importance.csv")
+    assert importance["parameter"][0] == "optim.optimizer.lr"
+    assert importance["importance"].sum() == pytest.approx(1)
+    again = Search.read([tmp_path, tmp_path / "other"])
+    assert again is not None
+    assert again.importance == dict(importance.itertuples(index=False))
 
 
 @pytest.mark.parametrize(("data", "best"), [({}, 2), ({"score_name": "bits", "higher_is_better": False}, 0)])

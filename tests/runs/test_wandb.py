@@ -14,10 +14,13 @@ import torch
 import wandb
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
+from distillery.results.layout import REPORT
+from distillery.results.record import RunRecord
 from distillery.runs import loggers
 from distillery.runs.job import resumed
 from distillery.runs.run import train
@@ -238,17 +241,62 @@ def test_without_an_account_the_way_out_is_said(compose_train: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_jobs_of_a_sweep_are_told_apart(cli: Cli, teacher: Path) -> None:
-    """Four of them had two names, and students of different width one artifact."""
-    given = [*STUDENT, *OFFLINE, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=1"]
-    swept = ["student.net.widths=[8,16],[16,32]", "seed=0,1"]
-    code, said = cli("train", "-m", *given, "loss.kd.temperature=4", *swept, "hydra.sweep.dir=sweep")
+@pytest.mark.parametrize(
+    ("swept", "jobs"),
+    [
+        pytest.param(["loss.kd.temperature=1,4", "seed=0,1"], [[f"temperature={t}"] for t in (1, 1, 4, 4)], id="grid"),
+        pytest.param(["sweep=optuna", "hydra.sweeper.n_trials=2", "seed=[0,1]"], [], id="search"),
+        pytest.param(
+            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loss.kd.temperature=1,4"],
+            [["temperature=1"], ["temperature=4"]],
+            id="joblib",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_the_jobs_of_a_sweep_are_told_apart(
+    swept: list[str], jobs: list[list[str]], cli: Cli, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, tags, group, artifacts and summary of each, and the report as a run of its own; nothing is printed."""
+    if search := not jobs:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.delenv("WANDB_SILENT")
+    given = [*STUDENT, *OFFLINE, f"teachers.main.weights='{teacher}'", "trainer.max_epochs=2"]
+    code, said = cli("train", "-m", *given, *swept, "hydra.sweep.dir=sweep")
     assert code == 0, said
-    found = sorted(runs(Path("sweep")), key=lambda run: str(run.name))
-    assert [run.name for run in found] == [f"kd widths={w} seed={s}" for w in ([16, 32], [8, 16]) for s in (0, 1)]
-    assert {run.group for run in found} == {"digits_demo_sweep"}
-    assert found[0].tags == ["digits_demo", "kd", "widths=[16, 32]", "seed=0"]
-    assert len({artifact.name for run in found for artifact in models(run)}) == 4
+    lightnings_own = "The anonymous setting has no effect"  # for an argument that Lightning passes
+    assert not [line for line in said.splitlines() if line.startswith("wandb:") and lightnings_own not in line]
+    found = [*runs(Path("sweep"))]
+    (report,) = (run for run in found if run.name == "report")
+    found.remove(report)
+    told = []
+    for run in sorted(found, key=lambda run: str(run.file)):
+        folder = run.file.parents[2]
+        record, config = RunRecord.read(folder), OmegaConf.load(folder / "config.yaml")
+        words = [f"temperature={config.loss.kd.temperature:g}"]
+        if search:
+            number = folder.parent.name.split("_")[0]
+            others = [f"weight={config.loss.kd.weight:g}", f"lr={config.optim.optimizer.lr:g}"]
+            words = [f"trial={number}", *words, *others]
+        told.append(words)
+        assert run.name == " ".join(["kd", *words, f"seed={record.seed}"])
+        assert run.tags == ["digits_demo", "kd", *words, f"seed={record.seed}"]
+        assert (run.group, run.job_type, run.exit_code) == ("digits_demo_sweep", "kd", 0)
+        assert run.summary["best/val_score"] == record.metrics["best"]["val_score"]
+        assert run.summary["best/epoch"] == record.metrics["best"]["epoch"]
+        (artifact,) = models(run)
+        assert artifact.name.endswith(record.config_hash[:8])
+        kept = {entry.path: entry.digest for entry in artifact.manifest.contents}
+        assert kept["student.safetensors"] == md5(folder / "student.safetensors")
+    assert len({run.name for run in found}) == len({models(run)[0].name for run in found}) == len(told)
+    assert told == jobs or (search and [words[0] for words in told] == ["trial=0"] * 2 + ["trial=1"] * 2)
+
+    assert (report.group, report.job_type) == ("digits_demo_sweep", "report")
+    (shown,) = (row for row in report.history if "report._type" in row)
+    assert ("trials._type" in shown) == search
+    kept = {e.path: e.digest for a in report.artifacts if a.type == "report" for e in a.manifest.contents}
+    assert {*REPORT, "classes.csv", *(["trials.csv"] if search else [])} <= kept.keys()
+    assert kept == {name: md5(Path("sweep", name)) for name in kept}
 
 
 def test_students_of_separate_runs_have_artifacts_of_their_own(student: list[str], compose_train: Any) -> None:

@@ -12,6 +12,7 @@ from distillery.core.errors import UserError
 def main(cfg: DictConfig) -> None:
     """Writes report.md, report.html, report.csv and the pictures, and prints the table."""
     from distillery.results.report.cheapest import Question
+    from distillery.results.report.write import title_of
     from distillery.runs.show_report import show_report
 
     if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:
@@ -19,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     names = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
     folders = [Path(str(name)) for name in names]
     question = None if cfg.keep is None else Question(cfg.keep, cfg.cost, cfg.price)
-    show_report(folders, Path(cfg.out or folders[0]), cfg.title, question=question)
+    show_report(folders, Path(cfg.out or folders[0]), cfg.title or title_of(folders), question=question)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def register_resolvers() -> None:
         _group,
         _run_name,
         _run_tags,
+        _swept,
         _quoted,
         _text_data,
     ):
@@ -107,6 +108,13 @@ def _run_tags(*, _root_: DictConfig) -> list[str]:
     from distillery.config.sweep_words import differences
 
     return [word[:64] for word in (str(_root_.name), str(_root_.method), *differences(_root_))]
+
+
+def _swept() -> str:
+    """What the sweep varies, as part of the name of a job's folder: `_temperature-4`."""
+    from distillery.config.sweep_words import folder_words
+
+    return folder_words()
 
 
 def _quoted(value: object) -> str:

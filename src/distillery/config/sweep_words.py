@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 SWEPT = "DISTILLERY_SWEPT"  # the settings that the sweep varies, for its jobs in whichever process they run
+LONGEST = 100  # a job's number stands before it, so that what is cut off makes no two folders one
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -39,19 +41,40 @@ def swept_values() -> dict[str, str]:
 def differences(cfg: DictConfig) -> list[str]:
     """`["temperature=4", "seed=1"]`: of a job of a sweep what the sweep varies; of any run its seed.
 
-    The losses are left out, since the method says which they are. Where a search draws the values, and may draw some
-    twice, `trial=3` comes first.
+    Where a search draws the values, and may draw some twice, `trial=3` comes first.
     """
-    words = []
-    if HydraConfig.initialized() and (own := HydraConfig.get()).mode == RunMode.MULTIRUN:
-        from distillery.results.report.settings import short_names
-
-        swept = swept_values()
-        losses = () if "method" in _parsed(own.overrides.task) else ("loss/",)
-        names = short_names([key for key in swept if key != "seed" and not key.startswith(losses)])
-        words = [] if own.sweeper._target_ == GRID else [f"trial={own.job.num}"]
-        words += [f"{name}={shown(swept[key])}" for key, name in names.items()]
+    words = swept_words()
+    if _in_sweep() and (own := HydraConfig.get()).sweeper._target_ != GRID:
+        words = [f"trial={own.job.num}", *words]
     return [*words, f"seed={cfg.seed}"]
+
+
+def swept_words() -> list[str]:
+    """`["temperature=4"]`: of a job of a sweep what the sweep varies, but for the seed; empty of any other run.
+
+    Method and losses are left out, since the method says which they are.
+    """
+    if not _in_sweep():
+        return []
+    from distillery.results.report.settings import short_names
+
+    swept = swept_values()
+    losses = () if "method" in _parsed(HydraConfig.get().overrides.task) else ("loss/",)
+    names = short_names([key for key in swept if key not in ("seed", "method") and not key.startswith(losses)])
+    return [f"{name}={shown(swept[key])}" for key, name in names.items()]
+
+
+def folder_words() -> str:
+    """The same as part of a folder's name, `_temperature-4_widths-8-16`, cut off after `LONGEST` characters.
+
+    It needs no quotes in an override: `run=sweep/0_kd_temperature-4_seed0`.
+    """
+    words = (re.sub(r"[^\w.+-]+", "-", word, flags=re.ASCII).strip("-") for word in swept_words())
+    return "".join(f"_{word}" for word in words)[:LONGEST]
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def shown(written: str) -> str:

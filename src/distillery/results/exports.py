@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from distillery.results.layout import EXPORT, EXPORTS
 from distillery.results.record import RunRecord, finite
 
 VERSION = 1
+UNITS = ("B", "kB", "MB", "GB")
 ExportFormat = Literal[  # each is made by an entry of runs/export/formats/registry.py
     "safetensors", "onnx", "onnx_int8", "onnx_int8_static", "torch_export", "executorch", "gguf", "openvino"
 ]
@@ -114,3 +116,9 @@ def write_exports(run: Path, exports: Iterable[Export]) -> None:
     }
     with atomic_write(run / EXPORT / EXPORTS) as unfinished:
         unfinished.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def size(count: float) -> str:
+    """A number of bytes, in powers of 1000."""
+    power = min(int(math.log10(max(count, 1)) / 3), len(UNITS) - 1)
+    return f"{count / 1000**power:.3g} {UNITS[power]}"

@@ -35,6 +35,7 @@ REPORT = ("report.md", "report.html", "report.csv", "report.png")  # in the fold
 CURVES = "curves.png"  # there, too, of runs with more than one validation
 TIMELINE = "timeline.png"  # there, too, if something changes during a run
 TRIALS, TRIALS_TABLE = "trials", "trials.csv"  # of a study that chooses settings: the runs that tried them, and a list
+IMPORTANCE = "importance.csv"  # of a search, whose trials are in TRIALS_TABLE, too: how much each parameter matters
 
 CALIBRATION = "calibration.png"  # of classifiers: reliability, and divergence from the teacher
 ROBUSTNESS = "robustness.png"  # of students that were scored on corrupted pictures
@@ -48,4 +49,4 @@ def report_files(out: Path) -> list[str]:
     """The names of the files of the report in a folder."""
     some = (CURVES, TIMELINE, CALIBRATION, FIDELITY, ROBUSTNESS, LAYER_SIMILARITY, LAYER_MAPS)
     of_classes = (CLASSES, CONFUSION, CLASS_GAINS)
-    return [*REPORT, *(name for name in (*some, *of_classes, TRIALS_TABLE) if (out / name).exists())]
+    return [*REPORT, *(name for name in (*some, *of_classes, TRIALS_TABLE, IMPORTANCE) if (out / name).exists())]

@@ -11,9 +11,8 @@ from omegaconf import DictConfig
 
 from distillery.config.spec import has_budget
 from distillery.core.errors import UserError
-from distillery.results.exports import Measured
+from distillery.results.exports import Measured, size
 from distillery.results.record import RunRecord
-from distillery.runs.export.exports_table import size
 
 MEGABYTE = 1e6
 

@@ -25,6 +25,7 @@ from distillery.results.layout import (
     RECORD,
     REPORT,
     STUDENT,
+    TRIALS_TABLE,
     WANDB_ID,
     report_files,
 )
@@ -139,11 +140,18 @@ def wandb_logger(
     )
 
 
+def hush(cfg: DictConfig) -> None:
+    """Make the run's W&B logger, if it has one, print nothing: a study or sweep says itself how far it is."""
+    config = _configs(cfg).get(WANDB)
+    if config is not None and "quiet" in config:
+        config.quiet = True
+
+
 def join_study(cfg: DictConfig, study: str, label: str, role: str | None = None) -> None:
     """Make the run's W&B logger, if it has one, group the run under the study; one with a role bears its label."""
     if (config := _configs(cfg).get(WANDB)) is None:
         return
-    config.quiet = True  # the study's progress bar uses the terminal
+    hush(cfg)
     if OmegaConf.is_interpolation(config, "group"):  # keep a group that the user named
         config.group = study
     if role is not None:
@@ -162,10 +170,11 @@ def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
         import wandb
 
         config = config.copy()
-        config.update(name="report", job_type="report", tags=["report"], save_dir=str(out))
+        config.update(name="report", job_type="report", tags=["report"], save_dir=str(out.resolve()))
         run = _opened("logger.wandb", config).experiment
         try:
-            tables = {"report": table} | ({"classes": pd.read_csv(out / CLASSES)} if (out / CLASSES).exists() else {})
+            files = {"classes": out / CLASSES, "trials": out / TRIALS_TABLE}
+            tables = {"report": table} | {name: pd.read_csv(path) for name, path in files.items() if path.exists()}
             run.log({name: wandb.Table(dataframe=each) for name, each in tables.items()})
             run.log({f"{name}_plot": wandb.Image(str(path)) for name, path in pictures.items()})
             run.log_artifact(_artifact(f"{config.group}-report", "report", out, report_files(out)))
@@ -250,7 +259,7 @@ def _artifact(name: str, kind: str, folder: Path, files: Sequence[str], identity
     import wandb
 
     name = "-".join([name[:100], *([identity] if identity else [])])
-    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name, flags=re.ASCII), kind)
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII), kind)
     for file in files:
         artifact.add_file(str(folder / file))
     return artifact

@@ -19,6 +19,7 @@ from distillery.results.record import RunRecord
 from distillery.runs.budget import OverBudget
 from distillery.runs.export.candidate import validated
 from distillery.runs.job import Job
+from distillery.runs.loggers import hush
 from distillery.runs.run import run_job
 from distillery.runs.show_result import show_result
 from distillery.runs.sweep_summary import note, noted, sweep_folder
@@ -39,6 +40,7 @@ def sweep_job(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         further over it the student is, from which a search learns; of one that fails the worst value there is, since
         Optuna accepts neither NaN nor an exception.
     """
+    hush(cfg)
     measured: dict[str, dict[str, Any]] = {}
     if not isinstance(cfg.seed, ListConfig):
         return _run(cfg, overrides, measured)
@@ -72,21 +74,22 @@ def _run(cfg: DictConfig, overrides: Sequence[str], measured: dict[str, dict[str
         if is_main():
             job.record_failure(over)
             say(f"{job.folder.name}: over budget, not trained: {over.said}")
-            note("over budget", job.folder, target=over.target)
+            note("over budget", job.folder, cfg.seed, target=over.target)
         return math.copysign(FAR * over.excess, worst)
     except Exception as error:
         if is_main():
             job.record_failure(error)
             message = user_message(error, "train") or "".join(traceback.format_exception(error))
             show_error(f"{job.folder.name}: {message}")
-            note("failed", job.folder)
+            note("failed", job.folder, cfg.seed)
         return worst
     if is_main():
         if result.kept:
             say(f"{job.folder.name}: kept")
         else:
             show_result(result.record, result.folder)
-        note("kept" if result.kept else "run", job.folder, score, budget.noted(result.record) if budget else None)
+        taken = budget.noted(result.record) if budget else None
+        note("kept" if result.kept else "run", job.folder, cfg.seed, score, taken)
     return score
 
 

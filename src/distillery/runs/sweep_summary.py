@@ -21,9 +21,15 @@ Outcome = Literal["kept", "run", "failed", "over budget"]
 JOURNAL = "DISTILLERY_JOURNAL"  # names the file of the notes: a job's own `hydra.sweep.dir` may differ (`name=a,b`)
 
 
-def note(outcome: Outcome, folder: Path, score: float | None = None, target: Mapping[str, Any] | None = None) -> None:
+def note(
+    outcome: Outcome,
+    folder: Path,
+    seed: int,
+    score: float | None = None,
+    target: Mapping[str, Any] | None = None,
+) -> None:
     """Note what became of the job, or of one seed of it, in this run folder; its validation score and its budget."""
-    job = {"job": HydraConfig.get().job.num, "swept": swept_values()}
+    job = {"job": HydraConfig.get().job.num, "swept": swept_values(), "seed": seed}
     with Path(os.environ[JOURNAL]).open("a", encoding="utf-8") as file:
         line = {"outcome": outcome, "folder": str(folder), "score": score, "target": target, **job}
         file.write(json.dumps(line) + "\n")
@@ -74,29 +80,38 @@ class SweepSummary(Callback):
 
 def _report(notes: Sequence[Mapping[str, Any]], config: DictConfig) -> None:
     """The report on these runs and the others in the sweep's folder. An error is printed: the sweep itself is done."""
-    from rich.console import Group
+    from omegaconf import OmegaConf
 
     from distillery.config.explain import user_message
     from distillery.core.terminal import plain_console, say
+    from distillery.results.layout import CONFIG
     from distillery.results.record import RunRecord
     from distillery.results.report.score import Score
+    from distillery.results.report.terminal import search_table
+    from distillery.runs.loggers import log_report
     from distillery.runs.show_report import show_report
-    from distillery.runs.trials import trials_of, trials_table
+    from distillery.runs.trials import search_of, trials_of
     from distillery.runs.winner import winner
 
     out, runs = Path(config.hydra.sweep.dir), [Path(each["folder"]) for each in notes]
     elsewhere = [run for run in runs if not run.is_relative_to(out.resolve())]
+    title = f"Sweep of {config.name}"
     try:
-        known = [each["folder"] for each in notes if each["outcome"] != "failed"]
+        known = [Path(each["folder"]) for each in notes if each["outcome"] != "failed"]
+        trained = [Path(each["folder"]) for each in notes if each["outcome"] in ("kept", "run")]
         budget = any(each["target"] for each in notes)
-        shown = None
+        found = None
         if known and (budget or "optuna" in config.hydra.sweeper._target_):
-            trials, score = trials_of(notes), Score.of_monitored(RunRecord.read(Path(known[0])))
-            shown = Group(trials_table(trials, score, config), *([winner(trials, score)] if budget else []))
-        if shown and not any(each["outcome"] in ("kept", "run") for each in notes):
-            plain_console().print(shown)
-            return
+            trials, score = trials_of(notes), Score.of_monitored(RunRecord.read(known[0]))
+            search = search_of(trials, score, config)
+            search.write(out)
+            found = winner(trials, search, score) if budget else None
+            if not trained:
+                plain_console().print(search_table(search, score, title), *([found] if found else []))
+                return
         folders = [*([out] if len(elsewhere) < len(runs) else []), *elsewhere]
-        show_report(folders, out, f"Sweep of {config.name}", shown)
+        table = show_report(folders, out, title, found)
+        if trained:
+            log_report(DictConfig(OmegaConf.load(trained[0] / CONFIG)), table, out)
     except Exception as error:  # of which Hydra would make a warning
         say(f"No report: {user_message(error, 'report') or ''.join(traceback.format_exception(error))}")

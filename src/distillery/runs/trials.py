@@ -1,7 +1,8 @@
-"""What a search found: its trials, the best one, what they take of a budget, and which parameters mattered."""
+"""What became of the trials of a sweep: the best one, what they take of a budget, and which parameters mattered."""
 
 import logging
 import math
+import shlex
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,18 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.table import Table
 
-from distillery.config.sweep_words import arguments, shown
+from distillery.config.sweep_words import arguments
 from distillery.results.exports import Measured
-from distillery.results.report.formats import NONE, in_unit
 from distillery.results.report.score import Score
-from distillery.results.report.settings import short_names
+from distillery.results.report.search import Search
 from distillery.runs.budget import MEGABYTE, Budget
-from distillery.runs.export.exports_table import size
 from distillery.runs.sweep_summary import Outcome
 
 ENOUGH = 10  # trials for the importance of parameters: fewer hardly tell them apart
@@ -32,6 +30,7 @@ class Trial:
 
     Attributes:
         parameters: the values of its parameters, as the sweeper has written them.
+        seeds: those that it trained.
         scores: the validation score of each seed.
         outcomes: of each seed.
         folders: of each seed.
@@ -40,6 +39,7 @@ class Trial:
     """
 
     parameters: Mapping[str, str]
+    seeds: list[int] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -47,29 +47,15 @@ class Trial:
     taken: Measured | None = None
 
     @property
-    def known(self) -> list[float]:
-        """The scores of the seeds that did not fail."""
-        return [score for score in self.scores if score is not None]
-
-    @property
     def value(self) -> float:
         """The mean validation score; NaN if a seed failed."""
-        return statistics.fmean(self.known) if len(self.known) == len(self.scores) else math.nan
+        known = [score for score in self.scores if score is not None]
+        return statistics.fmean(known) if len(known) == len(self.scores) else math.nan
 
     @property
     def excess(self) -> float:
         """How many times it takes its budget; 0 without one."""
         return self.budget.excess(self.taken) if self.budget and self.taken else 0.0
-
-    def shown(self, score: Score) -> str:
-        """Its score, or why it has none."""
-        for outcome in ("over budget", "failed"):
-            if outcome in self.outcomes:
-                return outcome
-        if not self.known:
-            return NONE
-        spread = f" ± {in_unit(statistics.stdev(self.known), score)}" if len(self.known) > 1 else ""
-        return in_unit(self.value, score) + spread
 
 
 def trials_of(notes: Sequence[Mapping[str, Any]]) -> dict[int, Trial]:
@@ -77,6 +63,7 @@ def trials_of(notes: Sequence[Mapping[str, Any]]) -> dict[int, Trial]:
     trials: dict[int, Trial] = {}
     for each in notes:
         trial = trials.setdefault(each["job"], Trial(each["swept"]))
+        trial.seeds.append(each["seed"])
         trial.scores.append(each["score"])
         trial.outcomes.append(each["outcome"])
         trial.folders.append(Path(each["folder"]))
@@ -91,62 +78,46 @@ def ranked(trials: Mapping[int, Trial], score: Score) -> list[int]:
     return sorted(finished, key=lambda number: (-score.sign * finished[number].value, finished[number].excess))
 
 
-def named(trials: Mapping[int, Trial], number: int) -> str:
-    """`trial 3, temperature=2, lr=0.1`."""
-    own = trials[number].parameters
-    return ", ".join([f"trial {number}", *(f"{name}={shown(own[key])}" for key, name in short_names([*own]).items())])
-
-
-def trials_table(trials: Mapping[int, Trial], score: Score, config: DictConfig) -> Group:
-    """The trials with their validation score, the best in bold; and the importance of the parameters, of enough trials.
+def search_of(trials: Mapping[int, Trial], score: Score, config: DictConfig) -> Search:
+    """The trials as the report and the sweep's folder have them.
 
     Args:
         score: that of the validation.
-        config: of the sweep, with Hydra's own part.
+        config: of the sweep, with Hydra's own part; folders are told relative to the sweep's.
     """
-    best = next(iter(ranked(trials, score)), None)
-    names = short_names([*next(iter(trials.values())).parameters])
-    budgets = list(dict.fromkeys(trial.budget for trial in trials.values() if trial.budget))
-    table = Table(title=f"Trials of {config.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("trial", *names.values(), *(_headings(budgets) if budgets else ()), "seeds", score.validation):
-        table.add_column(heading, justify="right")
-    for numbers in _drawn_alike(trials):
-        trial = trials[numbers[0]]
-        cells = [shown(trial.parameters[key]) for key in names] + (_costs(trial.taken) if budgets else [])
-        style = "bold" if best in numbers else None
-        which = ", ".join(map(str, numbers))
-        table.add_row(which, *cells, str(len(trial.scores)), trial.shown(score), style=style)
-    lines = []
-    if best is not None:
-        lines.append(f"Best on the validation split: {named(trials, best)}.")
-    if weights := importances({number: trials[number] for number in ranked(trials, score)}, config):
-        said = ", ".join(f"{names[key]} {weight:.2f}" for key, weight in weights.items())
-        lines.append(f"Importance of the parameters: {said}.")
-    return Group(table, *lines, "")
-
-
-def _drawn_alike(trials: Mapping[int, Trial]) -> list[list[int]]:
-    """The trials by row of the table: those that share parameters and runs are one candidate, drawn several times."""
-    rows: dict[tuple[Any, ...], list[int]] = {}
+    out, finished = Path(config.hydra.sweep.dir).resolve(), ranked(trials, score)
+    rows = []
     for number, trial in trials.items():
-        rows.setdefault((*trial.parameters.values(), *trial.folders), []).append(number)
-    return list(rows.values())
+        values = {key: OverridesParser.create().parse_override(f"k={v}").value() for key, v in trial.parameters.items()}
+        costs = _costs(trial) if any(each.budget for each in trials.values()) else {}
+        for seed, value, outcome, folder in zip(trial.seeds, trial.scores, trial.outcomes, trial.folders, strict=True):
+            rows.append(
+                {
+                    "trial": number,
+                    "settings": shlex.join(f"{key}={value}" for key, value in values.items()),
+                    "seed": seed,
+                    "validation": value,
+                    "chosen": number in finished[:1],
+                    "outcome": outcome,
+                    "folder": str(folder.relative_to(out) if folder.is_relative_to(out) else folder),
+                    **costs,
+                }
+            )
+    return Search(pd.DataFrame(rows), importances({number: trials[number] for number in finished}, config))
 
 
-def _headings(budgets: Sequence[Budget]) -> tuple[str, str]:
-    """Of the two columns of costs, with the budget if all trials have one."""
-    latencies, sizes = {each.latency_ms for each in budgets}, {each.size_mb for each in budgets}
-    latency, largest = (values.pop() if len(values) == 1 else None for values in (latencies, sizes))
-    return (
-        f"ms\n≤ {latency:g}" if latency else "ms",
-        f"file\n≤ {size(MEGABYTE * largest)}" if largest else "file",
-    )
-
-
-def _costs(taken: Measured | None) -> list[str]:
-    if taken is None:
-        return [NONE, NONE]
-    return [f"{taken.latency_ms:.3g}" + " (busy)" * taken.busy, size(taken.bytes)]
+def _costs(trial: Trial) -> dict[str, Any]:
+    """What an exported student takes and may take; empty where it was not measured."""
+    taken, budget = trial.taken, trial.budget
+    if taken is None or budget is None:
+        return {"bytes": None}
+    return {
+        "latency_ms": taken.latency_ms,
+        "busy": taken.busy,
+        "bytes": taken.bytes,
+        "max_latency_ms": budget.latency_ms,
+        "max_bytes": None if budget.size_mb is None else MEGABYTE * budget.size_mb,
+    }
 
 
 def importances(trials: Mapping[int, Trial], config: DictConfig) -> dict[str, float]:

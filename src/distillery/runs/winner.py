@@ -9,29 +9,36 @@ from distillery.results.exports import Export, read_exports
 from distillery.results.layout import EXPORT
 from distillery.results.record import RunRecord
 from distillery.results.report.score import Score
+from distillery.results.report.search import Search
 from distillery.runs.export.export import export
 from distillery.runs.export.exports_table import exports_table, remarks
-from distillery.runs.trials import Trial, named, ranked
+from distillery.runs.trials import Trial, ranked
 
 
-def winner(trials: Mapping[int, Trial], score: Score) -> Group:
+def winner(trials: Mapping[int, Trial], search: Search, score: Score) -> Group:
     """What is said of it."""
-    return Group(*_said(trials, score), "")
+    return Group(*_said(trials, search, score), "")
 
 
-def _said(trials: Mapping[int, Trial], score: Score) -> Iterator[RenderableType]:
+def _said(trials: Mapping[int, Trial], search: Search, score: Score) -> Iterator[RenderableType]:
     """The trials are exported in the order of their scores, until a file is within the budget."""
     measured = {number: trial for number, trial in trials.items() if trial.taken}
     if {outcome for trial in measured.values() for outcome in trial.outcomes} == {"over budget"}:
         nearest = min(measured, key=lambda number: measured[number].excess)
-        yield f"No candidate is within the budget: none was trained. The nearest is {_compared(trials, nearest)}"
+        budget, taken = trials[nearest].budget, trials[nearest].taken
+        assert budget is not None
+        assert taken is not None
+        yield (
+            "No candidate is within the budget: none was trained. The nearest is "
+            f"{search.named(nearest)}: {budget.compared(taken)}."
+        )
         return
     for number in ranked(measured, score):
         trial = trials[number]
         assert trial.budget is not None
         folder = trial.folders[max(range(len(trial.scores)), key=lambda seed: score.sign * (trial.scores[seed] or 0))]
         found = _exported(folder, trial.budget.format)
-        said = f"{named(trials, number)}: {trial.budget.compared(found)}."
+        said = f"{search.named(number)}: {trial.budget.compared(found)}."
         if trial.budget.excess(found) > 1:
             yield f"Over the budget after training: {said}"
             continue
@@ -41,13 +48,6 @@ def _said(trials: Mapping[int, Trial], score: Score) -> Iterator[RenderableType]
         yield f"Written: {folder / EXPORT / found.path}"
         return
     yield "No trained student is within the budget as it is exported."
-
-
-def _compared(trials: Mapping[int, Trial], number: int) -> str:
-    trial = trials[number]
-    assert trial.budget is not None
-    assert trial.taken is not None
-    return f"{named(trials, number)}: {trial.budget.compared(trial.taken)}."
 
 
 def _exported(run: Path, name: str) -> Export:

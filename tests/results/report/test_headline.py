@@ -60,6 +60,23 @@ def test_what_is_slower_and_larger_is_said(said: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kd", "said_of_it"),
+    [
+        ([0.1, 0.4], "keeps 25.5 % (2 seeds, too few for an interval)"),  # ± 194.5
+        ([0.5, 0.6], "keeps 56.1 % (2 seeds, too few for an interval)"),  # ± 64.8
+        ([0.5, 0.51], "keeps 51.5 % (± 6.5)"),
+        ([0.1, 0.4, 0.45, 0.35], "keeps 33.2 % (± 25.2)"),
+    ],
+)
+def test_an_interval_that_reaches_0_says_nothing(said: Callable[..., str], kd: list[float], said_of_it: str) -> None:
+    assert said_of_it in said(kd=kd)
+    low, high = stats.ttest_1samp([score / 0.98 for score in kd], 0).confidence_interval(0.95)
+    assert ("±" in said_of_it) == (low > 0)
+    if low > 0:
+        assert f"± {50 * (high - low):.1f}" in said_of_it
+
+
+@pytest.mark.parametrize(
     ("kd", "ending"),
     [
         ([0.81, 0.83, 0.84, 0.87], "; it is not measurably better than the same network trained alone."),

@@ -12,7 +12,7 @@ from rich.console import Console
 from distillery.results.report.formats import best_method, points, si, verdict
 from distillery.results.report.page import markdown_table
 from distillery.results.report.terminal import terminal_table
-from distillery.results.report.write import write_report
+from distillery.results.report.write import title_of, write_report
 
 MakeRun = Callable[..., Path]
 HEADER = (
@@ -55,7 +55,7 @@ def test_the_markdown_says_what_the_numbers_allow(study: Path, tmp_path: Path) -
     assert text.startswith("# Study of five\n\n**The student (`kd`) keeps 91.1 % (")
     # 0.86 0.91 0.90 0.90 over 0.82: mean 0.8925, std 0.0222; 0.07 ± 2.484 cm over three seeds in common
     assert "| **kd** | **4** | **89.25 ± 2.22** | **+7.00 ± 2.48** |" in text
-    assert "| baseline | 3 | 82.00 ± 2.00 | – | 83.7 | – | – | 5k | 600k | 0.3 |" in text
+    assert "| baseline | 3 | 82.00 ± 2.00 | – | 83.7 | – | 5k | 600k | 0.3 |" in text
     assert "| teacher | 1 | 98.00 |" in text
     assert "| at | no measurable gain | +0.33 ± 13.68 | 0.926 | 0.926 |" in text
     assert "| rkd | worse than the baseline | −20.33" in text
@@ -73,6 +73,15 @@ def test_the_table_is_the_same_from_the_csv(study: Path, tmp_path: Path) -> None
     read = pd.read_csv(tmp_path / "out/report.csv")
     assert markdown_table(read) == markdown_table(table)
     assert markdown_table(read) in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_report_that_is_made_again_keeps_its_title(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("kd", 0, 0.9, folder="study/kd")
+    study = tmp_path / "study"
+    assert title_of([study]) == "Distillation report"
+    write_report([study], study, "Study of five")
+    assert title_of([study]) == "Study of five"
+    assert title_of([study, tmp_path]) == "Distillation report", "it is about more than the study"
 
 
 def test_a_clean_study_has_nothing_left_out(make_run: MakeRun, tmp_path: Path) -> None:

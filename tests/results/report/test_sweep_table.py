@@ -1,5 +1,6 @@
 """The table of a sweep: rows are named by what was chosen, and the best one is chosen on the validation split."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from distillery.results.report.formats import best_method, chosen
 from distillery.results.report.page import markdown_table
+from distillery.results.report.terminal import terminal_table
 from distillery.results.report.write import write_report
 
 MakeRun = Callable[..., Path]
@@ -99,10 +102,7 @@ def test_a_setting_may_be_chosen_by_another_metric(job: Callable[..., Path], tmp
         for each in (table, again):
             assert best_method(each) == "kd temperature=4"
             assert chosen(each) == f"Best on the validation split by {name}: kd temperature=4."
-            assert (
-                f"| method | seeds | validation {name} | score % | Δ baseline | retention % | {name} |"
-                in markdown_table(each)
-            )
+            assert f"| method | seeds | validation {name} | score % | retention % | {name} |" in markdown_table(each)
             assert "| **kd temperature=4** | **1** | **" + f"{values[1]:.4f}** | **60.00** |" in markdown_table(each)
         assert again.set_index("method")["best"].to_dict()["kd temperature=1"] == False  # noqa: E712
 
@@ -133,6 +133,17 @@ def test_where_one_run_has_no_such_choice_its_settings_are_named(job: Callable[.
     assert [*rows(tmp_path).index] == ["kd decay=0.05", "kd decay=0.0005"]
 
 
+def test_settings_are_in_the_order_of_the_sweep(job: Callable[..., Path], tmp_path: Path) -> None:
+    """A search has them so in its trials; the config has them in another order."""
+    for temperature, lr in ((1.0, 0.1), (4.0, 0.2)):
+        given = [f"optim.lr={lr}", f"loss.kd.temperature={temperature}"]
+        job("kd", 0, 0.5, 0.5, {**kd(temperature), "optim": {"lr": lr}, "extra": lr}, *given)
+    assert [*rows(tmp_path).index] == [
+        "kd lr=0.1, temperature=1, extra=0.1",
+        "kd lr=0.2, temperature=4, extra=0.2",
+    ]
+
+
 def test_a_baseline_is_one_whatever_is_swept_of_the_losses(job: Callable[..., Path], tmp_path: Path) -> None:
     for temperature, gain in ((1.0, 0.1), (4.0, 0.2)):
         job("kd", 0, 0.5, 0.5 + gain, kd(temperature))
@@ -140,6 +151,22 @@ def test_a_baseline_is_one_whatever_is_swept_of_the_losses(job: Callable[..., Pa
     found = rows(tmp_path)
     assert [*found.index] == ["baseline", "kd temperature=1", "kd temperature=4"]
     assert [*found["diff_mean"].dropna()] == pytest.approx([0.1, 0.2])
+
+
+def test_without_a_baseline_there_is_no_column_of_differences(job: Callable[..., Path], tmp_path: Path) -> None:
+    job("kd", 0, 0.7, 0.9, kd(1.0))
+    job("kd", 0, 0.8, 0.6, kd(4.0))
+    table = write_report([tmp_path], tmp_path, "Sweep").table
+    page = (tmp_path / "report.md").read_text()
+    assert "| method | seeds | validation % | score % | retention % | params | FLOPs | latency ms |" in page
+    for name in ("Δ baseline", "gap recovered", "agreement", "p, Holm"):
+        assert name not in page
+    console = Console(file=io.StringIO(), width=80)
+    console.print(terminal_table(table, "Sweep"))
+    assert isinstance(console.file, io.StringIO)
+    assert "baseline" not in console.file.getvalue()
+    job("baseline", 0, 0.5, 0.5, {})
+    assert "| score % | Δ baseline |" in markdown_table(write_report([tmp_path], tmp_path, "Sweep").table)
 
 
 def test_a_report_on_other_runs_has_no_column_of_validation(

@@ -67,7 +67,7 @@ def test_the_table_shows_them_beside_retention(text_run: MakeRun, tmp_path: Path
         text_run("kd", seed, 0.76)
     table = write_report([tmp_path], tmp_path, "Texts").table
     text = (tmp_path / "report.md").read_text()
-    assert "| retention % | speed-up | non-embedding params (% of teacher) | params (% of teacher) | gap" in text
+    assert "| retention % | speed-up | non-embedding params (% of teacher) | params (% of teacher) | FLOPs |" in text
     assert "| **95.0** | **1.50×** | **4k (40)** | **16k (73)** |" in text
     assert "| 100.0 | 1.00× | 10k (100) | 22k (100) |" in text
     assert "**speed-up**: latency of the teacher ÷ that of the student" in text
@@ -105,7 +105,9 @@ def test_without_a_teacher_there_is_nothing_to_compare_with(text_run: MakeRun, t
     row = write_report([tmp_path], tmp_path, "Texts").table.iloc[0]
     assert row.non_embedding_params == 4_000
     assert row[["non_embedding_ratio", "params_ratio", "speed_up"]].isna().all()
-    assert "| **–** | **–** | **4k** | **16k** |" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "| score % | non-embedding params (% of teacher) | params (% of teacher) |" in text
+    assert "| **70.00** | **4k** | **16k** |" in text
 
 
 @pytest.mark.parametrize("case", ["numbers", "vectors", "other rows"])
@@ -130,7 +132,8 @@ def test_tokens_agree_as_samples_do(text_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_images_are_spoken_of_as_before(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run("kd", 0, 0.7, data=data(score_name="accuracy"))
+    same = {"index": [0, 1], "student": [5, 6], "main": [5, 6]}
+    make_run("kd", 0, 0.7, data=data(score_name="accuracy"), predictions=same)
     said = definitions(tmp_path)
     assert "- **score**: on the test split at" in said
     assert "agreement**: share of the test samples for which" in said

@@ -1,6 +1,5 @@
 """Which settings a study's trials have chosen for each method, and of how many."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from distillery.results.layout import TRIALS_TABLE
 from distillery.results.report.formats import in_unit
 from distillery.results.report.markdown import section, table_of
 from distillery.results.report.score import Score
-from distillery.results.report.settings import short_names
+from distillery.results.report.search import TRIAL
+from distillery.results.report.settings import settings_of, short_names
 
 COLUMNS = ("method", "settings", "seed", "validation", "chosen")  # of trials.csv
 
@@ -18,7 +18,8 @@ COLUMNS = ("method", "settings", "seed", "validation", "chosen")  # of trials.cs
 def trials_of(folders: Sequence[Path]) -> pd.DataFrame:
     """The trials of the studies in these folders; empty where there are none."""
     tables = [pd.read_csv(path) for folder in folders if (path := folder / TRIALS_TABLE).is_file()]
-    return pd.concat(tables) if tables else pd.DataFrame(columns=COLUMNS)
+    own = [table for table in tables if TRIAL not in table]  # others are those of searches
+    return pd.concat(own) if own else pd.DataFrame(columns=COLUMNS)
 
 
 def chosen_section(trials: pd.DataFrame, score: Score) -> str:
@@ -34,9 +35,9 @@ def chosen_section(trials: pd.DataFrame, score: Score) -> str:
     for method, own in trials.groupby("method", sort=False):
         values: dict[str, list[str]] = {}
         for settings in own["settings"]:
-            for key, _, value in (each.partition("=") for each in shlex.split(settings)):
+            for key, value in settings_of(settings).items():
                 values.setdefault(key, []).append(value)
-        best = dict(each.split("=", 1) for each in shlex.split(own.loc[own["chosen"], "settings"].iloc[0]))
+        best = settings_of(own.loc[own["chosen"], "settings"].iloc[0])
         names = short_names([*values])
         tried = "; ".join(f"{names[key]} {', '.join(dict.fromkeys(each))}" for key, each in values.items())
         chosen = ", ".join(f"{names[key]}={value}" for key, value in best.items())

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from distillery.results.report.collect import Run
-from distillery.results.report.formats import is_of_sweep, is_of_texts, metrics_of
+from distillery.results.report.formats import columns, fidelity_columns, is_of_sweep, is_of_texts, metrics_of
 from distillery.results.report.markdown import bullets, listed
 from distillery.results.report.score import Score
 from distillery.results.report.statistics import ALPHA
@@ -22,6 +22,7 @@ def definitions(table: pd.DataFrame, students: Sequence[Run]) -> str:
 
 def _of_scores(table: pd.DataFrame, students: Sequence[Run]) -> Iterator[str]:
     data, score, split = students[0].record.data, Score.of_table(table), SPLITS[chosen_on(students)]
+    shown = _headings(table)
     monitored = students[0].record.monitored
     measured = listed(how for run in students if (how := run.record.data.get("measured")))
     name = "" if data["score_name"] == "accuracy" else data["score_name"]
@@ -45,32 +46,37 @@ def _of_scores(table: pd.DataFrame, students: Sequence[Run]) -> Iterator[str]:
             "**exact %**: share of the test prompts of which the likeliest continuation, token by token, is exactly "
             f"the given one, {SPREAD}."
         )
-    if not score.lower:
+    if "retention %" in shown:
         yield "**retention**: student ÷ teacher."
-    yield (
-        "**gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty unless the teacher is better than "
-        "the baseline by more than the interval of that difference."
-    )
+    if "gap recovered %" in shown:
+        yield (
+            "**gap recovered**: (student − baseline) ÷ (teacher − baseline); left empty unless the teacher is better "
+            "than the baseline by more than the interval of that difference."
+        )
     rows = "samples (tokens, where these are predicted)" if is_of_texts(table) else "samples"
-    yield f"**agreement**: share of the test {rows} for which student and teacher predict the same class."
+    if "agreement %" in shown:
+        yield f"**agreement**: share of the test {rows} for which student and teacher predict the same class."
     yield "**seeds** of the teacher: how many teachers were trained."
 
 
 def _of_tests(table: pd.DataFrame) -> Iterator[str]:
     score = Score.of_table(table)
     unit = f"in {score.name}, negative where it is better" if score.lower else "in percentage points"
-    yield (
-        f"**Δ baseline**: difference to the same student trained without a teacher, {unit}, paired by seed: mean ± "
-        "half-width of its 95 % t interval. The intervals are not corrected for the number of methods."
-    )
-    yield (
-        "**p**: two-sided paired t test over seeds, not corrected. **p, Holm**: corrected over all methods of the "
-        "table (Holm 1979), for the last and the best epoch separately. A method is called better or worse only if its "
-        f"interval does not contain 0 and its corrected p is at most {ALPHA}. Other metrics and classes are not tested."
-    )
+    if "Δ baseline" in _headings(table):
+        yield (
+            f"**Δ baseline**: difference to the same student trained without a teacher, {unit}, paired by seed: mean ± "
+            "half-width of its 95 % t interval. The intervals are not corrected for the number of methods."
+        )
+        yield (
+            "**p**: two-sided paired t test over seeds, not corrected. **p, Holm**: corrected over all methods of the "
+            "table (Holm 1979), for the last and the best epoch separately. A method is called better or worse only if "
+            f"its interval does not contain 0 and its corrected p is at most {ALPHA}. Other metrics and classes are "
+            "not tested."
+        )
     yield (
         "**±** in the first sentence: half-width of a 95 % interval over seeds, of ratios by the delta method on the "
-        "pairs of each seed. What was not measured, or not on an idle machine, is left out of that sentence."
+        "pairs of each seed; left out where it is as wide as the figure itself. What was not measured, or not on an "
+        "idle machine, is left out of that sentence."
     )
 
 
@@ -93,3 +99,7 @@ def _of_costs(table: pd.DataFrame) -> Iterator[str]:
             "part of the teacher's they are; **non-embedding**: those outside of the tables of words, positions and "
             "types, which cost memory, but hardly time."
         )
+
+
+def _headings(table: pd.DataFrame) -> set[str]:
+    return {column.heading for column in (*columns(table), *fidelity_columns(table))}

@@ -125,7 +125,14 @@ def monitored(table: pd.DataFrame) -> str:
 
 
 def columns(table: pd.DataFrame) -> list[Column]:
-    """What is shown of a method table, in order; of texts, what the student saves stands beside what it keeps."""
+    """What is shown of a method table, in order: the columns in which some row has a figure."""
+    known = _columns(table)
+    filled = [any(cell != NONE for cell in column) for column in zip(*cells(table, known), strict=True)]
+    return [column for column, some in zip(known, filled[1:], strict=True) if some]
+
+
+def _columns(table: pd.DataFrame) -> list[Column]:
+    """All columns; of texts, what the student saves stands beside what it keeps."""
     score = Score.of_table(table)
     heading = score.name if score.lower else "score %"
     scores = [

@@ -1,8 +1,9 @@
 """The first sentence of a report: what the best student keeps of its teacher, and what it saves."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -85,14 +86,20 @@ def _kept(teacher: _Teacher, runs: Sequence[Run], shipped: Exported | None) -> I
     score, name = Score.of_record(runs[0].record.data), runs[0].record.data["score_name"]
     ours, mean = scores(runs) if shipped is None else shipped.scores, teacher.row["score_mean"]
     if score.lower:
-        half = mean_and_ci95(ours)[1]
-        interval = "one seed" if math.isnan(half) else f"± {in_unit(half, score)}"
+        interval = _interval(ours.mean(), mean_and_ci95(ours)[1], len(ours), partial(in_unit, score=score))
         yield f"reaches {in_unit(ours.mean(), score)} {name} ({interval}; the teacher has {in_unit(mean, score)})"
     elif mean > 0:
         half = ratio_and_ci95(ours, of_seeds({"by_seed": teacher.by_seed, "score_mean": mean}, ours))[1]
-        interval = "one seed" if math.isnan(half) else f"± {percent(half)}"
+        interval = _interval(ours.mean() / mean, half, len(ours), percent)
         verb = "reaches" if ours.mean() > mean else "keeps"
         yield f"{verb} {percent(ours.mean() / mean)} % ({interval}) of the teacher's {name}"
+
+
+def _interval(value: float, half: float, seeds: int, shown: Callable[[float], str]) -> str:
+    """The half-width of an interval, or why there is none: one that reaches 0 says nothing of the figure."""
+    if math.isnan(half):
+        return "one seed"
+    return f"± {shown(half)}" if half < abs(value) else f"{seeds} seeds, too few for an interval"
 
 
 def _saved(row: Row, teacher: _Teacher, runs: Sequence[Run], measured: Mapping[Key, Measured]) -> Iterator[str]:
@@ -135,7 +142,9 @@ def _gained(row: Row, finding: str, score: Score) -> str:
     if finding.startswith("worse"):
         return f"is worse than {ALONE}"
     if finding.startswith("better") and not math.isnan(row["gap_recovered"]):
-        share = f"{percent(row['gap_recovered'], 0)} % (± {percent(row['gap_ci95'], 0)})"
+        share = f"{percent(row['gap_recovered'], 0)} %"
+        if row["gap_ci95"] < row["gap_recovered"]:
+            share += f" (± {percent(row['gap_ci95'], 0)})"
         return f"recovers {share} of the gap between {ALONE} and the teacher"
     if finding.startswith("better"):
         return f"is better than {ALONE} by {in_unit(abs(row['diff_mean']), score)} {score.unit}"

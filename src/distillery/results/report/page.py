@@ -31,6 +31,7 @@ from distillery.results.report.markdown import bullets, listed, section, table_o
 from distillery.results.report.plot_timeline import MOST, methods_of
 from distillery.results.report.robustness import Robustness, robustness_section
 from distillery.results.report.score import Score
+from distillery.results.report.search import Search, search_section
 from distillery.results.report.selection import Selection
 from distillery.results.report.table import BEST_EPOCH, SAMPLE_COLUMNS
 
@@ -48,6 +49,7 @@ class Report:
         robustness: of each method, where it was scored on corrupted pictures.
         layers: of the baseline and the best method, where they were compared with the teacher's.
         trials: by which a study has chosen settings, see `trials_of`.
+        search: the trials of a sweep that searched.
         pictures: the names of the files of those that there are.
         answer: to the question for the cheapest student; None: nobody asked.
     """
@@ -60,6 +62,7 @@ class Report:
     robustness: Mapping[str, Sequence[Robustness]]
     layers: Mapping[str, Layers]
     trials: pd.DataFrame
+    search: Search | None
     pictures: Set[str]
     answer: Answer | None = None
 
@@ -78,6 +81,7 @@ def page(report: Report) -> str:
         section("Against the baseline", _against_baseline(table)),
         f"![Validation score of every method by epoch]({CURVES})" if CURVES in report.pictures else "",
         chosen_section(report.trials, Score.of_monitored(students[0].record)),
+        search_section(report.search, Score.of_monitored(students[0].record)),
         classes_section(report.classes, best_method(table), report.pictures),
         calibration_section(table, students, report.pictures),
         robustness_section(report.robustness),

@@ -1,6 +1,7 @@
 """What tells apart the runs of one method: the settings that differ between them, as a sweep varies them."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -37,7 +38,10 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def _named(runs: Sequence[Run]) -> list[str]:
-    """What a label says: the differing settings, but for those that follow from a choice of the command line."""
+    """What a label says: the differing settings, but for those that follow from a choice of the command line.
+
+    They are in the order of the command line, as a sweep and its trials have them.
+    """
     left, found = differing(runs), []
     for key in dict.fromkeys(key for run in runs for key in _choices(run)):
         options = [_choices(run).get(key) for run in runs]
@@ -45,7 +49,8 @@ def _named(runs: Sequence[Run]) -> list[str]:
         if others != left:
             found.append(key)
             left = others
-    return [*found, *left]
+    given = [override.lstrip("+").partition("=")[0] for run in runs for override in run.record.overrides]
+    return sorted([*found, *left], key=lambda key: given.index(key) if key in given else len(given))
 
 
 def _follows(key: str, options: Sequence[str | None], runs: Sequence[Run]) -> bool:
@@ -79,6 +84,11 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         return next((end for end in ends if sum(each[-len(end) :] == end for each in parts.values()) == 1), own)
 
     return {key: ".".join(short(own)) for key, own in parts.items()}
+
+
+def settings_of(overrides: str) -> dict[str, str]:
+    """The settings that trials.csv has of a trial: its overrides as one line of a shell."""
+    return dict(each.split("=", 1) for each in shlex.split(overrides))
 
 
 def in_label(value: object) -> str:

@@ -17,6 +17,8 @@ from distillery.results.report.formats import (
     is_of_sweep,
 )
 from distillery.results.report.page import training_samples
+from distillery.results.report.score import Score
+from distillery.results.report.search import Search, remarks, trials_table
 from distillery.results.report.table import is_teacher
 
 
@@ -36,6 +38,17 @@ def terminal_table(table: pd.DataFrame, title: str) -> Group:
     fidelity = [_rows(table, shown, "Fidelity", bold)] if (shown := fidelity_columns(table)) else []
     cost = _rows(_distinct_costs(table), costs, "Cost", {})
     return Group(_rows(table, scores, title, bold), *named, *fidelity, cost, *seen)
+
+
+def search_table(search: Search, score: Score, title: str) -> Group:
+    """The trials of a search for the terminal, the best in bold, and what is said of them."""
+    header, rows, best = trials_table(search, score)
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in header:
+        made.add_column(heading, justify="right")
+    for place, row in enumerate(rows):
+        made.add_row(*row, style="bold" if place == best else None)
+    return Group(made, *remarks(search), "")
 
 
 def _rows(table: pd.DataFrame, shown: Sequence[Column], title: str, styles: Mapping[str, str]) -> Table:

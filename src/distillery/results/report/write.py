@@ -38,6 +38,7 @@ from distillery.results.report.plot_fidelity import plot_fidelity
 from distillery.results.report.plot_robustness import plot_robustness
 from distillery.results.report.plot_timeline import plot_timeline
 from distillery.results.report.robustness import Robustness, robustness_by_method
+from distillery.results.report.search import Search
 from distillery.results.report.selection import select
 from distillery.results.report.table import method_table
 
@@ -64,6 +65,8 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
     trials = trials_of(run_folders)
     if not trials.empty:
         trials.to_csv(out / TRIALS_TABLE, index=False)
+    if search := Search.read(run_folders):
+        search.write(out)
     with rc_context(STYLE):
         figures = _figures(table, selection.students, classes, robustness) | layer_pictures(layers)
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -76,12 +79,20 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str, question: Q
         if question is not None:
             command += [f"{name}={value}" for name, value in asdict(question).items() if value is not None]
             found = answer(question, table, selection.students)
-        measured = classes, robustness, layers, trials
+        measured = classes, robustness, layers, trials, search
         report = Report(title, shlex.join(command), selection, table, *measured, drawn.keys(), found)
         markdown = page(report)
         (out / "report.md").write_text(markdown, encoding="utf-8")
         (out / "report.html").write_text(html(title, markdown, drawn), encoding="utf-8")
     return report
+
+
+def title_of(run_folders: Sequence[Path]) -> str:
+    """The title of the report in the folder of a study or sweep; of several folders, or of any other, a general one."""
+    path = run_folders[0] / REPORT[0]
+    if len(run_folders) > 1 or not path.is_file():
+        return "Distillation report"
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
 def _figures(

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from distillery.results.exports import Export
+from distillery.results.exports import Export, size
 from distillery.results.record import RunRecord
 from distillery.results.report.formats import NONE, in_unit
 from distillery.results.report.score import Score
-
-UNITS = ("B", "kB", "MB", "GB")
 
 
 def columns(record: RunRecord, exports: Sequence[Export]) -> list[str]:
@@ -53,9 +51,3 @@ def remarks(exports: Sequence[Export]) -> list[str]:
     if busy := [each.format for each in exports if each.busy]:
         found.append(f"The machine was busy while it timed {', '.join(busy)}: these are the fastest forwards.")
     return found
-
-
-def size(count: float) -> str:
-    """A number of bytes, in powers of 1000."""
-    power = min(int(math.log10(max(count, 1)) / 3), len(UNITS) - 1)
-    return f"{count / 1000**power:.3g} {UNITS[power]}"
