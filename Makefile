@@ -70,8 +70,8 @@ docs: .venv/.ready ## build the documentation into site/ and update the README's
 serve: .venv/.ready ## show the documentation and rebuild it on changes
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-benchmark: .venv/.ready ## measure the speed against a hand-written loop
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+benchmark: .venv/.ready ## measure speed and memory beside other libraries and hand-written loops; rewrites docs/benchmarks.md
+	@$(BIN)/python scripts/benchmarks_page.py
 
 clean: ## remove caches and build files; keeps .venv, data and outputs
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from parts.table import show
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
@@ -76,7 +77,7 @@ def main() -> int:
         write_signals(config(root / "written", *own, "loss/response=[kd]"), Settings(str(cache), "full"))
         writing = time.perf_counter() - start
         totals, different = [0.0, 0.0], 0
-        print(f"\n{'loss, learning rate, seed':>26}   online   cached    ratio   scores")
+        rows = []
         for number, (loss, rate, seed) in enumerate(SWEEP):
             job = [*own, f"loss/response=[{loss}]", f"optim.optimizer.lr={rate}", f"seed={seed}"]
             online, expected = timed(config(root / f"online{number}", *job))
@@ -88,11 +89,11 @@ def main() -> int:
             )
             equal = all(torch.equal(*pair) for pair in pairs)
             different += not equal
-            print(
-                f"{loss:>14}, {rate:>4}, {seed:>4}   {online:5.1f} s  {cached:5.1f} s  {cached / online:6.2f}   "
-                f"{scores[0]:.4f} {scores[1]:.4f}{'' if equal else ', other weights'}",
-                flush=True,
-            )
+            weights = "equal" if equal else "different"
+            times = f"{online:.1f}", f"{cached:.1f}", f"{cached / online:.2f}"
+            rows.append([f"{loss}, {rate}, {seed}", *times, *(f"{score:.4f}" for score in scores), weights])
+    columns = "loss, learning rate, seed", "online: s", "cached: s", "ratio", "score", "score, cached", "weights"
+    show("Students from their teacher and from its cache", columns, rows)
     whole, same = totals[1] + writing, len(SWEEP) - different
     print(
         f"{len(SWEEP)} students, {given.epochs} epochs, {given.views} views, {given.side}×{given.side} pixels:\n"

@@ -31,8 +31,8 @@ import torch
 from chunked_loss import resident
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from parts.table import show
 from PIL import Image
-from rich.table import Table
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -42,7 +42,6 @@ from torchvision.transforms import InterpolationMode, v2
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
-from distillery.core.terminal import plain_console
 from distillery.data.decoding import decode
 from distillery.data.vision import VisionData
 from distillery.results.environment import environment
@@ -116,14 +115,14 @@ def epochs(name: str, folder: Path, number: int, pairs: int, workers: int) -> di
                 seconds[side].append(own)
     ratios = [theirs / own for own, theirs in zip(*seconds.values(), strict=True)]
     speed = {side: number / statistics.median(own) for side, own in seconds.items()}
-    table = Table(
-        "", "images a second", "ratio", "range", title=f"{name}: {pairs} × {number} images, {workers} workers"
-    )
-    span = f"{min(ratios):.2f}–{max(ratios):.2f}"
-    table.add_row("this project", f"{speed['this project']:.0f}", f"{statistics.median(ratios):.2f}", span)
-    table.add_row("torchvision", f"{speed['torchvision']:.0f}", "1", "")
-    plain_console().print(table)
-    return {"images_a_second": speed, "ratio": statistics.median(ratios), "range": (min(ratios), max(ratios))}
+    ratio, span = statistics.median(ratios), (min(ratios), max(ratios))
+    rows = [
+        ["this project", f"{speed['this project']:.0f}", f"{ratio:.2f}", "{:.2f}–{:.2f}".format(*span)],
+        ["torchvision", f"{speed['torchvision']:.0f}", "1", ""],
+    ]
+    title = f"Pictures of a folder, {name}: {pairs} × {number} images, {workers} workers"
+    show(title, ["", "images a second", "ratio", "range"], rows)
+    return {"images_a_second": speed, "ratio": ratio, "range": span}
 
 
 def decoders(folder: Path, repeats: int) -> dict[str, float]:
@@ -142,10 +141,7 @@ def decoders(folder: Path, repeats: int) -> dict[str, float]:
         for name, decoder in kinds.items():
             own = seconds_of(lambda decoder=decoder: [decoder(path) for path in files])  # type: ignore[misc]
             found[name] = min(found[name], 1e3 * own / len(files))
-    table = Table("", "ms", title="Decoding 500×375 pixels")
-    for name, ms in found.items():
-        table.add_row(name, f"{ms:.2f}")
-    plain_console().print(table)
+    show("Decoding a JPEG file of 500×375 pixels", ["", "ms"], [[name, f"{ms:.2f}"] for name, ms in found.items()])
     return found
 
 
@@ -167,12 +163,11 @@ def starts(number: int) -> dict[str, dict[str, float]]:
             said = subprocess.run(command, env=own, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[name] = json.loads(said.splitlines()[-1])
     times = IMAGENET / number
-    title = f"{number:,} pictures of 32×32 pixels (× {times:.1f}: as many as ImageNet's)"
-    table = Table("", "seconds", "MiB", title=title)
+    rows = []
     for name, own in found.items():
-        shown = (f"{own[unit]:.1f} ({own[unit] * times:.0f})" for unit in ("seconds", "mib"))
-        table.add_row(name, *shown)
-    plain_console().print(table)
+        rows.append([name, *(f"{own[unit]:.1f} ({own[unit] * times:.0f})" for unit in ("seconds", "mib"))])
+    title = f"Start of a run on {number:,} pictures of 32×32 pixels (× {times:.1f}: as many as ImageNet's)"
+    show(title, ["", "s", "MiB"], rows)
     return found
 
 

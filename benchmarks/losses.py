@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from parts.table import show
 from rich.progress import track
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -38,18 +37,16 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=30)
     given = arguments.parse_args()
     torch.set_num_threads(1)
-    x, slow = make_inputs(), []
-    table = Table(title="Forward and backward, batch 64, one thread", title_justify="left")
-    for heading in ("loss", "ms", "plain formula, ms", "ratio"):
-        table.add_column(heading, justify="left" if heading == "loss" else "right")
+    x, slow, rows = make_inputs(), [], []
     for name in track(given.only, "timing", transient=True):
         ours, plain = FORMULAS[name]
         times = [(seconds(ours, x), seconds(plain, x)) for _ in range(given.repeats)]
         own, other = (1000 * min(column) for column in zip(*times, strict=True))
         ratio = own / other
         slow += [name] if ratio > LIMIT else []
-        table.add_row(name, f"{own:.3f}", f"{other:.3f}", f"{ratio:.2f}", style="red" if ratio > LIMIT else None)
-    Console().print(table)
+        rows.append([name, f"{own:.3f}", f"{other:.3f}", f"{ratio:.2f}"])
+    columns = "loss", "ms", "plain formula, ms", "ratio"
+    show("Forward and backward, batch 64, one thread", columns, rows)
     if slow:
         sys.exit(f"More than {LIMIT:g} times as slow as the plain formula: {', '.join(slow)}")
 

@@ -28,9 +28,9 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger
-from rich.table import Table
-from steps.by_hand import KD, TASK, TEMPERATURE, ByHand, Inputs, Step, alone, by_hand
-from steps.others import timm, torchdistill
+from parts.by_hand import KD, TASK, TEMPERATURE, ByHand, Inputs, Step, alone, by_hand
+from parts.others import timm, torchdistill
+from parts.table import show
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -39,7 +39,6 @@ from distillery.config.build import Parts, build
 from distillery.config.check import check
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
-from distillery.core.terminal import plain_console
 from distillery.data.sources.movie_reviews import movie_reviews
 from distillery.data.tokenizers import train_bpe
 from distillery.models.weights import save_weights
@@ -226,7 +225,7 @@ def compare(
                     own = in_a_loop(loops[form], parts([]), steps)
                 seconds[form].append(own)
     found: dict[str, Any] = {"ratios": {}, "ranges": {}, "ms": {}, "first_steps_s": {}}
-    table = Table("", "ms a step", "ratio", "range", "compilation, cache: s", title=f"{name}, {pairs} × {steps} steps")
+    rows = []
     for form, own in seconds.items():
         ratios = [a / b for a, b in zip(own, seconds["by hand"], strict=True)]
         found["ratios"][form], found["ranges"][form] = statistics.median(ratios), (min(ratios), max(ratios))
@@ -234,8 +233,9 @@ def compare(
         waited = f"{statistics.median(first[form]):.1f}" if form in first else ""
         found["first_steps_s"] |= {form: statistics.median(first[form])} if form in first else {}
         span = f"{min(ratios):.3f}–{max(ratios):.3f}"
-        table.add_row(form, f"{found['ms'][form]:.2f}", f"{found['ratios'][form]:.3f}", span, waited)
-    plain_console().print(table)
+        rows.append([form, f"{found['ms'][form]:.2f}", f"{found['ratios'][form]:.3f}", span, waited])
+    columns = "", "ms a step", "ratio", "range", "compilation, cache: s"
+    show(f"{name}, {pairs} × {steps} steps", columns, rows)
     return found
 
 

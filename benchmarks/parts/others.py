@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from steps.by_hand import KD, TASK, TEMPERATURE, Step
+from parts.by_hand import KD, TASK, TEMPERATURE, Step
 
 
 def torchdistill(student: nn.Module, teacher: nn.Module) -> Step:

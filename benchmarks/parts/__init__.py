@@ -1,0 +1,1 @@
+"""What the benchmarks share, and the steps of others that they time."""

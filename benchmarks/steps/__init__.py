@@ -1,1 +1,0 @@
-"""The steps that are timed in `benchmarks/training.py`, but for this project's."""
