@@ -69,7 +69,7 @@ def demo() -> None:
     """Show when teacher and student of the demo take their first step."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "first_steps"
-        own = ["study=digits_demo", "seeds=[0]", "overrides=['+callbacks.first_step._target_=first_step.FirstStep']"]
+        own = ["study=digits_demo", "overrides=['+callbacks.first_step._target_=first_step.FirstStep']"]
         env = {"FIRST_STEPS": str(file), "DISTILLERY_OUTPUTS": scratch, "DISTILLERY_CACHE": f"{scratch}/cache"}
         path = os.pathsep.join([str(Path(__file__).parent / "parts"), os.environ.get("PYTHONPATH", "")])
         command, start = [sys.executable, "-m", "distillery.commands.study", *own], time.time()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,18 @@ import pytest
 from distillery.core.paths import CONFIGS
 
 ROOT = CONFIGS.parent
+
+
+def test_every_benchmark_is_on_the_page() -> None:
+    """With options that it takes, and what it printed."""
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- benchmark: (\w+\.py)(.*?) -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    assert {name for name, _, _ in blocks} == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    for name, options, shown in blocks:
+        assert f"`python benchmarks/{name}{options}`" in shown
+        assert "| " in shown
+        content = (ROOT / "benchmarks" / name).read_text(encoding="utf-8")
+        assert all(f'"{option}"' in content for option in re.findall(r"--\w+", options))
 
 
 @pytest.mark.long

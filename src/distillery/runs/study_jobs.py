@@ -39,11 +39,12 @@ class StudyJobs:
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg, self._out = cfg, Path(cfg.out)
         self._fingerprints: dict[str, tuple[str, str]] = {}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
         self.methods = methods_of(cfg)
         self.teacher: Job | None = None
         if cfg.teacher is not None:
             given = [*cfg.teacher, *cfg.overrides]
-            self.teacher = self._job("teacher", Path(cfg.teacher_folder), given, role="teacher")
+            self.teacher = self._job("teacher", Path(cfg.teacher_folder), given, None, role="teacher")
 
     def students(self, settings: Mapping[str, Sequence[str]] | None = None) -> list[Job]:
         """The students' jobs, seed by seed, so that a study cut short still compares whole seeds.
@@ -68,19 +69,27 @@ class StudyJobs:
         self, label: str, folder: Path, method: str, seed: int, settings: Sequence[str], role: str | None = None
     ) -> Job:
         cfg, overrides = self._cfg, [*self.methods[method], *settings]
-        given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'", f"seed={seed}"]
+        given = [*cfg.student, *overrides, *cfg.overrides, f"method='{method}'"]
         choices = [each for each in (*cfg.student, *cfg.overrides, *overrides) if each.startswith(CHOICE)][-1:]
         given = [*(override for override in given if not override.startswith(CHOICE)), *choices]
         if self.teacher is not None and not {CHOICE + each for each in WITHOUT_A_RUN} & {*choices}:
             # also for a baseline, which may begin with layers of it
             given.append(f"++teachers.main.weights={quoted(self.teacher.folder)}")
-        return self._job(label, folder, given, role)
+        return self._job(label, folder, given, seed, role)
 
-    def _job(self, label: str, folder: Path, overrides: Sequence[str], role: str | None = None) -> Job:
+    def _job(
+        self, label: str, folder: Path, overrides: Sequence[str], seed: int | None, role: str | None = None
+    ) -> Job:
         cfg = self._cfg
-        given = [*cfg.both, *overrides, f"paths.run={quoted(folder)}", "trainer.enable_progress_bar=false"]
-        own = compose("train", overrides=given)
-        own.replace = cfg.replace
+        given = [*cfg.both, *overrides, "trainer.enable_progress_bar=false"]
+        if (common := tuple(given)) not in self._composed:
+            self._composed[common] = compose("train", overrides=given)
+        own = self._composed[common].copy()  # the jobs of a method differ in these alone, and Hydra takes its time
+        own.paths.run, own.replace = str(folder).replace("${", "\\${"), cfg.replace
+        given.append(f"paths.run={quoted(folder)}")
+        if seed is not None:
+            own.seed = seed
+            given.append(f"seed={seed}")
         loggers.join_study(own, cfg.name, label, role)
         return Job(check(own, given), given, label, self._fingerprints, group=self._out)
 
