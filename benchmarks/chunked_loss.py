@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from parts.table import show
+
 MEMORY, TIME = 0.25, 1.1  # limits, as parts of the naive form's
 TOLERANCE = 1e-4  # of the loss, relative
 STUDENT, TEACHER = 256, 576  # hidden units
@@ -179,10 +181,12 @@ def main() -> None:
         ran = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         found[form] = {key: min(value, found.get(form, ran)[key]) for key, value in ran.items()}
     naive, chunked = found["naive"], found["chunked"]
-    print(f"{given.rows} rows, {given.classes} classes, {given.chunk} rows a chunk")
+    rows = []
     for form, one in found.items():
-        ratios = " ".join(f"{one[key] / naive[key]:9.2f} ×" for key in ("MiB", "seconds"))
-        print(f"{form:10} {one['MiB']:8.0f} MiB {one['seconds']:7.2f} s {ratios}   loss {one['loss']:.5f}")
+        memory, time_ = (f"{one[key] / naive[key]:.2f}" for key in ("MiB", "seconds"))
+        rows.append([form, f"{one['MiB']:.0f}", memory, f"{one['seconds']:.2f}", time_, f"{one['loss']:.5f}"])
+    title = f"{given.rows} rows, {given.classes} classes, {given.chunk} rows a chunk"
+    show(title, ["", "MiB", "ratio", "s", "ratio", "loss"], rows)
     if any(abs(one["loss"] / naive["loss"] - 1) > TOLERANCE for one in found.values()):
         sys.exit("The forms give different losses.")
     if chunked["MiB"] > MEMORY * naive["MiB"] or chunked["seconds"] > TIME * naive["seconds"]:
