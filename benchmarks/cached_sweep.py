@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def main() -> int:
         own = [*STUDENT, size, f"teachers.main.weights='{root / 'teacher'}'", f"data.views={given.views}"]
         own += [f"trainer.max_epochs={given.epochs}", f"trainer.check_val_every_n_epoch={given.epochs}"]
         start = time.perf_counter()
-        write_signals(config(root / "written", *own, "loss/response=[kd]"), Settings(str(cache), "full"))
+        with redirect_stdout(sys.stderr):  # it says where the cache lies
+            write_signals(config(root / "written", *own, "loss/response=[kd]"), Settings(str(cache), "full"))
         writing = time.perf_counter() - start
         totals, different = [0.0, 0.0], 0
         rows = []
