@@ -1,7 +1,7 @@
 """Fixtures of the tests of whole runs."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,22 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
         return train_student(tmp_path_factory.mktemp("student") / "run", teacher, *overrides, callbacks=callbacks)
 
     return trained
+
+
+@pytest.fixture
+def wandb_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B writes only below `tmp_path`; no test leaves a run open."""
+    import wandb  # half a second, which the other tests need not wait for
+
+    for place in ("CACHE", "DATA", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{place}_DIR", str(tmp_path / "wandb" / place.lower()))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    for variable in ("API_KEY", "MODE", "PROJECT", "RUN_GROUP", "RUN_ID", "RESUME"):
+        monkeypatch.delenv(f"WANDB_{variable}", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
+    assert wandb.run is None
 
 
 @pytest.fixture

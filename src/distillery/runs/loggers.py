@@ -62,8 +62,7 @@ def tracked(cfg: DictConfig, record: RunRecord, folder: Path) -> Iterator[list[L
         UserError: the package of a logger is missing, or W&B cannot be reached or does not know the user.
     """
     loggers: list[Logger] = []
-    # Lightning keeps its loggers out of a fast_dev_run: an empty run would be all that W&B got
-    configs = {} if cfg.trainer.fast_dev_run else _configs(cfg)
+    configs = _configs(cfg)
     if cfg.resume and WANDB in configs and (folder / WANDB_ID).is_file():
         configs[WANDB] = configs[WANDB].copy()
         with open_dict(configs[WANDB]):
@@ -193,7 +192,12 @@ def log_report(cfg: DictConfig, table: pd.DataFrame, out: Path) -> None:
 
 
 def _configs(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The loggers that are not null. `logger=[]` leaves no key at all."""
+    """The loggers that are not null. `logger=[]` leaves no key at all.
+
+    Lightning keeps its loggers out of a fast_dev_run: an empty run would be all that W&B got.
+    """
+    if OmegaConf.select(cfg, "trainer.fast_dev_run"):
+        return {}
     return {str(key): config for key, config in (cfg.get("logger") or {}).items() if config is not None}
 
 
