@@ -16,7 +16,7 @@ from distillery.config.stages import RunSpec
 from distillery.core.paths import CONFIGS
 from distillery.results.record import RunRecord
 from distillery.results.report.score import Score
-from distillery.results.report.search import Search
+from distillery.results.report.search import Search, trials_table
 from distillery.results.report.terminal import search_table
 from distillery.runs import sweep
 from distillery.runs.run import Result
@@ -87,6 +87,18 @@ def test_what_is_kept_is_a_row_for_each_job(tmp_path: Path) -> None:
     again = Search.read([tmp_path, tmp_path / "other"])
     assert again is not None
     assert again.importance == dict(importance.itertuples(index=False))
+
+
+def test_trials_may_differ_in_nothing(tmp_path: Path) -> None:
+    """A grid within a budget has trials, whatever it varies."""
+    search_of(trials_of([each | {"swept": {}} for each in notes(1)]), Score(), CONFIG).write(tmp_path)
+    again = Search.read([tmp_path])
+    assert again is not None
+    assert trials_table(again, Score()) == (
+        ["trial", "seeds", "validation %"],
+        [["0", "2", "0.00 ± 0.00"]],
+        0,
+    )
 
 
 @pytest.mark.parametrize(("data", "best"), [({}, 2), ({"score_name": "bits", "higher_is_better": False}, 0)])

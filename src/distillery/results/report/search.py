@@ -153,4 +153,6 @@ def _parsed(written: str) -> Any:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    if not path.is_file():
+        return pd.DataFrame()
+    return pd.read_csv(path, dtype={"settings": str}).fillna({"settings": ""})
