@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from distillery.data.sampler import BatchKey
@@ -20,7 +21,7 @@ from distillery.losses.levels import Headed
 from distillery.losses.signals import Signals
 from distillery.models.weights import read_weights, save_weights
 from distillery.results.record import RunRecord
-from distillery.runs.run import Result, train
+from distillery.runs.run import Result, arithmetic, train
 from fixtures.runs import STUDENT, Died, Dies, config
 
 DEVICE = "gpu"
@@ -44,6 +45,15 @@ def test_it_learns_what_the_cpu_learns(run: Callable[..., Result]) -> None:
     expected = read_weights(here.folder / "student.safetensors")
     for name, found in read_weights(there.folder / "student.safetensors").items():
         torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-8)
+
+
+def test_float32_is_rounded_to_tf32_on_demand_alone() -> None:
+    """The product of ones with 1 + 2^-12, which TF32 rounds to 1."""
+    ones = torch.ones(64, 64, device="cuda")
+    for tf32 in (False, True):
+        with arithmetic(OmegaConf.create({"threads": 1, "tf32": tf32, "trainer": {"devices": 1}})):
+            product = ones @ (ones * (1 + 2**-12))
+        assert product.eq(64).all() == tf32
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])

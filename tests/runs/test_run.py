@@ -29,7 +29,7 @@ from distillery.results.record import RunRecord
 from distillery.runs import progress_lines
 from distillery.runs.checkpoints import last_checkpoint
 from distillery.runs.folder_lock import FolderLock
-from distillery.runs.run import Result, train
+from distillery.runs.run import Result, arithmetic, train
 from distillery.runs.run_folder import RunFolder
 from fixtures.runs import (
     STEPS,
@@ -53,6 +53,21 @@ EXPORTS = ("student.safetensors", "predictions.npz")
 @pytest.fixture(scope="module")
 def finished(run: Callable[..., Result]) -> Result:
     return run()
+
+
+def test_threads_and_tf32_are_those_of_the_config_and_as_before_afterwards() -> None:
+    def held() -> tuple[int, str, bool]:
+        precision = torch.get_float32_matmul_precision()
+        return torch.get_num_threads(), precision, torch.backends.cudnn.allow_tf32
+
+    before = held()
+    for given, expected in (
+        ({"threads": 3, "tf32": True}, (3, "high", True)),
+        ({"threads": 1, "tf32": False}, (1, "highest", False)),
+    ):
+        with arithmetic(OmegaConf.create({"trainer": {"devices": 1}, **given})):
+            assert held() == expected
+        assert held() == before
 
 
 def test_the_folder_is_complete(finished: Result) -> None:

@@ -292,6 +292,7 @@ class Run(TypedDict, total=False):
     method: Name
     seed: Annotated[int, Ge(0), Le(MAX_SEED)]
     threads: PositiveInt | None
+    tf32: bool
     compile: Switch  # see `candidates.py`
     channels_last: Switch
     fold_batchnorms: Switch

@@ -83,7 +83,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = (), callbacks: Sequence[L.
 
 def run_job(job: Job, callbacks: Sequence[L.Callback] = ()) -> Result:
     """`train` for a config that has been checked."""
-    with FolderLock(job.folder) as lock, cpu_threads(job.cfg):
+    with FolderLock(job.folder) as lock, arithmetic(job.cfg):
         return _run(job, callbacks, lock)
 
 
@@ -147,14 +147,19 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
 
 
 @contextmanager
-def cpu_threads(cfg: DictConfig) -> Iterator[None]:
-    """Within: torch computes with `cfg.threads` threads, or with this process's share of the cores.
+def arithmetic(cfg: DictConfig) -> Iterator[None]:
+    """Within: torch has `cfg.threads` threads, or this process's share of the cores, and GPUs use TF32 or not.
 
     With another number of threads sums, and therefore weights, differ in their last bits.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(cfg.threads or max(1, before // processes(cfg.trainer)))
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32  # which torch allows unasked
+    torch.set_num_threads(cfg.threads or max(1, threads // processes(cfg.trainer)))
+    torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = cfg.tf32
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions

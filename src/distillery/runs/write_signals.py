@@ -28,7 +28,7 @@ from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.models.cost import count_embedding_parameters, count_flops, count_parameters
 from distillery.models.taps.network import probe
 from distillery.runs.folder_lock import FolderLock
-from distillery.runs.run import cpu_threads
+from distillery.runs.run import arithmetic
 from distillery.runs.trainer import hush_lightning
 from distillery.tasks.task import row_labels
 from distillery.teachers.cache_format import MANIFEST, Contents, Kind, Layer, Layout
@@ -78,7 +78,7 @@ def write_signals(cfg: DictConfig, settings: Settings, every: float = EVERY) -> 
     spec = check(cfg)
     if len(spec.stages) > 1:
         raise UserError("distill-cache works for runs without stages: set stages=none, and the data of the stage.")
-    with cpu_threads(spec.cfg):
+    with arithmetic(spec.cfg):
         parts = build(spec.stages[0])
         teacher = parts.distiller.frozen.get(settings.teacher)
         if teacher is None or not (teacher.has_network or teacher.available.k):
