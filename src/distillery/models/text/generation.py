@@ -77,7 +77,9 @@ def generate(
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     name = _cache_of(net)
     cache: dict[str, Any] = {}
-    tokens, figures, lengths = [], [], torch.zeros_like(ids[:, 0])
+    # Those of all steps: small tensors that remain between the logits of each would break the heap up, see `map_rows`.
+    tokens, lengths = ids.new_zeros(len(ids), most), torch.zeros_like(ids[:, 0])
+    figures = torch.empty(0)
     with evaluating(net), precise(net.get_output_embeddings()):  # type: ignore[operator]
         for step in range(most):
             output = net.forward(  # not `net(…)`: a compiled network would be compiled again for each length
@@ -89,15 +91,17 @@ def generate(
                 **last_alone,
             )
             chosen, said = choose(output.logits[:, -1, :vocabulary].float(), step)
-            tokens.append(chosen.where(runs, 0))
-            figures.append(said.where(runs[:, None], 0.0))
-            lengths = lengths + runs
+            if not step:
+                figures = said.new_zeros(len(ids), most, said.shape[-1])
+            tokens[:, step] = chosen.where(runs, 0)
+            figures[:, step] = said.where(runs[:, None], 0.0)
+            lengths += runs
             runs = runs & ~torch.isin(chosen, stops)
             if not runs.any():
                 break
-            ids, cache = tokens[-1][:, None], {name: getattr(output, name)}
+            ids, cache = tokens[:, step : step + 1], {name: getattr(output, name)}
             mask, positions = torch.cat([mask, torch.ones_like(ids)], 1), positions[:, -1:] + 1
-    return Continuations(torch.stack(tokens, 1), torch.stack(figures, 1), lengths, ~runs & (lengths > 0))
+    return Continuations(tokens[:, : step + 1], figures[:, : step + 1], lengths, ~runs & (lengths > 0))
 
 
 def greedy(logits: Tensor, _: int) -> tuple[Tensor, Tensor]:
