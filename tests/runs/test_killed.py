@@ -89,12 +89,14 @@ def assert_equal_to_the_whole(trials: Trials, *moments: Moment) -> None:
     assert differences(folder, trials.folder) == []
 
 
-@pytest.mark.parametrize("turn", range(TURNS))
+@pytest.mark.parametrize(
+    "turn", [pytest.param(turn, marks=[pytest.mark.long] * bool(turn % 3)) for turn in range(TURNS)]
+)
 def test_it_ends_as_the_run_that_was_not_killed(turn: int, trials: Trials) -> None:
     assert_equal_to_the_whole(trials, drawn(trials.whole, TURNS, seed=0)[turn])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_it_may_be_killed_again(seed: int, trials: Trials) -> None:
     one, *_, other = drawn(trials.whole, 5, seed)
     assert_equal_to_the_whole(trials, one, other, one)

@@ -31,16 +31,13 @@ from distillery.runs.study_jobs import StudyJobs, methods_of
 from distillery.runs.study_trials import Trials
 from fixtures.building import build
 
-LONG = (
-    "leaderboard",
-    "tuned_",
-    "wordnet_",
-    "movie_reviews_",
-    "text_recipes",
-    "stages_movie",
-)  # many jobs, or like another's
+SLOW = ("tuned_fashion_mnist", "text_recipes")  # many jobs
+LONG = ("leaderboard", "tuned_", "wordnet_", "movie_reviews_", "stages_movie")  # many, like those of another
 STUDIES = [
-    pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LONG) else [])
+    pytest.param(
+        path.stem,
+        marks=pytest.mark.slow if path.stem in SLOW else pytest.mark.long if path.stem.startswith(LONG) else [],
+    )
     for path in sorted((CONFIGS / "study").glob("*.yaml"))
 ]
 FORMS = ("truncate", "renormalise", "renormalise_teacher", "tail", "sample")  # of topk_kd

@@ -330,13 +330,13 @@ def test_costs_of_a_stage_are_counted_by_hand(staged: Staged) -> None:
     [
         ((), 2 * STEPS),  # in the first step of the second stage
         pytest.param((), 3 * STEPS, marks=pytest.mark.slow),  # of the third
-        pytest.param((), 4 * STEPS, marks=pytest.mark.slow),
-        pytest.param(EACH_STEP, STEPS + 3, marks=pytest.mark.slow),
+        pytest.param((), 4 * STEPS, marks=pytest.mark.long),
+        pytest.param(EACH_STEP, STEPS + 3, marks=pytest.mark.long),
         pytest.param(EACH_STEP, 2 * STEPS + 5, marks=pytest.mark.slow),
-        pytest.param(EACH_STEP, 3 * STEPS + 1, marks=pytest.mark.slow),
-        pytest.param(EACH_STEP, 2 * STEPS, marks=pytest.mark.slow),
+        pytest.param(EACH_STEP, 3 * STEPS + 1, marks=pytest.mark.long),
+        pytest.param(EACH_STEP, 2 * STEPS, marks=pytest.mark.long),
         pytest.param(EACH_STEP, 3 * STEPS, marks=pytest.mark.slow),
-        pytest.param(EACH_STEP, 5 * STEPS - 1, marks=pytest.mark.slow),
+        pytest.param(EACH_STEP, 5 * STEPS - 1, marks=pytest.mark.long),
     ],
 )
 def test_a_run_that_was_stopped_ends_bit_equal(
