@@ -506,7 +506,7 @@ def begin(folder: Path, teacher: Path) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_is_resumed(command: Command, teacher: Path, tmp_path: Path) -> None:
     killed = begin(tmp_path / "killed", teacher)
     killed.send_signal(signal.SIGSTOP)

@@ -301,7 +301,11 @@ def test_a_study_runs_on_two_ranks(tmp_path: Path) -> None:
     ("callback", "said"),
     [
         ("{_target_: fixtures.two_ranks.Raises, rank: 1}", "Rank 1 ended with exit code 1, and so the job:"),
-        ("{_target_: fixtures.two_ranks.Killed, rank: 1}", "Rank 1 ended with exit code -9, and so the job:"),
+        pytest.param(
+            "{_target_: fixtures.two_ranks.Killed, rank: 1}",
+            "Rank 1 ended with exit code -9, and so the job:",
+            marks=pytest.mark.long,
+        ),
         ("{_target_: fixtures.two_ranks.Raises, rank: 0}", "OSError: rank 0 has lost its disk"),
     ],
 )
@@ -684,7 +688,7 @@ def test_partly_labelled_data_are_those_of_one_process(teacher: str, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["ema", "peer"])
+@pytest.mark.parametrize("role", ["ema", pytest.param("peer", marks=pytest.mark.long)])
 def test_a_teacher_that_moves_is_that_of_one_process(role: str, tmp_path: Path) -> None:
     """Each rank teaches its own share of the samples: with other weights on one of them the student would differ.
 

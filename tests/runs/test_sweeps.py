@@ -248,7 +248,7 @@ def test_a_sweep_of_plans_leaves_and_counts_nothing(cli: Cli, jobs: Sequence[str
     assert [path.name for path in Path("sweep").rglob("*")] == ["multirun.yaml"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_two_processes_the_first_one_tells(jobs: Sequence[str], tmp_path: Path) -> None:
     two = ("hardware=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"{NAN},0.01")
     done = subprocess.run(
