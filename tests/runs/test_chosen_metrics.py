@@ -58,7 +58,7 @@ def test_the_report_has_their_columns(finished: Result, tmp_path: Path) -> None:
         assert table.loc["teacher", f"{name}_mean"] == pytest.approx(finished.record.teachers["main"][name])
         assert {f"{name}_std", f"{name}_diff_mean", f"{name}_diff_ci95"} < {*table}
     page = (tmp_path / "report.md").read_text()
-    assert "| score % | Δ baseline | retention % | macro_f1 | mcc |" in page
+    assert "| score % | retention % | macro_f1 | mcc |" in page
     assert "- **macro_f1, mcc**:" in page
 
 
