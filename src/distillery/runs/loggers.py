@@ -124,6 +124,7 @@ def wandb_logger(
 
     Lightning's own `offline` is not used, because it sets `WANDB_MODE` for all later runs of the process.
     """
+    Path(save_dir).mkdir(parents=True, exist_ok=True)  # or W&B warns that it is missing
     return WandbLogger(
         name=name,
         project=project,
