@@ -94,11 +94,14 @@ def test_a_sweep_ends_in_its_table(cli: Cli, jobs: Sequence[str]) -> None:
     [
         pytest.param("joblib", ["hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
         pytest.param("submitit_local", [], marks=pytest.mark.long),  # as on a cluster, in processes of this machine
+        pytest.param("ray", [], marks=pytest.mark.long),
     ],
 )
 def test_jobs_at_a_time_leave_the_same_runs_and_table(
     launcher: str, settings: Sequence[str], cli: Cli, jobs: Sequence[str]
 ) -> None:
+    if launcher == "ray":  # no extra installs it: its versions are not ours
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     in_turn = cli("train", *jobs, "loss.kd.temperature=1,4")[1]
     others = [f"{SWEEP}_other", f"hydra/launcher={launcher}", *settings, "loss.kd.temperature=1,4"]
     code, at_a_time = cli("train", *jobs, *others)
