@@ -11,8 +11,11 @@ import pytest
 from rich.console import Console
 
 from distillery.results.layout import report_files
+from distillery.results.report.collect import collect
 from distillery.results.report.language import side_by_side
 from distillery.results.report.page import markdown_table
+from distillery.results.report.plot_fidelity import plot_fidelity
+from distillery.results.report.selection import select
 from distillery.results.report.terminal import terminal_table
 from distillery.results.report.write import write_report
 
@@ -85,6 +88,19 @@ def test_the_figures_are_means_over_seeds_and_texts_stand_side_by_side(folder: P
         "```text\nprompt    We *are*\ndata       x⏎⏎y\nteacher    of | teachers\nbaseline   baseline `` 0\n"
         "kd         kd `` 0\n```"
     )
+
+
+def test_a_divergence_by_position_reaches_as_far_as_the_texts_of_the_data(make_run: MakeRun, tmp_path: Path) -> None:
+    """One token of the student far behind the others would squeeze the picture; seeds may end at other places."""
+    for seed, (own, given) in enumerate((([1.0, 5.0, 900.0], [0.5, 0.25]), ([3.0], [1.5, 0.75]))):
+        found = entries(0.1)
+        found["main"] |= {"own_text": text(0) | {"kl_by_place": own}, "data_text": text(0) | {"kl_by_place": given}}
+        metrics = {"last": {"epoch": 2, "test_score": 2.0}}
+        make_run("kd", seed, 2.0, teacher=TEACHER, metrics=metrics, data=DATA, fidelity=found)
+    figure = plot_fidelity(select(collect([tmp_path])).students)
+    assert figure is not None
+    lines = [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    assert lines == [[[4, 2], [12, 5]], [[4, 1], [12, 0.5]]]
 
 
 def test_texts_stand_side_by_side_whatever_they_hold() -> None:

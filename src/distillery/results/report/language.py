@@ -23,10 +23,10 @@ teacher). **Acceptance**: Σ min(s, t), the chance that speculative decoding acc
 of the tokens · |accuracy − mean confidence| (Guo et al. 2017). **Entropy**: of the next token."""
 CAPTION = """
 Left: KL(teacher ‖ student) by how far a token stands behind the prompt, at continuations that the student has drawn
-(solid) and at those of the data after the same prompts (dashed); shaded: 95 % interval of the mean over seeds. Where
-the solid line climbs away from the dashed one, the student's own mistakes lead it to where it knows least (exposure
-bias). Right: accuracy of the likeliest next token by its probability, which would be equal (grey) were the student
-calibrated; larger dots stand for more tokens."""
+(solid, as far as those of the data reach) and at those of the data after the same prompts (dashed); shaded: 95 %
+interval of the mean over seeds. Where the solid line climbs away from the dashed one, the student's own mistakes lead
+it to where it knows least (exposure bias). Right: accuracy of the likeliest next token by its probability, which would
+be equal (grey) were the student calibrated; larger dots stand for more tokens."""
 
 
 def fidelity_section(table: pd.DataFrame, students: Sequence[Run], pictures: Set[str]) -> str:

@@ -13,6 +13,8 @@ from distillery.results.report.plot_calibration import best_of, colours_of, fini
 from distillery.results.report.statistics import mean_and_ci95
 from distillery.results.report.table import compared_with
 
+LINES = {"own_text": "-", "data_text": "--"}  # of `RunRecord.fidelity`, by kind of text
+
 
 def plot_fidelity(students: Sequence[Run]) -> Figure | None:
     """The picture of the best methods; None: there is nothing to draw."""
@@ -36,7 +38,8 @@ def plot_fidelity(students: Sequence[Run]) -> Figure | None:
     left.set_xlim(left=0)
     finish_reliability(right, "token")
     styles = [
-        Line2D([], [], color=GREY, ls=style, label=label) for style, label in (("-", "own text"), ("--", "data's text"))
+        Line2D([], [], color=GREY, ls=style, label=label)
+        for style, label in zip(LINES.values(), ("own text", "data's text"), strict=True)
     ]
     figure.legend(
         handles=[*keys([*shown], colours), *styles],
@@ -48,20 +51,22 @@ def plot_fidelity(students: Sequence[Run]) -> Figure | None:
 
 
 def _by_position(ax: Axes, runs: Sequence[Run], colour: str) -> None:
-    """The mean over seeds and its 95 % interval; a seed whose texts end early has no value at the end."""
-    for kind, style in (("own_text", "-"), ("data_text", "--")):
-        profiles = [
-            run.record.fidelity[name][kind]["kl_by_place"]
-            for run in runs
-            if (name := compared_with(run)) is not None and kind in run.record.fidelity[name]
-        ]
-        if not profiles:
-            continue
-        table = np.full((len(profiles), max(map(len, profiles))), np.nan)
-        for row, profile in zip(table, profiles, strict=True):
-            row[: len(profile)] = profile
-        width = runs[0].record.fidelity["student"]["texts"]["places"]
-        middle = (np.arange(table.shape[1]) + 0.5) * width
+    """The mean over seeds and its 95 % interval, as far as the data's texts reach: few of the student's are longer.
+
+    A seed whose texts end early has no value at the end.
+    """
+    found = [run.record.fidelity[name] for run in runs if (name := compared_with(run)) is not None]
+    texts = [{kind: each[kind]["kl_by_place"] for kind in LINES} for each in found if "own_text" in each]
+    if not texts:
+        return
+    width = runs[0].record.fidelity["student"]["texts"]["places"]
+    table = np.full((len(texts), max(len(each["data_text"]) for each in texts)), np.nan)
+    middle = (np.arange(table.shape[1]) + 0.5) * width
+    for kind, style in LINES.items():
+        table[:] = np.nan
+        for row, each in zip(table, texts, strict=True):
+            own = each[kind][: len(row)]
+            row[: len(own)] = own
         mean, ci95 = np.transpose([mean_and_ci95(place[~np.isnan(place)]) for place in table.T])
         ax.plot(middle, mean, style, color=colour, lw=1.4, marker="o", ms=2.5)
         ax.fill_between(middle, mean - ci95, mean + ci95, color=colour, alpha=0.1, lw=0)
