@@ -38,7 +38,8 @@ def activation_boundary(
     https://arxiv.org/abs/1811.03233. Values equal those of RepDistiller, by the authors.
     """
     student, teacher = comparable_maps(student_features, teacher_features)
-    miss = torch.where(teacher > 0, margin - student, margin + student).clamp_min(0)
+    side = torch.where(teacher > 0, -1.0, 1.0).to(student.dtype)
+    miss = (margin + side * student).clamp_min(0)
     return reduce_rows(factor * miss.square().flatten(1).sum(1), reduction)
 
 

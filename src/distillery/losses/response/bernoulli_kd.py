@@ -1,10 +1,9 @@
 """Distillation of independent labels, each with a probability of its own (Yang et al., ICCV 2023)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.core.numerics import Reduction, comparable, kl, reduce_rows
+from distillery.core.numerics import Reduction, comparable, reduce_rows
 from distillery.losses.logit_term import LogitTerm
 from distillery.losses.settings import Positive
 from distillery.losses.term import Contract
@@ -32,14 +31,11 @@ def bernoulli_kd(
     T = 1. It sums over the labels; the mean is on the scale of the binary cross-entropy, whatever the number of labels.
     """
     student, teacher = comparable(student_logits, teacher_logits)
-    labels = kl(_log_probabilities(teacher / temperature), _log_probabilities(student / temperature))
+    student, teacher = student / temperature, teacher / temperature
+    of_one, of_zero = F.logsigmoid(teacher), F.logsigmoid(-teacher)
+    labels = of_one.exp() * (of_one - F.logsigmoid(student)) + of_zero.exp() * (of_zero - F.logsigmoid(-student))
     rows = labels.mean(-1)
     return reduce_rows(rows * temperature**2 if t_squared else rows, reduction)
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """The logarithms of sigmoid(z) and 1 - sigmoid(z): [...] → [..., 2]."""
-    return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
 
 
 class BernoulliKD(LogitTerm, function=bernoulli_kd):
