@@ -22,7 +22,7 @@ from distillery.runs.job import Job
 from distillery.runs.loggers import hush
 from distillery.runs.run import run_job
 from distillery.runs.show_result import show_result
-from distillery.runs.sweep_summary import note, noted, sweep_folder
+from distillery.runs.sweep_journal import note, noted, sweep_folder
 from distillery.tasks.metrics import SCORE
 
 FAR = 1e6  # worse than any score, and better than that of a job that failed

@@ -19,7 +19,7 @@ from distillery.results.exports import Measured
 from distillery.results.report.score import Score
 from distillery.results.report.search import Search
 from distillery.runs.budget import MEGABYTE, Budget
-from distillery.runs.sweep_summary import Outcome
+from distillery.runs.sweep_journal import Outcome
 
 ENOUGH = 10  # trials for the importance of parameters: fewer hardly tell them apart
 
