@@ -119,8 +119,9 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
     write_own_data(tmp_path)
     once = ["trainer.max_epochs=1", "min_teacher_score=0"]
     small = [*once, "data.val_size=50", "data.train_size=100", f"data.root={tmp_path / 'fashion'}"]
-    # composed above; language models run below
+    # composed above; one needs the hub, and language models run below
     elsewhere = {
+        "push_to_hub=my-name/digits",
         "model/teacher=stored",
         "--cfg",
         "hardware=ddp",
@@ -143,11 +144,15 @@ def test_the_commands_of_readme_and_guides_run(tmp_path: Path, cli: Cli, monkeyp
         "new_digits",
         "run=outputs/pictures/kd/seed0",
         "run=outputs/reviews/kd/seed0",
+        "run=outputs/roads/kd/seed0",
         "data.root=streets",
         "task=embedding",
         "task=question_answering",
         "optim.scheduler.warmup_t=5",  # epochs
     }
+    # what `make demo` leaves; but for its teacher, which is trained by a command of the README here
+    demo = ["study=digits_demo", "seeds=[0]", "teacher_folder=outputs/teacher", "overrides=" + json.dumps(once)]
+    assert cli("study", *demo)[0] == 0
     found = dict.fromkeys(tuple(command) for page in (README, *GUIDES) for command in in_blocks(page))
     for number, (name, *arguments) in enumerate(found):
         command = name.removeprefix("distill-")

@@ -70,6 +70,16 @@ def test_threads_and_tf32_are_those_of_the_config_and_as_before_afterwards() -> 
         assert held() == before
 
 
+@pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "timm.optim.Lion"])
+def test_an_optimizer_s_own_list_is_saved_and_read(optimizer: str, run: Callable[..., Result]) -> None:
+    """Checkpoints are read with weights_only=True, which refuses the lists of configs."""
+    result = run(f"optim.optimizer._target_={optimizer}", "+optim.optimizer.betas=[0.9,0.98]", "trainer.max_epochs=1")
+    path = last_checkpoint(result.folder)
+    assert path is not None
+    saved = torch.load(path, weights_only=True)
+    assert tuple(saved["optimizer_states"][0]["param_groups"][0]["betas"]) == (0.9, 0.98)
+
+
 def test_the_folder_is_complete(finished: Result) -> None:
     found = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
     assert found == {

@@ -215,7 +215,7 @@ def build(
     if cfg.compile:
         _compile(new)
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in validations else 1
-    settings = instantiate(cfg.optim)
+    settings = instantiate(cfg.optim, _convert_="all")  # plain lists: checkpoints are read with weights_only=True
     settings.pop("ema", None)
     rates = {"layer_decay": settings.pop("layer_decay", None), **settings.pop("lr_scale", {})}
     optim = Optim(**settings, lr_scales=lr_scales(student, objective, batch, **rates), frequency=frequency)
