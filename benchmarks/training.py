@@ -3,10 +3,11 @@
     python benchmarks/training.py [--pairs 5] [--steps 20] [--accelerator gpu] [--json FILE]
 
 All train the same student against the same teacher with kd, in turn, in one process, on one thread; no validation in
-the timed part, and compilation is told apart. `plain` is this project as it is, `tuned` has hardware=tuned, and
-`cached` reads the teacher's signals from memory besides (texts: without hardware=tuned). `alone` is the student without
-a teacher, and `lightning` the hand-written step under a Trainer without callbacks and loggers. The ratios are medians
-over the pairs. A library that is not installed is left out: pip install --no-deps torchdistill.
+the timed part, and compilation is told apart. `plain` is this project as it is, `tuned` has hardware=tuned, which
+computes in bfloat16 where the device does (`tuned float32` does not), and `cached` reads the teacher's signals from
+memory besides (texts: without hardware=tuned). `alone` is the student without a teacher, and `lightning` the
+hand-written step under a Trainer without callbacks and loggers. The ratios are medians over the pairs. A library that
+is not installed is left out: pip install --no-deps torchdistill.
 Exits with 1 if ResNet-56 → ResNet-20 costs plainly more than 1.05 × the hand-written loop.
 """
 
@@ -83,7 +84,13 @@ LLAMAS = [
 LLAMA6 = ["student.net.config={hidden_size: 192, num_hidden_layers: 6, intermediate_size: 512}"]
 KD_LOSS = [f"task.weight={TASK}", "loss/response=[kd]", f"loss.kd.weight={KD}", f"loss.kd.temperature={TEMPERATURE}"]
 CACHED = "teachers.main.cache=true"
-OURS = {"plain": [], "tuned": ["hardware=tuned"], "cached": ["hardware=tuned", CACHED, "data.views=2"]}
+TUNED = "hardware=tuned"
+OURS = {
+    "plain": [],
+    "tuned float32": [TUNED, "trainer.precision=32-true"],
+    "tuned": [TUNED],
+    "cached": [TUNED, CACHED, "data.views=2"],
+}
 OF_TEXTS = {"plain": [], "cached": [CACHED]}
 
 

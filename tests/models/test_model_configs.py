@@ -55,7 +55,8 @@ def test_teacher(choice: str) -> None:
         assert teachers.main.keys() == WITHOUT_WEIGHTS[choice]
         assert teachers.main.role == choice
         return
-    assert teachers.main.keys() - {"prompt"} == {"net", "weights", "input", "bn_mode", "classes", "cache"}
+    settings = {"net", "weights", "input", "bn_mode", "classes", "precision", "cache"}
+    assert teachers.main.keys() - {"prompt"} == settings
     assert teachers.main.bn_mode == "eval"
     assert OmegaConf.is_missing(teachers.main, "weights") or teachers.main.weights == "pretrained"
     if choice not in WHOLE | {"run"}:

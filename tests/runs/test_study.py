@@ -31,7 +31,7 @@ from distillery.runs.study_jobs import StudyJobs, methods_of
 from distillery.runs.study_trials import Trials
 from fixtures.building import build
 
-SLOW = ("tuned_fashion_mnist", "text_recipes")  # many jobs
+SLOW = ("tuned_fashion_mnist", "text_recipes", "bfloat16")  # many jobs
 LONG = ("leaderboard", "tuned_", "wordnet_", "movie_reviews_", "stages_movie")  # many, like those of another
 STUDIES = [
     pytest.param(
@@ -63,6 +63,7 @@ CONTROLS = {  # named by what they are, not by their losses
     **{key: [] for key in ("model_labels", "true_labels", "model_texts", "more_texts")},
     **{key: ["kd"] for key in ("kd_long", "patient", "patient_short")},
     **{f"topk_kd_{form}": ["topk_kd"] for form in ("tail", "sample")},
+    **{f"kd_{precision}": ["kd"] for precision in ("float32", "bfloat16_teacher", "bfloat16")},
     **{f"{form}_{k}": ["topk_kd"] for form in FORMS for k in (4, 8, 16)},
 }
 ON_TEXTS = {"layerwise": ["kd", "hidden_mse"]}

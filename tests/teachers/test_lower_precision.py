@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
-from distillery.models.adapters import TextAdapter
+from distillery.models.adapters import ImageAdapter, TextAdapter
+from distillery.models.cnn import SmallCNN
 from distillery.models.taps.network import Network
 from distillery.teachers.frozen import Teacher
 from fixtures.documents import tiny_llama
@@ -89,6 +90,35 @@ def test_another_network_takes_the_precision_of_the_run() -> None:
     network = Network(nn.Linear(2, 2))
     network.place(torch.device("cpu"), torch.float64)
     assert network.net.weight.dtype == torch.float64
+
+
+def test_a_network_for_images_computes_in_bfloat16_and_is_folded_in_float32() -> None:
+    torch.manual_seed(0)
+    images = {"image": torch.rand(64, 3, 16, 16), "index": torch.arange(64)}
+    net = SmallCNN(10, widths=[8, 16])
+    net(images["image"])  # BatchNorm's statistics
+    own = Teacher(net, ImageAdapter([0.5] * 3, [0.25] * 3))  # which bfloat16 represents
+    lower = copy.deepcopy(own.net).bfloat16()
+    expected = lower(((images["image"] - 0.5) / 0.25).bfloat16())
+    own.lower("bf16", images)
+    assert own.remarks[0].startswith("its weights are kept as bf16: on 64 rows of logits")
+    assert torch.equal(own(images).logits, expected)
+    before = own.fingerprint()
+    own.fold_batchnorms(images)
+    folded = own(images).logits
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in own.net.modules())
+    assert folded.dtype == torch.bfloat16
+    exact = lower.float()((images["image"] - 0.5) / 0.25)  # the same weights
+    for name, rounded in {"folded": folded, "as it was": expected}.items():
+        torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2, msg=name)
+    own.unfold()
+    assert own.fingerprint() == before
+    assert torch.equal(own(images).logits, expected)
+
+
+def test_a_network_without_linear_layers_has_nothing_to_quantise() -> None:
+    with pytest.raises(UserError, match=r"^precision=int8 is for linear layers, of which this network has none but"):
+        Teacher(SmallCNN(10, widths=[8, 16])).lower("int8")
 
 
 def test_groups_that_do_not_fit() -> None:

@@ -138,7 +138,7 @@ def build(
     student.tap_attention((), batch)
     stored = {name: StoredTeacher(name, data) for name in stored_teachers(cfg)}
     cached = cached_teachers(cfg, data, task, outputs, batch, loaded)
-    frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, batch), **stored}
+    frozen: dict[str, Teacher] = {**loaded.load_all(cfg.teachers, data), **stored}
     frozen |= {name: each.network or each for name, each in cached.items()}
     frozen |= {**served_teachers(cfg, data, task, batch), **answering_teachers(cfg, data)}
     if task.needs_references:

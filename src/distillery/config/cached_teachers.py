@@ -81,7 +81,7 @@ def _cached(
     cache = DiskCache(Path(own.cache))
     teacher = None
     if not is_absent(own):
-        teacher = loaded.load(own, name, batch=batch)
+        teacher = loaded.load(own, name, data=data)
         fit_classes(teacher, own, data, task, outputs, teacher.shapes(batch).logits, batch)
     here, there = signals_key(teacher, own, data, str(cfg.trainer.precision)), cache.contents.key
     unknown = {} if teacher is not None else {what: there[what] for what in OF_TEACHER if what in there}

@@ -11,6 +11,7 @@ from torch import Tensor
 from distillery.config.networks import build_teacher, is_cached
 from distillery.config.spec import FrozenTeacher, kinds
 from distillery.core.roles import FROZEN, role_of
+from distillery.data.module import Data
 from distillery.teachers.frozen import Teacher
 
 # The settings that decide what a teacher computes.
@@ -36,27 +37,25 @@ class LoadedTeachers:
     def __init__(self) -> None:
         self._loaded: dict[str, list[_Loaded]] = {}
 
-    def load_all(self, configs: Mapping[str, Any], batch: Mapping[str, Tensor]) -> dict[str, Teacher]:
+    def load_all(self, configs: Mapping[str, Any], data: Data) -> dict[str, Teacher]:
         """The frozen teachers among the completed configs of a stage, by name. Those read from disk are not loaded.
 
         Args:
-            batch: see `build_teacher`.
+            data: see `build_teacher`.
         """
         teachers: dict[str, Teacher] = {}
         for name, cfg in configs.items():
             if role_of(cfg) == FROZEN and not is_cached(cfg):
-                teachers[name] = self.load(cfg, name, teachers.values(), batch)
+                teachers[name] = self.load(cfg, name, teachers.values(), data)
         return teachers
 
-    def load(
-        self, cfg: DictConfig, name: str, beside: Collection[Teacher] = (), batch: Mapping[str, Tensor] | None = None
-    ) -> Teacher:
+    def load(self, cfg: DictConfig, name: str, beside: Collection[Teacher] = (), data: Data | None = None) -> Teacher:
         """The teacher of a completed config.
 
         Args:
             name: see `Network`.
             beside: the other teachers of the stage. Each has taps of its own, so two of them are never the same.
-            batch: see `build_teacher`.
+            data: see `build_teacher`.
 
         Raises:
             UserError: see `build_teacher`.
@@ -68,7 +67,7 @@ class LoadedTeachers:
                 if torch.equal(before, loaded.before):  # what is drawn next is the same as if it was initialised here
                     torch.set_rng_state(loaded.after)
                 return loaded.teacher.reset(name)
-        teacher = build_teacher(cfg, name, batch)
+        teacher = build_teacher(cfg, name, data)
         self._loaded.setdefault(key, []).append(_Loaded(teacher, before, torch.get_rng_state()))
         return teacher
 

@@ -1,13 +1,12 @@
 """Config → networks: the student and the teachers, with their weights and input adapters."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor, nn
+from torch import nn
 
 from distillery.core.errors import UserError, named
 from distillery.core.offline import read_cache_if_offline, why_offline
@@ -29,6 +28,7 @@ from distillery.teachers.peer import Peer
 OF_TRANSFORMERS = tuple(  # networks for images
     f"distillery.models.{module}." for module in ("hf_vision", "hf_segmentation", "clip_zero_shot")
 )
+MEASURED = 64  # samples on which the effect of a lower precision is measured
 TOKENIZER = "tokenizer"  # a setting of `input` that only networks for texts have
 
 
@@ -200,11 +200,11 @@ def build_moving(cfg: DictConfig, name: str, student: Network) -> Network:
     return student
 
 
-def build_teacher(cfg: DictConfig, name: str, batch: Mapping[str, Tensor] | None = None) -> Teacher:
+def build_teacher(cfg: DictConfig, name: str, data: Data | None = None) -> Teacher:
     """The frozen teacher of a completed config. A run calls it through `LoadedTeachers`.
 
     Args:
-        batch: samples of the data, on which the effect of its `precision` is measured.
+        data: of the run; the effect of its `precision` is measured on a few samples.
 
     Raises:
         UserError: there are no weights, or some are newly initialised: such a teacher has nothing to teach.
@@ -235,7 +235,7 @@ def build_teacher(cfg: DictConfig, name: str, batch: Mapping[str, Tensor] | None
     teacher.remarks += [*remarks, *other_statistics(cfg, net)]
     if cfg.get("precision"):
         try:
-            teacher.lower(cfg.precision, batch)
+            teacher.lower(cfg.precision, None if data is None else data.example(MEASURED))
         except UserError as error:
             raise named(f"teachers.{name}", error) from None
     return teacher

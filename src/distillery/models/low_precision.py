@@ -24,7 +24,7 @@ def lower_precision(net: nn.Module, precision: Precision) -> None:
     of their inputs. int4 is stored in a byte each: it shows what four bits do, and takes no less memory than int8.
 
     Raises:
-        UserError: torchao is not installed, or the rows of a layer cannot be divided into groups.
+        UserError: torchao is not installed, there are no such layers, or their rows cannot be divided into groups.
     """
     if precision == "bf16":
         net.to(torch.bfloat16)
@@ -35,6 +35,10 @@ def lower_precision(net: nn.Module, precision: Precision) -> None:
         raise UserError(f"precision={precision} needs torchao: pip install -e '.[lm]'") from None
     head = {net.get_submodule(path) for path in classifier_paths(net)}
     layers = {path: module for path, module in net.named_modules() if type(module) is nn.Linear and module not in head}
+    if not layers:
+        raise UserError(
+            f"precision={precision} is for linear layers, of which this network has none but its classifier. Use bf16."
+        )
     if precision == "int4" and (odd := [path for path, each in layers.items() if each.in_features % GROUP]):
         raise UserError(
             f"precision=int4: {odd[0]} has {layers[odd[0]].in_features} inputs, not a multiple of {GROUP}. Use int8."
@@ -47,11 +51,12 @@ def lower_precision(net: nn.Module, precision: Precision) -> None:
 
 
 def sample_logits(network: Network, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits [N, C] of a few samples, of texts those of the tokens that count."""
+    """The logits [N, C] of a few samples, of texts those of the tokens that count, of masks those of all pixels."""
     few = max(1, COMPARED // batch["input_ids"].shape[1]) if "input_ids" in batch else len(batch["index"])
     signals = probe(network, {key: value[:few] for key, value in batch.items()})
-    of_tokens = signals.mask is not None and signals.logits.dim() > 2
-    return signals.logits[signals.mask > 0] if of_tokens else signals.logits  # type: ignore[operator]
+    if signals.mask is not None and signals.logits.dim() > 2:
+        return signals.logits[signals.mask > 0]
+    return signals.logits.flatten(0, -2)
 
 
 def agreement(full: Tensor, lower: Tensor) -> str:

@@ -118,6 +118,8 @@ class Teacher(Network):
         full = None if batch is None else sample_logits(self, batch)
         self.sha256 = hashlib.sha256(f"{self.sha256} {precision}".encode()).hexdigest()
         lower_precision(self.net, precision)
+        if precision == "bf16":
+            self.adapter.to(torch.bfloat16)  # which gives images in its own precision
         self.precision = precision
         self._dtypes = _float_dtypes(self._weights())
         compared = "" if full is None or batch is None else f": {agreement(full, sample_logits(self, batch))}"
@@ -263,9 +265,11 @@ class Teacher(Network):
         folded where BatchNorm normalises by the batch (`bn_mode="train"`), the weights are quantised, a cache is asked
         in place of the network, or the outputs on `batch` would not be the same.
         """
-        if self._per_batch or self.precision or self.training_signals is not None:
+        if self._per_batch or self.precision in ("int8", "int4") or self.training_signals is not None:
             return
         _ = self.sha256  # of the weights as they are
+        if self.precision == "bf16":
+            self.float()  # products and comparison are in float32
         before = probe(self, batch).logits
         pairs = foldable(self, batch)
         for norm, convolution in pairs.items():
@@ -275,6 +279,8 @@ class Teacher(Network):
                 self.net.set_submodule(path, module)
         if not torch.allclose(probe(self, batch).logits, before, rtol=1e-3, atol=1e-3 * before.abs().max().item()):
             self.unfold()
+        if self.precision == "bf16":
+            self.bfloat16()
         self.remarks.append(f"{len(self._folded) // 2} of its BatchNorms are folded into convolutions")
 
     def unfold(self) -> None:

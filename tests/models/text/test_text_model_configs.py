@@ -57,7 +57,7 @@ def test_settings_and_initialisation_on_the_command_line(minilm: str, tokens: Ma
 
 def test_teacher(minilm: str, tokens: Mapping[str, Tensor]) -> None:
     teacher = composed("+model/teacher=transformer").teachers.main
-    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "cache"}
+    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "precision", "cache"}
     assert (teacher.weights, teacher.bn_mode, teacher.cache) == ("pretrained", "eval", False)
     teacher.net.model = minilm
     net = instantiate(teacher.net, head="masked_lm", num_classes=30522, pretrained=True)

@@ -63,7 +63,7 @@ class StageData:
         task = make_scheduled("task", stage.cfg.task, stage.schedules["task"])
         completed = complete_teacher(teacher, data, task, "main", stage.cfg.student)
         batch = data.example()
-        loaded = self._loaded.load(completed, "main", batch=batch)
+        loaded = self._loaded.load(completed, "main", data=data)
         fit_classes(loaded, completed, data, task, task.outputs(data), loaded.shapes(batch).logits, batch)
         if loaded.other_classes:
             raise UserError(f"easiest asks for the teacher's confidence, and it {loaded.other_classes}.")
