@@ -55,7 +55,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("teachers.main.weights", [1], "text or null"),
     ("optim.scheduler.T_max", 1.5, "a whole number"),
     ("callbacks.scale_report.steps", -1, "a whole number of at least 0"),
-    ("compile", "abc", "true, false or auto"),
+    ("compile", "abc", "true, false, reduce-overhead or auto"),
 ]
 
 

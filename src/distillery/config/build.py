@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distillery.config.cached_teachers import cached_teachers, refuse_several
 from distillery.config.check import is_fsdp2
+from distillery.config.check_cuda import GRAPHS
 from distillery.config.class_weights import complete_class_weights
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers
@@ -26,6 +27,7 @@ from distillery.config.stages import Stage
 from distillery.config.students import SOURCE, build_student, source_tokenizer
 from distillery.config.teacher_classes import fit_classes
 from distillery.core.errors import UserError
+from distillery.core.kinds import shown
 from distillery.core.roles import FROZEN, SELF, STORED, role_of
 from distillery.data.module import Data
 from distillery.data.stored_targets import with_stored_targets
@@ -200,7 +202,7 @@ def build(
     check_levels(terms, teachers)
     if rollouts is not None:
         refuse_parts(rollouts, task, terms, teachers, student)
-    whole = "compile=true compiles whole networks" if cfg.compile else ""
+    whole = f"compile={shown(cfg.compile)} compiles whole networks" if cfg.compile else ""
     whole = "hardware=fsdp2 shards its head" if is_fsdp2(cfg.trainer.get("strategy")) else whole
     others = teachers if averaged_student is None else {**teachers, averaged_student.name: averaged_student}
     end_before_heads(task, terms, student, others, batch, whole)
@@ -213,7 +215,7 @@ def build(
             if teacher.has_network:
                 teacher.fold_batchnorms(batch)
     if cfg.compile:
-        _compile(new)
+        _compile(new, graphs=cfg.compile == GRAPHS)
     frequency = cfg.trainer.check_val_every_n_epoch if cfg.optim.get("monitor") in validations else 1
     settings = instantiate(cfg.optim, _convert_="all")  # plain lists: checkpoints are read with weights_only=True
     settings.pop("ema", None)
@@ -349,10 +351,12 @@ def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, rounding: str) -> T
     return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
 
 
-def _compile(networks: Iterable[Network]) -> None:
+def _compile(networks: Iterable[Network], graphs: bool) -> None:
     torch.compiler.reset()  # torch compiles a function eight times at most, and a study makes many networks
     for network in networks:
-        network.net.compile()  # in place: `torch.compile(net)` would rename the keys of the checkpoint
+        network.replayed = graphs
+        mode = {"mode": GRAPHS} if graphs else {}
+        network.net.compile(**mode)  # in place: `torch.compile(net)` would rename the keys of the checkpoint
 
 
 def logits_shape(network: Network, batch: Mapping[str, Tensor], kind: str) -> torch.Size:

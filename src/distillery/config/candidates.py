@@ -8,11 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distillery.config.check_cuda import GRAPHS, has_cuda
 from distillery.core.kinds import shown
 
 AUTO = "auto"
 COMPILE = "compile"
-SWITCHES = ("channels_last", "fold_batchnorms", COMPILE)  # compilation last: it takes longest, of networks as they are
 PRECISION = "trainer.precision"
 
 Candidates = Mapping[str, Sequence[Any]]
@@ -25,7 +25,13 @@ def candidates(cfg: DictConfig) -> dict[str, list[Any]]:
     precisions = trainer.get("precision") if isinstance(trainer, DictConfig) else None
     if isinstance(precisions, ListConfig) and precisions:
         found[PRECISION] = list(precisions)
-    return found | {name: [False, True] for name in SWITCHES if cfg.get(name) == AUTO}
+    cuda = isinstance(trainer, DictConfig) and has_cuda(trainer)
+    switches: dict[str, list[Any]] = {
+        "channels_last": [False, True],
+        "fold_batchnorms": [False, True],
+        COMPILE: [False, True, *([GRAPHS] if cuda else [])],  # last: it takes longest, of networks as they are
+    }
+    return found | {name: values for name, values in switches.items() if cfg.get(name) == AUTO}
 
 
 def with_values(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:

@@ -283,6 +283,7 @@ class StageSettings(TypedDict, total=False):
 
 
 Switch = Annotated[bool | Literal["auto"], Says("true, false or auto")]
+Compiled = Annotated[bool | Literal["auto", "reduce-overhead"], Says("true, false, reduce-overhead or auto")]
 
 
 class Run(TypedDict, total=False):
@@ -293,8 +294,8 @@ class Run(TypedDict, total=False):
     seed: Annotated[int, Ge(0), Le(MAX_SEED)]
     threads: PositiveInt | None
     tf32: bool
-    compile: Switch  # see `candidates.py`
-    channels_last: Switch
+    compile: Compiled
+    channels_last: Switch  # see `candidates.py`
     fold_batchnorms: Switch
     plan: bool
     resume: str | None

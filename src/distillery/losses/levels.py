@@ -1,5 +1,6 @@
 """How much a teacher says of its distribution over the classes, and what stands for logits that are not there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self, get_args
 
@@ -70,9 +71,10 @@ class Headed:
     def capped(self, logits: Tensor) -> Tensor:
         return soft_capped(logits, self.softcap)
 
-    def detach(self) -> Self:
-        bias = None if self.bias is None else self.bias.detach()
-        return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias)
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """With `change` of each tensor."""
+        bias = None if self.bias is None else change(self.bias)
+        return replace(self, hidden=change(self.hidden), weight=change(self.weight), bias=bias)
 
     def rows(self, which: Tensor | slice) -> Self:
         """The rows at these places, or where a mask is true."""

@@ -18,7 +18,7 @@ An *attention tap* is the path of a module that computes attention (timm's `bloc
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -57,6 +57,11 @@ class Attention:
     value: Tensor
     mask: Tensor | None
     scale: float
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Attention":
+        """With `change` of each tensor."""
+        mask = None if self.mask is None else change(self.mask)
+        return Attention(change(self.query), change(self.key), change(self.value), mask, self.scale)
 
     def scores(self) -> Tensor:
         """Query · key · scale, without the mask: [B, H, L, L] in at least float32."""
@@ -115,13 +120,18 @@ class Signals:
 
     def detach(self) -> "Signals":
         """The same values, detached from the graph."""
-        attention = {
-            tap: replace(a, query=a.query.detach(), key=a.key.detach(), value=a.value.detach())
-            for tap, a in self.attention.items()
-        }
-        layers = {tap: tensor.detach() for tap, tensor in self.layers.items()}
-        headed = None if self.headed is None else self.headed.detach()
-        return replace(self, logits=self.logits.detach(), layers=layers, attention=attention, headed=headed)
+        return self.each(Tensor.detach)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Signals":
+        """With `change` of each tensor that a forward has given."""
+        return replace(
+            self,
+            logits=change(self.logits),
+            layers={tap: change(tensor) for tap, tensor in self.layers.items()},
+            attention={tap: attention.each(change) for tap, attention in self.attention.items()},
+            mask=None if self.mask is None else change(self.mask),
+            headed=None if self.headed is None else self.headed.each(change),
+        )
 
     def rows(self, which: Tensor | slice) -> "Signals":
         """The rows of logits, or of what stands for them, at these places or where a mask is true. All else stays."""

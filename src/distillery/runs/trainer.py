@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from distillery.config.check_cuda import GRAPHS
 from distillery.config.instantiate import make
 from distillery.core.errors import UserError
 from distillery.core.terminal import plain_console
@@ -60,6 +61,8 @@ def make_trainer(
         settings = dict(instantiate(cfg.trainer))
         if not moving:
             settings["enable_progress_bar"] = False
+        if cfg.compile == GRAPHS:  # recorded in inference mode, they break those of the training: pytorch#135892
+            settings["inference_mode"] = False
         plugins = [WholeCheckpoints(), *settings.pop("plugins", [])]
         return L.Trainer(
             **settings,

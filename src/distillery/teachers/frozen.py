@@ -171,6 +171,7 @@ class Teacher(Network):
         self.tap((), {})
         self.tap_attention((), {})
         self.net._compiled_call_impl = None  # what `Module.compile` has set: it knows the former taps
+        self.replayed = False
         self.cpu()
         if _float_dtypes(self._weights()) != self._dtypes:
             self.to(max(self._dtypes, key=lambda dtype: dtype.itemsize))

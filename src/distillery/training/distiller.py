@@ -185,6 +185,10 @@ class Distiller(L.LightningModule):
     def on_after_backward(self) -> None:
         self.losses = None  # it holds the graph
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.student.replayed:  # gradients lie in the memory of CUDA graphs, which are overwritten or go
+            self.zero_grad()
+
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         with before_heads([self.evaluated]):
             whole = labelled_rows(*self.task.rows(self.evaluated(batch), batch), batch)

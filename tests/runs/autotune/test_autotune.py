@@ -22,12 +22,14 @@ from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.results.record import RunRecord
 from distillery.runs.autotune import autotune as module
-from distillery.runs.autotune import rule
+from distillery.runs.autotune import rule, timed_job
 from distillery.runs.autotune.shared import shared
+from distillery.runs.autotune.timed_job import TimedJob
 from distillery.runs.job import Job
 from distillery.runs.ranks import of_first_rank
 from distillery.runs.run import Result
 from distillery.runs.study import run_study
+from distillery.training.distiller import Distiller
 from fixtures.command_line import Cli, Command
 from fixtures.composing import Compose
 from fixtures.runs import STUDENT, Died, Dies, train_student
@@ -131,12 +133,29 @@ def test_a_short_run_is_not_delayed(compose_train: Compose, teacher: Path) -> No
     assert found["seconds"] < 60
 
 
+def test_the_first_step_of_a_turn_does_not_count(
+    compose_train: Compose, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which it takes a hundred seconds, and each other step one."""
+    clock, step = [0.0], Distiller.training_step
+
+    def timed_step(self: Distiller, *batch: Any) -> dict[str, Any]:
+        clock[0] += 1 if self.trainer.global_step else 100
+        return step(self, *batch)
+
+    monkeypatch.setattr(Distiller, "training_step", timed_step)
+    monkeypatch.setattr(timed_job, "now", lambda: clock[0])
+    job = TimedJob(check(compose_train(*STUDENT, f"teachers.main.weights='{teacher}'")))
+    assert [job.round(steps) for steps in (1, 3)] == [1, 1]
+    assert job.timing.first == 100
+
+
 def test_what_the_user_sets_is_not_tried(compose_train: Compose) -> None:
     spec = check(compose_train("experiment=digits_demo", "teachers.main.weights=x", "hardware=auto", "compile=false"))
     assert spec.open == {"channels_last": [False, True], "fold_batchnorms": [False, True]}
     assert not spec.cfg.channels_last, "what trains nothing is made with the first value"
     for wrong, said in {
-        "compile=automatic": "compile=automatic: it must be true, false or auto",
+        "compile=automatic": "compile=automatic: it must be true, false, reduce-overhead or auto",
         "trainer.precision=[32-true,bf61]": "trainer.precision=bf61",
     }.items():
         with pytest.raises(UserError, match=said):

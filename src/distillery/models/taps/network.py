@@ -66,6 +66,7 @@ class Network(nn.Module):
         self.known_head: Head | None = None  # set by `find_head`
         self.stored_head: Head | None = None  # what that would find, where only the rows before the head are there
         self.ends_before_head = False  # set by `before_heads`
+        self.replayed = False  # whether `net` is a CUDA graph, whose next replay overwrites what it has given
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +130,8 @@ class Network(nn.Module):
             layers[tap] = self.net.get_submodule(place.path).get_parameter(place.part)
         adapter = self.adapter
         tokenizer = adapter.own_tokenizer(batch)
-        return Signals(logits, layers, attention, adapter.mask(batch), headed, tokenizer=tokenizer)
+        signals = Signals(logits, layers, attention, adapter.mask(batch), headed, tokenizer=tokenizer)
+        return signals.each(torch.clone) if self.replayed else signals
 
     def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Record `taps`, and no others, in every forward from now on; returns the shape of each on `batch`.

@@ -94,7 +94,9 @@ class Search:
         setting = f"{name}={shown(value)}"
         left = self._ends - time.perf_counter()
         bound = f"{max(0, left):,.1f} s are left of {SHARE:.0%} of the run"
-        takes = self._best.seconds + 2 * ROUNDS * self._steps * self._step + (COMPILATION if name == COMPILE else 0)
+        takes = (
+            self._best.seconds + 2 * ROUNDS * (self._steps + 1) * self._step + (COMPILATION if name == COMPILE else 0)
+        )
         if takes > left:
             return Tried(setting, False, f"not tried: it takes {takes:,.1f} s or more, {bound}")
         self._tell(f"Timing {setting} …")

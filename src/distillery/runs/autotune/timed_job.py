@@ -63,12 +63,15 @@ class TimedJob:
         self._rounds = []
 
     def round(self, steps: int) -> float:
-        """Time some steps; returns the seconds that one took."""
-        self._rounds.append(self._fit(steps, validated=False)[1] / steps)
+        """Time some steps; returns the seconds that one took.
+
+        The step before them is left out: the parameters have moved, and CUDA graphs of them are recorded again.
+        """
+        self._rounds.append(self._fit(steps + 1, validated=False)[1] / steps)
         return self._rounds[-1]
 
     def _fit(self, steps: int, validated: bool) -> tuple[float, float]:
-        """Train some steps; the seconds from the start to the end of the first step, and those of all steps."""
+        """Train some steps; the seconds from the start to the end of the first one, and those of the others."""
         distiller, cfg = self._parts.distiller, self._parts.cfg.copy()
         cfg.callbacks = {}
         cfg.trainer.update(
@@ -92,14 +95,13 @@ class TimedJob:
         distiller.cpu()  # the other one's turn: both at once may take more memory than there is
         for teacher in distiller.teachers.values():
             teacher.cpu()
-        return clock.first - began, clock.last - clock.start
+        return clock.first - began, clock.last - clock.first
 
 
 class Clock(L.Callback):
-    """When training started, and when the first and the last step ended."""
+    """When the first and the last step ended."""
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.start, self.first = now(), 0.0
+    first = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == 1 and not self.first:

@@ -1,0 +1,40 @@
+"""Refuses settings that only a CUDA device can follow where a run has none, and what does not go together there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from distillery.core.errors import UserError
+from distillery.core.process import processes
+
+GRAPHS = "reduce-overhead"  # the mode of `torch.compile` that replays networks as CUDA graphs
+
+
+def has_cuda(trainer: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings of the trainer is on a CUDA device."""
+    return trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def refuse_graphs(plain: Mapping[str, Any]) -> None:
+    """Refuse CUDA graphs of the networks where there is no CUDA device, and what they cannot work with."""
+    if plain["compile"] != GRAPHS:
+        return
+    trainer = plain["trainer"]
+    if not has_cuda(trainer):
+        raise UserError(
+            f"compile={GRAPHS} replays the networks as CUDA graphs, and this run has no CUDA device. Choose "
+            "hardware=gpu where there is one, or compile=true."
+        )
+    if trainer.get("accumulate_grad_batches", 1) > 1:
+        raise UserError(
+            f"compile={GRAPHS}: gradients lie in the memory of the CUDA graphs, which the next batch overwrites before "
+            "they are added up. Set trainer.accumulate_grad_batches=1, or compile=true."
+        )
+    several = processes(OmegaConf.create(dict(trainer))) > 1 or trainer.get("num_nodes", 1) > 1
+    if several or trainer.get("strategy", "auto") != "auto":
+        raise UserError(
+            f"compile={GRAPHS} is for one device: DDP and FSDP2 read and write what the CUDA graphs hold. Set "
+            "trainer.devices=1 trainer.strategy=auto, or compile=true."
+        )
