@@ -42,6 +42,7 @@ from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 from distillery.teachers.references import with_references
+from distillery.teachers.side_stream import SideStream
 from distillery.teachers.without_network import StoredTeacher, training_score
 from distillery.training.check_task import check_levels, check_task
 from distillery.training.distiller import Distiller
@@ -221,7 +222,8 @@ def build(
     settings.pop("ema", None)
     rates = {"layer_decay": settings.pop("layer_decay", None), **settings.pop("lr_scale", {})}
     optim = Optim(**settings, lr_scales=lr_scales(student, objective, batch, **rates), frequency=frequency)
-    distiller = Distiller(student, teachers, task, objective, optim, outputs, averaged_student)
+    side_stream = SideStream() if cfg.get("teacher_stream") else None
+    distiller = Distiller(student, teachers, task, objective, optim, outputs, averaged_student, side_stream)
     if cfg.trainer.max_epochs:  # a cosine cannot have the length 0
         refuse_optim(distiller, cfg, updates(data, cfg.trainer)[1])
     return Parts(cfg, data, distiller, batch)

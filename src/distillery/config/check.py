@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import NonNegativeInt, PositiveInt
 
 from distillery.config.candidates import PRECISION, candidates, first_values, with_values
-from distillery.config.check_cuda import refuse_graphs
+from distillery.config.check_cuda import refuse_graphs, refuse_stream
 from distillery.config.check_networks import check_student, check_teachers, refuse_sixteen
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
@@ -166,6 +166,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     _refuse_clipped(checked)
     _refuse_sharded(checked)
     refuse_graphs(checked)
+    refuse_stream(checked)
     _refuse_ensemble(checked)
     return checked, {"schedules": schedules, "per_teacher": taught}
 

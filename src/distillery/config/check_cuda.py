@@ -17,6 +17,22 @@ def has_cuda(trainer: Mapping[str, Any]) -> bool:
     return trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
+def refuse_stream(plain: Mapping[str, Any]) -> None:
+    """Refuse a stream of the teachers' own where there is no CUDA device, and beside CUDA graphs."""
+    if not plain.get("teacher_stream"):
+        return
+    if not has_cuda(plain["trainer"]):
+        raise UserError(
+            "teacher_stream=true runs frozen teachers on a CUDA stream, and this run has no CUDA device. A CPU runs "
+            "one network after the other: set teacher_stream=false."
+        )
+    if plain["compile"] == GRAPHS:
+        raise UserError(
+            f"teacher_stream=true and compile={GRAPHS}: the CUDA graphs of teacher and student share their memory, and "
+            "must not run at the same time. Set teacher_stream=false, or compile=true."
+        )
+
+
 def refuse_graphs(plain: Mapping[str, Any]) -> None:
     """Refuse CUDA graphs of the networks where there is no CUDA device, and what they cannot work with."""
     if plain["compile"] != GRAPHS:

@@ -297,6 +297,7 @@ class Run(TypedDict, total=False):
     compile: Compiled
     channels_last: Switch  # see `candidates.py`
     fold_batchnorms: Switch
+    teacher_stream: Switch
     plan: bool
     resume: str | None
     replace: bool

@@ -15,8 +15,11 @@ from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, role_of
 from distillery.results.layout import RECORD
 
-# Settings that do not change what is computed: where things lie, what they are called, how the run is watched.
-NOT_IDENTITY = frozenset("paths hydra name method logger resume replace plan target".split())  # at the config's root
+# Settings that do not change what is computed: where things lie, what they are called, how the run is watched, and the
+# stream on which teachers run.
+NOT_IDENTITY = frozenset(  # at the config's root
+    "paths hydra name method logger resume replace plan target teacher_stream".split()
+)
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
 NO_NETWORK = "it is no network here"  # why a teacher was not compared with the student when the run was scored
@@ -204,7 +207,8 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
 def computed_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that decides what is computed.
 
-    That is all of it but names, paths, loggers, progress bars and the number of workers that load data.
+    That is all of it but names, paths, loggers, progress bars, the number of workers that load data, and the stream on
+    which teachers run.
     """
     return {key: _essence(value) for key, value in cfg.items() if key not in NOT_IDENTITY}
 

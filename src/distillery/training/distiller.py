@@ -19,6 +19,7 @@ from distillery.tasks.metrics import LOSS, SCORE
 from distillery.tasks.task import Batch, Task, labelled_rows
 from distillery.teachers.ema import EMATeacher
 from distillery.teachers.frozen import Teacher
+from distillery.teachers.side_stream import SideStream
 from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
 from distillery.training.optim import Optim, step
@@ -44,6 +45,7 @@ class Distiller(L.LightningModule):
         optim: optimizer and learning-rate schedule.
         outputs: the number of logits in a row (`Task.outputs`); None: any number.
         averaged_student: an average of the student that is validated in its place; None: the student itself is.
+        side_stream: where frozen teachers run beside the student; None: they run before it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Distiller(L.LightningModule):
         optim: Optim,
         outputs: int | None = None,
         averaged_student: EMATeacher | None = None,
+        side_stream: SideStream | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -64,6 +67,7 @@ class Distiller(L.LightningModule):
         self.teachers = dict(teachers)  # a dict's values are not registered as submodules
         self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
         self.averaged_student = averaged_student
+        self.side_stream = side_stream
         self.outputs = outputs  # of a row of logits; None: any number
         self.val_score = task.metric(outputs)
         self.val_metrics = task.chosen_metrics(outputs)
@@ -162,16 +166,26 @@ class Distiller(L.LightningModule):
         if self.objective.rollouts is not None:
             self.own = self._own.popleft() if self._own else None
             batch = given(batch) if self.own is None else self.own
-        teachers = {name: each for name, each in self.teachers.items() if each is not self.student}
-        with before_heads([self.student, *teachers.values()]):
-            others = {name: each(batch, training=True) for name, each in teachers.items()}
-            student = self.student(batch)
-        signals = dict.fromkeys(self.teachers, student) | others  # the student may be among its teachers
+        student, signals = self._signals(batch)
         self.losses = losses = self.objective(student, signals, batch, self._counts)
         # Lightning divides by accumulate_grad_batches, even where an epoch ends after fewer batches.
         missing = self.trainer.accumulate_grad_batches / self._counts.batches if self._counts else 1
         total = losses.total if missing == 1 else losses.total * missing
         return {"loss": total, "terms": losses.terms, "weights": losses.weights, "hits": losses.hits}
+
+    def _signals(self, batch: Batch) -> tuple[Signals, dict[str, Signals]]:
+        """Those of the student, and of its teachers, among which it may be itself."""
+        teachers = {name: each for name, each in self.teachers.items() if each is not self.student}
+        run = {name: each for name, each in self.frozen.items() if each.has_network and each.training_signals is None}
+        beside: dict[str, Signals] = {}
+        with before_heads([self.student, *teachers.values()]):
+            if self.side_stream is not None:
+                beside = self.side_stream.start(run, batch)
+            others = {name: each(batch, training=True) for name, each in teachers.items() if name not in beside}
+            student = self.student(batch)
+        if self.side_stream is not None:
+            self.side_stream.join(beside)
+        return student, dict.fromkeys(self.teachers, student) | others | beside
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._own:  # in the middle of a round: the student that drew these is no more
