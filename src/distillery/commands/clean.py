@@ -4,18 +4,19 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 
 
 @hydra_main("clean")
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
-    from distillery.config.check import refuse_missing
-    from distillery.config.spec import check_section
-    from distillery.core.terminal import plain_console, say
-    from distillery.runs.generate.clean.clean import KEPT, clean
-    from distillery.runs.generate.clean.settings import Command, Filters
+    with heavy_imports():
+        from distillery.config.check import refuse_missing
+        from distillery.config.spec import check_section
+        from distillery.core.terminal import plain_console, say
+        from distillery.runs.generate.clean.clean import KEPT, clean
+        from distillery.runs.generate.clean.settings import Command, Filters
 
     refuse_missing(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)

@@ -6,7 +6,7 @@ pictures. `pictures=true` measures and draws how alike the layers of student and
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 from distillery.core.errors import UserError
 
 
@@ -14,12 +14,13 @@ from distillery.core.errors import UserError
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
-    from distillery.runs.compare_layers import compare_layers
-    from distillery.runs.harness import harness_scores
-    from distillery.runs.score_corruptions import score_corruptions
-    from distillery.runs.score_other_data import score_other_data
-    from distillery.runs.strided_score import strided_score
-    from distillery.runs.verify_run import verify_run
+    with heavy_imports():
+        from distillery.runs.compare_layers import compare_layers
+        from distillery.runs.harness import harness_scores
+        from distillery.runs.score_corruptions import score_corruptions
+        from distillery.runs.score_other_data import score_other_data
+        from distillery.runs.strided_score import strided_score
+        from distillery.runs.verify_run import verify_run
 
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("Which run? Name a run folder: distill-evaluate run=outputs/demo/kd/seed0")

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 from distillery.core.errors import UserError
 
 
@@ -10,12 +10,13 @@ from distillery.core.errors import UserError
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
-    from distillery.core.terminal import plain_console, say
-    from distillery.results.layout import EXPORT
-    from distillery.results.record import RunRecord
-    from distillery.runs.export.export import export
-    from distillery.runs.export.exports_table import exports_table, remarks
-    from distillery.runs.export.transformers_folder import export_for_transformers
+    with heavy_imports():
+        from distillery.core.terminal import plain_console, say
+        from distillery.results.layout import EXPORT
+        from distillery.results.record import RunRecord
+        from distillery.runs.export.export import export
+        from distillery.runs.export.exports_table import exports_table, remarks
+        from distillery.runs.export.transformers_folder import export_for_transformers
 
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("Which run? Name a run folder: distill-export run=outputs/wordnet/kd/seed0")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 
 # What users of other tools call a server's settings. On Hydra's command line, `model` would be the group of networks.
 SHORT = {
@@ -29,10 +29,11 @@ def in_full(arguments: Sequence[str]) -> list[str]:
 
 @hydra_main("generate")
 def _generate(cfg: DictConfig) -> None:
-    from distillery.config.check import refuse_missing
-    from distillery.core.terminal import say
-    from distillery.runs.generate.build import build
-    from distillery.runs.generate.generate import generate, plan
+    with heavy_imports():
+        from distillery.config.check import refuse_missing
+        from distillery.core.terminal import say
+        from distillery.runs.generate.build import build
+        from distillery.runs.generate.generate import generate, plan
 
     refuse_missing(cfg)
     writer, recipe, price, settings = build(cfg)

@@ -5,7 +5,7 @@ import sys
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 from distillery.core.errors import UserError
 
 SETTING = re.compile(r"-|[+~]*[A-Za-z_][\w./@]*=")  # how what is for Hydra begins; a file of such a name: ./a=b.png
@@ -20,7 +20,8 @@ def main() -> None:
     def predict(cfg: DictConfig) -> None:
         from pathlib import Path
 
-        from distillery.runs.predict import predict_files
+        with heavy_imports():
+            from distillery.runs.predict import predict_files
 
         if OmegaConf.is_missing(cfg, "run"):
             raise UserError("Which run? Name a run folder: distill-predict run=outputs/pictures/kd/seed0 new/*.jpg")

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 from distillery.core.errors import UserError
 
 
 @hydra_main("report")
 def main(cfg: DictConfig) -> None:
     """Writes report.md, report.html, report.csv and the pictures, and prints the table."""
-    from distillery.results.report.cheapest import Question
-    from distillery.results.report.write import title_of
-    from distillery.runs.show_report import show_report
+    with heavy_imports():
+        from distillery.results.report.cheapest import Question
+        from distillery.results.report.write import title_of
+        from distillery.runs.show_report import show_report
 
     if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:
         raise UserError("Which runs? Name run folders, or a folder above them: distill-report runs=[outputs/demo]")

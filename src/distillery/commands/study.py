@@ -2,14 +2,15 @@
 
 from omegaconf import DictConfig
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.paths import CONFIGS
 
 
 @hydra_main("study")
 def main(cfg: DictConfig) -> None:
-    from distillery.runs.study import run_study
+    with heavy_imports():
+        from distillery.runs.study import run_study
 
     if "methods" not in cfg:
         names = (path.stem for path in (CONFIGS / "study").glob("*.yaml"))

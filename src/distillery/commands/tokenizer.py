@@ -4,18 +4,19 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 from distillery.core.errors import UserError
 
 
 @hydra_main("tokenizer")
 def main(cfg: DictConfig) -> None:
-    from distillery.config.check import refuse_missing
-    from distillery.config.instantiate import make
-    from distillery.config.targets import check_target
-    from distillery.core.terminal import say
-    from distillery.data.text import TextData
-    from distillery.data.tokenizers import train_bpe
+    with heavy_imports():
+        from distillery.config.check import refuse_missing
+        from distillery.config.instantiate import make
+        from distillery.config.targets import check_target
+        from distillery.core.terminal import say
+        from distillery.data.text import TextData
+        from distillery.data.tokenizers import train_bpe
 
     refuse_missing(cfg)
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)

@@ -4,7 +4,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from distillery.commands.entry import hydra_main
+from distillery.commands.entry import heavy_imports, hydra_main
 from distillery.runs.run_dir import remove_new_folders
 
 
@@ -18,14 +18,15 @@ def main(cfg: DictConfig) -> float | None:
     # Heavy imports wait until Hydra has the config: --help, --cfg and TAB answer at once.
     from pathlib import Path
 
-    from distillery.config.candidates import untimed
-    from distillery.config.check import check
-    from distillery.core.terminal import say
-    from distillery.runs.job import resumed
-    from distillery.runs.run import train
-    from distillery.runs.show_result import show_result
-    from distillery.runs.stages.sequence import StageSequence
-    from distillery.runs.sweep import sweep_job
+    with heavy_imports():
+        from distillery.config.candidates import untimed
+        from distillery.config.check import check
+        from distillery.core.terminal import say
+        from distillery.runs.job import resumed
+        from distillery.runs.run import train
+        from distillery.runs.show_result import show_result
+        from distillery.runs.stages.sequence import StageSequence
+        from distillery.runs.sweep import sweep_job
 
     overrides = list(HydraConfig.get().overrides.task)
     resumes = any(override.startswith("resume=") for override in overrides)  # else another process has decided it
