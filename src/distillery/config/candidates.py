@@ -36,7 +36,9 @@ def candidates(cfg: DictConfig) -> dict[str, list[Any]]:
 
 
 def with_values(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """The config with these values of settings, by their paths."""
+    """The config with these values of settings, by their paths; without any, the config itself."""
+    if not values:
+        return cfg
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     for path, value in values.items():

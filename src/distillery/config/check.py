@@ -15,7 +15,7 @@ from distillery.config.check_cuda import refuse_graphs, refuse_stream
 from distillery.config.check_networks import check_student, check_teachers, refuse_sixteen
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
-from distillery.config.optim import LENGTHS, SHARES, not_taken, without_leftovers
+from distillery.config.optim import LENGTHS, SHARES, not_taken, remove_leftovers
 from distillery.config.precision import native_precision
 from distillery.config.several_teachers import COMBINE, per_teacher
 from distillery.config.spec import (
@@ -77,7 +77,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         UserError: with the setting's full path, the nearest right name, and how to fix it.
     """
-    composed = without_leftovers(expand_home(cfg), overrides)
+    composed = expand_home(cfg)
+    remove_leftovers(composed, overrides)
     open_settings = candidates(composed)
     cfg = with_values(composed, first_values(open_settings))
     checked, parsed = _checked(cfg, overrides)

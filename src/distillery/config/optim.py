@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from timm.scheduler.plateau_lr import PlateauLRScheduler
-from timm.scheduler.scheduler import Scheduler as TimmScheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from distillery.config.command_line import settings_in
@@ -22,22 +20,22 @@ from distillery.data.module import Data
 from distillery.tasks.metrics import LOSS, SCORE, mode_of
 from distillery.tasks.task import Task
 from distillery.training.distiller import Distiller
-from distillery.training.optim import step
+from distillery.training.optim import TimmScheduler, step
 
 PLATEAU = ReduceLROnPlateau.__name__  # the scheduler that watches a metric
+TIMM_PLATEAU = "PlateauLRScheduler"  # likewise, but its state cannot be saved
 LENGTHS = ("total_steps", "num_training_steps", "t_initial")  # arguments of schedulers; null: the run's length
 SHARES = ("num_warmup_steps", "num_decay_steps", "warmup_t")  # below 1: a share of it
 
 
-def without_leftovers(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The config without the settings of an optimizer or a scheduler that the command line has replaced by another.
+def remove_leftovers(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Remove the settings of an optimizer or a scheduler that the command line has replaced by another.
 
     Where an override gives `optim.optimizer._target_`, or the scheduler's, settings of the files that the new target
-    does not take are left out, and named on the terminal. Settings that an override gives are kept, so that they are
+    does not take are removed, and named on the terminal. Settings that an override gives are kept, so that they are
     refused later.
     """
     given = settings_in([override for override in overrides if "optim." in override])
-    cfg = cfg.copy()
     for path in ("optim.optimizer", "optim.scheduler"):
         if f"{path}._target_" not in given:
             continue
@@ -49,7 +47,6 @@ def without_leftovers(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if left:
             kept = ", ".join(f"{key}={node[key]}" for key in of_files if key in node) or "nothing"
             say(f"{path}: {node._target_} does not take {', '.join(left)}. Kept: {kept}.")
-    return cfg
 
 
 def not_taken(path: str, node: Mapping[str, Any]) -> list[str]:
@@ -176,7 +173,7 @@ def refuse_optim(distiller: Distiller, cfg: DictConfig, updates: int) -> None:
         scheduler = distiller.optim.make_scheduler(optimizer)
         if scheduler is None:
             return
-        if not isinstance(scheduler, LRScheduler | TimmScheduler) or isinstance(scheduler, PlateauLRScheduler):
+        if not isinstance(scheduler, LRScheduler | TimmScheduler) or type(scheduler).__name__ == TIMM_PLATEAU:
             raise UserError(
                 f"optim.scheduler._target_={cfg.optim.scheduler._target_} gives a {type(scheduler).__name__}, which "
                 "cannot be stepped and resumed here. Choose a class of torch.optim.lr_scheduler or timm.scheduler "

@@ -18,7 +18,6 @@ from distillery.data.module import Data, Stage
 from distillery.losses.levels import Available
 from distillery.losses.signals import Signals
 from distillery.models.adapters import Adapter
-from distillery.models.folding import fold, foldable
 from distillery.models.low_precision import Precision, agreement, lower_precision, sample_logits
 from distillery.models.taps.network import Network, probe
 from distillery.models.weights import weights_hash
@@ -268,6 +267,8 @@ class Teacher(Network):
         """
         if self._per_batch or self.precision in ("int8", "int4") or self.training_signals is not None:
             return
+        from distillery.models.folding import fold, foldable  # it imports timm, which takes half a second
+
         _ = self.sha256  # of the weights as they are
         if self.precision == "bf16":
             self.float()  # products and comparison are in float32

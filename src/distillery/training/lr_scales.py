@@ -4,7 +4,6 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import group_parameters
 from torch import Tensor
 
 from distillery.core.errors import UserError
@@ -62,6 +61,8 @@ def layer_numbers(student: Network, batch: Mapping[str, Tensor]) -> dict[str, in
     Raises:
         UserError: no order of layers is known.
     """
+    from timm.models import group_parameters  # half a second, which other runs need not wait
+
     net: Any = student.net
     known = hasattr(net, "group_matcher")
     matcher = net.group_matcher(coarse=False) if known else _in_order(student, batch).__getitem__

@@ -2,14 +2,23 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from timm.scheduler.scheduler import Scheduler as TimmScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 PEAKS = ("max_lr", "base_lr")  # arguments of OneCycleLR and CyclicLR that replace the learning rates of the groups
+
+
+@runtime_checkable
+class TimmScheduler(Protocol):
+    """What timm's schedulers are, and torch's are not. Importing timm takes half a second."""
+
+    def step(self, epoch: int) -> None: ...
+    def step_update(self, num_updates: int) -> None: ...
+
+
 Scheduler = LRScheduler | TimmScheduler
 
 

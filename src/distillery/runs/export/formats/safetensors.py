@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from timm.models import save_for_hf
 from transformers import PreTrainedModel
 
 from distillery.models.adapters import ImageAdapter
@@ -61,6 +60,8 @@ def _timm(model: Exportable, net: Any, folder: Path) -> Artefact:
         "crop_pct": 224 / 256 if said["crop"] else 1.0,
     }
     labels = {"label_names": said["classes"]} if said["classes"] else {}
+    from timm.models import save_for_hf  # half a second, which other formats need not wait
+
     save_for_hf(
         net,
         str(folder),
