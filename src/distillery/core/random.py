@@ -5,8 +5,14 @@ generators alone. The counters are hashed with the finaliser of SplitMix64 (Stee
 Splittable Pseudorandom Number Generators", OOPSLA 2014), whose output passes the usual test batteries.
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Words = TypeVar("Words", int, NDArray[np.uint64])
 
 GOLDEN = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -14,10 +20,10 @@ SHIFTS = (30, 27, 31)
 WORD = (1 << 64) - 1
 
 
-def _mix(word: int) -> int:
+def _mix(word: Words) -> Words:
     """SplitMix64's finaliser: a bijection of 64-bit words in which each input bit flips each output bit."""
     for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
-        word = (word ^ (word >> shift)) * multiplier & WORD
+        word = (word ^ (word >> shift)) * multiplier & WORD  # type: ignore[assignment]  # NumPy's stay unsigned
     return word
 
 
@@ -26,9 +32,14 @@ def _signed(word: int) -> int:
 
 
 def _mix_tensor(words: Tensor) -> Tensor:
-    """`_mix` for int64 tensors: products wrap; a masked arithmetic shift is a logical one."""
+    """`_mix` for int64 tensors, on a CPU by NumPy, which takes half the time.
+
+    Elsewhere products wrap; a masked arithmetic shift is a logical one.
+    """
+    if words.device.type == "cpu":
+        return torch.from_numpy(_mix(words.numpy().view(np.uint64)).view(np.int64))
     for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
-        words = (words ^ ((words >> shift) & (WORD >> shift))) * _signed(multiplier)
+        words = (words >> shift).bitwise_and_(WORD >> shift).bitwise_xor_(words).mul_(_signed(multiplier))
     return words
 
 

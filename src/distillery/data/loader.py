@@ -67,7 +67,9 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator starts at the first `next`. Lightning calls `iter` before it sets the sampler's epoch, and
         # the workers would prefetch batches of the wrong one.
-        self._source, self._peeked = super().__iter__(), deque()
+        plain = not (self.num_workers or self.pin_memory)  # torch's iterator would take as long as a small batch
+        self._source = map(self.dataset.__getitem__, self.sampler) if plain else super().__iter__()
+        self._peeked = deque()
         while (batch := self._peeked.popleft() if self._peeked else next(self._source, None)) is not None:
             self.sampler.served += 1
             yield batch

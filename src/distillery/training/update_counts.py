@@ -73,7 +73,8 @@ class UpdateCounts:
             (False, True): self.labelled_samples,
             (False, False): self.samples,
         }[of_rows, labelled]
-        return values.sum() * (self.ranks * self.batches) / count
+        total, share = values.sum(), self.ranks * self.batches
+        return (total if share == 1 else total * share) / count
 
 
 def _counts(of_rows: Batch, batch: Batch) -> list[int]:

@@ -102,7 +102,8 @@ class Network(nn.Module):
         if head is not None:
             hook = self.net.get_submodule(head.path).register_forward_pre_hook(_end)
         self._to_come = self._records if stop else 0
-        output: Any = torch.empty(len(next(iter(batch.values()))), 0, device=self.device)
+        first = next(iter(batch.values()))
+        output: Any = torch.empty(len(first), 0, device=first.device)
         try:
             if self._to_come or not stop:
                 output = self.bound(batch)()
