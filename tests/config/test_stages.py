@@ -233,21 +233,6 @@ def test_what_follows_from_a_length_in_steps_waits_for_it(compose_train: Compose
     assert stage.lasting(4).cfg.optim.scheduler.T_max == 4
 
 
-@each_case(
-    ("override", "told"),
-    [
-        (
-            "model/teacher=ema",
-            r"hardware=fsdp2 takes frozen teachers only, and teachers\.main moves\. Use hardware=ddp",
-        ),
-        ("objective.balance=auto", r"which hardware=fsdp2 cannot"),
-    ],
-)
-def test_what_sharded_networks_cannot_do_is_refused(override: str, told: str, compose_train: Compose) -> None:
-    with pytest.raises(UserError, match=told):
-        check(compose_train("experiment=digits_demo", "teachers.main.weights=x", "hardware=fsdp2", override))
-
-
 def test_balanced_weights_are_for_one_stage(compose_train: Compose) -> None:
     with pytest.raises(UserError, match=r"objective\.balance=auto finds one weight.*stages=none"):
         check(composed(compose_train, "{a: {epochs: 2}}", "objective.balance=auto"))

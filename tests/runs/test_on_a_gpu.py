@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning as L
@@ -114,7 +115,17 @@ def test_attention_is_captured_of_a_compiled_network(tmp_path: Path, run: Callab
     assert fast["test_loss"] == pytest.approx(plain["test_loss"], rel=0.02)
 
 
-@pytest.mark.parametrize("hardware", [["hardware=ddp", "trainer.sync_batchnorm=true"], ["hardware=fsdp2"]])
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        ["hardware=ddp", "trainer.sync_batchnorm=true"],
+        ["hardware=fsdp2"],
+        pytest.param(
+            ["hardware=deepspeed"],
+            marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install -e '.[deepspeed]'"),
+        ),
+    ],
+)
 def test_one_rank_of_a_process_group(
     hardware: list[str], run: Callable[..., Result], teacher: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,8 @@ IMPORTABLE = os.pathsep.join(sys.path)  # our modules and fixtures, for other pr
 PRECISION = "trainer.precision=64-true"
 TWO = ("hardware=ddp", "trainer.accelerator=cpu", "trainer.devices=2", PRECISION)
 SHARDED = ("hardware=fsdp2", *TWO[1:3], "trainer.precision=32-true")
+ZERO = ("hardware=deepspeed", *SHARDED[1:])
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install -e '.[deepspeed]'")
 SCRIPT = (str(Path(sys.executable).parent / "distill-train"),)
 MODULE = (sys.executable, "-m", "distillery.commands.train")
 LR = 0.01
@@ -188,13 +191,18 @@ STAGES = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "hardware", [pytest.param(TWO, id="ddp"), pytest.param(SHARDED, id="fsdp2", marks=pytest.mark.long)]
+    "hardware",
+    [
+        pytest.param(TWO, id="ddp"),
+        pytest.param(SHARDED, id="fsdp2", marks=pytest.mark.long),
+        pytest.param(ZERO, id="deepspeed", marks=[pytest.mark.long, needs_deepspeed]),
+    ],
 )
 def test_stages_are_those_of_one_process(hardware: tuple[str, ...], teacher: str, tmp_path: Path) -> None:
-    """With FSDP2 they are those of DDP: Lightning has it in 32 bits alone, in which other batches round otherwise."""
+    """With FSDP2 and DeepSpeed, those of DDP: they have 32 bits alone, in which other batches round otherwise."""
     job = (*JOB, teacher, f"+stages={{{', '.join(STAGES)}}}")
     reference: tuple[str, ...] = ()
-    if hardware == SHARDED:
+    if hardware != TWO:
         job, reference = (*job, "optim=sgd"), (*TWO[:3], SHARDED[-1])
     hashes = f"+callbacks.hashes={{_target_: fixtures.two_ranks.Hashes, folder: '{tmp_path / 'hashes'}'}}"
     train(config(tmp_path / "two", *job, *hardware, hashes))
@@ -208,6 +216,31 @@ def test_stages_are_those_of_one_process(hardware: tuple[str, ...], teacher: str
         one, other = ((tmp_path / "hashes" / f"epoch{epoch}_rank{rank}").read_text() for rank in (0, 1))
         assert one == other  # to the bit
         assert one.startswith(f"{stage} ")
+
+
+@pytest.mark.long
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [1, 2])
+def test_with_deepspeed_a_run_and_its_checkpoints_are_those_of_one_process(
+    stage: int, teacher: str, tmp_path: Path
+) -> None:
+    """Also with updates of several batches, clipped gradients, two groups of parameters and averaged weights."""
+    update = ("trainer.accumulate_grad_batches=4", "trainer.gradient_clip_val=0.5", "optim=sgd", "optim.ema=0.9")
+    job = (*JOB, teacher, *update, SHARDED[-1], "optim.decay_biases_and_norms=false")
+    counts = f"+callbacks.states={{_target_: fixtures.two_ranks.States, folder: '{tmp_path / 'states'}'}}"
+    train(config(tmp_path / "two", *job, *ZERO, f"trainer.strategy.stage={stage}", counts))
+    train(config(tmp_path / "one", *job))
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+    found, expected = (figures(tmp_path / name) for name in ("two", "one"))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name in ("last", "best"):
+        files = (tmp_path / folder / "checkpoints" / f"{name}.ckpt" for folder in ("two", "one"))
+        states = [torch.load(file, weights_only=True) for file in files]
+        for key in ("optimizer_states", "state_dict", "lr_schedulers"):
+            torch.testing.assert_close(*(state[key] for state in states), rtol=1e-4, atol=1e-5)
+    whole = sum(each["momentum_buffer"].numel() for each in states[1]["optimizer_states"][0]["state"].values())
+    assert [int((tmp_path / "states" / rank).read_text()) for rank in "01"] == pytest.approx([whole / 2] * 2, abs=8)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning as L
@@ -25,7 +26,9 @@ from fixtures.runs import STEPS, STUDENT, Died, Dies, Once, config, sha256
 RICH = (*STUDENT, "loss/response=[kd,dkd]", "loss/feature=[hint]", "loss/relation=[rkd]")
 EACH_STEP = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=1")
 EVERY_THIRD = ("callbacks.checkpoint_last.every_n_epochs=null", "+callbacks.checkpoint_last.every_n_train_steps=3")
+HINT_FIRST = ("loss/feature=[hint]", "+stages={hint: {epochs: 1, loss: {hint: {}}}, kd: {epochs: 1}}")
 Prepared = Callable[..., DictConfig]
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install -e '.[deepspeed]'")
 
 
 @pytest.fixture
@@ -194,11 +197,8 @@ def test_dropout_drops_the_same(
     ("hardware", "stages"),
     [
         ("ddp", ()),
-        pytest.param(
-            "fsdp2",
-            ("loss/feature=[hint]", "+stages={hint: {epochs: 1, loss: {hint: {}}}, kd: {epochs: 1}}"),
-            marks=pytest.mark.long,
-        ),
+        pytest.param("fsdp2", HINT_FIRST, marks=pytest.mark.long),
+        pytest.param("deepspeed", HINT_FIRST, marks=[pytest.mark.long, needs_deepspeed]),
     ],
 )
 def test_two_ranks_drop_the_same_each(hardware: str, stages: tuple[str, ...], teacher: Path, tmp_path: Path) -> None:
@@ -219,8 +219,11 @@ def test_two_ranks_drop_the_same_each(hardware: str, stages: tuple[str, ...], te
     given += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
     killed = f"+callbacks.killed={{_target_: fixtures.killed.KilledOnce, after: 7, done: '{tmp_path / 'done'}'}}"
     assert ran(*given, killed, "paths.run=run") == -signal.SIGKILL
-    states = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["random_state"]["cpu"]
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    states = saved["random_state"]["cpu"]
     assert len(states) == 2
+    counts = [each["step"].data_ptr() for each in saved["optimizer_states"][0]["state"].values()]
+    assert len(set(counts)) == len(counts) > 1  # an optimizer adds to each of them
     assert not states[0].equal(states[1])
     assert saved_step(tmp_path / "run") == 6
     again = ("resume=run",) if stages else (*given, killed, "paths.run=run")  # the same command resumes it as well

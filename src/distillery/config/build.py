@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from distillery.config.cached_teachers import cached_teachers, refuse_several
-from distillery.config.check import is_fsdp2
 from distillery.config.check_cuda import GRAPHS
+from distillery.config.check_strategy import is_fsdp2
 from distillery.config.class_weights import complete_class_weights
 from distillery.config.instantiate import make, make_scheduled, make_term
 from distillery.config.loaded_teachers import LoadedTeachers

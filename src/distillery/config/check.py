@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from distillery.config.candidates import PRECISION, candidates, first_values, with_values
 from distillery.config.check_cuda import refuse_graphs, refuse_stream
 from distillery.config.check_networks import check_student, check_teachers, refuse_sixteen
+from distillery.config.check_strategy import refuse_strategy
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
 from distillery.config.optim import LENGTHS, SHARES, not_taken, remove_leftovers
@@ -35,7 +36,6 @@ from distillery.config.targets import Kinds, check_settings, check_target, impor
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.kinds import Says, conform, shown
 from distillery.core.paths import CONFIGS
-from distillery.core.roles import ANSWERS, FROZEN, SERVED, STORED, role_of
 from distillery.results.record import leaves
 from distillery.training.logged_metrics import CHECKPOINTS
 from distillery.training.schedules import schedules_in
@@ -165,7 +165,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
         refuse_sixteen("optim.ema", checked["trainer"].get("precision"))
     _refuse_balanced(checked)
     _refuse_clipped(checked)
-    _refuse_sharded(checked)
+    refuse_strategy(checked)
     refuse_graphs(checked)
     refuse_stream(checked)
     _refuse_ensemble(checked)
@@ -306,31 +306,6 @@ def _refuse_clipped(plain: Mapping[str, Any]) -> None:
             f"trainer.gradient_clip_val={clipped}: with trainer.precision={precision} Lightning clips no gradients of "
             "a fused optimizer. Set optim.optimizer.fused=false."
         )
-
-
-def is_fsdp2(strategy: Any) -> bool:
-    """Whether this `trainer.strategy` shards the parameters."""
-    return isinstance(strategy, Mapping | DictConfig) and str(strategy.get("_target_")).endswith(".FSDP2")
-
-
-def _refuse_sharded(plain: Mapping[str, Any]) -> None:
-    """Refuse what parameters that are sharded across processes (hardware=fsdp2) do not allow."""
-    if not is_fsdp2(plain["trainer"].get("strategy")):
-        return
-    fixed = (FROZEN, STORED, SERVED, ANSWERS)
-    moving = [name for name, teacher in plain["teachers"].items() if role_of(teacher) not in fixed]
-    if moving:
-        raise UserError(f"hardware=fsdp2 takes frozen teachers only, and teachers.{moving[0]} moves. Use hardware=ddp.")
-    if plain["optim"].get("ema") is not None:
-        raise UserError("optim.ema: hardware=fsdp2 shards the student, but not its average. Use hardware=ddp.")
-    if plain["student"].get("lora"):
-        raise UserError("student.lora: hardware=fsdp2 would shard its matrices by themselves. Use hardware=ddp.")
-    if plain["student"].get("qat"):
-        raise UserError("student.qat: hardware=fsdp2 would shard the rows that have one scale. Use hardware=ddp.")
-    if plain["objective"].get("balance"):
-        raise UserError("objective.balance=auto goes backward several times a step, which hardware=fsdp2 cannot.")
-    if plain.get("rollouts"):
-        raise UserError("rollouts: a student that is sharded across processes cannot generate. Use hardware=ddp.")
 
 
 def _refuse_ensemble(plain: Mapping[str, Any]) -> None:

@@ -62,6 +62,7 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     if not torch.cuda.is_available():  # as Lightning sets it, Adam would look for NVIDIA's driver at each step
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated")  # DeepSpeed's
     own = [make(f"callbacks.{name}", config) for name, config in cfg.callbacks.items() if config is not None]
     objective = [Balance(cfg.objective.balance_steps, Path(cfg.paths.run))] if cfg.objective.balance else []
     moving = plain_console().is_terminal

@@ -17,7 +17,8 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from distillery.config.candidates import COMPILE, first_values
-from distillery.config.check import decided, is_fsdp2
+from distillery.config.check import decided
+from distillery.config.check_strategy import is_fsdp2
 from distillery.config.stages import RunSpec
 from distillery.core.errors import UserError
 from distillery.core.kinds import shown
