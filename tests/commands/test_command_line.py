@@ -1,5 +1,6 @@
 """The commands as a user meets them: what they answer, what they refuse and how, what they leave behind."""
 
+import gc
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from distillery.commands import evaluate, export, report, study, train
+from distillery.commands.entry import heavy_imports
 from distillery.core.paths import CONFIGS
 from distillery.models.cnn import SmallCNN
 from distillery.results.layout import RECORD
@@ -70,7 +72,26 @@ def run_folder(below: Path) -> Path:
     return found.parent
 
 
-# What is answered at once.
+# What is answered at once, and what begins soon.
+
+
+def test_a_study_begins_without_timm_and_wandb() -> None:
+    code = "import sys, distillery.runs.study; print({'timm', 'wandb'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_the_second_job_of_a_sweep_keeps_nothing_of_the_first() -> None:
+    """The collector must be on afterwards, and reach what has become garbage since the first imports."""
+    try:
+        with heavy_imports():
+            assert not gc.isenabled()
+        former_job = Path("network")
+        with heavy_imports():
+            pass
+        assert gc.isenabled()
+        assert any(each is former_job for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
 
 
 def test_help_lists_every_option_of_every_group() -> None:
