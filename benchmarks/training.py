@@ -1,13 +1,14 @@
 """What a training step costs, beside the same step in a hand-written loop and in other libraries.
 
-    python benchmarks/training.py [--pairs 5] [--steps 20] [--accelerator gpu] [--json FILE]
+    python benchmarks/training.py [--pairs 5] [--steps 20] [--accelerator gpu] [--resnets] [--json FILE]
 
 All train the same student against the same teacher with kd, in turn, in one process, on one thread; no validation in
 the timed part, and compilation is told apart. `plain` is this project as it is, `tuned` has hardware=tuned, which
 computes in bfloat16 where the device does (`tuned float32` does not), and `cached` reads the teacher's signals from
-memory besides (texts: without hardware=tuned). `alone` is the student without a teacher, and `lightning` the
+memory besides (texts: without hardware=tuned). On a GPU, `stream` has teacher_stream=true, and `graphs` have
+compile=reduce-overhead in place of compile=true. `alone` is the student without a teacher, and `lightning` the
 hand-written step under a Trainer without callbacks and loggers. The ratios are medians over the pairs. A library that
-is not installed is left out: pip install --no-deps torchdistill.
+is not installed is left out: pip install --no-deps torchdistill. If it is interrupted, it shows what it has.
 Exits with 1 if ResNet-56 → ResNet-20 costs plainly more than 1.05 × the hand-written loop.
 """
 
@@ -91,6 +92,15 @@ OURS = {
     "tuned": [TUNED],
     "cached": [TUNED, CACHED, "data.views=2"],
 }
+ON_GPU = {
+    "plain": [],
+    "stream": ["teacher_stream=true"],
+    "graphs": [TUNED, "compile=reduce-overhead"],
+    "graphs float32": [TUNED, "compile=reduce-overhead", "trainer.precision=32-true"],
+    "tuned": [TUNED],
+    "cached graphs": [TUNED, "compile=reduce-overhead", CACHED, "data.views=2"],
+}
+FIRST = 4  # steps of a run in which networks are compiled, and CUDA graphs recorded
 OF_TEXTS = {"plain": [], "cached": [CACHED]}
 
 
@@ -119,13 +129,14 @@ class Clock(L.Callback):
 
 
 def under_trainer(parts: Parts, steps: int, folder: Path) -> tuple[float, float]:
-    """Seconds a step under Lightning with the config's own callbacks and logger, and those of the first two."""
-    clock = Clock(first=2)
+    """Seconds a step under Lightning with the config's own callbacks and logger, and those of the first ones."""
+    clock = Clock(first=FIRST)
     cfg = parts.cfg.copy()
-    cfg.trainer.update(max_steps=steps + 2, max_epochs=-1, limit_val_batches=0, enable_progress_bar=False)
+    cfg.trainer.update(max_steps=steps + FIRST, max_epochs=-1, limit_val_batches=0, enable_progress_bar=False)
     cfg.callbacks.update(checkpoint_last=None, checkpoint_best=None, teacher_guard=None, scale_report=None)
     cfg.paths.run = str(folder)
-    make_trainer(cfg, [CSVLogger(folder)], [clock]).fit(parts.distiller, datamodule=parts.data)
+    trainer = make_trainer(cfg, [CSVLogger(folder)], [clock])
+    trainer.fit(parts.distiller, datamodule=parts.data.on(trainer.strategy.root_device))
     return clock.seconds / steps, clock.before
 
 
@@ -166,7 +177,8 @@ def in_a_loop(make: Callable[[nn.Module, nn.Module], Step], parts: Parts, steps:
     student, teacher = parts.distiller.student.to(device), parts.distiller.teachers["main"].to(device)
     step = make(student.net.train(), teacher.net)
     batches = batches_of(parts, device)
-    step(*next(batches))
+    for _ in range(FIRST):
+        step(*next(batches))
     start = now()
     for _ in range(steps):
         step(*next(batches))
@@ -175,11 +187,11 @@ def in_a_loop(make: Callable[[nn.Module, nn.Module], Step], parts: Parts, steps:
 
 def under_lightning(parts: Parts, steps: int, folder: Path) -> float:
     """Seconds a step of `by_hand` under a Trainer that has nothing else to do."""
-    clock, teacher = Clock(first=2), parts.distiller.teachers["main"]
+    clock, teacher = Clock(first=FIRST), parts.distiller.teachers["main"]
     device = device_of(parts)
     batches = list(itertools.islice(batches_of(parts, device), len(parts.data.train_dataloader())))
     trainer = L.Trainer(
-        accelerator=parts.cfg.trainer.accelerator, devices=1, max_steps=steps + 2, callbacks=[clock], logger=False,
+        accelerator=parts.cfg.trainer.accelerator, devices=1, max_steps=steps + FIRST, callbacks=[clock], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(
@@ -203,7 +215,7 @@ def compare(
         teacher: the overrides that make the student the teacher's network, for its new weights.
         forms: the settings of this project's forms; None: another's.
     """
-    loops = {"alone": alone, "torchdistill": torchdistill, "timm": timm}
+    loops = {"by hand": by_hand, "alone": alone, "torchdistill": torchdistill, "timm": timm}
     seconds: dict[str, list[float]] = {form: [] for form in ("by hand", *forms)}
     first: dict[str, list[float]] = {form: [] for form, own in forms.items() if own is not None}
     with tempfile.TemporaryDirectory() as scratch:
@@ -219,22 +231,30 @@ def compare(
             (stage,) = check(compose("train", overrides=own)).stages
             return build(stage)
 
-        for pair in range(pairs):
-            seconds["by hand"].append(in_a_loop(by_hand, parts([]), steps))
-            for form, settings in forms.items():
-                folder = Path(scratch) / f"{form}{pair}"
-                if settings is not None:
-                    own, before = under_trainer(parts(settings), steps, folder)
-                    first[form].append(before - 2 * own)
-                elif form == "lightning":
-                    own = under_lightning(parts([]), steps, folder)
-                else:
-                    own = in_a_loop(loops[form], parts([]), steps)
-                seconds[form].append(own)
+        def measure(form: str, folder: Path) -> None:
+            settings = forms.get(form)
+            if settings is not None:
+                own, before = under_trainer(parts(settings), steps, folder)
+                first[form].append(before - FIRST * own)
+            elif form == "lightning":
+                own = under_lightning(parts([]), steps, folder)
+            else:
+                own = in_a_loop(loops[form], parts([]), steps)
+            seconds[form].append(own)
+
+        stopped = False
+        try:
+            for pair in range(pairs):
+                for form in seconds:
+                    measure(form, Path(scratch) / f"{form}{pair}")
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the one of the other
+            stopped = True
     found: dict[str, Any] = {"ratios": {}, "ranges": {}, "ms": {}, "first_steps_s": {}}
     rows = []
     for form, own in seconds.items():
-        ratios = [a / b for a, b in zip(own, seconds["by hand"], strict=True)]
+        if not own:
+            continue
+        ratios = [a / b for a, b in zip(own, seconds["by hand"], strict=False)]
         found["ratios"][form], found["ranges"][form] = statistics.median(ratios), (min(ratios), max(ratios))
         found["ms"][form] = 1e3 * statistics.median(own)
         waited = f"{statistics.median(first[form]):.1f}" if form in first else ""
@@ -243,7 +263,31 @@ def compare(
         rows.append([form, f"{found['ms'][form]:.2f}", f"{found['ratios'][form]:.3f}", span, waited])
     columns = "", "ms a step", "ratio", "range", "compilation, cache: s"
     show(f"{name}, {pairs} × {steps} steps", columns, rows)
+    if stopped:
+        sys.exit("It was interrupted: some runs are missing.")
     return found
+
+
+def others_than_resnets(forms: dict[str, list[str] | None], size: tuple[int, int, str], scratch: str) -> dict[str, Any]:
+    """Print and return what the other pairs of networks cost; see `compare`."""
+    vits = compare("ViT of 12 layers → 3, batch 64, 28×28", VITS, VIT12, forms, *size)
+    forms = {"alone": None, **OF_TEXTS}
+    berts = compare("BERT of 8 layers → 2, width 128, 32 sentences", BERTS, BERT8, forms, *size)
+    train_bpe(movie_reviews().train.inputs.first, 2048, scratch)
+    llamas = [*LLAMAS, f"data.tokenizer={scratch}"]
+    lms = compare("Llama of 6 layers × 192 → 2 × 96, 32 sentences", llamas, LLAMA6, forms, *size)
+    forms = {"plain": [], "lightning": None}
+    demo = compare("Digits demo, batch 25, 8×8", DEMO, CNN64, forms, 50 * size[0], *size[1:])
+    overhead, lightning = (demo["ms"][form] - demo["ms"]["by hand"] for form in ("plain", "lightning"))
+    print(f"A small step costs {overhead:.2f} ms more than in the loop, {lightning:.2f} ms under a bare Trainer")
+    return {
+        "vit": vits,
+        "text": berts,
+        "causal_lm": lms,
+        "demo": demo,
+        "small_step_overhead_ms": overhead,
+        "small_step_lightning_ms": lightning,
+    }
 
 
 def main() -> None:
@@ -251,38 +295,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each run of the ResNets")
     parser.add_argument("--pairs", type=int, default=5, help="runs of each kind, in turn")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--resnets", action="store_true", help="the ResNets alone")
     parser.add_argument("--json", type=Path, help="where the figures are written")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # as in a run: float32 is float32, also by hand
     register_resolvers()
     others = {each: None for each in ("torchdistill", "timm") if find_spec(each) is not None}
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION), tempfile.TemporaryDirectory() as scratch:
         size = options.steps, options.pairs, options.accelerator
-        forms = {"alone": None, **OURS, **others}
-        resnets = compare("ResNet-56 → ResNet-20, batch 64, 32×32", RESNETS, RESNET56, forms, *size)
-        vits = compare("ViT of 12 layers → 3, batch 64, 28×28", VITS, VIT12, forms, *size)
-        forms = {"alone": None, **OF_TEXTS}
-        berts = compare("BERT of 8 layers → 2, width 128, 32 sentences", BERTS, BERT8, forms, *size)
-        train_bpe(movie_reviews().train.inputs.first, 2048, scratch)
-        llamas = [*LLAMAS, f"data.tokenizer={scratch}"]
-        lms = compare("Llama of 6 layers × 192 → 2 × 96, 32 sentences", llamas, LLAMA6, forms, *size)
-        forms = {"plain": [], "lightning": None}
-        demo = compare("Digits demo, batch 25, 8×8", DEMO, CNN64, forms, 50 * options.steps, *size[1:])
-    overhead, lightning = (demo["ms"][form] - demo["ms"]["by hand"] for form in ("plain", "lightning"))
-    print(f"A small step costs {overhead:.2f} ms more than in the loop, {lightning:.2f} ms under a bare Trainer")
+        forms = {"alone": None, **(ON_GPU if options.accelerator == "gpu" else OURS), **others}
+        content = resnets = compare("ResNet-56 → ResNet-20, batch 64, 32×32", RESNETS, RESNET56, forms, *size)
+        if not options.resnets:
+            content |= others_than_resnets(forms, size, scratch)
     if options.json:
-        content = {
-            **resnets,
-            "vit": vits,
-            "text": berts,
-            "causal_lm": lms,
-            "demo": demo,
-            "small_step_overhead_ms": overhead,
-            "small_step_lightning_ms": lightning,
-            "environment": environment(),
-        }
+        content |= {"environment": environment()}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     ratio = resnets["ratios"]["plain"]
     sys.exit(f"a step costs {ratio:.3f} × the hand-written one, more than {LIMIT}" if ratio > LIMIT else 0)
