@@ -55,7 +55,7 @@ def test_teacher(choice: str) -> None:
         assert teachers.main.keys() == WITHOUT_WEIGHTS[choice]
         assert teachers.main.role == choice
         return
-    settings = {"net", "weights", "input", "bn_mode", "classes", "precision", "cache"}
+    settings = {"net", "weights", "input", "bn_mode", "classes", "precision", "placement", "cache"}
     assert teachers.main.keys() - {"prompt"} == settings
     assert teachers.main.bn_mode == "eval"
     assert OmegaConf.is_missing(teachers.main, "weights") or teachers.main.weights == "pretrained"

@@ -102,6 +102,8 @@ def test_the_hash_is_of_what_is_computed_not_of_where() -> None:
     assert len(config_hash(here)) == 64
     assert config_hash(here) != config_hash({**here, "seed": 1})
     assert config_hash(here) != config_hash({**here, "data": {"root": "/a/data", "train_size": 200}})
+    before, null, cpu = ({"teachers": {"main": own}} for own in ({}, {"placement": None}, {"placement": "cpu"}))
+    assert config_hash(before) == config_hash(null) != config_hash(cpu)
     # a network's own `name` is not the experiment's
     assert config_hash({"net": {"name": "resnet18"}}) != config_hash({"net": {"name": "resnet34"}})
 

@@ -78,6 +78,17 @@ def test_a_teacher_beside_the_student_changes_nothing(run: Callable[..., Result]
     assert beside.student_sha256 == before.student_sha256
 
 
+def test_a_teacher_on_the_cpu_teaches_a_student_on_the_gpu(run: Callable[..., Result]) -> None:
+    own = (*RICH, "trainer.precision=64-true", "trainer.max_epochs=1", *ON_GPU)
+    beside, apart = run(*own), run(*own, "teachers.main.placement=cpu")
+    assert apart.parts.distiller.frozen["main"].device.type == "cpu"
+    assert apart.parts.distiller.student.device == beside.parts.distiller.frozen["main"].device
+    assert apart.record.teachers["main"]["score"] == beside.record.teachers["main"]["score"]
+    expected = read_weights(beside.folder / "student.safetensors")
+    for name, found in read_weights(apart.folder / "student.safetensors").items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-8)
+
+
 class Made(L.Callback):
     """A training batch as its loader makes it."""
 

@@ -244,6 +244,26 @@ def test_with_deepspeed_a_run_and_its_checkpoints_are_those_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.long
+def test_a_teacher_that_is_divided_teaches_as_the_whole_one(teacher: str, tmp_path: Path) -> None:
+    """In two stages, between which it is whole again, and after which one process scores it."""
+    stages = "+stages={hint: {epochs: 1, loss: {hint: {}}}, all: {epochs: 1, loss: {kd: {}, hint: {}}}}"
+    for placement in ("null", "shard"):
+        kept = f"+callbacks.kept={{_target_: fixtures.two_ranks.Kept, folder: '{tmp_path / placement / 'kept'}'}}"
+        own = (f"teachers.main.placement={placement}", "callbacks.checkpoint_best=null", kept)
+        train(config(tmp_path / placement, *JOB, teacher, stages, *SHARDED, *own))
+    found, expected = (RunRecord.read(tmp_path / placement) for placement in ("shard", "null"))
+    assert found.student_sha256 == expected.student_sha256
+    assert found.metrics == expected.metrics
+    for figure in ("sha256", "score", "params", "flops"):
+        assert found.teachers["main"][figure] == expected.teachers["main"][figure]
+    size = expected.teachers["main"]["params"]
+    for path in (tmp_path / "null" / "kept").iterdir():
+        assert int(path.read_text()) == size
+        assert size / 2 <= int((tmp_path / "shard" / "kept" / path.name).read_text()) < size / 2 + 2000  # padding
+
+
+@pytest.mark.slow
 def test_only_the_first_rank_writes_and_prints(alone: Callable[[float], Path], together: tuple[Path, str]) -> None:
     folder, output = together
     assert files(folder) == files(alone(LR)) == FILES

@@ -350,6 +350,7 @@ def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, rounding: str) -> T
         )
     chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
     fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {rounding} {chosen} {data.views_key}"
+    fingerprint += f" {teacher.placement}"
     return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
 
 

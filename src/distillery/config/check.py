@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from distillery.config.candidates import PRECISION, candidates, first_values, with_values
 from distillery.config.check_cuda import refuse_graphs, refuse_stream
 from distillery.config.check_networks import check_student, check_teachers, refuse_sixteen
+from distillery.config.check_placement import refuse_placements
 from distillery.config.check_strategy import refuse_strategy
 from distillery.config.command_line import expand_home
 from distillery.config.names import losses_of, teachers_of
@@ -166,6 +167,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     _refuse_balanced(checked)
     _refuse_clipped(checked)
     refuse_strategy(checked)
+    refuse_placements(checked)
     refuse_graphs(checked)
     refuse_stream(checked)
     _refuse_ensemble(checked)

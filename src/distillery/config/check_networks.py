@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from distillery.config.check_placement import refuse_device
 from distillery.config.spec import (
     AnswersTeacher,
     EmaTeacher,
@@ -132,7 +133,9 @@ def _teacher(
         )
     if role == EMA:
         refuse_sixteen(path, precision)
-    return _network(path, node, known)
+    checked = _network(path, node, known)
+    refuse_device(path, checked)
+    return checked
 
 
 def refuse_sixteen(path: str, precision: object) -> None:

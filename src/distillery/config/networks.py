@@ -238,6 +238,7 @@ def build_teacher(cfg: DictConfig, name: str, data: Data | None = None) -> Teach
             teacher.lower(cfg.precision, None if data is None else data.example(MEASURED))
         except UserError as error:
             raise named(f"teachers.{name}", error) from None
+    teacher.placement = cfg.get("placement")
     return teacher
 
 

@@ -104,6 +104,7 @@ class FrozenTeacher(TypedDict, total=False):
     prompt: str
     cache: bool | Folder
     precision: Literal["bf16", "int8", "int4"] | None
+    placement: Annotated[str, Says("a device such as cpu or cuda:1, or shard")] | None  # see `check_placement.py`
 
 
 class StoredTeacher(TypedDict, total=False):

@@ -22,6 +22,7 @@ NOT_IDENTITY = frozenset(  # at the config's root
 )
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth
+SINCE = frozenset({"placement"})  # at any depth, where null: jobs from before these settings existed are the same
 NO_NETWORK = "it is no network here"  # why a teacher was not compared with the student when the run was scored
 ADDED = {"remarks", "fidelity", "samples", "target", "autotune", "fit_seconds"}  # fields that old records lack
 
@@ -218,7 +219,7 @@ def _essence(value: Any) -> Any:
         return {
             key: _essence(item)
             for key, item in value.items()
-            if key not in PLACES and key not in WATCHING and not _is_progress_bar(item)
+            if key not in PLACES | WATCHING and not (key in SINCE and item is None) and not _is_progress_bar(item)
         }
     return [_essence(item) for item in value] if isinstance(value, list) else value
 

@@ -79,7 +79,8 @@ def _compare(run: Run, lender: Run, name: str, loaded: dict[str, "Teacher"]) -> 
             return
         loaded[sha256] = teacher
     _, student, data, task = rebuilt(run.folder, "test")
-    teacher = loaded[sha256].to(student.device)
+    teacher = loaded[sha256]
+    teacher.place(student.device)
     record = RunRecord.read(run.folder)
     add_fidelity(record, student, {name: teacher}, data, task, task.outputs(data))
     add_class_fidelity(record, _predicted(run, lender, name), student, {name: teacher}, data, task)

@@ -59,7 +59,8 @@ def compare_layers(folder: Path, teacher: Path | None = None) -> list[Path]:
         raise UserError(
             f"The run in {folder} has no teacher 'main' with a network of its own. Name the teacher's run: teacher=…"
         )
-    found = measured({"student": student, "teacher": own.to(student.device)}, data)
+    own.place(student.device)
+    found = measured({"student": student, "teacher": own}, data)
     found.write(folder)
     written = [folder / LAYERS, folder / SIMILARITY]
     with rc_context(STYLE):

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from distillery.config.check_placement import devices
 from distillery.config.networks import build_teacher, run_config
 from distillery.config.students import blank_student
 from distillery.core.errors import UserError, did_you_mean
@@ -154,6 +155,8 @@ def teacher_of(folder: Path, record: RunRecord, name: str) -> Teacher | None:
     if cfg is None or role_of(cfg) != FROZEN or not cfg.get("weights"):
         return None
     teacher = build_teacher(cfg, name)
+    if teacher.placement not in devices():
+        teacher.placement = None  # the run was on another machine, or on several processes
     if teacher.sha256 != record.teachers[name]["sha256"]:
         raise UserError(f"teachers.{name}.weights are others now.")
     return teacher

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
@@ -23,6 +23,7 @@ from distillery.models.taps.network import Network, probe
 from distillery.models.weights import weights_hash
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.tasks.task import Task
+from distillery.teachers.shards import SHARD, Shards
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BatchNormMode = Literal["eval", "train"]
@@ -99,6 +100,8 @@ class Teacher(Network):
         self.stops_at: str | None = None  # the tap after which a training forward ends; see `stop_early`
         self.stops = False
         self.precision: Precision | None = None  # its own, which is not that of the run
+        self.placement: str | None = None  # its own device, or `SHARD`; None: that of the run
+        self.shards: Shards | None = None  # what this process has of its parameters, while they are divided
         self._dtypes = _float_dtypes(self._weights())
         self._hashed_dtypes = self._dtypes
         if stored is not None:
@@ -124,8 +127,24 @@ class Teacher(Network):
         compared = "" if full is None or batch is None else f": {agreement(full, sample_logits(self, batch))}"
         self.remarks.append(f"its weights are kept as {precision}{compared}")
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.to(device=device, dtype=None if self.precision else dtype)
+    def place(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """Move it to its own `placement`, or else to where the run computes.
+
+        With `SHARD` its parameters are divided between the processes, if there are several: `unshard` undoes it.
+        """
+        if dtype is not None and self.precision is None:
+            self.to(dtype=dtype)
+        if self.placement == SHARD and world_size() > 1 and self.shards is None:
+            _ = self.sha256  # of the weights as they are
+            self.shards = Shards(self.net)  # on the CPU: it may be too large for the device
+        self.to(device if self.placement in (None, SHARD) else self.placement)
+
+    def unshard(self) -> None:
+        """Whole again, on the CPU, if `place` has divided it; then all processes must call this."""
+        if self.shards is not None:
+            self.shards.undo()
+            self.shards = None
+            self.cpu()
 
     @property
     def available(self) -> Available:
@@ -145,15 +164,15 @@ class Teacher(Network):
         return self.sha256
 
     def fingerprint(self) -> str:
-        """SHA-256 of every parameter and buffer as they are now."""
-        return weights_hash(self.net)
+        """SHA-256 of every parameter and buffer as they are now; of divided ones, this process's shards."""
+        return weights_hash(self.net if self.shards is None else self)
 
     def expected_fingerprint(self) -> str:
         """The `fingerprint` of weights that are still as they were loaded. Hashes them only where they were cast.
 
         They may have been cast twice, from float64 in a file to float32 and back, which rounds them.
         """
-        changed = self.precision or self._replaced or self._folded
+        changed = self.precision or self._replaced or self._folded or self.shards
         never_cast = self._hashed_dtypes == self._dtypes == _float_dtypes(self._weights())
         return self.sha256 if never_cast and not changed else self.fingerprint()
 
@@ -175,6 +194,20 @@ class Teacher(Network):
         if _float_dtypes(self._weights()) != self._dtypes:
             self.to(max(self._dtypes, key=lambda dtype: dtype.itemsize))
         return self
+
+    def tap(self, taps: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """See `Network`.
+
+        Raises:
+            UserError: also for a tap of a parameter that will be divided between processes.
+        """
+        shapes = super().tap(taps, batch)
+        if self.placement == SHARD and self.tapped_parameters:
+            raise UserError(
+                f"teachers.{self.name}.placement={SHARD}: a loss reads the tap {next(iter(self._parameter_taps))!r}, "
+                "and of parameters each process has but a part. Set placement=null, or choose another loss."
+            )
+        return shapes
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, also when a module that contains it is put into train mode."""
@@ -203,7 +236,7 @@ class Teacher(Network):
             return "no training sample has a label"
         own = data.narrowed(data.splits["train"].labelled_indices)
         keys, dataset = own.plain(data.eval_batch_size, augmented=False)
-        mine = keys[rank() :: world_size()] or keys[:1]
+        mine = keys if self.shards else keys[rank() :: world_size()] or keys[:1]  # all run a divided one equally often
         return DataLoader(dataset, sampler=mine, batch_size=None, num_workers=data.workers)
 
     def evaluation(
@@ -300,7 +333,7 @@ class Teacher(Network):
         self.stops = True
 
     def compute(self, batch: Mapping[str, Tensor], training: bool, stop: bool = False) -> Signals:
-        """One forward of the network, without gradients.
+        """One forward of the network, without gradients, on its own device; the signals are on that of the batch.
 
         Args:
             training: whether BatchNorm may normalise by the batch (`bn_mode`).
@@ -310,7 +343,11 @@ class Teacher(Network):
         with torch.no_grad():
             for module in self._per_batch:
                 module.training = training
-            return self.observe(batch, stop)
+            given, own = next(iter(batch.values())).device, self.device
+            if own == given:
+                return self.observe(batch, stop)
+            signals = self.observe({name: values.to(own) for name, values in batch.items()}, stop)
+            return signals.each(lambda tensor: tensor.to(given))
 
     def _weights(self) -> Iterable[Tensor]:
         return chain(self.net.parameters(), self.net.buffers())

@@ -1,6 +1,5 @@
 """FSDP2: trained parameters, their gradients and optimizer states are sharded between the processes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from distillery.models.blocks import blocks
 from distillery.models.taps.network import Network
 
 
@@ -34,15 +34,9 @@ def shard(student: Network, objective: nn.Module, mesh: DeviceMesh) -> None:
 
     A block is gathered while it runs.
     """
-    for module in (*_blocks(student.net), student, objective):
+    for module in (*blocks(student.net), student, objective):
         if next(module.parameters(), None) is not None:
             fully_shard(module, mesh=mesh)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The elements of the outermost `ModuleList`s and `Sequential`s."""
-    for child in module.children():
-        yield from child.children() if isinstance(child, nn.ModuleList | nn.Sequential) else _blocks(child)
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -57,7 +57,7 @@ def test_settings_and_initialisation_on_the_command_line(minilm: str, tokens: Ma
 
 def test_teacher(minilm: str, tokens: Mapping[str, Tensor]) -> None:
     teacher = composed("+model/teacher=transformer").teachers.main
-    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "precision", "cache"}
+    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "precision", "placement", "cache"}
     assert (teacher.weights, teacher.bn_mode, teacher.cache) == ("pretrained", "eval", False)
     teacher.net.model = minilm
     net = instantiate(teacher.net, head="masked_lm", num_classes=30522, pretrained=True)
@@ -82,6 +82,6 @@ def test_causal_lm(tokens: Mapping[str, Tensor]) -> None:
     with pytest.raises(InstantiationException, match=r"vocab_size=50, but causal_lm predicts 60 tokens"):
         instantiate(padded.net, num_classes=60)
     teacher = composed("+model/teacher=causal_lm").teachers.main
-    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "precision", "cache"}
+    assert teacher.keys() == {"net", "weights", "classes", "input", "bn_mode", "precision", "placement", "cache"}
     assert (teacher.weights, teacher.net.head) == ("pretrained", "causal_lm")
     assert OmegaConf.is_missing(teacher.net, "model")

@@ -78,8 +78,8 @@ class Network(nn.Module):
         """What training batches tell of its distributions."""
         return Available()
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move it to where a run computes, in the precision of the run."""
+    def place(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """Move it to where a run computes, in the precision of the run, or as it is."""
         self.to(device=device, dtype=dtype)
 
     def bound(self, batch: Mapping[str, Tensor]) -> "partial[Any]":

@@ -119,7 +119,8 @@ def _local(node: DictConfig, plain: Mapping[str, Any], parameters: Mapping[str, 
         raise UserError("max_tokens: a teacher in this process needs a bound of its texts, such as 512.")
     data, task = _data_of(node), CausalLM()
     whole = complete(node, data, task, TEACHER)
-    teacher = build_teacher(whole, TEACHER).to("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = build_teacher(whole, TEACHER)
+    teacher.place(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if not can_generate(teacher.net):
         raise UserError(f"distill-generate: a {type(teacher.net).__name__} generates no texts. Choose a causal model.")
     tokenizer = data.loaded_tokenizer

@@ -171,7 +171,9 @@ class StageSequence:
         return None if self.stage.fresh else lasting_losses(before, self.parts)
 
     def gather(self) -> None:
-        """Replace a sharded student by a whole one; to be called by all processes."""
+        """Replace a sharded student by a whole one, and make its teachers whole; to be called by all processes."""
+        for teacher in self.parts.distiller.frozen.values():
+            teacher.unshard()
         student = self.parts.distiller.student
         if is_sharded(student):
             state = {name: value.cpu() for name, value in whole_state(student).items()}
