@@ -43,6 +43,7 @@ def test_it_learns_what_the_cpu_learns(run: Callable[..., Result]) -> None:
     own = (*RICH, "trainer.precision=64-true", "trainer.max_epochs=1")
     here, there = run(*own), run(*own, *ON_GPU)
     assert there.record.environment["gpu"]
+    assert there.record.environment["scored_on"] == {"gpu": "cuda"}.get(DEVICE, DEVICE)
     expected = read_weights(here.folder / "student.safetensors")
     for name, found in read_weights(there.folder / "student.safetensors").items():
         torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-8)

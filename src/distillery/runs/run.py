@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from distillery.config.build import Parts
 from distillery.config.check import check
+from distillery.config.check_strategy import is_fsdp2
 from distillery.core.errors import UserError
 from distillery.core.process import is_main, processes
 from distillery.core.terminal import telling
@@ -140,6 +141,8 @@ def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
         sequence.gather()
         all_ranks.join()
         if is_main():
+            if not is_fsdp2(saved.trainer.get("strategy")):  # whose student may be too large for one device
+                sequence.parts.distiller.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
             score_run(record, sequence.parts, epochs, job.folder, sequence.teachers(), sequence.ensemble())
             log_scores(loggers, saved, record, trainer.global_step)
             record.status = "finished"
