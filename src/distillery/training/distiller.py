@@ -176,11 +176,12 @@ class Distiller(L.LightningModule):
     def _signals(self, batch: Batch) -> tuple[Signals, dict[str, Signals]]:
         """Those of the student, and of its teachers, among which it may be itself."""
         teachers = {name: each for name, each in self.teachers.items() if each is not self.student}
-        run = {name: each for name, each in self.frozen.items() if each.has_network and each.training_signals is None}
         beside: dict[str, Signals] = {}
         with before_heads([self.student, *teachers.values()]):
             if self.side_stream is not None:
-                beside = self.side_stream.start(run, batch)
+                networks = {name: each for name, each in self.frozen.items() if each.has_network}
+                computed = {name: each for name, each in networks.items() if each.training_signals is None}
+                beside = self.side_stream.start(computed, batch)
             others = {name: each(batch, training=True) for name, each in teachers.items() if name not in beside}
             student = self.student(batch)
         if self.side_stream is not None:
