@@ -87,10 +87,12 @@ def test_shards_give_what_the_whole_gives(
     plain = make(None)
     plain.tap([tap], batch)
     expected, size = plain(batch), count(plain)
+    teachers = [make(SHARD), make(SHARD)]
+    for teacher in teachers:  # not in the threads: it restores the generator, of which the other may be drawing
+        teacher.tap([tap], batch)
 
     def work(rank: int) -> tuple[Signals, Signals, int]:
-        teacher = make(SHARD)
-        teacher.tap([tap], batch)
+        teacher = teachers[rank]
         before = teacher.fingerprint()
         teacher.place(CPU, torch.float32)
         teacher.place(CPU, torch.float32)  # as before each validation
