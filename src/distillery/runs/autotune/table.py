@@ -1,4 +1,4 @@
-"""The table of what was tried, kept and why."""
+"""The table of what was tried and kept, and why."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,38 +14,40 @@ from distillery.core.terminal import plain_console, say
 
 def show(found: Mapping[str, Any]) -> None:
     """Print what was found for the settings that are `auto`, see `RunRecord.autotune`."""
-    if found["tried"]:
-        plain_console().print(table(found))
+    tried = found["tried"]
+    if tried:
+        steps = "without end" if found["steps"] is None else f"of {found['steps']:,} steps"
+        rounds = f"{found['rounds']} × {found['steps_per_round']} steps without and with each"
+        say(f"Settings that are auto ({rounds}), for a run {steps}")
+    if timed := [entry for entry in tried if entry["step_ms"]]:
+        plain_console().print(table(timed))
+    for entry in tried:  # below the table: beside its figures a terminal of 80 columns has no room for reasons
+        verdict = (", kept" if entry["kept"] else ", not kept") if entry["step_ms"] else ""
+        say(f"{entry['setting']}{verdict}: {entry['why']}")
     if note := found.get("note"):
         say(note)
     choice = ", ".join(f"{name}={shown(value)}" for name, value in found["choice"].items())
     say(f"Chosen in {found['seconds']:.1f} s: {choice}")
 
 
-def table(found: Mapping[str, Any]) -> Table:
-    """A row for each value that was tried; figures are without and with it."""
-    steps = "without end" if found["steps"] is None else f"of {found['steps']:,} steps"
-    rounds = f"{found['rounds']} × {found['steps_per_round']} steps without and with each"
-    title = f"Settings that are auto ({rounds}), for a run {steps}"
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    made.add_column("setting", no_wrap=True)
-    made.add_column("kept")
-    timed = any(entry["step_ms"] for entry in found["tried"])
-    for heading in ("ms a step", "first step, s", "whole run") if timed else ():
-        made.add_column(heading, justify="right", no_wrap=True)
-    made.add_column("why", overflow="fold")
-    for entry in found["tried"]:
+def table(timed: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each value that was timed; figures are without and with it."""
+    made = Table(box=SIMPLE_HEAD)
+    made.add_column("setting", overflow="fold")
+    for heading in ("ms a step", "first step, s", "whole run"):
+        made.add_column(heading, justify="right")
+    for entry in timed:
         figures = (
             _change(entry["step_ms"], "{:,.1f}".format),
             _change(entry["first_s"], "{:,.1f}".format),
             _change(entry["run_s"], _duration),
         )
-        made.add_row(entry["setting"], "yes" if entry["kept"] else "no", *(figures if timed else ()), entry["why"])
+        made.add_row(entry["setting"], *figures)
     return made
 
 
-def _change(both: Sequence[float] | None, text: Callable[[float], str]) -> str:
-    return " → ".join(map(text, both)) if both else ""
+def _change(both: Sequence[float], text: Callable[[float], str]) -> str:
+    return " → ".join(map(text, both))
 
 
 def _duration(seconds: float) -> str:
