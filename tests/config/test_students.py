@@ -116,7 +116,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         (["student.lora={r: 0}"], r"^student\.lora\.r=0: it must be a whole number of at least 1"),
         (["student.lora={r: 2}", "student.weights=null"], r"^student\.lora: .*a student that is trained already"),
         (["student.lora={r: 2}", "student.qat=8da4w"], r"^student\.qat rounds the weights that are trained, and with"),
-        (["student.qat=int4"], r"^student\.qat=int4: .*int4_weight_only"),
+        (["student.qat=int4"], r"^student\.qat=int4\. Choose from: .*int4_weight_only"),
     ):
         with pytest.raises(UserError, match=message):
             check(config(tmp_path / "run", *given(folder, *overrides)))

@@ -61,3 +61,5 @@ def test_anything_else_is_refused_in_words() -> None:
         assert str(error.value).endswith(f"it must be {words}.")
     with pytest.raises(UserError, match=r"^a\.b=evl\. Did you mean 'eval'\?$"):
         conform("a.b", "evl", Literal["eval", "train"])
+    with pytest.raises(UserError, match=r"^a\.b=evl\. Did you mean 'eval'\?$"):
+        conform("a.b", "evl", Literal["train", 1] | Literal["train", "eval"] | None)

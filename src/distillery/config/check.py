@@ -191,7 +191,7 @@ def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
     if own := sorted(FROM_RUN & node.keys()):
         raise UserError(f"trainer.{own[0]} is set by the run: see `callbacks`, `logger` and `paths.run` instead.")
     arguments, _ = parameters(L.Trainer)
-    known = {**arguments, **kinds(TrainerSettings)}
+    known = {**arguments, **kinds(TrainerSettings), "precision": Literal["auto"] | arguments["precision"]}
     refuse_unknown("trainer", node, known)
     if node.get("precision") == "auto":
         node = {**node, "precision": native_precision(str(node.get("accelerator", "auto")))}

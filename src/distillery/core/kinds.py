@@ -52,8 +52,7 @@ def conform(path: str, value: Any, kind: Any) -> Any:
         except (ValidationError, TypeError):  # TypeError: a value that is no plain data
             continue
         return meant if meant == found else found  # not 1.0 for 1, which would be another job
-    options = get_args(kind) if get_origin(kind) is Literal else ()
-    if options:
+    if options := _options(kind):
         raise UserError(f"{path}={shown(value)}." + did_you_mean(shown(value), map(shown, options)))
     raise UserError(f"{path}={shown(value)}: it must be {describe(kind)}.")
 
@@ -85,6 +84,16 @@ def describe(kind: Any) -> str:
     if issubclass(base, Mapping):
         return "a mapping"
     return f"a list, each entry {describe(arguments[0])}" if arguments else "a list"
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """All values that the annotation admits; () if they cannot be counted."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) not in (Union, types.UnionType):
+        return (None,) if kind is type(None) else ()
+    parts = [_options(each) for each in get_args(kind)]
+    return tuple(option for part in parts for option in part) if all(parts) else ()
 
 
 @lru_cache(maxsize=1000)

@@ -136,7 +136,7 @@ def test_a_loss_that_does_not_reach_the_student_is_named(composed: Compose, monk
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objective.balance=atuo", r"^objective\.balance=atuo: it must be auto or null"),
+        ("objective.balance=atuo", r"^objective\.balance=atuo\. Did you mean 'auto'\?"),
         ("objective.balance_steps=0", r"^objective\.balance_steps=0: it must be a whole number of at least 1"),
         ("objective.balance_steps=1.5", r"^objective\.balance_steps=1\.5: it must be a whole number"),
         ("+objective.balence=auto", r"^Unknown setting 'objective\.balence'\. Did you mean 'balance"),
