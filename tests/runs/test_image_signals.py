@@ -136,19 +136,22 @@ def test_a_run_from_the_cache_is_resumed_in_mid_epoch(
 def test_another_cache_is_refused(made: Callable[..., Any], whole: Path, folder: Path) -> None:
     """By name, and what of it is another there and here."""
     for setting, message in {
-        "data.augment.flip=false": r"another augmentation \(.* is crop=1 flip=True mixup=0.4 there and crop=1 mixup",
-        "data.augment=null": r"another augmentation.*there and none here",
-        "data.views=3": r"another number of views \(data.views\) \(.* is 2 there and 3 here\)",
-        "data.views=null": r"data.augment makes another version of it in each epoch. Set data.views=8",
-        "data.seed=1": r"another seed of the views \(seed of the views is 0 there and 1 here\)",
+        "data.augment.flip=false": r"another augmentation \(crop=1 flip=True mixup=0.4 there, crop=1 mixup.* here\)",
+        "data.augment=null": r"another augmentation.*there, none here",
+        "data.views=3": r"another number of views \(data.views\) \(2 there, 3 here\)\. Set data.views=2 as there",
+        "data.views=null": r"data.augment makes another version of it in each epoch. Set data.views=2,",
+        "data.seed=1": r"another seed of the views \(0 there, 1 here\)\. Set data.views_seed=0 as there",
         "data.train_size=50": "another set of samples to mix with",
-        f"teachers.main.weights='{folder / 'another.safetensors'}'": "another teacher",
+        f"teachers.main.weights='{folder / 'another.safetensors'}'": r"another teacher \(.* there, .*another.* here\)",
+        "teachers.main.precision=bf16": r"another teacher \(.* with other weights or another teachers.main.precision\)",
         "teachers.main.bn_mode=train": "with bn_mode=train the signals of an image depend on its batch",
         "loss.hint.layers={stages.1: 'stages.1:input'}": "has no layers.stages.1:input of .* it has layers.stages.0, l",
     }.items():
         with pytest.raises(UserError, match=message):
             build(made(*LAYERS, f"teachers.main.cache='{whole}'", setting))
-    with pytest.raises(UserError, match="of teacher 'main' only the logits are known"):
+    with pytest.raises(UserError, match=rf"teachers\.main\.cache: .*no cache\.json\. Did you mean '{whole.name}'\?"):
+        build(made(*LAYERS, f"teachers.main.cache='{whole}e'"))
+    with pytest.raises(UserError, match=r"only the logits are known.*teachers.main.cache=false\. A cache of images"):
         build(made(*LAYERS, f"teachers.main.cache='{whole}'", "teachers.main.weights=null"))
 
 

@@ -109,8 +109,10 @@ def test_a_killed_cache_is_resumed_and_ends_byte_equal(tmp_path: Path) -> None:
         if (out / "cache.json").is_file():
             with pytest.raises(UserError, match="the cache is not complete"):
                 DiskCache(out)
-            with pytest.raises(UserError, match=r"holds other signals \(teacher differ"):
+            with pytest.raises(UserError, match=r"holds other signals \(another teacher: a there, b here\)"):
                 write(out, replace(what, key={"teacher": "b"}))
+            with pytest.raises(UserError, match=r"holds other signals \(another k: "):
+                write(out, replace(what, k=what.k + 1))
     assert kills > 2
     assert bytes_of(out) == bytes_of(tmp_path / "whole")
     (tmp_path / "mine").mkdir()

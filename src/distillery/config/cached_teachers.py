@@ -13,13 +13,18 @@ from distillery.core.errors import UserError, named
 from distillery.data.module import Data
 from distillery.tasks.task import Task
 from distillery.teachers.cache import refuse_varying
+from distillery.teachers.cache_format import differences
 from distillery.teachers.cached_teacher import CachedTeacher
 from distillery.teachers.check_disk_cache import rescored
 from distillery.teachers.disk_cache import DiskCache
 from distillery.teachers.frozen import Teacher
 
 OF_TEACHER = ("teacher", "classes", "input")  # what its network is needed for
-HASH = 64  # the length of a hash, which says nothing to a reader
+SETTINGS = {  # that can be as they were for the cache, by the names of what they change in its key
+    "number of views (data.views)": "data.views",
+    "seed of the views": "data.views_seed",
+    "precision": "trainer.precision",
+}
 
 
 def signals_key(teacher: Teacher | None, cfg: DictConfig, data: Data, precision: str) -> dict[str, str]:
@@ -38,14 +43,18 @@ def signals_key(teacher: Teacher | None, cfg: DictConfig, data: Data, precision:
     return {"teacher": teacher.sha256, "classes": teacher.about_classes, **pictures, **found}
 
 
-def refuse_several(name: str, cfg: DictConfig, data: Data) -> None:
-    """Refuse to keep one set of signals for each sample where a sample has several."""
+def refuse_several(name: str, cfg: DictConfig, data: Data, views: int | None = None) -> None:
+    """Refuse to keep one set of signals for each sample where a sample has several.
+
+    Args:
+        views: see `refuse_varying`.
+    """
     if cfg.get("bn_mode") == "train":
         raise UserError(
             f"teachers.{name}: with bn_mode=train the signals of an image depend on its batch, but a cache keeps one "
             "set of signals per image. Set bn_mode=eval or cache=false."
         )
-    refuse_varying(data, f"teachers.{name}")
+    refuse_varying(data, f"teachers.{name}", views)
 
 
 def cached_teachers(
@@ -77,32 +86,39 @@ def _cached(
     loaded: LoadedTeachers,
 ) -> CachedTeacher:
     setting = f"teachers.{name}.cache"
-    refuse_several(name, own, data)
-    cache = DiskCache(Path(own.cache))
+    try:
+        cache = DiskCache(Path(own.cache))
+    except UserError as error:
+        raise named(setting, error) from None
+    refuse_several(name, own, data, cache.contents.views)
     teacher = None
     if not is_absent(own):
         teacher = loaded.load(own, name, data=data)
         fit_classes(teacher, own, data, task, outputs, teacher.shapes(batch).logits, batch)
     here, there = signals_key(teacher, own, data, str(cfg.trainer.precision)), cache.contents.key
     unknown = {} if teacher is not None else {what: there[what] for what in OF_TEACHER if what in there}
-    pairs = {what: (there.get(what, "none"), (here | unknown).get(what, "none")) for what in {**here, **there}}
-    if differ := [what for what, (theirs, mine) in pairs.items() if theirs != mine]:
-        plain = [
-            f"{what} is {pairs[what][0]} there and {pairs[what][1]} here"
-            for what in differ
-            if HASH not in map(len, pairs[what])
-        ]
+    if differ := differences(there, here | unknown):
+        if teacher is not None and "teacher" in differ:  # hashes tell nothing
+            sources = cache.contents.teacher["source"], teacher.source
+            differ["teacher"] = (
+                f"{teacher.source} with other weights or another teachers.{name}.precision"
+                if len({*sources}) == 1
+                else f"{sources[0]} there, {sources[1]} here"
+            )
+        told = " and another ".join(f"{what}{value and f' ({value})'}" for what, value in differ.items())
+        as_there = [f"{SETTINGS[what]}={there[what]}" for what in differ if what in SETTINGS and what in there]
+        alike = f"Set {' '.join(as_there)} as there, or write" if len(as_there) == len(differ) else "Write"
         raise UserError(
-            f"{setting}={own.cache} was written for another {' and another '.join(differ)}"
-            + (f" ({'; '.join(plain)})" if plain else "")
-            + ". Write a cache for this run: distill-cache with its settings and another out=<folder>."
+            f"{setting}={own.cache} was written for another {told}. {alike} a cache for this run: distill-cache with "
+            "its settings and another out=<folder>."
         )
     index = data.splits["train"].indices
     absent = int((cache.layout.numbers(index.numpy()) < 0).sum())
     if absent:
         raise UserError(
             f"{setting}={own.cache} has no signals of {absent:,} of the {len(index):,} training samples. Write a cache "
-            "of all samples: distill-cache without data.train_size and similar settings."
+            "of all samples: distill-cache without data.train_size and similar settings; or set data.subset_seed=0 in "
+            "both, which draws the same samples whatever the seed."
         )
     cached = CachedTeacher(cache, name)
     try:

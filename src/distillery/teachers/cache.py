@@ -135,10 +135,15 @@ class TeacherCache(SignalSource):
             )
 
 
-def refuse_varying(data: Data, teacher: str = "the teacher") -> None:
-    """Raise UserError, which names the `teacher`, if training samples differ from epoch to epoch without end."""
+def refuse_varying(data: Data, teacher: str = "the teacher", views: int | None = None) -> None:
+    """Raise UserError, which names the `teacher`, if training samples differ from epoch to epoch without end.
+
+    Args:
+        views: how many versions of each the cache has; None: it is not written yet.
+    """
     if data.distinct_views is None:
-        few = "data.views=8 (or another number of versions of each image), " if data.kind == "images" else ""
+        number = "8 (or another number of versions of each image)" if views is None else str(views)
+        few = f"data.views={number}, " if data.kind == "images" else ""
         raise UserError(
             f"A cache keeps the signals of {teacher} for each sample, but data.{data.varies} makes another version of "
             f"it in each epoch. Set {few}data.{data.varies}=null, or the teacher's cache=false."

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillery.core.errors import UserError
+from distillery.core.errors import UserError, did_you_mean_beside
 from distillery.core.files import atomic_write
 
 Kind = Literal["hidden", "topk", "sampled", "full"]
@@ -37,6 +37,7 @@ Array = NDArray[Any]
 VERSION = 2  # 1 had neither views nor layers
 MANIFEST, HEAD = "cache.json", "head.safetensors"
 SMALL_IDS = 1 << 16
+HASH = 64  # the length of a hash, which tells a reader nothing
 SCALE, LARGEST = "_scale", 127  # of int8: the ending of its scales' name, and the largest number
 
 
@@ -179,11 +180,26 @@ class Contents:
             return cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
         except OSError:
             raise UserError(
-                f"{folder} holds no teacher's signals: it has no {MANIFEST}. Write them first: distill-cache "
-                f"<the run's settings> signals=topk out={folder}"
+                f"{folder} holds no teacher's signals: it has no {MANIFEST}."
+                + did_you_mean_beside(folder, lambda each: (each / MANIFEST).is_file())
+                + f" To write them: distill-cache <the run's settings> signals=full out={folder}"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}). Write the cache again, into another folder.") from None
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """For the user: what is another there than here, by its name; a text is empty where only hashes could be told."""
+    pairs = {name: (there.get(name, "none"), here.get(name, "none")) for name in {**here, **there}}
+    return {
+        name: f"{theirs} there, {mine} here" if all(map(_tells, (theirs, mine))) else ""
+        for name, (theirs, mine) in pairs.items()
+        if theirs != mine
+    }
+
+
+def _tells(value: Any) -> bool:
+    return not isinstance(value, Mapping) and len(str(value)) != HASH
 
 
 class Layout:

@@ -21,7 +21,17 @@ from torch import Tensor
 from distillery.core.errors import UserError
 from distillery.core.files import atomic_write, remove_unfinished, sha256_of
 from distillery.core.terminal import plain_console, say
-from distillery.teachers.cache_format import HEAD, MANIFEST, Array, Contents, Layout, array_path, checksum, to_arrays
+from distillery.teachers.cache_format import (
+    HEAD,
+    MANIFEST,
+    Array,
+    Contents,
+    Layout,
+    array_path,
+    checksum,
+    differences,
+    to_arrays,
+)
 
 PROGRESS = "progress.json"
 EVERY = 30.0  # seconds between two points from which a killed process is resumed
@@ -127,12 +137,9 @@ def refuse_another(folder: Path, contents: Contents) -> None:
     there = Contents.read(folder)
     here = replace(contents, evaluations=there.evaluations, sha256=there.sha256, complete=there.complete)
     if there != here:
-        differ = [name for name, value in vars(there).items() if value != vars(here)[name]]
-        if "key" in differ:
-            differ = [name for name, value in there.key.items() if value != here.key.get(name)]
-        raise UserError(
-            f"{folder} holds other signals ({', '.join(differ)} differ). Choose another folder (out=…), or remove it."
-        )
+        differ = differences(there.key, here.key) or differences(vars(there), vars(here))
+        told = "; ".join(f"another {name}{value and ': ' + value}" for name, value in differ.items())
+        raise UserError(f"{folder} holds other signals ({told}). Choose another folder (out=…), or remove this one.")
 
 
 def free_bytes(folder: Path) -> int:

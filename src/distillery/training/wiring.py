@@ -12,6 +12,7 @@ from distillery.models.taps.activations import before_activation
 from distillery.models.taps.layer_pairs import all_stages, attention_layers, auto_layers, named_layers, own_layers
 from distillery.models.taps.network import Network
 from distillery.models.taps.pooled_map import pooled_map
+from distillery.teachers.cached_teacher import CachedTeacher
 from distillery.teachers.frozen import Teacher
 from distillery.teachers.peer import Peer
 
@@ -46,7 +47,7 @@ def wire(
             raise UserError(f"loss.{name}.teacher: no teacher {term.teacher!r}." + did_you_mean(term.teacher, teachers))
         teacher = teachers[term.teacher]
         if isinstance(teacher, Teacher) and not teacher.has_network:
-            _refuse_layers(name, term)
+            _refuse_layers(name, term, teacher)
         try:
             if isinstance(term.layers, Mapping):
                 networks = student.net, teachers[term.teacher].net
@@ -83,16 +84,21 @@ def wire(
                 raise UserError(f"loss.{name}: {error}") from None
 
 
-def _refuse_layers(name: str, term: Term) -> None:
+def _refuse_layers(name: str, term: Term, teacher: Teacher) -> None:
     """Refuse a loss on other layers than the `head` of a teacher that has no others."""
     layers = term.layers.values() if isinstance(term.layers, Mapping) else [term.teacher_tap] if term.layers else []
     if term.contract.needs != "logits" and not layers:
         layers = [None]
     if {*layers, *term.teacher_layers, *term.own_teacher_taps} - {"head"}:
+        network = "run the teacher's network here (model/teacher=timm, hf_vision, …)"
+        if isinstance(teacher, CachedTeacher):
+            network = (
+                f"set teachers.{term.teacher}.cache=false. A cache of images also has the layers that losses read: "
+                "write one by distill-cache with the settings of this run, and another out=<folder>"
+            )
         raise UserError(
             f"loss.{name} compares layers, and of teacher {term.teacher!r} only the logits are known. Use losses on "
-            "logits, as loss/response=[kd], or run the teacher's network here (model/teacher=timm, hf_vision, …). "
-            "A cache of images has the layers that the losses of its distill-cache command read."
+            f"logits, as loss/response=[kd], or {network}."
         )
 
 
