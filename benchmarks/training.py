@@ -5,8 +5,9 @@
 All train the same student against the same teacher with kd, in turn, in one process, on one thread; no validation in
 the timed part, and compilation is told apart. `plain` is this project as it is, `tuned` has hardware=tuned, which
 computes in bfloat16 where the device does (`tuned float32` does not), and `cached` reads the teacher's signals from
-memory besides (texts: without hardware=tuned). On a GPU, `stream` has teacher_stream=true, and `graphs` have
-compile=reduce-overhead in place of compile=true. `alone` is the student without a teacher, and `lightning` the
+memory besides (texts: without hardware=tuned). On a GPU, `stream` has teacher_stream=true, `network graphs` have
+compile=reduce-overhead in place of compile=true, and `step graph` has step_graph=true; the pictures of the ResNets then
+are random, as many as CIFAR's. `alone` is the student without a teacher, and `lightning` the
 hand-written step under a Trainer without callbacks and loggers. The ratios are medians over the pairs. A library that
 is not installed is left out: pip install --no-deps torchdistill. If it is interrupted, it shows what it has.
 Exits with 1 if ResNet-56 → ResNet-20 costs plainly more than 1.05 × the hand-written loop.
@@ -32,6 +33,7 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger
 from parts.by_hand import KD, TASK, TEMPERATURE, ByHand, Inputs, Step, alone, by_hand
 from parts.others import timm, torchdistill
+from parts.pictures import write_cifar10
 from parts.table import show
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,14 +52,15 @@ from distillery.runs.trainer import make_trainer
 LIMIT = 1.05
 # The pairs of networks: the settings of a run, and those that make its student the teacher's network.
 RESNETS = [
-    *("data=digits", "data.batch_size=64", "data.train_size=768", "data.augment={crop: 1, flip: true}"),
     *("model/student=cifar", "student.net.name=resnet20", "student.input.size=32"),
     *("model/teacher=cifar", "teachers.main.net.name=resnet56", "teachers.main.input.size=32"),
 ]
+DIGITS = ["data=digits", "data.batch_size=64", "data.train_size=768", "data.augment={crop: 1, flip: true}"]
+CIFAR = ["data=cifar10", "data.batch_size=64"]
 RESNET56 = ["student.net.name=resnet56"]
 VIT = "{model_name: vit_tiny_patch16_224, img_size: 28, patch_size: 4, embed_dim: 96, num_heads: 3"
 VITS = [
-    *("data=digits", "data.batch_size=64", "data.train_size=768", "data.augment={crop: 1, flip: true}"),
+    *DIGITS,
     *("model/student=timm", f"++student.net={VIT}, depth: 3}}", "student.input.size=28"),
     *("model/teacher=timm", f"++teachers.main.net={VIT}, depth: 12}}", "teachers.main.input.size=28"),
 ]
@@ -95,10 +98,12 @@ OURS = {
 ON_GPU = {
     "plain": [],
     "stream": ["teacher_stream=true"],
-    "graphs": [TUNED, "compile=reduce-overhead"],
-    "graphs float32": [TUNED, "compile=reduce-overhead", "trainer.precision=32-true"],
+    "step graph": ["step_graph=true"],
+    "step graph, stream": ["step_graph=true", "teacher_stream=true"],
     "tuned": [TUNED],
-    "cached graphs": [TUNED, "compile=reduce-overhead", CACHED, "data.views=2"],
+    "tuned, network graphs": [TUNED, "compile=reduce-overhead"],
+    "tuned, step graph": [TUNED, "step_graph=true"],
+    "cached, step graph": [TUNED, "step_graph=true", CACHED, "data.views=2"],
 }
 FIRST = 4  # steps of a run in which networks are compiled, and CUDA graphs recorded
 OF_TEXTS = {"plain": [], "cached": [CACHED]}
@@ -307,7 +312,12 @@ def main() -> None:
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION), tempfile.TemporaryDirectory() as scratch:
         size = options.steps, options.pairs, options.accelerator
         forms = {"alone": None, **(ON_GPU if options.accelerator == "gpu" else OURS), **others}
-        content = resnets = compare("ResNet-56 → ResNet-20, batch 64, 32×32", RESNETS, RESNET56, forms, *size)
+        data = DIGITS
+        if options.accelerator == "gpu":  # each epoch records a graph anew: epochs of a usual length
+            write_cifar10(Path(scratch), 50_000, 6_000)
+            data = [*CIFAR, f"data.root={scratch}"]
+        resnets = compare("ResNet-56 → ResNet-20, batch 64, 32×32", [*data, *RESNETS], RESNET56, forms, *size)
+        content = resnets
         if not options.resnets:
             content |= others_than_resnets(forms, size, scratch)
     if options.json:

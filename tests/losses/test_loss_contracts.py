@@ -23,6 +23,7 @@ from distillery.losses.term import Property, Term
 from distillery.training.schedules import numbers_of
 from fixtures import losses, terms
 from fixtures.cases import each_case
+from fixtures.replayed_steps import Graph, record
 from fixtures.terms import Example, cast, example, mapped, tensors
 
 losses.load()
@@ -105,6 +106,7 @@ def test_precision(term: type[Term]) -> None:
     one_value_per_row_as_promised(term)
     no_value_is_read_back_from_the_device(term)
     only_the_student_gets_gradients(term)
+    a_replay_gives_what_a_step_gives(term)
 
 
 def divergence_vanishes_at_agreement(term: type[Term]) -> None:
@@ -144,6 +146,40 @@ def one_value_per_row_as_promised(term: type[Term]) -> None:
     if term.contract.per_sample:
         alone = [Example(case.term, *part(case, [i])).value() for i in range(4)]
         torch.testing.assert_close(value, torch.cat(alone))
+
+
+def a_replay_gives_what_a_step_gives(term: type[Term]) -> None:
+    """Recorded once, value and gradients are those of every batch, unless the term says that it counts them."""
+    recorded, eager, graph = example(term, 4, draw(1)), example(term, 4, draw(1)).term, Graph()
+    if recorded.term.counts_batches:
+        return
+    with record(graph):
+        value = stepped(recorded)
+    for seed in (2, 3):
+        case = example(term, 4, draw(seed))
+        for own, other in zip(read(recorded), read(case), strict=True):
+            own.data.copy_(other)
+        graph.replay()
+        case.term = eager
+        assert torch.equal(value, stepped(case))
+        for own, other in zip(learning(recorded), learning(case), strict=True):
+            assert own.grad is other.grad or torch.equal(own.grad, other.grad)
+
+
+def stepped(case: Example) -> Tensor:
+    for tensor in learning(case):
+        tensor.grad = None
+    value = case.value()
+    value.sum().backward()
+    return value.detach()
+
+
+def learning(case: Example) -> list[Tensor]:
+    return [*case.tensors(), *case.term.parameters()]
+
+
+def read(case: Example) -> list[Tensor]:
+    return [*tensors(case.student), *tensors(case.teacher), *case.batch.values()]
 
 
 def no_value_is_read_back_from_the_device(term: type[Term]) -> None:

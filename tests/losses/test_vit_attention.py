@@ -14,6 +14,7 @@ from distillery.losses.term import Term
 from distillery.losses.token_terms import AttentionTerm
 from fixtures import formulas, terms
 from fixtures.cases import each_case
+from fixtures.replayed_steps import Graph, record
 from reference import token_attention as reference
 
 # (heads, tokens) of student and teacher, and the side of the grid on which they are compared
@@ -48,6 +49,14 @@ def test_class_attention(student: tuple[int, int], teacher: tuple[int, int], gri
     expected = reference.class_attention(ours.numpy(), theirs.numpy(), grid)
     np.testing.assert_allclose(class_attention(ours, theirs, reduction="none"), expected, rtol=1e-10)
     assert class_attention(ours, theirs).item() == pytest.approx(expected.mean(), rel=1e-10)
+
+
+def test_pooling_does_not_wait_for_the_device() -> None:
+    ours, theirs = scores(2, 26), scores(3, 11, seed=1)
+    with record(graph := Graph()):
+        value = vit_attention(ours, theirs)
+    graph.replay()
+    assert value == vit_attention(ours, theirs)
 
 
 @NETWORKS

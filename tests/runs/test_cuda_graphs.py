@@ -52,8 +52,8 @@ def test_what_graphs_cannot_work_with(setting: str, message: str, compose_train:
 @pytest.mark.usefixtures("cuda")
 def test_they_are_timed_after_all_else(compose_train: Compose) -> None:
     spec = check(compose_train("model/teacher=none", "hardware=auto"))
-    last = {"teacher_stream": [False, True], "compile": [False, True, "reduce-overhead"]}
-    assert list(spec.open.items())[-2:] == list(last.items())
+    last = {"teacher_stream": [False, True], "step_graph": [False, True], "compile": [False, True, "reduce-overhead"]}
+    assert list(spec.open.items())[-3:] == list(last.items())
 
 
 @pytest.mark.usefixtures("cuda")

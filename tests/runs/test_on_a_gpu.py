@@ -133,6 +133,52 @@ def test_networks_that_are_cuda_graphs_learn_the_same(run: Callable[..., Result]
     assert graphs.backwards >= 1
 
 
+class Counted:
+    """How many CUDA graphs have been replayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.replays, replay = 0, torch.cuda.CUDAGraph.replay
+
+        def counted(graph: torch.cuda.CUDAGraph) -> None:
+            self.replays += 1
+            replay(graph)
+
+        monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("teacher_stream=true",),
+        ("student.net._target_=fixtures.dropout.DroppingCNN",),
+        (
+            "loss.kd.weight={schedule: step, values: [1, 2], steps: [15]}",
+            "optim.ema=0.9",
+            "trainer.gradient_clip_val=1",
+        ),
+        ("teachers.main.cache=true", "data.augment=null", "trainer.precision=bf16-mixed"),
+    ],
+)
+def test_a_step_that_is_a_graph_changes_nothing(
+    settings: tuple[str, ...], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit-equal, with a smaller last batch and a validation after each epoch."""
+    own = (*RICH, *settings, "data.batch_size=15", *ON_GPU)
+    plain, counted = run(*own).record, Counted(monkeypatch)
+    replayed = run(*own, "step_graph=true").record
+    assert counted.replays > 0
+    assert replayed.student_sha256 == plain.student_sha256
+
+
+def test_a_step_of_compiled_networks_is_a_graph(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ("loss/feature=[hint]", "trainer.max_epochs=2", f"trainer.accelerator={DEVICE}")
+    plain, counted = run(*own).record.metrics["last"], Counted(monkeypatch)
+    fast = run(*own, "compile=true", "step_graph=true").record.metrics["last"]
+    assert counted.replays > 0
+    assert fast["test_loss"] == pytest.approx(plain["test_loss"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     "settings",
     [["compile=true"], ["compile=true", "teacher_stream=true"], ["hardware=tuned", "trainer.precision=32-true"]],

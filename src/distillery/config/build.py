@@ -51,6 +51,7 @@ from distillery.training.logged_metrics import refuse_unlogged
 from distillery.training.lr_scales import lr_scales
 from distillery.training.objective import Objective
 from distillery.training.optim import Optim
+from distillery.training.step_graph import StepGraph, refuse_unrecordable
 from distillery.training.wiring import wire
 
 LOGITS = {"samples": 2, "tokens": 3, "spans": 3, "pixels": 4}  # the dimensions of the logits that a task needs
@@ -179,6 +180,8 @@ def build(
         from distillery.config.check_texts import match_vocabularies  # transformers takes seconds: only for texts
 
         match_vocabularies(terms, teachers, data, task)
+    if cfg.get("step_graph"):
+        refuse_unrecordable(task, data, terms)
     wire(terms, student, teachers, batch, stop=not cfg.compile)
     peers = [name for name, teacher in teachers.items() if isinstance(teacher, Peer)]
     rollouts = None
@@ -223,7 +226,8 @@ def build(
     rates = {"layer_decay": settings.pop("layer_decay", None), **settings.pop("lr_scale", {})}
     optim = Optim(**settings, lr_scales=lr_scales(student, objective, batch, **rates), frequency=frequency)
     side_stream = SideStream() if cfg.get("teacher_stream") else None
-    distiller = Distiller(student, teachers, task, objective, optim, outputs, averaged_student, side_stream)
+    step_graph = StepGraph() if cfg.get("step_graph") else None
+    distiller = Distiller(student, teachers, task, objective, optim, outputs, averaged_student, side_stream, step_graph)
     if cfg.trainer.max_epochs:  # a cosine cannot have the length 0
         refuse_optim(distiller, cfg, updates(data, cfg.trainer)[1])
     return Parts(cfg, data, distiller, batch)

@@ -30,6 +30,7 @@ def candidates(cfg: DictConfig) -> dict[str, list[Any]]:
         "channels_last": [False, True],
         "fold_batchnorms": [False, True],
         "teacher_stream": [False, *([True] if cuda else [])],
+        "step_graph": [False, *([True] if cuda else [])],
         COMPILE: [False, True, *([GRAPHS] if cuda else [])],  # last: it takes longest, of networks as they are
     }
     return found | {name: values for name, values in switches.items() if cfg.get(name) == AUTO}

@@ -34,23 +34,48 @@ def refuse_stream(plain: Mapping[str, Any]) -> None:
 
 
 def refuse_graphs(plain: Mapping[str, Any]) -> None:
-    """Refuse CUDA graphs of the networks where there is no CUDA device, and what they cannot work with."""
-    if plain["compile"] != GRAPHS:
+    """Refuse CUDA graphs of the networks, or of the step, where there is no CUDA device, and what they exclude."""
+    if plain["compile"] == GRAPHS:
+        _refuse_graphs(plain, f"compile={GRAPHS}", "replays the networks as CUDA graphs", "compile=true")
+    if not plain.get("step_graph"):
         return
+    _refuse_graphs(plain, "step_graph=true", "replays the step as a CUDA graph", "step_graph=false")
+    if plain["compile"] == GRAPHS:
+        raise UserError(
+            f"step_graph=true and compile={GRAPHS}: the networks would be graphs within a graph. Set compile=true, or "
+            "step_graph=false."
+        )
+    if plain["trainer"].get("precision") == "16-mixed":
+        raise UserError(
+            "step_graph=true: with trainer.precision=16-mixed, Lightning scales the loss between forward and backward, "
+            "which are one here. Set trainer.precision=bf16-mixed, or step_graph=false."
+        )
+    if plain.get("rollouts"):
+        raise UserError(
+            "step_graph=true: the student's own texts have a length of their own in each step, and a CUDA graph has "
+            "fixed shapes. Set step_graph=false."
+        )
+    if placed := [name for name, teacher in plain["teachers"].items() if teacher.get("placement")]:
+        raise UserError(
+            f"step_graph=true: teachers.{placed[0]}.placement moves tensors to another device and back, and a CUDA "
+            "graph is of one device. Set placement=null, or step_graph=false."
+        )
+
+
+def _refuse_graphs(plain: Mapping[str, Any], setting: str, does: str, instead: str) -> None:
     trainer = plain["trainer"]
     if not has_cuda(trainer):
         raise UserError(
-            f"compile={GRAPHS} replays the networks as CUDA graphs, and this run has no CUDA device. Choose "
-            "hardware=gpu where there is one, or compile=true."
+            f"{setting} {does}, and this run has no CUDA device. Choose hardware=gpu where there is one, or {instead}."
         )
     if trainer.get("accumulate_grad_batches", 1) > 1:
         raise UserError(
-            f"compile={GRAPHS}: gradients lie in the memory of the CUDA graphs, which the next batch overwrites before "
-            "they are added up. Set trainer.accumulate_grad_batches=1, or compile=true."
+            f"{setting}: gradients lie in the memory of the CUDA graphs, which the next batch overwrites before they "
+            f"are added up. Set trainer.accumulate_grad_batches=1, or {instead}."
         )
     several = processes(OmegaConf.create(dict(trainer))) > 1 or trainer.get("num_nodes", 1) > 1
     if several or trainer.get("strategy", "auto") != "auto":
         raise UserError(
-            f"compile={GRAPHS} is for one device: DDP and FSDP2 read and write what the CUDA graphs hold. Set "
-            "trainer.devices=1 trainer.strategy=auto, or compile=true."
+            f"{setting} is for one device: DDP and FSDP2 read and write what the CUDA graphs hold. Set "
+            f"trainer.devices=1 trainer.strategy=auto, or {instead}."
         )

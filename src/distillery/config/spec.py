@@ -299,6 +299,7 @@ class Run(TypedDict, total=False):
     channels_last: Switch  # see `candidates.py`
     fold_batchnorms: Switch
     teacher_stream: Switch
+    step_graph: Switch
     plan: bool
     resume: str | None
     replace: bool

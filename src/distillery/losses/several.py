@@ -123,6 +123,10 @@ class Several(Term):
     def least_level(self) -> Level | None:
         return "logits" if self.combine in BY_LABEL else cast(Term, self.copies[0]).least_level
 
+    @property
+    def counts_batches(self) -> bool:
+        return self.combine == "random" or any(term.counts_batches for term in self.by_teacher.values())
+
     def check_available(self, available: Available) -> None:
         for term in self.by_teacher.values():
             term.check_available(available)

@@ -16,6 +16,7 @@ from distillery.losses.levels import Available, Level
 from distillery.losses.settings import check_settings
 from distillery.losses.shared_tokens import Vocabulary
 from distillery.losses.signals import Signals
+from distillery.losses.steps import Steps
 
 Property = Literal["non_negative", "shift_invariant", "class_permutation", "batch_permutation", "symmetric"]
 Needs = Literal["logits", "maps", "features", "vectors", "tokens", "attention"]
@@ -220,6 +221,11 @@ class Term(nn.Module):
     def reads_labels(self) -> bool:
         """Whether `forward` reads the labels: it is then given the labelled rows alone."""
         return self.contract.reads_labels
+
+    @property
+    def counts_batches(self) -> bool:
+        """Whether `forward` depends on how many batches it has seen."""
+        return any(isinstance(module, Steps) for module in self.modules())
 
     @property
     def compares_rows(self) -> bool:

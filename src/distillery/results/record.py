@@ -15,10 +15,10 @@ from distillery.core.files import atomic_write
 from distillery.core.roles import FROZEN, role_of
 from distillery.results.layout import RECORD
 
-# Settings that do not change what is computed: where things lie, what they are called, how the run is watched, and the
-# stream on which teachers run.
+# Settings that do not change what is computed: where things lie, what they are called, how the run is watched, and how
+# its kernels are launched.
 NOT_IDENTITY = frozenset(  # at the config's root
-    "paths hydra name method logger resume replace plan target teacher_stream".split()
+    "paths hydra name method logger resume replace plan target teacher_stream step_graph".split()
 )
 PLACES = frozenset({"root", "dirpath", "save_dir", "output_dir", "default_root_dir", "url"})  # at any depth
 WATCHING = frozenset({"enable_progress_bar", "num_workers", "client"})  # at any depth

@@ -147,6 +147,10 @@ class Teacher(Network):
             self.cpu()
 
     @property
+    def is_looked_up(self) -> bool:
+        return not self.has_network or self.training_signals is not None
+
+    @property
     def available(self) -> Available:
         return Available() if self.training_signals is None else self.training_signals.available
 

@@ -24,6 +24,7 @@ from distillery.training.fsdp import shard, share_buffers, whole_state
 from distillery.training.objective import Losses, Objective
 from distillery.training.optim import Optim, step
 from distillery.training.rollouts import Rollouts, given, scored
+from distillery.training.step_graph import StepGraph
 from distillery.training.update_counts import UpdateCounts
 
 OWN = "own_texts"  # in a checkpoint: the batches that are left of a round, of each process
@@ -46,6 +47,7 @@ class Distiller(L.LightningModule):
         outputs: the number of logits in a row (`Task.outputs`); None: any number.
         averaged_student: an average of the student that is validated in its place; None: the student itself is.
         side_stream: where frozen teachers run beside the student; None: they run before it.
+        step_graph: replays steps as a CUDA graph; None: all run as they are.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Distiller(L.LightningModule):
         outputs: int | None = None,
         averaged_student: EMATeacher | None = None,
         side_stream: SideStream | None = None,
+        step_graph: StepGraph | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -68,6 +71,8 @@ class Distiller(L.LightningModule):
         self.moving = nn.ModuleDict({name: each for name, each in teachers.items() if each.role in (EMA, PEER)})
         self.averaged_student = averaged_student
         self.side_stream = side_stream
+        self.step_graph = step_graph
+        self._replayed = False  # whether the gradients of this step are there already
         self.outputs = outputs  # of a row of logits; None: any number
         self.val_score = task.metric(outputs)
         self.val_metrics = task.chosen_metrics(outputs)
@@ -94,7 +99,7 @@ class Distiller(L.LightningModule):
         self.student, self.teachers, self.moving = other.student, other.teachers, other.moving
         self.averaged_student = other.averaged_student
         self.task, self.objective, self.optim = other.task, other.objective, other.optim
-        self.outputs = other.outputs
+        self.outputs, self.step_graph = other.outputs, other.step_graph
         self._own.clear()
         self.val_score, self.val_metrics = other.val_score.to(self.device), other.val_metrics.to(self.device)
 
@@ -127,6 +132,10 @@ class Distiller(L.LightningModule):
     def frozen(self) -> dict[str, Teacher]:
         """The frozen teachers, by name."""
         return {name: each for name, each in self.teachers.items() if isinstance(each, Teacher) and each.role == FROZEN}
+
+    def on_train_epoch_start(self) -> None:
+        if self.step_graph is not None:
+            self.step_graph.forget()  # callbacks may have frozen layers or changed losses
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         if self.device_mesh is not None:
@@ -166,27 +175,45 @@ class Distiller(L.LightningModule):
         if self.objective.rollouts is not None:
             self.own = self._own.popleft() if self._own else None
             batch = given(batch) if self.own is None else self.own
-        student, signals = self._signals(batch)
+        with before_heads([self.student, *self.teachers.values()]):
+            looked_up = {name: each(batch, training=True) for name, each in self.teachers.items() if each.is_looked_up}
+            if self.step_graph is not None:
+                numbers = tuple(self.objective.changing().values())
+                parameters = (parameter for _, parameter in self.trainable())
+                output = self.step_graph(self._with_gradients, batch, looked_up, numbers, parameters)
+                self._replayed = output is not None
+                if output is not None:
+                    return output
+            return self._step(batch, looked_up)
+
+    def _with_gradients(self, batch: Batch, looked_up: Mapping[str, Signals]) -> dict[str, Any]:
+        """A step up to the gradients, without Lightning."""
+        output = self._step(batch, looked_up)
+        with torch.autocast(self.device.type, enabled=False):  # as Lightning, which leaves it before the backward
+            output["loss"].backward()
+        self.losses = None  # it holds the graph
+        return {**output, "loss": output["loss"].detach()}
+
+    def _step(self, batch: Batch, looked_up: Mapping[str, Signals]) -> dict[str, Any]:
+        student, signals = self._signals(batch, looked_up)
         self.losses = losses = self.objective(student, signals, batch, self._counts)
         # Lightning divides by accumulate_grad_batches, even where an epoch ends after fewer batches.
         missing = self.trainer.accumulate_grad_batches / self._counts.batches if self._counts else 1
         total = losses.total if missing == 1 else losses.total * missing
         return {"loss": total, "terms": losses.terms, "weights": losses.weights, "hits": losses.hits}
 
-    def _signals(self, batch: Batch) -> tuple[Signals, dict[str, Signals]]:
+    def _signals(self, batch: Batch, known: Mapping[str, Signals]) -> tuple[Signals, dict[str, Signals]]:
         """Those of the student, and of its teachers, among which it may be itself."""
         teachers = {name: each for name, each in self.teachers.items() if each is not self.student}
         beside: dict[str, Signals] = {}
-        with before_heads([self.student, *teachers.values()]):
-            if self.side_stream is not None:
-                networks = {name: each for name, each in self.frozen.items() if each.has_network}
-                computed = {name: each for name, each in networks.items() if each.training_signals is None}
-                beside = self.side_stream.start(computed, batch)
-            others = {name: each(batch, training=True) for name, each in teachers.items() if name not in beside}
-            student = self.student(batch)
+        if self.side_stream is not None:
+            beside = self.side_stream.start({n: each for n, each in self.frozen.items() if n not in known}, batch)
+        known = {**known, **beside}
+        others = {name: each(batch, training=True) for name, each in teachers.items() if name not in known}
+        student = self.student(batch)
         if self.side_stream is not None:
             self.side_stream.join(beside)
-        return student, dict.fromkeys(self.teachers, student) | others | beside
+        return student, {**dict.fromkeys(self.teachers, student), **others, **known}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._own:  # in the middle of a round: the student that drew these is no more
@@ -196,6 +223,14 @@ class Distiller(L.LightningModule):
         of_ranks = checkpoint.get(OWN, ())
         if len(of_ranks) == self.trainer.world_size:  # otherwise the rest of the round is drawn anew
             self._own = deque(of_ranks[self.trainer.global_rank])
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        if not self._replayed:
+            super().optimizer_zero_grad(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._replayed:
+            super().backward(loss, *args, **kwargs)
 
     def on_after_backward(self) -> None:
         self.losses = None  # it holds the graph

@@ -153,7 +153,7 @@ def test_the_first_step_of_a_turn_does_not_count(
 def test_what_the_user_sets_is_not_tried(compose_train: Compose) -> None:
     spec = check(compose_train("experiment=digits_demo", "teachers.main.weights=x", "hardware=auto", "compile=false"))
     switches = {"channels_last": [False, True], "fold_batchnorms": [False, True]}
-    assert spec.open == {**switches, "teacher_stream": [False]}, "a CPU has no streams"
+    assert spec.open == {**switches, "teacher_stream": [False], "step_graph": [False]}, "a CPU has neither"
     assert not spec.cfg.channels_last, "what trains nothing is made with the first value"
     for wrong, said in {
         "compile=automatic": "compile=automatic: it must be true, false, reduce-overhead or auto",

@@ -172,6 +172,10 @@ class TopKKD(Term, function=topk_kd):
     def least_level(self) -> Level:
         return "sampled" if self.missing == "sample" else "topk"
 
+    @property
+    def counts_batches(self) -> bool:
+        return self.missing == "sample"
+
     def check_available(self, available: Available) -> None:
         """See `Term`: more classes than there are, or a temperature that cannot be applied to them."""
         if available.level == "logits":

@@ -74,6 +74,11 @@ class Network(nn.Module):
         return next(chain(self.parameters(), self.buffers())).device
 
     @property
+    def is_looked_up(self) -> bool:
+        """Whether something else than its network gives the signals of training batches."""
+        return False
+
+    @property
     def available(self) -> Available:
         """What training batches tell of its distributions."""
         return Available()

@@ -45,7 +45,8 @@ class ScaleReport(L.Callback):
         assert isinstance(module, Distiller)
         if trainer.global_step - module.stage_start_step >= self.steps or not self._measures:
             return
-        assert module.losses is not None
+        if module.losses is None:  # a CUDA graph has been replayed, backward and all
+            return
         self._names = [*module.losses.weights]
         losses = torch.stack([module.losses.terms[name] for name in self._names])
         raw = trainer.strategy.reduce(losses, reduce_op="mean").cpu().double()
