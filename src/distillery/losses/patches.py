@@ -72,10 +72,10 @@ def _pooled_rows(maps: Tensor, size: int) -> Tensor:
     length = maps.shape[-1]
     if length == size:
         return maps
-    starts = [i * length // size for i in range(size)]  # the windows of adaptive pooling
-    ends = [-(-(i + 1) * length // size) for i in range(size)]
-    width = max(end - start for start, end in zip(starts, ends, strict=True))
-    index = torch.tensor(starts, device=maps.device)[:, None] + torch.arange(width, device=maps.device)
-    beyond = index >= torch.tensor(ends, device=maps.device)[:, None]
+    place = torch.arange(size, device=maps.device)[:, None]
+    starts, ends = place * length // size, ((place + 1) * length + size - 1) // size  # the windows of adaptive pooling
+    width = max(-(-(i + 1) * length // size) - i * length // size for i in range(size))  # without asking the device
+    index = starts + torch.arange(width, device=maps.device)
+    beyond = index >= ends
     windows = maps[..., index.clamp_max(length - 1)].masked_fill(beyond, -torch.inf)
     return windows.logsumexp(-1) - (~beyond).sum(-1).to(maps.dtype).log()

@@ -1,8 +1,10 @@
 """One class for each sample."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
+import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -66,7 +68,9 @@ class Classification(Task):
         """
         logits = at_least_float32(logits)
         target = target.to(logits) if target.is_floating_point() else target
-        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        weight = None
+        if self.class_weights is not None:
+            weight = _on_device(tuple(self.class_weights), logits.dtype, logits.device)
         return nn.functional.cross_entropy(
             logits, target, weight, label_smoothing=self.label_smoothing, reduction="none"
         )
@@ -81,6 +85,13 @@ class Classification(Task):
     def usage(cls, net: Any, tokenizer: Any) -> Usage:
         text, lines = super().usage(net, tokenizer)
         return Usage(text, [*lines, "model.config.id2label[logits[0].argmax().item()]"])
+
+
+@cache
+def _on_device(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weights as a tensor, copied once: each copy waits for the device."""
+    with torch.inference_mode(False):  # the first to ask may be a validation
+        return torch.tensor(weights, dtype=dtype, device=device)
 
 
 def balanced_weights(counts: Tensor) -> list[float]:
