@@ -158,6 +158,7 @@ class Counted:
             "trainer.gradient_clip_val=1",
         ),
         ("teachers.main.cache=true", "data.augment=null", "trainer.precision=bf16-mixed"),
+        ("trainer.precision=16-mixed", "optim.optimizer.lr=0.01"),
     ],
 )
 def test_a_step_that_is_a_graph_changes_nothing(

@@ -19,6 +19,9 @@ from fixtures.replayed_steps import Graph, record
 from fixtures.runs import STUDENT, Died, Dies, config
 
 ON = "step_graph=true"
+SCALER = "{_target_: torch.amp.GradScaler, device: cpu, init_scale: 1024, growth_interval: 7}"
+MIXED = f"{{_target_: lightning.pytorch.plugins.MixedPrecision, precision: 16-mixed, device: cpu, scaler: {SCALER}}}"
+FLOAT16 = f"+trainer.plugins=[{MIXED}]"  # trainer.precision=16-mixed is bfloat16 on a CPU
 EPOCHS, STEPS, WARM_UP = 3, 10, 3  # of the fixture `run`
 
 
@@ -42,7 +45,6 @@ def test_no_device_is_told_before_anything_is_built(compose_train: Compose) -> N
     ("setting", "message"),
     [
         ("compile=reduce-overhead", "graphs within a graph. Set compile=true"),
-        ("trainer.precision=16-mixed", "Set trainer.precision=bf16-mixed"),
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=1, or step_graph=false"),
         ("trainer.devices=2", "is for one device"),
         ("trainer.strategy=ddp", "is for one device"),
@@ -91,6 +93,7 @@ def test_a_loss_of_ones_own_that_waits_for_the_device(
         (["teachers.main.cache=true", "data.augment=null", "optim=adamw"], EPOCHS * STEPS - WARM_UP),
         (["optim.ema=0.9", "loss/relation=[rkd]", "objective.balance=auto"], EPOCHS * STEPS - 10 - WARM_UP),
         (["loss/relation=[similarity_preserving]", "trainer.precision=bf16-mixed"], EPOCHS * STEPS - WARM_UP),
+        ([FLOAT16, "trainer.precision=null", "optim.optimizer.lr=0.01"], EPOCHS * STEPS - WARM_UP),
         (["task.class_weights=balanced", "loss/response=[]"], EPOCHS * STEPS - WARM_UP),
         (["student.net._target_=fixtures.dropout.DroppingCNN"], EPOCHS * STEPS - WARM_UP),
     ],

@@ -45,11 +45,6 @@ def refuse_graphs(plain: Mapping[str, Any]) -> None:
             f"step_graph=true and compile={GRAPHS}: the networks would be graphs within a graph. Set compile=true, or "
             "step_graph=false."
         )
-    if plain["trainer"].get("precision") == "16-mixed":
-        raise UserError(
-            "step_graph=true: with trainer.precision=16-mixed, Lightning scales the loss between forward and backward, "
-            "which are one here. Set trainer.precision=bf16-mixed, or step_graph=false."
-        )
     if plain.get("rollouts"):
         raise UserError(
             "step_graph=true: the student's own texts have a length of their own in each step, and a CUDA graph has "

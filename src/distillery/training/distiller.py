@@ -189,8 +189,9 @@ class Distiller(L.LightningModule):
     def _with_gradients(self, batch: Batch, looked_up: Mapping[str, Signals]) -> dict[str, Any]:
         """A step up to the gradients, without Lightning."""
         output = self._step(batch, looked_up)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16
         with torch.autocast(self.device.type, enabled=False):  # as Lightning, which leaves it before the backward
-            output["loss"].backward()
+            (scaler.scale(output["loss"]) if scaler else output["loss"]).backward()
         self.losses = None  # it holds the graph
         return {**output, "loss": output["loss"].detach()}
 
