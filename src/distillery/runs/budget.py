@@ -1,6 +1,6 @@
 """The edge budget of a run, `target.latency_ms` and `target.size_mb`: what its exported student may take.
 
-The untrained student is measured before anything is trained, see `export/candidate.py`: size and latency do not depend
+The untrained student is measured before anything is trained, see `over_budget.py`: size and latency do not depend
 on the weights.
 """
 
@@ -15,6 +15,7 @@ from distillery.results.exports import Measured, size
 from distillery.results.record import RunRecord
 
 MEGABYTE = 1e6
+FORMAT = "target.format"  # the setting of what is measured
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from distillery.core.terminal import telling
 from distillery.results.record import RunRecord
 from distillery.runs.autotune.autotune import autotune
 from distillery.runs.checkpoints import Resumption, last_checkpoint, written_checkpoints
-from distillery.runs.export.candidate import refuse_missing_format, refuse_over_budget
 from distillery.runs.folder_lock import FolderLock
 from distillery.runs.job import Job
 from distillery.runs.loggers import log_config, log_scores, tracked
+from distillery.runs.over_budget import refuse_missing_format, refuse_over_budget
 from distillery.runs.plan import show_plan
 from distillery.runs.ranks import SameJob, ranks
 from distillery.runs.run_folder import RunFolder, continued, describe

@@ -21,7 +21,6 @@ from distillery.models.weights import save_weights, unwrap, weights_hash
 from distillery.results.layout import BEST, CHECKPOINTS, PREDICTIONS, PROBABILITIES, STUDENT
 from distillery.results.record import RunRecord
 from distillery.runs.class_fidelity import add_class_fidelity
-from distillery.runs.fidelity import add_fidelity
 from distillery.tasks.calibration import calibration_figures
 from distillery.tasks.evaluate import Evaluation, evaluate
 from distillery.tasks.task import Task
@@ -75,7 +74,10 @@ def score_run(
     with atomic_write(folder / PREDICTIONS) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)  # of pixels there are many
 
-    add_fidelity(record, student, teachers, data, parts.distiller.task, parts.distiller.outputs)
+    if parts.distiller.task.generates:
+        from distillery.runs.fidelity import add_fidelity  # transformers takes seconds: only for texts
+
+        add_fidelity(record, student, teachers, data, parts.distiller.task, parts.distiller.outputs)
     add_class_fidelity(record, predictions, student, teachers, data, parts.distiller.task)
     if ensemble is not None:
         record.metrics["ensemble"] = {"epoch": epoch, **_scores(parts, ensemble)[0]}

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from distillery.core.errors import UserError
@@ -34,6 +32,10 @@ class LinearProbe(nn.Module):
 
     def __init__(self, teacher: Teacher, data: Data) -> None:
         super().__init__()
+        # Few runs fit a probe, and these imports take a tenth of a second.
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
         self.teacher = teacher
         features, targets = _embeddings(teacher, data)
         scaler = StandardScaler().fit(features)
