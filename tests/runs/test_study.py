@@ -159,9 +159,9 @@ def test_a_second_call_trains_nothing(finished: DictConfig, capsys: pytest.Captu
 
 
 def test_methods_of_a_seed_start_alike_on_the_same_images(finished: DictConfig) -> None:
-    students = StudyJobs(finished).students()
     starts: dict[int, set[tuple[str, str | None]]] = {0: set(), 1: set()}
-    for job in students:
+    for student in StudyJobs(finished).students():
+        job = student.job
         record = RunRecord.read(job.folder)
         assert record.status == "finished"
         initial = weights_hash(build(job.cfg.copy()).distiller.student.net)
@@ -245,6 +245,13 @@ def assert_shown_as_failed(out: Path, method: str, reason: str) -> None:
     assert re.search(rf"\({method}, seed 0\): failed: .*({reason})", page)
 
 
+@pytest.mark.parametrize(("seeds", "wrong"), [("[0,1]", ["loss.kd.temperature=-1"]), ("[0,1,-1]", [])])
+def test_every_method_and_every_seed_is_checked_before_a_run(seeds: str, wrong: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="-1"):
+        run_study(study(tmp_path / "out", seeds, baseline=BASELINE, kd=wrong))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_another_config_replaces_a_run_only_on_demand(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -306,7 +313,7 @@ def test_study_file_fits_together(name: str, tmp_path: Path) -> None:
     assert len(set(cfg.seeds)) == len(cfg.seeds) > 1
     cfg.seeds = cfg.seeds[: 2 if name == "digits_demo" else 1]  # seeds are numbers that all studies treat alike
     jobs = StudyJobs(cfg)
-    teacher, students = jobs.teacher, jobs.students(Trials(cfg, jobs).first)
+    teacher, students = jobs.teacher, [each.job for each in jobs.students(Trials(cfg, jobs).first)]
     trained = [] if teacher is None else [teacher]  # else the students have one that is trained already
     assert [method_name(job.cfg) for job in trained] == ["baseline"] * len(trained)
     methods = [*methods_of(cfg)]
@@ -361,7 +368,7 @@ def test_sweep_is_over_settings_that_exist(name: str) -> None:
 
 def test_a_method_with_a_teacher_of_its_own_is_not_given_the_studys(tmp_path: Path) -> None:
     methods = {role: [f"model/teacher={role}"] for role in ("ema", "peer", "self", "none", "run")}
-    students = StudyJobs(study(tmp_path, **methods)).students()
+    students = [each.job for each in StudyJobs(study(tmp_path, **methods)).students()]
     given = {job.folder.parent.name: [each for each in job.overrides if "main.weights" in each] for job in students}
     studys = [f"++teachers.main.weights={tmp_path / 'teacher'}"]  # a baseline may begin with the teacher's layers
     assert given == {role: [] for role in methods} | {"none": studys, "run": studys}

@@ -8,7 +8,7 @@ from distillery.config.check import refuse_missing
 from distillery.core.terminal import plain_console
 from distillery.results.record import RunRecord
 from distillery.runs import loggers
-from distillery.runs.job import Job
+from distillery.runs.job import Job, refuse_unusable
 from distillery.runs.run import run_job
 from distillery.runs.show_report import show_report
 from distillery.runs.study_bar import StudyBar
@@ -47,15 +47,17 @@ def run_study(cfg: DictConfig) -> None:
             run(jobs.teacher, bar)
         if trials:
             students = jobs.students(trials.choose(attempt))
-        for job in students:
-            job.found()  # refuses the folder of another job
-        for job in students:
-            attempt(job)
+        for student in students:
+            refuse_unusable(student.folder)
+            if student.folder.exists():
+                student.job.found()  # refuses that of another job
+        for student in students:
+            attempt(student.job)
     if not students:  # seeds=[]: the teacher alone, of whose signals distill-cache can then be written
         return
     shared = [] if jobs.teacher is None or jobs.teacher.folder.is_relative_to(out) else [jobs.teacher.folder]
     report = show_report([out, *shared], out, cfg.title)
-    loggers.log_report(students[0].cfg, report, out)
+    loggers.log_report(students[0].job.cfg, report, out)
 
 
 def run(job: Job, bar: StudyBar) -> RunRecord:

@@ -1,7 +1,9 @@
 """The jobs of a study: the teacher's, those of the trials, and the students'."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 from hydra import compose
@@ -25,6 +27,24 @@ WITHOUT_TEACHER = ["model/teacher=none", "task.weight=1.0"]
 CONTROLS = {BASELINE: WITHOUT_TEACHER, "label_smoothing": [*WITHOUT_TEACHER, "task.label_smoothing=0.1"]}
 
 
+@dataclass
+class Student:
+    """A student of a study, whose job is checked when it is first asked for.
+
+    Attributes:
+        folder: of its run.
+        make: composes and checks its job.
+    """
+
+    folder: Path
+    make: Callable[[], Job]
+
+    @cached_property
+    def job(self) -> Job:
+        """Its job. Raises UserError: see `check`."""
+        return self.make()
+
+
 class StudyJobs:
     """Composes and checks the jobs of a study.
 
@@ -46,17 +66,27 @@ class StudyJobs:
             given = [*cfg.teacher, *cfg.overrides]
             self.teacher = self._job("teacher", Path(cfg.teacher_folder), given, None, role="teacher")
 
-    def students(self, settings: Mapping[str, Sequence[str]] | None = None) -> list[Job]:
-        """The students' jobs, seed by seed, so that a study cut short still compares whole seeds.
+    def students(self, settings: Mapping[str, Sequence[str]] | None = None) -> list[Student]:
+        """The students, seed by seed, so that a study cut short still compares whole seeds.
+
+        Each method is checked at once, and each seed: their combinations, when they are asked for, have nothing new.
 
         Args:
             settings: overrides of each method that its trials have chosen.
+
+        Raises:
+            UserError: see `check`.
         """
         found = []
         for seed in self._cfg.seeds:
             for method in self.methods:
                 folder, own = self._out / method / f"seed{seed}", (settings or {}).get(method, ())
-                found.append(self._student(f"{method} seed {seed}", folder, method, seed, own))
+                make = partial(self._student, f"{method} seed {seed}", folder, method, seed, own)
+                found.append(Student(folder, make))
+        methods = len(self.methods)
+        for place, student in enumerate(found):
+            if place < methods or place % methods == 0:
+                _ = student.job
         return found
 
     def trial(self, method: str, candidate: Sequence[str], held: Sequence[str] = ()) -> Job:
