@@ -14,7 +14,7 @@ from distillery.core.random import uniforms
 from distillery.data.augmentation import Augmentation, of_samples
 from distillery.data.decoding import decode
 from distillery.data.sampler import BatchKey
-from distillery.data.whole_batches import CropFlip, CropFlipErase
+from distillery.data.whole_batches import CropFlip, CropFlipErase, sent
 
 # Of whole batches, or of single images; None: images are served as in evaluation.
 Transform = CropFlip | CropFlipErase | Callable[[Any], Tensor] | None
@@ -67,9 +67,10 @@ class TensorImages:
         return self.values[index]
 
     def batch(self, index: Tensor, transform: Transform, seed: int, epoch: int) -> Tensor:
-        images = self.load(index)
+        there = sent(index, self.values.device)
+        images = self.values[there]
         if isinstance(transform, CropFlip):
-            images = transform(images, uniforms(seed, epoch, index.to(images.device), 0, transform.uniforms))
+            images = transform(images, uniforms(seed, epoch, there, 0, transform.uniforms))
         elif isinstance(transform, CropFlipErase):
             return transform(images, of_samples(transform.draw, images, seed, epoch, index, 0))
         elif transform is not None:

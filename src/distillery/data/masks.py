@@ -19,7 +19,7 @@ from distillery.data.images import EncodedImages, TensorImages, Transform
 from distillery.data.picture_files import PictureFiles
 from distillery.data.sampler import BatchKey
 from distillery.data.tokens import IGNORED
-from distillery.data.whole_batches import CropFlip
+from distillery.data.whole_batches import CropFlip, sent
 
 # Torchvision's cannot be had for masks, or would leave them as they are.
 WITHOUT_MASKS = ("rand_augment", "trivial_augment", "random_erasing", "mixup", "cutmix")
@@ -137,7 +137,7 @@ class MaskedImages:
         """
         if isinstance(self.images, TensorImages) and (transform is None or isinstance(transform, CropFlip)):
             images = self.images.batch(index, transform, seed, epoch)
-            masks, index = torch.stack([*self._masks(index)]).to(images.device), index.to(images.device)
+            masks, index = (sent(each, images.device) for each in (torch.stack([*self._masks(index)]), index))
             if transform is not None:
                 masks = transform(masks[:, None], uniforms(seed, epoch, index, 0, transform.uniforms), LEFT_OUT)[:, 0]
         else:

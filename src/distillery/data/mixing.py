@@ -12,7 +12,7 @@ from distillery.core.random import integers
 from distillery.data.augmentation import Augmentation, of_samples
 from distillery.data.images import Images, Transform
 from distillery.data.sampler import BatchKey
-from distillery.data.whole_batches import NOWHERE, Box, inside
+from distillery.data.whole_batches import NOWHERE, Box, inside, sent
 
 STREAM = -2  # the `view` of these random numbers; those from 0 on belong to augmentation
 
@@ -99,5 +99,5 @@ class MixedImages:
 
 def _columns(rows: list[tuple[float, float]], like: Tensor) -> tuple[Tensor, Tensor]:
     """Both numbers of each row, [B,1,...], to be multiplied with a tensor [B,...]."""
-    first, second = torch.tensor(rows, device=like.device).T.reshape(2, -1, *[1] * (like.dim() - 1))
+    first, second = sent(torch.tensor(rows), like.device).T.reshape(2, -1, *[1] * (like.dim() - 1))
     return first, second

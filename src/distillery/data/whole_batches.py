@@ -71,7 +71,7 @@ class CropFlipErase:
 
     def __call__(self, images: Tensor, drawn: Sequence[Drawn]) -> Tensor:
         """Images [B,C,H,W] of any dtype, and what is drawn for each -> float32 [B,C,H,W] in [0,1]."""
-        uniform = torch.tensor([each.uniform for each in drawn], device=images.device)
+        uniform = sent(torch.tensor([each.uniform for each in drawn]), images.device)
         images = v2.functional.to_dtype(self.crop_flip(images, uniform), torch.float32, scale=True)
         erased = inside([each.box for each in drawn], images)
         if self.erasing.value != "random":
@@ -80,7 +80,7 @@ class CropFlipErase:
         for row, (_, (left, top, right, bottom), values) in zip(noise, drawn, strict=True):
             if values is not None:
                 row[:, top:bottom, left:right] = values
-        noise = noise.to(images.device)
+        noise = sent(noise, images.device)
         return v2.Compose(normalised(lambda images: torch.where(erased, noise, images), self.mean, self.std))(images)
 
     def draw(self, image: Tensor) -> Drawn:
@@ -100,9 +100,14 @@ class CropFlipErase:
         return Drawn(uniform, corners, box["v"] if self.erasing.value == "random" else None)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. From memory that is not pinned, the host would wait for a GPU's earlier work."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def inside(boxes: Sequence[Box], images: Tensor) -> Tensor:
     """Which pixels of the images [B,C,H,W] are in the box of each: bool [B,1,H,W]."""
-    left, top, right, bottom = torch.tensor(boxes, device=images.device).T[..., None]
+    left, top, right, bottom = sent(torch.tensor(boxes), images.device).T[..., None]
     rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
     within = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
     return (within[0][:, :, None] & within[1][:, None, :])[:, None]
