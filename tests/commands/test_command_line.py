@@ -175,6 +175,7 @@ TRAIN = [
         ["data.batch_size=abc", "model/teacher=none"],
         r"data\.batch_size=abc: it must be a whole number of at least 1\.$",
     ),
+    (["experiment=digit_demo", "-m", "seed=0,1"], r"^error Unknown option 'digit_demo' for experiment\. Did you mean"),
     (["seed"], r"Error parsing override 'seed'"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
     (["experiment=digits_demo"], r"no config\.yaml in it\. .*train the network first: distill-study study=digits_demo"),
@@ -206,6 +207,16 @@ OTHERS = [
     (study, ["study=own_texts"], r"These settings have no value yet: path=…, teacher_net=…"),
     (study, ["study=own_images"], r"These settings have no value yet: data\.root=…"),
     (study, ["study=digits_demo", "seed=1"], r"Unknown setting 'seed'\. Did you mean 'seeds'\?"),
+    (
+        study,
+        ["study=digits_demo", "hardware=auto"],
+        r"setting of the study's runs\. Write 'overrides=\[\"hardware=auto\"\]'$",
+    ),
+    (study, ["study=digits_demo", "+hardware=auto"], r"^error hardware is a setting of the study's runs\. Write "),
+    (study, ["study=digits_demo", "trainer.max_epochs=1"], r"Write 'overrides=\[\"trainer\.max_epochs=1\"\]'$"),
+    (study, ["study=digits_demo", "+overides=[]"], r"Unknown setting 'overides'\. Did you mean 'overrides'\?"),
+    (evaluate, ["run=x", "hardware=auto"], r"Unknown setting 'hardware'\. `--cfg job` shows all there are\.$"),
+    (report, ["runs=x", "+titel=a"], r"Unknown setting 'titel'\. Did you mean 'title'\?"),
 ]
 
 

@@ -16,13 +16,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from distillery.config.command_line import expand_home
-from distillery.config.explain import user_message
+from distillery.config.explain import refuse_added, user_message
 from distillery.config.hydra_support import BEFORE_1_4, HYDRA_VERSION, register_resolvers
 from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 
 # What `_target_` may name in a config: a list that Hydra 1.4 asks for and 1.3 does not know. Add your own package.
 TARGETS = ("distillery.*", "torch.*", "torchvision.*", "lightning.pytorch.*", "timm.*", "torchmetrics.*")
+MULTIRUN = ("-m", "--multirun")
 WHITELIST: dict[str, Any] = {} if BEFORE_1_4 else {"execution_whitelist": TARGETS}
 
 
@@ -43,10 +44,12 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
                 nonlocal composed
                 composed = True
                 with errors_shown(config_name):
+                    refuse_added(config_name)
                     return function(expand_home(cfg))
 
             register_resolvers()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the handler here
+            sys.argv[1:] = sorted(sys.argv[1:], key=lambda each: each not in MULTIRUN)  # argparse: not amid overrides
             with errors_shown(config_name):
                 try:
                     hydra.main(config_path=str(CONFIGS), config_name=config_name, **HYDRA_VERSION, **WHITELIST)(

@@ -1,10 +1,14 @@
 """Explains why a config does not compose: Hydra's errors in words that lead to the fix."""
 
+import json
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +18,8 @@ from distillery.config.command_line import quoted, shell_quoted
 from distillery.config.hydra_support import HYDRA_VERSION
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.paths import CONFIGS
+
+OF_A_RUN = ("train", "cache")  # configs that hold all settings of a run, each of which is checked: see `check`
 
 
 def user_message(error: Exception, config_name: str) -> str | None:
@@ -34,10 +40,17 @@ def user_message(error: Exception, config_name: str) -> str | None:
         group, name = option[1], option[2]
         return f"Unknown option {name!r} for {group}." + did_you_mean(name, _options(group))
     if setting := re.search(r"Could not override '([^']+)'", message):
-        if setting[1] in _groups():  # `experiment/glue=mrpc`, where no experiment chooses one of them
+        if config_name == "study" and (told := _of_runs(setting[1], _composed(config_name, ["study"]))):
+            return told
+        if (
+            setting[1] in _groups() and config_name in OF_A_RUN
+        ):  # `experiment/glue=mrpc`, where no experiment chooses one of them
             return f"Nothing of {setting[1]} is chosen here that this could replace. +{setting[1]}=… adds it."
         key = getattr(error.__cause__, "full_key", None) or setting[1]  # in `data.augment={crap: 1}` the inner one
-        return f"Unknown setting {key!r}." + _nearest(_composed(config_name), key)
+        groups = [group for group in _groups() if group != key]
+        cfg = _composed(config_name, groups)
+        groups = [group for group in groups if config_name in OF_A_RUN or _first(group) in cfg]
+        return f"Unknown setting {key!r}." + _nearest(cfg, key, groups)
     return message if error.__cause__ is None else f"{message}\n{error.__cause__}"
 
 
@@ -77,9 +90,35 @@ def _options(group: str) -> list[str]:
     return [str(path.relative_to(folder).with_suffix("")) for path in files]
 
 
-def _composed(config_name: str) -> DictConfig:
-    """The config with the command line's choices and without its settings."""
-    choices = [override for override in sys.argv[1:] if re.split("[@=]", override)[0] in _groups()]
+def refuse_added(config_name: str) -> None:
+    """Refuse a setting behind a `+` of which the command has no section, so that nothing would read it.
+
+    Raises:
+        UserError: names the nearest right one.
+    """
+    given = [] if config_name in OF_A_RUN else HydraConfig.get().overrides.task
+    if not (added := [override for override in given if override.startswith("+")]):
+        return
+    known = hydra.compose(config_name, [override for override in given if override not in added])
+    for override in added:
+        key = re.split("[@=]", override.lstrip("+"))[0]
+        if (section := _first(key)) not in known:
+            told = _of_runs(key, known) if config_name == "study" else None
+            raise UserError(told or f"Unknown setting {section!r}." + did_you_mean(section, map(str, known)))
+
+
+def _of_runs(key: str, study: DictConfig) -> str | None:
+    """How a study is told a setting of its runs; None if `key` is no such setting."""
+    sections = {_first(group) for group in _groups()} | OmegaConf.load(CONFIGS / "train.yaml").keys()
+    if _first(key) not in sections or get_close_matches(_first(key), map(str, study), cutoff=0.8):
+        return None
+    given = next((each for each in sys.argv[1:] if re.match(rf"\+*{re.escape(key)}[@=]", each)), f"{key}=…")
+    return f"{key} is a setting of the study's runs. Write {shlex.quote(f'overrides=[{json.dumps(given)}]')}"
+
+
+def _composed(config_name: str, groups: Sequence[str]) -> DictConfig:
+    """The config with the command line's choices of these groups, and without its settings."""
+    choices = [override for override in sys.argv[1:] if re.split("[@=]", override)[0] in groups]
     with hydra.initialize_config_dir(str(CONFIGS), **HYDRA_VERSION):
         return hydra.compose(config_name, overrides=[choice for choice in choices if not _is_sweep(choice)])
 
@@ -88,7 +127,7 @@ def _is_sweep(choice: str) -> bool:
     return "," in re.sub(r"\[.*?\]", "", choice)
 
 
-def _nearest(cfg: DictConfig, key: str) -> str:
+def _nearest(cfg: DictConfig, key: str, groups: list[str]) -> str:
     if left_out := sorted(CONFIGS.glob(f"{key.split('.')[0]}/**/{_last(key)}.yaml")):  # `loss.hint` without hint
         return f" Choose it first: {left_out[0].parent.relative_to(CONFIGS)}={left_out[0].stem}"
     if re.fullmatch(r"loss\.\w+\.combine", key):
@@ -98,8 +137,8 @@ def _nearest(cfg: DictConfig, key: str) -> str:
     if group and (others := sorted(having)):
         return f" It is a setting of {group}={', '.join(others)}."
     paths = [path for path in _paths(OmegaConf.to_container(cfg, resolve=False)) if "._" not in path]
-    near = [group for group in _groups() if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
-    near = near or get_close_matches(key, _groups() + paths, n=1, cutoff=0.8)
+    near = [group for group in groups if key in group.split("/")]  # `teacher=none` for `model/teacher=none`
+    near = near or get_close_matches(key, groups + paths, n=1, cutoff=0.8)
     near = near or [path for path in paths if get_close_matches(_last(key), [_last(path)], cutoff=0.7)]
     if open_ended := key.startswith(("stages.", "data.augment.")):
         near = [path for path in near if not key.startswith(f"{path}.")]
@@ -107,6 +146,10 @@ def _nearest(cfg: DictConfig, key: str) -> str:
     if open_ended:
         return f"{said} What a recipe does not set is added behind a plus: +{key}=…"
     return said or " `--cfg job` shows all there are."
+
+
+def _first(path: str) -> str:
+    return re.split("[./]", path)[0]
 
 
 def _last(path: str) -> str:
