@@ -197,12 +197,11 @@ def build(
     validations = validated(task.metrics) if is_validated(data, cfg.trainer) else ()
     refuse_unlogged(cfg.callbacks, schedules, validations, monitors)
 
-    rounding = f"{cfg.trainer.precision} {cfg.channels_last} {cfg.fold_batchnorms} {cfg.compile}"
     for name, teacher in frozen.items():
         if name in cached and teacher.has_network:
             teacher.training_signals = CachedSignals(cached[name], probe(teacher, batch))
         elif cfg.teachers[name].get("cache") and name not in cached:
-            teacher.training_signals = _cache_of(teacher, cfg.teachers[name], data, rounding)
+            teacher.training_signals = _cache_of(teacher, cfg, data)
     check_levels(terms, teachers)
     if rollouts is not None:
         refuse_parts(rollouts, task, terms, teachers, student)
@@ -343,19 +342,22 @@ def _outputs_of(network: Network, data: Data, task: Task, outputs: int | None) -
     return outputs if own is data else own.vocab_size
 
 
-def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data, rounding: str) -> TeacherCache:
-    """Args: rounding: the settings on which the last bits of a signal depend."""
-    refuse_several(teacher.name, cfg, data)
+def _cache_of(teacher: Teacher, cfg: DictConfig, data: Data) -> TeacherCache:
+    own = cfg.teachers[teacher.name]
+    refuse_several(teacher.name, own, data)
     batch = data.example()
-    if batch["target"].ndim > 1 and (own := teacher.adapter.own_tokenizer(batch)):
+    if batch["target"].ndim > 1 and (tokenizer := teacher.adapter.own_tokenizer(batch)):
         raise UserError(
             f"teachers.{teacher.name}: cache=true keeps what a teacher says of the data's tokens, and this one reads "
-            f"those of {own}. Set cache=false, or data.tokenizer={own}."
+            f"those of {tokenizer}. Set cache=false, or data.tokenizer={tokenizer}."
         )
-    chosen = hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest()  # a curriculum chooses some
-    fingerprint = f"{teacher.sha256} {teacher.about_classes} {cfg.input} {rounding} {chosen} {data.views_key}"
-    fingerprint += f" {teacher.placement}"
-    return TeacherCache(partial(teacher.compute, training=True), fingerprint, data)
+    identity = (
+        *(teacher.sha256, teacher.about_classes, own.input),
+        *(cfg.trainer.precision, cfg.channels_last, cfg.fold_batchnorms, cfg.compile),  # the last bits depend on them
+        hashlib.sha256(data.splits["train"].indices.numpy().tobytes()).hexdigest(),  # a curriculum chooses some
+        *(data.views_key, teacher.placement),
+    )
+    return TeacherCache(partial(teacher.compute, training=True), " ".join(map(str, identity)), data)
 
 
 def _compile(networks: Iterable[Network], graphs: bool) -> None:
