@@ -14,6 +14,7 @@ from distillery.core.errors import UserError
 from distillery.losses.response.kd import KD
 from distillery.results.record import RunRecord
 from distillery.runs.run import Result, train
+from distillery.runs.write_signals import Settings, write_signals
 from fixtures.composing import Compose
 from fixtures.replayed_steps import Graph, record
 from fixtures.runs import STUDENT, Died, Dies, config
@@ -134,6 +135,16 @@ class Interferes(L.Callback):
 def test_what_callbacks_do_between_steps_and_epochs_counts(graphs: list[Graph], run: Callable[..., Result]) -> None:
     plain, replayed = (run(each, callbacks=[Interferes()]).record for each in ("step_graph=false", ON))
     assert replayed.student_sha256 == plain.student_sha256 != run(ON).record.student_sha256
+
+
+def test_likeliest_classes_from_a_cache(graphs: list[Graph], teacher: Path, tmp_path: Path) -> None:
+    """And a layer: what is looked up is copied to where the graph reads it."""
+    own = (f"teachers.main.weights='{teacher}'", "loss/response=[topk_kd]", "loss/feature=[hint]", "data.augment=null")
+    write_signals(config(tmp_path / "run", *STUDENT, *own), Settings(str(tmp_path / "cache"), "topk", k=5))
+    own += (f"teachers.main.cache='{tmp_path / 'cache'}'",)
+    plain, replayed = (trained(tmp_path / each, *own, each) for each in ("step_graph=false", ON))
+    assert sum(graph.replays for graph in graphs) == EPOCHS * STEPS - WARM_UP
+    assert replayed.student_sha256 == plain.student_sha256
 
 
 def test_each_stage_has_a_graph_of_its_own(graphs: list[Graph], teacher: Path, tmp_path: Path) -> None:

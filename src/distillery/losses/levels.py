@@ -116,10 +116,14 @@ class SparseLogits:
             levels.add("sampled" if self.log_tail is None else "topk")
         return Available(frozenset(levels), k)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """With `change` of each tensor."""
+        given = {name: getattr(self, name) for name in ("classes", "log_p", "log_tail", "log_p_target", "known")}
+        return replace(self, **{name: change(values) for name, values in given.items() if values is not None})
+
     def rows(self, which: Tensor | slice) -> Self:
         """The rows at these places, or where a mask is true."""
-        given = {name: getattr(self, name) for name in ("classes", "log_p", "log_tail", "log_p_target", "known")}
-        return replace(self, **{name: values[which] for name, values in given.items() if values is not None})
+        return self.each(lambda values: values[which])
 
     def likeliest(self, k: int) -> Self:
         """The k likeliest of the classes; the others are added to the tail."""

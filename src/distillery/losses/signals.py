@@ -131,6 +131,7 @@ class Signals:
             attention={tap: attention.each(change) for tap, attention in self.attention.items()},
             mask=None if self.mask is None else change(self.mask),
             headed=None if self.headed is None else self.headed.each(change),
+            sparse=None if self.sparse is None else self.sparse.each(change),
         )
 
     def rows(self, which: Tensor | slice) -> "Signals":

@@ -12,6 +12,7 @@ from distillery.losses.signals import Signals
 from distillery.losses.term import Term
 from distillery.tasks.task import Batch, Task
 
+INSTEAD = "Set step_graph=false; compile=reduce-overhead makes graphs of the networks alone."
 WARM_UP = 3  # steps in which libraries choose kernels and allocate what a recording could not
 
 
@@ -92,10 +93,12 @@ class StepGraph:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads load data
                 output = step(batch, looked_up)
         except RuntimeError as error:
+            # that the recording cannot be ended comes of what went wrong in it
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             raise UserError(
-                f"step_graph=true: this step cannot be recorded as a CUDA graph: {error.__context__ or error}\n"
-                "It waits for the device (.item(), boolean masks, .cpu()) or has shapes that depend on values. Set "
-                "step_graph=false; compile=reduce-overhead makes graphs of the networks alone."
+                f"step_graph=true: this step cannot be recorded as a CUDA graph: {str(first).splitlines()[0]}\n"
+                "In a step that is recorded, nothing may wait for the device (.item(), .cpu(), a tensor of a list) or "
+                f"have a shape that depends on values (a boolean mask). {INSTEAD}"
             ) from error
         self._inputs = [*batch.values(), *tensors_of(looked_up.values())]
         self._gradients = [(each, each.grad) for each in parameters if each.grad is not None]
@@ -121,19 +124,18 @@ def refuse_unrecordable(task: Task, data: Data, terms: Mapping[str, Term]) -> No
     Raises:
         UserError: a step has shapes that depend on labels, or a loss counts its steps on the host.
     """
-    instead = "Set step_graph=false; compile=reduce-overhead makes graphs of the networks alone."
     if task.rows_are not in ("samples", "spans"):
         raise UserError(
             f"step_graph=true: how many {task.rows_are} of a batch count depends on its labels, and a CUDA graph has "
-            f"fixed shapes. {instead}"
+            f"fixed shapes. {INSTEAD}"
         )
     if data.unlabelled:
         raise UserError(
             "step_graph=true: how many samples of a batch have a label differs between batches, and a CUDA graph has "
-            f"fixed shapes. {instead}"
+            f"fixed shapes. {INSTEAD}"
         )
     if counting := [name for name, term in terms.items() if term.counts_batches]:
         raise UserError(
             f"step_graph=true: loss.{counting[0]} draws or decides by the number of batches that it has seen, and a "
-            f"CUDA graph repeats what it did once. {instead}"
+            f"CUDA graph repeats what it did once. {INSTEAD}"
         )
