@@ -22,7 +22,7 @@ from distillery.core.errors import UserError
 from distillery.core.paths import CONFIGS
 from distillery.results.record import RunRecord
 from distillery.runs.autotune import autotune as module
-from distillery.runs.autotune import rule, timed_job
+from distillery.runs.autotune import rule, table, timed_job
 from distillery.runs.autotune.shared import shared
 from distillery.runs.autotune.timed_job import TimedJob
 from distillery.runs.job import Job
@@ -67,7 +67,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_pays")
 def test_the_run_is_that_of_the_settings_by_hand(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bit for bit, though it is killed and resumed on the way, and nothing is timed when it is."""
 
@@ -88,7 +88,11 @@ def test_the_run_is_that_of_the_settings_by_hand(
     assert found["steps"] == 30
 
     monkeypatch.setattr(module, "tried", refuse)
+    capsys.readouterr()
+    monkeypatch.setattr(table, "telling", lambda: True)
     resumed = student("auto", *OPEN)
+    chosen = "channels_last=true, fold_batchnorms=true, compile=false"
+    assert f"Settings that are auto, as chosen by this run before: {chosen}\n" in capsys.readouterr().out
     expected = student("hand", *BY_HAND)
     assert resumed.record.config_hash == expected.record.config_hash
     assert resumed.record.student_sha256 == expected.record.student_sha256
@@ -173,7 +177,11 @@ def test_a_plan_times_nothing(command: Command, teacher: Path, monkeypatch: pyte
     assert "plan=true times nothing. What is open is planned with its first value: compile=false." in answer.out
 
 
-def test_jobs_of_a_group_that_take_as_long_share_what_was_found(compose_train: Compose, tmp_path: Path) -> None:
+def test_jobs_of_a_group_that_take_as_long_share_what_was_found(
+    compose_train: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table, "telling", lambda: True)
+
     def job(*overrides: str) -> Job:
         cfg = compose_train("experiment=digits_demo", "teachers.main.weights=x", *OPEN, *overrides)
         return Job(check(cfg), group=tmp_path / "study")
@@ -188,10 +196,13 @@ def test_jobs_of_a_group_that_take_as_long_share_what_was_found(compose_train: C
         {"teachers.main.weights=y"},
     ]
     which = [
-        shared(job(*overrides), lambda _, place=place: {"by": place})["by"] for place, overrides in enumerate(found)
+        shared(job(*overrides), lambda _, place=place: {"choice": {"by": place}})["choice"]["by"]
+        for place, overrides in enumerate(found)
     ]  # type: ignore[misc]
     assert which == [0, 0, 2, 3, 4, 5, 6]
-    assert shared(job("seed=2"), refuse) == {"by": 0}, "also in another process, from the file"
+    said = f"Settings that are auto, as chosen by an earlier job, {tmp_path / 'study' / 'autotune.json'}: by=0\n"
+    assert capsys.readouterr().out == said, "of the second job"
+    assert shared(job("seed=2"), refuse) == {"choice": {"by": 0}}, "also in another process, from the file"
     alone = job()
     alone.group = None
     assert shared(alone, lambda _: {"by": "itself"}) == {"by": "itself"}

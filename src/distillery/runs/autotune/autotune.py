@@ -25,7 +25,7 @@ from distillery.core.kinds import shown
 from distillery.core.terminal import hushed, say, telling
 from distillery.runs.autotune.rule import Tried
 from distillery.runs.autotune.shared import shared
-from distillery.runs.autotune.table import show
+from distillery.runs.autotune.table import show, show_taken
 from distillery.runs.autotune.timed_job import TimedJob, within
 from distillery.runs.job import Job
 from distillery.runs.ranks import of_first_rank
@@ -44,6 +44,8 @@ def autotune(job: Job) -> None:
     if job.spec.open:
         found = of_first_rank(job.cfg, lambda: shared(job, tried))
         job.spec, job.autotune = decided(job.spec, found["choice"]), found
+    elif job.autotune:
+        show_taken(job.autotune, "this run before")
 
 
 def tried(spec: RunSpec) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from distillery.core.files import atomic_write
 from distillery.results.environment import environment
 from distillery.results.layout import AUTOTUNE
 from distillery.results.record import computed_settings, config_hash, finite
+from distillery.runs.autotune.table import show_taken
 from distillery.runs.job import Job, plain
 
 SEEDS = ("seed", "subset_seed", "views_seed")  # at any depth
@@ -31,7 +32,9 @@ def shared(job: Job, find: Callable[[RunSpec], dict[str, Any]]) -> dict[str, Any
     job.group.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{AUTOTUNE}.lock")):  # jobs may run side by side
         known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if key not in known:
+        if key in known:
+            show_taken(known[key], f"an earlier job, {path}")
+        else:
             known[key] = find(job.spec)
             with atomic_write(path) as unfinished:
                 unfinished.write_text(json.dumps(finite(known), indent=2) + "\n", encoding="utf-8")

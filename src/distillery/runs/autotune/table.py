@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from distillery.core.kinds import shown
-from distillery.core.terminal import plain_console, say
+from distillery.core.process import is_main
+from distillery.core.terminal import plain_console, say, telling
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -26,8 +27,13 @@ def show(found: Mapping[str, Any]) -> None:
         say(f"{entry['setting']}{verdict}: {entry['why']}")
     if note := found.get("note"):
         say(note)
-    choice = ", ".join(f"{name}={shown(value)}" for name, value in found["choice"].items())
-    say(f"Chosen in {found['seconds']:.1f} s: {choice}")
+    say(f"Chosen in {found['seconds']:.1f} s: {_choice(found)}")
+
+
+def show_taken(found: Mapping[str, Any], by: str) -> None:
+    """Print what an earlier job, or this one before it was stopped, has found, and `by` whom."""
+    if telling() and is_main():
+        say(f"Settings that are auto, as chosen by {by}: {_choice(found)}")
 
 
 def table(timed: Sequence[Mapping[str, Any]]) -> Table:
@@ -44,6 +50,10 @@ def table(timed: Sequence[Mapping[str, Any]]) -> Table:
         )
         made.add_row(entry["setting"], *figures)
     return made
+
+
+def _choice(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={shown(value)}" for name, value in found["choice"].items())
 
 
 def _change(both: Sequence[float], text: Callable[[float], str]) -> str:
