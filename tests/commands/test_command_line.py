@@ -17,11 +17,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from distillery.commands import evaluate, export, report, study, train
 from distillery.commands.entry import heavy_imports
+from distillery.config.explain import user_message
 from distillery.core.paths import CONFIGS
 from distillery.models.cnn import SmallCNN
 from distillery.results.layout import RECORD
@@ -176,6 +178,12 @@ TRAIN = [
         r"data\.batch_size=abc: it must be a whole number of at least 1\.$",
     ),
     (["experiment=digit_demo", "-m", "seed=0,1"], r"^error Unknown option 'digit_demo' for experiment\. Did you mean"),
+    (
+        ["-m", "seed=0,1", "hydra/launcher=submitit"],
+        r"'submitit' for hydra/launcher\. Did you mean 'submitit_",
+    ),
+    (["-m", "seed=0,1", "hydra/launcher=slurm"], r"'slurm' for hydra/launcher\. Did you mean 'submitit_slurm'\?"),
+    (["-m", "seed=0,1", "hydra/launcher=rya"], r"'rya' for hydra/launcher\. Did you mean 'ray'\?"),
     (["seed"], r"Error parsing override 'seed'"),
     (["resume=nowhere"], r"nowhere is not a run folder"),
     (["experiment=digits_demo"], r"no config\.yaml in it\. .*train the network first: distill-study study=digits_demo"),
@@ -237,6 +245,14 @@ def test_training_is_refused(arguments: list[str], message: str, command: Comman
 def test_the_others_refuse(module: Any, arguments: list[str], message: str, command: Command, tmp_path: Path) -> None:
     assert_refused(command(module, *arguments), message)
     assert left_behind(tmp_path) == []
+
+
+def test_launchers_that_are_not_there_say_what_is_missing() -> None:
+    absent = HydraException("In 'hydra/config': Could not find 'hydra/launcher/ray'\n")
+    assert user_message(absent, "train") == "hydra/launcher=ray is not installed: pip install hydra-ray-launcher"
+    no_cluster = RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?')
+    assert "hydra/launcher=submitit_local" in str(user_message(no_cluster, "train"))
+    assert user_message(RuntimeError("another"), "train") is None
 
 
 def missing(folder: Path) -> list[str]:

@@ -6,8 +6,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -19,6 +21,13 @@ from distillery.config.hydra_support import HYDRA_VERSION
 from distillery.core.errors import UserError, did_you_mean
 from distillery.core.paths import CONFIGS
 
+PLUGINS = {  # options that Hydra has once a package is there
+    "hydra/launcher/joblib": "pip install -e '.[sweep]'",
+    "hydra/launcher/submitit_local": "pip install -e '.[cluster]'",
+    "hydra/launcher/submitit_slurm": "pip install -e '.[cluster]'",
+    "hydra/launcher/ray": "pip install hydra-ray-launcher",
+    "hydra/sweeper/optuna": "pip install -e '.[sweep]'",
+}
 OF_A_RUN = ("train", "cache")  # configs that hold all settings of a run, each of which is checked: see `check`
 
 
@@ -29,6 +38,11 @@ def user_message(error: Exception, config_name: str) -> str | None:
     """
     if isinstance(error, UserError):
         return str(error)
+    if "srun" in str(error) and isinstance(error, RuntimeError):  # submitit's
+        return (
+            "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a Slurm cluster. Start the "
+            "sweep on one, or with hydra/launcher=submitit_local or joblib."
+        )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_null(error) if isinstance(error, ValueError) else None
     if isinstance(error.__cause__, UserError):  # raised by what Hydra was making
@@ -38,6 +52,8 @@ def user_message(error: Exception, config_name: str) -> str | None:
         return unread
     if option := re.search(r"Could not (?:find|load) '([^']+)/([^/']+)'", message):
         group, name = option[1], option[2]
+        if install := PLUGINS.get(f"{group}/{name}"):
+            return f"{group}={name} is not installed: {install}"
         return f"Unknown option {name!r} for {group}." + did_you_mean(name, _options(group))
     if setting := re.search(r"Could not override '([^']+)'", message):
         if config_name == "study" and (told := _of_runs(setting[1], _composed(config_name, ["study"]))):
@@ -85,6 +101,9 @@ def _groups() -> list[str]:
 
 
 def _options(group: str) -> list[str]:
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        stored = {f"{group}/{Path(file).stem}" for file in ConfigStore.instance().list(group) if "." in file}
+        return [name.rpartition("/")[2] for name in stored | PLUGINS.keys() if name.startswith(group)]
     folder = CONFIGS / group
     files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")  # optim/scheduler is a group
     return [str(path.relative_to(folder).with_suffix("")) for path in files]
