@@ -21,7 +21,7 @@ from distillery.results.record import RunRecord
 from distillery.runs.run import train
 from distillery.training.callbacks.termination import Termination
 from fixtures.runs import config
-from fixtures.two_ranks import Notes, alive
+from fixtures.two_ranks import Notes, alive, note
 
 TESTS = Path(__file__).parent
 SCRIPTS = Path(sys.executable).parent
@@ -196,10 +196,6 @@ def begun(cwd: Path, program: str, *overrides: str) -> Iterator["subprocess.Pope
     finally:
         process.kill()
         process.communicate()
-
-
-def note(folder: Path) -> str:
-    return f"+callbacks.notes={{_target_: fixtures.two_ranks.Notes, folder: '{folder}'}}"
 
 
 def await_training(process: "subprocess.Popen[str]", folder: Path, ranks: int) -> list[int]:
