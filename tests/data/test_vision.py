@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hydra.utils import instantiate
 
 from distillery.core.errors import UserError
 from distillery.core.random import uniforms
+from distillery.data.loader import BatchDataset
 from distillery.data.sources.digits import digits
 from distillery.data.sources.image_folder import image_folder
 from distillery.data.vision import VisionData
@@ -46,6 +48,38 @@ def test_training_images_are_augmented_by_seed_epoch_and_index(cifar_data: Make,
     expected = CropFlip(4, True)(raw.float() / 255, uniforms(5, 3, batch["index"], 0, 3))
     assert torch.equal(batch["image"], expected)
     assert not torch.equal(batch["image"], raw.float() / 255)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"views": 2},
+        {"labelled_size": 100},
+        {"augment": {"crop": 4, "random_erasing": {"p": 0.5}}},
+        {"augment": {"flip": True, "mixup": 0.8, "cutmix": 1.0}},
+    ],
+    ids=["crop", "views", "labels", "erased", "mixed"],
+)
+def test_small_batches_are_made_together_as_they_would_be_alone(
+    given: dict[str, Any], cifar_data: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = cifar_data(batch_size=6, train_size=100, **given)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(3)
+    dataset, keys = data.dataset("train"), list(loader.sampler)
+    alone = [dataset[key] for key in keys]
+    made: list[int] = []
+    whole = BatchDataset.__getitem__
+    monkeypatch.setattr(
+        BatchDataset, "__getitem__", lambda own, key: made.append(len(key.positions)) or whole(own, key)
+    )
+    served = list(loader)
+    assert len(served) == len(alone) == 17
+    assert len(made) < 10
+    for batch, expected in zip(served, alone, strict=True):
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
 def test_splits_are_disjoint_and_validation_stays_where_it_is(cifar_data: Make) -> None:

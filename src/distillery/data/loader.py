@@ -1,9 +1,9 @@
 """A dataset of whole batches, and a DataLoader that Lightning can save and restore in mid-epoch."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from distillery.core.errors import UserError
 from distillery.data.raw_data import UNLABELLED
 from distillery.data.sampler import BatchKey, SeededBatchSampler
 from distillery.data.tokens import IGNORED
+
+TOGETHER = 2**18  # bytes of the batches that are made together
 
 
 @dataclass(eq=False, repr=False)
@@ -52,6 +54,17 @@ class BatchDataset(Dataset[dict[str, Tensor]]):
             target = target.masked_fill(hidden & (target != IGNORED), UNLABELLED)
         return batch | {"target": target, "labelled": labelled}
 
+    def together(self, keys: Sequence[BatchKey]) -> list[dict[str, Tensor]]:
+        """The batches of several keys of an epoch, made as one batch and divided: of small ones most time is overhead.
+
+        Those of texts are made one by one, since each has a length of its own.
+        """
+        if len(keys) == 1 or keys[0].length:
+            return [self[key] for key in keys]
+        whole = self[BatchKey(keys[0].epoch, [*chain.from_iterable(key.positions for key in keys)])]
+        parts = zip(*(values.split([len(key.positions) for key in keys]) for values in whole.values()), strict=True)
+        return [dict(zip(whole, part, strict=True)) for part in parts]
+
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
     """Counts the batches that the trainer has received, not those that the workers have prefetched.
@@ -60,6 +73,7 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
     exception or a signal handler) counts that batch as served.
     """
 
+    dataset: BatchDataset
     sampler: SeededBatchSampler
     _source: Iterator[Any]
     _peeked: deque[Any]  # read ahead, not served yet
@@ -68,11 +82,19 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
         # A generator starts at the first `next`. Lightning calls `iter` before it sets the sampler's epoch, and
         # the workers would prefetch batches of the wrong one.
         plain = not (self.num_workers or self.pin_memory)  # torch's iterator would take as long as a small batch
-        self._source = map(self.dataset.__getitem__, self.sampler) if plain else super().__iter__()
+        self._source = self._made() if plain else super().__iter__()
         self._peeked = deque()
         while (batch := self._peeked.popleft() if self._peeked else next(self._source, None)) is not None:
             self.sampler.served += 1
             yield batch
+
+    def _made(self) -> Iterator[dict[str, Tensor]]:
+        """The batches, as many together as `TOGETHER` allows."""
+        keys, number = iter(self.sampler), 1
+        while some := list(islice(keys, number)):
+            batches = self.dataset.together(some)
+            number = max(1, TOGETHER // sum(values.nbytes for values in batches[0].values()))
+            yield from batches
 
     def peek(self, count: int) -> list[Any]:
         """The next `count` batches of the current iteration, or as many as are left; they are still to be served."""
