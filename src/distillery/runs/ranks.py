@@ -34,6 +34,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.core.errors import UserError
+from distillery.core.kinds import shown
 from distillery.core.process import is_main, processes
 from distillery.results.record import config_hash
 from distillery.runs.job import plain
@@ -151,6 +152,23 @@ def ranks(cfg: DictConfig, failed: Callable[[str], None]) -> Iterator[Ranks]:
             raise
         finally:
             group.end()
+
+
+def refuse_torchrun(trainer: DictConfig) -> None:
+    """Refuse to be one of another number of processes than the settings say: they would wait for those that are not.
+
+    Raises:
+        UserError: torchrun has started more or fewer.
+    """
+    if not TorchElasticEnvironment.detect():
+        return
+    started, nodes = TorchElasticEnvironment().world_size(), int(trainer.get("num_nodes", 1))
+    if started != (wanted := processes(trainer) * nodes):
+        raise UserError(
+            f"torchrun has started {started} process(es), but trainer.devices={shown(trainer.devices)} and "
+            f"trainer.num_nodes={nodes} make {wanted}. Set trainer.devices to its --nproc-per-node and "
+            "trainer.num_nodes to its --nnodes, with hardware=ddp or fsdp2."
+        )
 
 
 def of_first_rank(cfg: DictConfig, decide: Callable[[], Any]) -> Any:

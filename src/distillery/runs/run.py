@@ -24,7 +24,7 @@ from distillery.runs.job import Job
 from distillery.runs.loggers import log_config, log_scores, tracked
 from distillery.runs.over_budget import refuse_missing_format, refuse_over_budget
 from distillery.runs.plan import show_plan
-from distillery.runs.ranks import SameJob, ranks
+from distillery.runs.ranks import SameJob, ranks, refuse_torchrun
 from distillery.runs.run_folder import RunFolder, continued, describe
 from distillery.runs.score_run import score_run
 from distillery.runs.stages.progressive import Position, ProgressiveDistillation, StagedData
@@ -89,6 +89,7 @@ def run_job(job: Job, callbacks: Sequence[L.Callback] = ()) -> Result:
 
 
 def _run(job: Job, callbacks: Sequence[L.Callback], lock: FolderLock) -> Result:
+    refuse_torchrun(job.cfg.trainer)
     # Look at what the folder already holds.
     before = job.found()
     refuse_missing_format(job)

@@ -21,6 +21,7 @@ from distillery.core.errors import UserError
 from distillery.results.record import RunRecord, config_hash
 from distillery.runs import ranks as module
 from distillery.runs.ranks import VARIABLES, Child, Ranks, SameJob, ranks
+from distillery.runs.run import train
 from fixtures.rank_jobs import JOB, SCRIPT, TWO, ended, started
 from fixtures.runs import config
 from fixtures.two_ranks import Notes, alive, note
@@ -166,6 +167,18 @@ def test_nothing_is_started_where_a_launcher_was(
     with ranks(config(tmp_path, "model/teacher=none", *TWO), no_failure):
         pass
     assert recorded == []
+
+
+def test_torchrun_with_another_number_of_processes_is_refused(
+    recorded: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for number, settings in {"3": TWO, "2": (*TWO, "trainer.num_nodes=2"), "4": ("trainer.devices=1",)}.items():
+        monkeypatch.setenv("WORLD_SIZE", number)
+        with pytest.raises(UserError, match=rf"torchrun has started {number} process.* Set trainer\.devices to its"):
+            train(config(tmp_path / "run", "model/teacher=none", *settings))
+    assert recorded == []
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_in_an_interactive_slurm_session_the_ranks_are_started(
