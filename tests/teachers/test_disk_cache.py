@@ -121,6 +121,13 @@ def test_a_killed_cache_is_resumed_and_ends_byte_equal(tmp_path: Path) -> None:
         write(tmp_path / "mine", what)
 
 
+def test_space_is_not_reserved_where_the_system_cannot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write(tmp_path / "reserved", contents("full"))
+    monkeypatch.delattr(os, "posix_fallocate")
+    write(tmp_path / "not", contents("full"))
+    assert bytes_of(tmp_path / "not") == bytes_of(tmp_path / "reserved")
+
+
 def test_rows_are_found_by_sample_and_position(tmp_path: Path) -> None:
     write(tmp_path / "a", contents("full"))
     cache = DiskCache(tmp_path / "a")

@@ -152,6 +152,8 @@ def _allocate(folder: Path, name: str, shape: Sequence[int], dtype: np.dtype[Any
     """An array of zeros, whose space on the disk is reserved: a full disk would end a process that writes into it."""
     path = array_path(folder, name)
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape)).flush()
+    if not hasattr(os, "posix_fallocate"):  # on a Mac: what is free has been compared with the size, see `tell_size`
+        return
     with path.open("rb+") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
