@@ -62,14 +62,18 @@ def rows(kind: Kind, samples: tuple[int, ...], view: int = 0) -> Rows:
     return Rows(columns, index, position, view, {"layers.a": layers, "layers.b": 2 * layers})
 
 
-def write(folder: Path, what: Contents, every: float = 0.0) -> None:
+def write(folder: Path, what: Contents, every: float = 0.0, interrupted: int | None = None) -> None:
     batches = [(view, ORDER[at : at + 2]) for view in range(what.views) for at in range(0, len(ORDER), 2)]
     head = {"weight": torch.ones(CLASSES, 6)} if what.signals == "hidden" else {}
+    computed: list[Mapping[str, Any]] = []
 
     def start(first: int) -> Iterator[Mapping[str, Any]]:
         return ({"samples": samples, "view": view} for view, samples in batches[first:])
 
     def rows_of(batch: Mapping[str, Any]) -> Rows:
+        if len(computed) == interrupted:
+            raise KeyboardInterrupt
+        computed.append(batch)
         return rows(what.signals, batch["samples"], batch["view"])
 
     made = write_cache(folder, what, Layout(INDEX, LENGTHS), start, len(batches), rows_of, head, every)
@@ -119,6 +123,16 @@ def test_a_killed_cache_is_resumed_and_ends_byte_equal(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds 'notes.txt', which is not part of a cache"):
         write(tmp_path / "mine", what)
+
+
+def test_a_cache_that_the_user_stops_keeps_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    what, out = contents("topk", views=2, layers=STORED), tmp_path / "stopped"
+    with pytest.raises(UserError, match=r"^Stopped: .*stopped holds 1 of \d+ batches\. Repeat the command"):
+        write(out, what, every=99, interrupted=1)
+    write(out, what, every=99)
+    assert "stopped holds 1 of " in capsys.readouterr().out
+    write(tmp_path / "whole", what, every=99)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
 
 
 def test_space_is_not_reserved_where_the_system_cannot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

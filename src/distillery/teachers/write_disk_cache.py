@@ -79,26 +79,32 @@ def write_cache(
     Returns: what the folder holds; it is not marked as complete.
 
     Raises:
-        UserError: the folder holds something else, or the disk is full.
+        UserError: the folder holds something else, the disk is full, or the user stops it (Ctrl-C).
     """
-    done = _begin(folder, contents, layout, head)
+    if done := _begin(folder, contents, layout, head):
+        say(f"{folder} holds {done:,} of {number:,} batches: going on with the others.")
     arrays = {name: np.load(array_path(folder, name), mmap_mode="r+") for name in contents.arrays}
     saved = time.monotonic()
     with Progress(
         TextColumn("The teacher's signals"), BarColumn(), _Speed(), TimeRemainingColumn(), transient=True,
         console=plain_console(), disable=not plain_console().is_terminal,
     ) as progress:  # fmt: skip
-        bar = progress.add_task("", total=contents.views * contents.rows)
-        for batch in batches(done):
-            rows = rows_of(batch)
-            _write_rows(contents, layout, arrays, rows)
-            done += 1
-            progress.advance(bar, len(rows.samples))
-            if time.monotonic() - saved >= every or done == number:
-                for array in arrays.values():
-                    array.flush()
-                _save_progress(folder, done)
-                saved = time.monotonic()
+        total = contents.views * contents.rows
+        bar = progress.add_task("", total=total, completed=total * done // number)
+        try:
+            for batch in batches(done):
+                rows = rows_of(batch)
+                _write_rows(contents, layout, arrays, rows)
+                done += 1
+                progress.advance(bar, len(rows.samples))
+                if time.monotonic() - saved >= every or done == number:
+                    _save(folder, arrays, done)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            _save(folder, arrays, done)
+            raise UserError(
+                f"Stopped: {folder} holds {done:,} of {number:,} batches. Repeat the command to go on with the others."
+            ) from None
     small = ["index.npy", *(["lengths.npy"] if contents.per_token else []), *([HEAD] if head else [])]
     return replace(contents, sha256={name: sha256_of(folder / name) for name in small})
 
@@ -161,6 +167,13 @@ def _allocate(folder: Path, name: str, shape: Sequence[int], dtype: np.dtype[Any
             raise UserError(f"{path}: {error.strerror}. Choose another folder: out=…") from error
 
 
+def _save(folder: Path, arrays: Mapping[str, np.memmap[Any, Any]], batches: int) -> None:
+    """Make this a point from which a killed process is resumed."""
+    for array in arrays.values():
+        array.flush()
+    _save_progress(folder, batches)
+
+
 def _save_progress(folder: Path, batches: int) -> None:
     with atomic_write(folder / PROGRESS) as unfinished:
         unfinished.write_text(json.dumps({"batches": batches}))
@@ -206,7 +219,8 @@ def tell_size(contents: Contents, folder: Path) -> None:
     if not folder.joinpath(MANIFEST).is_file() and contents.bytes > free:
         raise UserError(
             f"{what} of {each:,} bytes are {size(contents.bytes)}, but the disk of {folder} has {size(free)} free. "
-            "Choose another folder (out=…), a smaller type (dtype=…), fewer classes (k=…), or signals=sampled."
+            "Choose another folder (out=…), a smaller type (dtype=…), fewer classes (k=…), or signals=sampled; of "
+            "images fewer views (data.views), or losses on fewer or smaller layers."
         )
     views = "" if contents.views == 1 else f" ({contents.views} views of {contents.rows:,})"
     layers = f" ({contents.bytes_a_row:,} of them for logits, the rest for {', '.join(contents.layers)})"
