@@ -1,5 +1,6 @@
 """`distill-clean path=<answers.jsonl> out=<folder>`: what a model wrote, without what no student should learn."""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,8 +10,6 @@ from distillery.commands.entry import heavy_imports, hydra_main
 
 @hydra_main("clean")
 def main(cfg: DictConfig) -> None:
-    from pathlib import Path
-
     with heavy_imports():
         from distillery.config.check import refuse_missing
         from distillery.config.spec import check_section

@@ -70,7 +70,10 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Call
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Within: Python looks for no garbage, and afterwards never among what was imported: this takes a quarter less."""
+    """Around a command's imports, which stand in its function: --help, --cfg and TAB are answered without them.
+
+    Meanwhile Python looks for no garbage, and afterwards never among what was imported: a plan takes a third less time.
+    """
     gc.disable()
     yield
     if not gc.get_freeze_count():  # else a former job of a sweep, which is garbage by now, would be kept

@@ -4,6 +4,8 @@
 pictures. `pictures=true` measures and draws how alike the layers of student and teacher are.
 """
 
+from pathlib import Path
+
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.commands.entry import heavy_imports, hydra_main
@@ -12,8 +14,6 @@ from distillery.core.errors import UserError
 
 @hydra_main("evaluate")
 def main(cfg: DictConfig) -> None:
-    from pathlib import Path
-
     with heavy_imports():
         from distillery.runs.compare_layers import compare_layers
         from distillery.runs.harness import harness_scores

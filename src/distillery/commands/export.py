@@ -1,5 +1,7 @@
 """`distill-export run=<dir> to=[…]`: a run's student in other formats, or as a folder that transformers loads."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig, OmegaConf
 
 from distillery.commands.entry import heavy_imports, hydra_main
@@ -8,8 +10,6 @@ from distillery.core.errors import UserError
 
 @hydra_main("export")
 def main(cfg: DictConfig) -> None:
-    from pathlib import Path
-
     with heavy_imports():
         from distillery.core.terminal import plain_console, say
         from distillery.results.layout import EXPORT

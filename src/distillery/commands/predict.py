@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,8 +19,6 @@ def main() -> None:
 
     @hydra_main("predict")
     def predict(cfg: DictConfig) -> None:
-        from pathlib import Path
-
         with heavy_imports():
             from distillery.runs.predict import predict_files
 

@@ -1,5 +1,7 @@
 """`distill-train`: compose a config, train a student."""
 
+from pathlib import Path
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -16,8 +18,6 @@ def main(cfg: DictConfig) -> float | None:
         The score that a sweeper maximises: on the validation split, in the last epoch.
     """
     # Heavy imports wait until Hydra has the config: --help, --cfg and TAB answer at once.
-    from pathlib import Path
-
     with heavy_imports():
         from distillery.config.candidates import untimed
         from distillery.config.check import check
