@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from parts.options import positive
 from parts.table import show
 
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
@@ -60,9 +61,9 @@ def timed(cfg: DictConfig) -> tuple[float, Result]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--views", type=int, default=2)
-    parser.add_argument("--side", type=int, default=32, help="pixels of an image's side")
+    parser.add_argument("--epochs", type=positive, default=6)
+    parser.add_argument("--views", type=positive, default=2)
+    parser.add_argument("--side", type=positive, default=32, help="pixels of an image's side")
     given = parser.parse_args()
     register_resolvers()
     torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from parts.options import positive
 from parts.table import show
 
 MEMORY, TIME = 0.25, 1.1  # limits, as parts of the naive form's
@@ -159,10 +160,10 @@ def measure_step(form: str, rows: int, classes: int, repeats: int, chunk: int) -
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rows", type=int, default=2048)
-    arguments.add_argument("--classes", type=int, default=49_152)
-    arguments.add_argument("--repeats", type=int, default=2, help="in each process, of which each form has two")
-    arguments.add_argument("--chunk", type=int, default=128, help="rows of a chunk")
+    arguments.add_argument("--rows", type=positive, default=2048)
+    arguments.add_argument("--classes", type=positive, default=49_152)
+    arguments.add_argument("--repeats", type=positive, default=2, help="in each process, of which each form has two")
+    arguments.add_argument("--chunk", type=positive, default=128, help="rows of a chunk")
     arguments.add_argument("--step", action="store_true", help="a training step instead of the loss alone")
     arguments.add_argument(
         "--form", choices=["naive", "chunked", "recomputed", "liger"], help="measure it here, and print JSON"

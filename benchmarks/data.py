@@ -31,6 +31,7 @@ import torch
 from chunked_loss import resident
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from parts.options import positive
 from parts.table import show
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -173,8 +174,8 @@ def starts(number: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5, help="epochs of each side, in turn")
-    parser.add_argument("--pictures", type=int, default=2048, help="photographs in the folder")
+    parser.add_argument("--pairs", type=positive, default=5, help="epochs of each side, in turn")
+    parser.add_argument("--pictures", type=positive, default=2048, help="photographs in the folder")
     parser.add_argument("--workers", type=int, default=2, help="processes that make batches")
     parser.add_argument("--files", type=int, default=100_000, help="small pictures; 0: starts are not measured")
     parser.add_argument("--json", type=Path, help="where the figures are written")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from parts.options import positive
 from parts.table import show
 from rich.progress import track
 
@@ -34,7 +35,7 @@ def main() -> None:
     losses.load()
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", nargs="+", choices=sorted(FORMULAS), default=sorted(FORMULAS), metavar="LOSS")
-    arguments.add_argument("--repeats", type=int, default=30)
+    arguments.add_argument("--repeats", type=positive, default=30)
     given = arguments.parse_args()
     torch.set_num_threads(1)
     x, slow, rows = make_inputs(), [], []

@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from parts.options import positive
 from parts.table import show
 
 from distillery.core.paths import CONFIGS
@@ -87,7 +88,7 @@ def demo() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=positive, default=5)
     given = parser.parse_args()
     ratio = commands(given.pairs)
     demo()

@@ -6,10 +6,10 @@ All train the same student against the same teacher with kd, in turn, in one pro
 the timed part, and compilation is told apart. `plain` is this project as it is, `tuned` has hardware=tuned, which
 computes in bfloat16 where the device does (`tuned float32` does not), and `cached` reads the teacher's signals from
 memory besides (texts: without hardware=tuned). On a GPU, `stream` has teacher_stream=true, `network graphs` have
-compile=reduce-overhead in place of compile=true, and `step graph` has step_graph=true; the pictures of the ResNets then
-are random, as many as CIFAR's. `alone` is the student without a teacher, and `lightning` the
-hand-written step under a Trainer without callbacks and loggers. The ratios are medians over the pairs. A library that
-is not installed is left out: pip install --no-deps torchdistill. If it is interrupted, it shows what it has.
+compile=reduce-overhead in place of compile=true, and `step graph` has step_graph=true; the pictures of the ResNets
+then are random, as many as CIFAR's. `alone` is the student without a teacher, and `lightning` the hand-written step
+under a Trainer without callbacks and loggers. The ratios are medians over the pairs. A library that is not installed
+is left out. If it is interrupted, it shows what it has.
 Exits with 1 if ResNet-56 → ResNet-20 costs plainly more than 1.05 × the hand-written loop.
 """
 
@@ -32,6 +32,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger
 from parts.by_hand import KD, TASK, TEMPERATURE, ByHand, Inputs, Step, alone, by_hand
+from parts.options import positive
 from parts.others import timm, torchdistill
 from parts.pictures import write_cifar10
 from parts.table import show
@@ -297,8 +298,8 @@ def others_than_resnets(forms: dict[str, list[str] | None], size: tuple[int, int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each run of the ResNets")
-    parser.add_argument("--pairs", type=int, default=5, help="runs of each kind, in turn")
+    parser.add_argument("--steps", type=positive, default=20, help="timed steps of each run of the ResNets")
+    parser.add_argument("--pairs", type=positive, default=5, help="runs of each kind, in turn")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--resnets", action="store_true", help="the ResNets alone")
     parser.add_argument("--json", type=Path, help="where the figures are written")
@@ -309,6 +310,8 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False  # as in a run: float32 is float32, also by hand
     register_resolvers()
     others = {each: None for each in ("torchdistill", "timm") if find_spec(each) is not None}
+    if "torchdistill" not in others:
+        print("torchdistill is not installed, and left out: pip install --no-deps torchdistill")
     with initialize_config_dir(str(CONFIGS), **HYDRA_VERSION), tempfile.TemporaryDirectory() as scratch:
         size = options.steps, options.pairs, options.accelerator
         forms = {"alone": None, **(ON_GPU if options.accelerator == "gpu" else OURS), **others}

@@ -1,5 +1,6 @@
 """The benchmarks run and write what they measured. Their times are not tested."""
 
+import argparse
 import json
 import os
 import re
@@ -24,6 +25,15 @@ def test_every_benchmark_is_on_the_page() -> None:
         assert "| " in shown
         content = (ROOT / "benchmarks" / name).read_text(encoding="utf-8")
         assert all(f'"{option}"' in content for option in re.findall(r"--\w+", options))
+
+
+def test_numbers_below_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from parts.options import positive
+
+    assert positive("3") == 3
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 1, and not 0"):
+        positive("0")
 
 
 @pytest.mark.long
