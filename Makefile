@@ -61,7 +61,7 @@ format: .venv/.ready ## fix style and format
 
 notebook: .venv/.ready ## rebuild notebooks/quickstart.ipynb from scripts/quickstart.py and run it
 	@$(BIN)/jupytext --quiet --update --to ipynb --output notebooks/quickstart.ipynb scripts/quickstart.py
-	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/quickstart.ipynb
+	@PYTHONWARNINGS="ignore:IProgress not found" $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/quickstart.ipynb
 
 docs: .venv/.ready ## build the documentation into site/ and update the README's tables
 	@$(BIN)/python scripts/tables.py

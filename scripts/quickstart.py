@@ -16,6 +16,7 @@ from distillery.config.build import build
 from distillery.config.check import check
 from distillery.config.hydra_support import HYDRA_VERSION, register_resolvers
 from distillery.core.paths import CONFIGS
+from distillery.core.terminal import hushed
 from distillery.models.cnn import SmallCNN
 from distillery.results.report.write import write_report
 from distillery.runs.plan import show_plan
@@ -34,10 +35,12 @@ def config(run: str, *overrides: str):
 # %% [markdown]
 # ## The teacher
 #
-# A run is described by a config. This one has no teacher: it trains a network on the labels.
+# A run is described by a config. This one has no teacher: it trains a network on the labels. `hushed` leaves out what a
+# run tells of its parts.
 
 # %%
-teacher = train(config("teacher", "experiment=digits_teacher"))
+with hushed():
+    teacher = train(config("teacher", "experiment=digits_teacher"))
 teacher.record.metrics["last"]
 
 # %% [markdown]
@@ -61,15 +64,16 @@ show_plan(build(checked.stages[0]))
 methods = {"baseline": ["model/teacher=none", "task.weight=1.0"], "kd": [weights]}
 for seed in range(3):
     for method, overrides in methods.items():
-        run = train(config(f"{method}{seed}", "experiment=digits_demo", f"seed={seed}", *overrides))
+        with hushed():
+            run = train(config(f"{method}{seed}", "experiment=digits_demo", f"seed={seed}", *overrides))
         print(method, seed, round(run.record.metrics["last"]["test_score"], 4))
 
 # %% [markdown]
 # ## The report
 
 # %%
-table = write_report([out], out, "Digits, three seeds")
-display(Image(out / "report.png"), table)
+report = write_report([out], out, "Digits, three seeds")
+display(Image(out / "report.png"), report.table)
 
 # %% [markdown]
 # Three seeds leave wide intervals; `make demo` runs eight, and more methods. The student's weights are a plain file
