@@ -90,13 +90,23 @@ def test_a_loss_of_ones_own_that_waits_for_the_device(
         # a last batch of another shape, after which it is warmed up again
         (["data.batch_size=15", "trainer.gradient_clip_val=0.1"], EPOCHS * (7 - 1 - WARM_UP)),
         (["loss.kd.weight={schedule: step, values: [1, 2], steps: [15]}"], EPOCHS * STEPS - 2 * WARM_UP),
-        (["loss.kd.weight={schedule: linear, start: 0, end: 1, epochs: 2}"], STEPS - WARM_UP),
+        pytest.param(
+            ["loss.kd.weight={schedule: linear, start: 0, end: 1, epochs: 2}"], STEPS - WARM_UP, marks=pytest.mark.slow
+        ),
         (["teachers.main.cache=true", "data.augment=null", "optim=adamw"], EPOCHS * STEPS - WARM_UP),
         (["optim.ema=0.9", "loss/relation=[rkd]", "objective.balance=auto"], EPOCHS * STEPS - 10 - WARM_UP),
         (["loss/relation=[similarity_preserving]", "trainer.precision=bf16-mixed"], EPOCHS * STEPS - WARM_UP),
-        ([FLOAT16, "trainer.precision=null", "optim.optimizer.lr=0.01"], EPOCHS * STEPS - WARM_UP),
-        (["task.class_weights=balanced", "loss/response=[]"], EPOCHS * STEPS - WARM_UP),
-        (["student.net._target_=fixtures.dropout.DroppingCNN"], EPOCHS * STEPS - WARM_UP),
+        pytest.param(
+            [FLOAT16, "trainer.precision=null", "optim.optimizer.lr=0.01"],
+            EPOCHS * STEPS - WARM_UP,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["task.class_weights=balanced", "loss/response=[]"], EPOCHS * STEPS - WARM_UP, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["student.net._target_=fixtures.dropout.DroppingCNN"], EPOCHS * STEPS - WARM_UP, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_run_is_bit_equal_to_the_plain_one(
@@ -132,11 +142,13 @@ class Interferes(L.Callback):
         module.task.label_smoothing = 0.2 if trainer.current_epoch else 0.0  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_what_callbacks_do_between_steps_and_epochs_counts(graphs: list[Graph], run: Callable[..., Result]) -> None:
     plain, replayed = (run(each, callbacks=[Interferes()]).record for each in ("step_graph=false", ON))
     assert replayed.student_sha256 == plain.student_sha256 != run(ON).record.student_sha256
 
 
+@pytest.mark.slow
 def test_likeliest_classes_from_a_cache(graphs: list[Graph], teacher: Path, tmp_path: Path) -> None:
     """And a layer: what is looked up is copied to where the graph reads it."""
     own = (f"teachers.main.weights='{teacher}'", "loss/response=[topk_kd]", "loss/feature=[hint]", "data.augment=null")
@@ -147,6 +159,7 @@ def test_likeliest_classes_from_a_cache(graphs: list[Graph], teacher: Path, tmp_
     assert replayed.student_sha256 == plain.student_sha256
 
 
+@pytest.mark.slow
 def test_each_stage_has_a_graph_of_its_own(graphs: list[Graph], teacher: Path, tmp_path: Path) -> None:
     """The second one trains fewer layers, with other losses."""
     stages = "{a: {epochs: 2, loss: {hint: {}}}, b: {epochs: 1, loss: {kd: {}}, train: ['head.*']}}"
@@ -156,6 +169,7 @@ def test_each_stage_has_a_graph_of_its_own(graphs: list[Graph], teacher: Path, t
     assert replayed.student_sha256 == plain.student_sha256
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_equal(graphs: list[Graph], teacher: Path, tmp_path: Path) -> None:
     own = (f"teachers.main.weights='{teacher}'", "loss/feature=[hint]")
     whole = trained(tmp_path / "whole", *own)
