@@ -34,7 +34,6 @@ from lightning.pytorch.loggers import CSVLogger
 from parts.by_hand import KD, TASK, TEMPERATURE, ByHand, Inputs, Step, alone, by_hand
 from parts.options import positive
 from parts.others import timm, torchdistill
-from parts.pictures import write_cifar10
 from parts.table import show
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,6 +48,10 @@ from distillery.data.tokenizers import train_bpe
 from distillery.models.weights import save_weights
 from distillery.results.environment import environment
 from distillery.runs.trainer import make_trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from fixtures.datasets import write_cifar10
 
 LIMIT = 1.05
 # The pairs of networks: the settings of a run, and those that make its student the teacher's network.

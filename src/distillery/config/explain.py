@@ -58,9 +58,8 @@ def user_message(error: Exception, config_name: str) -> str | None:
     if setting := re.search(r"Could not override '([^']+)'", message):
         if config_name == "study" and (told := _of_runs(setting[1], _composed(config_name, ["study"]))):
             return told
-        if (
-            setting[1] in _groups() and config_name in OF_A_RUN
-        ):  # `experiment/glue=mrpc`, where no experiment chooses one of them
+        # `experiment/glue=mrpc`, where no experiment chooses one of them
+        if setting[1] in _groups() and config_name in OF_A_RUN:
             return f"Nothing of {setting[1]} is chosen here that this could replace. +{setting[1]}=… adds it."
         key = getattr(error.__cause__, "full_key", None) or setting[1]  # in `data.augment={crap: 1}` the inner one
         groups = [group for group in _groups() if group != key]
